@@ -1,0 +1,1 @@
+"""Which inputs an output depends on: explanations of single examples."""

@@ -1,0 +1,1 @@
+"""Labelled image data sets as plain arrays."""

@@ -1,0 +1,1 @@
+"""The bundled networks: small Flax Linen modules to train, explain and test with."""

@@ -1,0 +1,1 @@
+"""Rule sets for `rewrite`: other pullbacks, or the same ones computed faster."""

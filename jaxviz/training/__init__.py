@@ -1,0 +1,1 @@
+"""Training of the bundled networks: one pure fit, its history, run folders."""

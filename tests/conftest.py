@@ -1,0 +1,25 @@
+"""Makes every test strict: no silent broadcasting or promotion, no network, no window."""
+
+import os
+import socket
+
+# Several test processes may share one GPU; each takes only what it uses. Read when JAX is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+_connect = socket.socket.connect
+
+
+def _refuse_network(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        raise OSError(f"tests use no network; something tried to reach {address}")
+    return _connect(self, address)
+
+
+socket.socket.connect = _refuse_network
