@@ -1,0 +1,196 @@
+"""Many small pictures at once: images sorted by predicted class, and what a layer's units see."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxviz.plot.colour import INK, QUIET, WRONG, interpolation
+from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
+
+CELL, GAP, EDGE = 0.72, 0.06, 0.16  # inches
+
+
+def image_grid(
+    images,
+    predicted,
+    *,
+    labels=None,
+    class_names: Sequence[str] | None = None,
+    per_row: int = 10,
+    title: str | None = None,
+) -> Figure:
+    """Draws images by the class a model gave them: a row a class, the wrong ones framed in red.
+
+    Each row holds the first `per_row` images of its class, in the order given; beside it stand the
+    class and, with labels, how many of all its images are right. A wrong one names its true class.
+
+    Args:
+      images: `[N, H, W]` or `[N, H, W, C]`, 1 or 3 channels, 0 to 1 or uint8.
+      predicted: `[N]` class indices.
+      labels: `[N]` true classes, or None: nothing is marked.
+      class_names: One name a class; None shows indices.
+      per_row: Images a row, >= 1.
+      title: Above everything; None counts the images and the wrong ones.
+
+    Returns:
+      A Figure for `savefig`. Classes that nothing was given are left out.
+
+    Raises:
+      ValueError: a shape, range or name that does not fit.
+
+    Example:
+      >>> predicted, labels = np.array([0, 1, 1]), np.array([0, 1, 0])
+      >>> image_grid(np.zeros((3, 8, 8)), predicted, labels=labels).get_suptitle()
+      '3 images by predicted class, 1 wrong'
+    """
+    who = "image_grid"
+    images = check_images(who, images)
+    classes = None if class_names is None else len(class_names)
+    predicted = check_vector(who, "predicted", predicted, len(images), classes)
+    if predicted is None:
+        raise ValueError(
+            f"{who}: predicted must be [N] class indices; got None. Pass argmax of the logits."
+        )
+    labels = check_vector(who, "labels", labels, len(images), classes)
+    if per_row < 1:
+        raise ValueError(f"{who}: per_row must be 1 or more; got {per_row}. 10 is usual.")
+    largest = predicted.max() if labels is None else max(predicted.max(), labels.max())
+    names = check_names(who, class_names, int(largest) + 1 if classes is None else classes)
+
+    present = np.unique(predicted)
+    columns = min(per_row, max(int((predicted == index).sum()) for index in present))
+    margin = 0.62 + 0.075 * max(len(shorten(names[index], 16)) for index in present)
+    height = CELL * images.shape[1] / images.shape[2]
+    row = height + GAP + (0.17 if labels is not None else 0)
+    top = 0.5
+    width = max(EDGE + margin + columns * (CELL + GAP) + EDGE - GAP, 4.2)
+    size = (width, top + row * len(present) + EDGE)
+    figure = Figure(figsize=size, facecolor="white")
+    if title is None:
+        wrong = "" if labels is None else f", {(predicted != labels).sum()} wrong"
+        title = f"{len(images)} images by predicted class{wrong}"
+    _title(figure, size, title)
+    for line, index in enumerate(present):
+        members = np.flatnonzero(predicted == index)
+        bottom = size[1] - top - line * row - height
+        right = EDGE + margin - 0.12
+        name = shorten(names[index], 16)
+        middle = bottom + height / 2
+        _write(figure, size, right, middle + 0.07, name, ha="right", fontsize=9.5, color=INK)
+        count = f"{len(members)}"
+        if labels is not None:
+            count = f"{(labels[members] == index).sum()} of {len(members)} right"
+        _write(figure, size, right, middle - 0.09, count, ha="right", fontsize=7, color=QUIET)
+        for column, n in enumerate(members[:columns]):
+            left = EDGE + margin + column * (CELL + GAP)
+            ax = _cell(figure, size, left, bottom, CELL, height)
+            ax.imshow(images[n], interpolation=interpolation(images.shape[1]))
+            if labels is not None and labels[n] != index:
+                for spine in ax.spines.values():
+                    spine.set_color(WRONG)
+                    spine.set_linewidth(2.2)
+                _write(
+                    figure,
+                    size,
+                    left + CELL / 2,
+                    bottom - 0.1,
+                    shorten(names[labels[n]], 11),
+                    ha="center",
+                    fontsize=7,
+                    color=WRONG,
+                )
+    return figure
+
+
+def feature_maps(
+    maps, *, names: Sequence[str] | None = None, per_row: int = 8, title: str = "feature maps"
+) -> Figure:
+    """Draws what each unit of a layer makes of one image, each map standardised by itself.
+
+    Colour is `(value - mean) / standard deviation` of the map, -1.5 to 3 (activations lean to the
+    right), so weak units can be read beside strong ones; below each stands the number of largest
+    magnitude in it. A map of one value is grey.
+
+    Args:
+      maps: `[H, W, C]`, one example's activations.
+      names: C names; None numbers them.
+      per_row: Maps a row, >= 1.
+      title: Above everything.
+
+    Returns:
+      A Figure for `savefig`.
+
+    Raises:
+      ValueError: a shape that does not fit.
+
+    Example:
+      >>> len(feature_maps(np.ones((4, 4, 6))).axes)
+      6
+    """
+    who = "feature_maps"
+    maps = np.asarray(maps)
+    if maps.ndim != 3 or 0 in maps.shape:
+        raise ValueError(
+            f"{who}: maps must be [H, W, C], one example; got {maps.shape}. "
+            "Pick one example of a batch: activations[0]."
+        )
+    if per_row < 1:
+        raise ValueError(f"{who}: per_row must be 1 or more; got {per_row}. 8 is usual.")
+    names = check_names(who, names, maps.shape[-1])
+    maps = maps.astype(np.float64)
+    columns = min(per_row, maps.shape[-1])
+    rows = math.ceil(maps.shape[-1] / columns)
+    cell = 0.95
+    height = cell * maps.shape[0] / maps.shape[1]
+    row = height + 0.24
+    size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + rows * row + EDGE)
+    figure = Figure(figsize=size, facecolor="white")
+    _title(figure, size, title)
+    for unit in range(maps.shape[-1]):
+        line, column = divmod(unit, columns)
+        left, bottom = EDGE + column * (cell + GAP), size[1] - 0.5 - line * row - height
+        ax = _cell(figure, size, left, bottom, cell, height)
+        one = maps[..., unit]
+        spread = one.std()
+        if spread > 0:
+            ax.imshow((one - one.mean()) / spread, cmap="viridis", vmin=-1.5, vmax=3)
+            note = f"{one.flat[np.abs(one).argmax()]:.2g}"
+        else:
+            ax.imshow(np.full_like(one, 0.85), cmap="gray", vmin=0, vmax=1)
+            note = f"all {one.flat[0]:.2g}"
+        ax.set_label(names[unit])
+        _write(figure, size, left, bottom - 0.08, shorten(names[unit], 9), fontsize=7, color=INK)
+        _write(figure, size, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)
+    return figure
+
+
+def _title(figure: Figure, size: tuple[float, float], text: str) -> None:
+    figure.suptitle(
+        text,
+        x=EDGE / size[0],
+        y=1 - 0.14 / size[1],
+        ha="left",
+        va="top",
+        fontsize=12,
+        color=INK,
+        weight="bold",
+    )
+
+
+def _write(
+    figure: Figure, size: tuple[float, float], x: float, y: float, text: str, **style
+) -> None:
+    figure.text(x / size[0], y / size[1], text, va="center", **style)
+
+
+def _cell(figure: Figure, size, left: float, bottom: float, width: float, height: float) -> Axes:
+    ax = figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color("#c8ccd2")
+        spine.set_linewidth(0.6)
+    return ax

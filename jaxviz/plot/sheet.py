@@ -1,0 +1,235 @@
+"""The explanation sheet: each image, what the model says, and why, one row an image."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxviz.plot.colour import (
+    ACCENT,
+    INK,
+    QUIET,
+    RIGHT,
+    SIGNED,
+    UNSIGNED,
+    WRONG,
+    draw_heat,
+    interpolation,
+    to_heat,
+)
+from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
+
+# Inches. A cell holds an image or a map; the bars get a wider one.
+CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
+UNDER = 0.24  # room for the line under each cell
+
+
+def explanation_sheet(
+    images,
+    maps: Mapping[str, object],
+    *,
+    probabilities=None,
+    class_names: Sequence[str] | None = None,
+    labels=None,
+    target=None,
+    overlay: Collection[str] = (),
+    percentile: float = 99.0,
+    title: str | None = None,
+) -> Figure:
+    """Draws what a model sees, says and looks at: one row an image, one column an explanation.
+
+    Each map has its own scale, written below it: the magnitude that gets the full colour. Where a
+    map has a sign, red speaks for the explained class and blue against it; else dark is nothing and
+    bright is much. Numbers that are not finite are green.
+
+    Args:
+      images: `[N, H, W]` or `[N, H, W, C]`, 1 or 3 channels, 0 to 1 or uint8.
+      maps: Column title -> `[N, h, w]` or `[N, h, w, C]`. Channels are summed where any number is
+        negative, else the largest is drawn. A map of another size is stretched over the image.
+      probabilities: `[N, K]`, drawn as bars of the five largest; None leaves the bars out.
+      class_names: K names; None shows indices.
+      labels: `[N]` true classes, or None.
+      target: `[N]` explained classes, or one for all; None means each row's most probable class.
+      overlay: Which of `maps` to draw over the grey image. `maps` itself draws all so.
+      percentile: Of each map's magnitudes; what lies above gets the full colour. 100 clips nothing.
+      title: Above everything.
+
+    Returns:
+      A Figure for `savefig`. Nothing is shown.
+
+    Raises:
+      ValueError: a shape, range or name that does not fit.
+
+    Example:
+      >>> images = np.linspace(0, 1, 2 * 8 * 8).reshape(2, 8, 8)
+      >>> figure = explanation_sheet(images, {"itself": images - 0.5}, probabilities=np.eye(2))
+      >>> [ax.get_title() for ax in figure.axes][:3]
+      ['input', 'probability', 'itself']
+    """
+    who = "explanation_sheet"
+    images = check_images(who, images)
+    count = len(images)
+    if not maps:
+        raise ValueError(
+            f"{who}: maps must name at least one explanation; got none. Pass {{'saliency': …}}."
+        )
+    unknown = [name for name in overlay if name not in maps]
+    if unknown:
+        raise ValueError(
+            f"{who}: overlay must name maps; got {unknown[0]!r}. There are {list(maps)}."
+        )
+    if not 0 < percentile <= 100:
+        raise ValueError(
+            f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."
+        )
+    if probabilities is not None:
+        probabilities = np.asarray(probabilities)
+        if probabilities.ndim != 2 or len(probabilities) != count:
+            raise ValueError(
+                f"{who}: probabilities must be [{count}, K], one row an image; "
+                f"got {probabilities.shape}. Pass jax.nn.softmax of the logits."
+            )
+        if not (probabilities.min() >= 0 and probabilities.max() <= 1.001):
+            raise ValueError(
+                f"{who}: probabilities must lie in 0 to 1; got {probabilities.min():.3g} to "
+                f"{probabilities.max():.3g}. Pass jax.nn.softmax of the logits."
+            )
+    classes = None if probabilities is None else probabilities.shape[1]
+    if classes is None and class_names is not None:
+        classes = len(class_names)
+    labels = check_vector(who, "labels", labels, count, classes)
+    if target is not None:
+        target = check_vector(who, "target", np.broadcast_to(target, (count,)), count, classes)
+    elif probabilities is not None:
+        target = probabilities.argmax(-1)
+    if classes is None:
+        indices = [values for values in (labels, target) if values is not None]
+        classes = 1 + max((int(values.max()) for values in indices), default=0)
+    names = check_names(who, class_names, classes)
+    heats = {name: to_heat(who, name, value, count, percentile) for name, value in maps.items()}
+
+    # Placed by hand in inches: every cell keeps its size whatever stands beside it.
+    ratio = images.shape[1] / images.shape[2]
+    widths = [CELL, *([] if probabilities is None else [BARS]), *[CELL] * len(heats)]
+    height = CELL * ratio
+    row = height + UNDER + GAP
+    top = TOP if title else TOP - 0.32
+    size = (LEFT * 2 + sum(widths) + GAP * (len(widths) - 1), top + BOTTOM + row * count - GAP)
+    figure = Figure(figsize=size, facecolor="white")
+
+    def place(n: int, column: int) -> Axes:
+        left = LEFT + sum(widths[:column]) + GAP * column
+        bottom = size[1] - top - n * row - height
+        box = (left / size[0], bottom / size[1], widths[column] / size[0], height / size[1])
+        return figure.add_axes(box)
+
+    for n, image in enumerate(images):
+        ax = _bare(place(n, 0))
+        ax.imshow(image, interpolation=interpolation(image.shape[0]))
+        _under(ax, *_verdict(n, labels, probabilities, names))
+        if n == 0:
+            _head(ax, "input")
+        if probabilities is not None:
+            ax = _bars(place(n, 1), probabilities[n], names, labels, target, n)
+            if n == 0:
+                _head(ax, "probability")
+        for column, (name, heat) in enumerate(heats.items(), len(widths) - len(heats)):
+            ax = _bare(place(n, column))
+            draw_heat(ax, heat, n, image, name in overlay)
+            sign = "±" if heat.signed else "0 to "
+            _under(
+                ax, f"{sign}{heat.limits[n]:.2g}" if heat.limits[n] else "zero everywhere", QUIET
+            )
+            if n == 0:
+                _head(ax, name)
+
+    for column, heat in enumerate(heats.values(), len(widths) - len(heats)):
+        left = LEFT + sum(widths[:column]) + GAP * column
+        box = ((left + 0.12) / size[0], 0.26 / size[1], (CELL - 0.24) / size[0], 0.07 / size[1])
+        _key(figure.add_axes(box), heat.signed)
+    if title:
+        figure.text(
+            LEFT / size[0],
+            1 - 0.12 / size[1],
+            title,
+            ha="left",
+            va="top",
+            fontsize=12,
+            color=INK,
+            weight="bold",
+        )
+    return figure
+
+
+def _bare(ax: Axes) -> Axes:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_color("#c8ccd2")
+        spine.set_linewidth(0.6)
+    return ax
+
+
+def _head(ax: Axes, text: str) -> None:
+    ax.set_title(text, fontsize=9.5, color=INK, pad=5)
+
+
+def _under(ax: Axes, text: str, colour: str) -> None:
+    ax.text(
+        0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=8, color=colour
+    )
+
+
+def _verdict(n: int, labels, probabilities, names: list[str]) -> tuple[str, str]:
+    """The line under the input: its true class, and whether the model found it."""
+    if labels is None:
+        return "", INK
+    text = f"true: {shorten(names[labels[n]], 22)}"
+    if probabilities is None:
+        return text, INK
+    right = probabilities[n].argmax() == labels[n]
+    return (f"{text}  ✓", RIGHT) if right else (f"{text}  ✗", WRONG)
+
+
+def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -> Axes:
+    """The five largest probabilities; the explained class in the strong colour."""
+    best = np.argsort(-row, kind="stable")[:5]
+    explained = None if target is None else target[n]
+    for place, index in enumerate(best):
+        strong = index == explained
+        ax.barh(place + 0.22, row[index], height=0.26, color=ACCENT if strong else "#b9c4d3")
+        ax.plot([0, 1], [place + 0.22] * 2, color="#e6e9ee", linewidth=0.6, zorder=0)
+        true = labels is not None and index == labels[n]
+        ax.text(
+            0,
+            place - 0.02,
+            shorten(names[index], 20) + (" (true)" if true else ""),
+            va="bottom",
+            fontsize=7.5,
+            color=INK,
+            weight="bold" if strong else "normal",
+        )
+        ax.text(
+            1,
+            place - 0.02,
+            f"{row[index]:.1%}",
+            va="bottom",
+            ha="right",
+            fontsize=7.5,
+            color=INK if strong else QUIET,
+        )
+    ax.set_xlim(0, 1)
+    ax.set_ylim(4.55, -0.55)
+    ax.axis("off")
+    if explained is not None:
+        _under(ax, f"explained: {shorten(names[explained], 18)}", ACCENT)
+    return ax
+
+
+def _key(ax: Axes, signed: bool) -> None:
+    ax.imshow(np.linspace(0, 1, 256)[None], cmap=SIGNED if signed else UNSIGNED, aspect="auto")
+    _bare(ax)
+    ends = ("against", "for") if signed else ("none", "much")
+    for x, text, side in zip((0, 1), ends, ("left", "right"), strict=True):
+        ax.text(x, -0.5, text, transform=ax.transAxes, ha=side, va="top", fontsize=7, color=QUIET)

@@ -1,0 +1,210 @@
+"""How training went: the curves epoch by epoch, and which classes are taken for which."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from jaxviz.plot.colour import ACCENT, INK, QUIET, WRONG
+from jaxviz.plot.inputs import check_names, shorten
+
+TRAIN = "#b2662b"
+
+
+def _spaced() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(h_pad=0.1)  # inches; the default squeezes the title
+
+
+def training_history(
+    history: Mapping[str, object],
+    *,
+    best_epoch: int | None = None,
+    title: str = "training history",
+) -> Figure:
+    """Draws loss and accuracy by epoch, training beside validation.
+
+    Args:
+      history: Name -> `[epochs]`; drawn are those there of `train_loss`, `validation_loss`,
+        `train_accuracy` and `validation_accuracy` (0 to 1). Other names are passed over.
+      best_epoch: The epoch that was kept, counted from 1; None marks the one with the smallest
+        validation loss, where there is one.
+      title: Above everything.
+
+    Returns:
+      A Figure for `savefig`.
+
+    Raises:
+      ValueError: none of the names is there, the lengths differ, or `best_epoch` is outside.
+
+    Example:
+      >>> figure = training_history({"train_loss": [1.0, 0.5], "train_accuracy": [0.6, 0.9]})
+      >>> [ax.get_title(loc="left") for ax in figure.axes]
+      ['loss', 'accuracy']
+    """
+    who = "training_history"
+    known = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
+    curves = {name: np.asarray(history[name], np.float64) for name in known if name in history}
+    if not curves:
+        raise ValueError(
+            f"{who}: history must hold at least one of {', '.join(known)}; got {list(history)}. "
+            "Pass a mapping of name to one number an epoch."
+        )
+    lengths = {curve.shape for curve in curves.values()}
+    if len(lengths) != 1 or curves[next(iter(curves))].ndim != 1 or (0,) in lengths:
+        shapes = {name: curve.shape for name, curve in curves.items()}
+        raise ValueError(
+            f"{who}: every curve must be [epochs], all of one length, at least 1; got {shapes}. "
+            "Give each one number an epoch."
+        )
+    epochs = np.arange(1, len(next(iter(curves.values()))) + 1)
+    if best_epoch is None and "validation_loss" in curves:
+        losses = curves["validation_loss"]
+        best_epoch = int(np.nanargmin(losses)) + 1 if np.isfinite(losses).any() else None
+    if best_epoch is not None and not 1 <= best_epoch <= len(epochs):
+        raise ValueError(
+            f"{who}: best_epoch must be 1 to {len(epochs)}; got {best_epoch}. Count from 1."
+        )
+
+    panels = [what for what in ("loss", "accuracy") if any(what in name for name in curves)]
+    figure = Figure(
+        figsize=(0.6 + 3.9 * len(panels), 3.3),
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(h_pad=0.1),
+    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
+    for ax, what in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for part, colour in (("train", TRAIN), ("validation", ACCENT)):
+            curve = curves.get(f"{part}_{what}")
+            if curve is None:
+                continue
+            dots = "o" if len(epochs) <= 30 else ""
+            ax.plot(epochs, curve, color=colour, linewidth=1.8, marker=dots, markersize=3.5)
+            last = f"{curve[-1]:.2%}" if what == "accuracy" else f"{curve[-1]:.3g}"
+            ax.plot([], [], color=colour, linewidth=1.8, label=f"{part}, last {last}")
+        if best_epoch is not None:
+            ax.axvline(best_epoch, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+            curve = curves.get(f"validation_{what}")
+            text = f"kept: epoch {best_epoch}"
+            if curve is not None:
+                at = curve[best_epoch - 1]
+                text += f", {at:.2%}" if what == "accuracy" else f", {at:.3g}"
+            ax.plot([], [], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label=text)
+        ax.set_title(what, loc="left", fontsize=10, color=INK)
+        ax.set_xlabel("epoch", fontsize=9, color=INK)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if what == "accuracy":
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        else:
+            ax.set_ylim(bottom=0)
+        ax.grid(axis="y", color="#e6e9ee", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8, colors=INK)
+        ax.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return figure
+
+
+def confusion_matrix(
+    matrix, *, class_names: Sequence[str] | None = None, title: str | None = None
+) -> Figure:
+    """Draws which class is taken for which, the mistakes in their own colour.
+
+    The diagonal is blue by the share of its class that is right; a mistake is red by its share of
+    its class, on a scale that ends at the largest one, or at 5 % where all are rarer.
+
+    Args:
+      matrix: `[K, K]` counts, row = true class, column = predicted class.
+      class_names: K names; None shows indices.
+      title: Above everything; None states the accuracy.
+
+    Returns:
+      A Figure for `savefig`.
+
+    Raises:
+      ValueError: not square, or negative counts.
+
+    Example:
+      >>> confusion_matrix([[9, 1], [0, 10]]).get_suptitle()
+      'accuracy 95.00 % (19 of 20)'
+    """
+    who = "confusion_matrix"
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(
+            f"{who}: matrix must be [K, K], true class by predicted class; got {matrix.shape}. "
+            "Count pairs of labels."
+        )
+    if (matrix < 0).any() or matrix.sum() == 0:
+        raise ValueError(
+            f"{who}: matrix must hold counts, not all zero; got {matrix.min()} to {matrix.max()}. "
+            "Do not normalise it first."
+        )
+    classes = len(matrix)
+    names = [shorten(name, 14) for name in check_names(who, class_names, classes)]
+    right, total = np.trace(matrix), matrix.sum()
+    if title is None:
+        title = f"accuracy {right / total:.2%} ({right} of {total})".replace("%", " %")
+
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    wrong = np.where(np.eye(classes, dtype=bool), 0, share)
+    good, bad = np.array([0.13, 0.40, 0.67]), np.array([0.84, 0.38, 0.30])
+    strength = np.where(np.eye(classes, dtype=bool), share, wrong / max(wrong.max(), 0.05))
+    # Square roots keep the small shares apart from none.
+    strength = np.sqrt(strength)[..., None]
+    hue = np.where(np.eye(classes, dtype=bool)[..., None], good, bad)
+    cell = 0.52 if classes <= 20 else 9 / classes
+    side = classes * cell
+    figure = Figure(
+        figsize=(side + 2.5, side + 1.6),
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(h_pad=0.1),
+    )
+    figure.suptitle(title, x=0.02, ha="left", fontsize=12, color=INK, weight="bold")
+    ax = figure.subplots()
+    ax.imshow(1 - strength * (1 - hue))
+    if classes <= 20:
+        for (i, j), count in np.ndenumerate(matrix):
+            if count:
+                dark = i == j and strength[i, j, 0] > 0.6
+                ax.text(
+                    j,
+                    i,
+                    f"{count}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else INK,
+                )
+    ticks = range(0, classes, max(1, classes // 40))
+    turned = max(map(len, names)) > 4
+    ax.set_xticks(
+        ticks,
+        [names[i] for i in ticks],
+        rotation=45 if turned else 0,
+        ha="right" if turned else "center",
+    )
+    ax.set_yticks(ticks, [names[i] for i in ticks])
+    ax.tick_params(length=0, labelsize=9, colors=INK)
+    ax.set_xlabel("predicted class", fontsize=10, color=INK)
+    ax.set_ylabel("true class", fontsize=10, color=INK)
+    for i in range(classes) if classes <= 20 else ():
+        seen = matrix[i].sum()
+        text = f"{share[i, i]:.1%}" if seen else "none"
+        ax.text(
+            classes - 0.35,
+            i,
+            text,
+            va="center",
+            fontsize=8.5,
+            color=QUIET if share[i, i] >= 0.5 else WRONG,
+        )
+    if classes <= 20:
+        ax.text(classes - 0.35, -0.75, "right", va="center", fontsize=8.5, color=QUIET)
+    ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1)
+    ax.tick_params(which="minor", length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    return figure
