@@ -1,0 +1,99 @@
+"""Many perturbed copies of one batch at bounded memory: their chunks, their sum, their class."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.attribution.contract import Target
+
+# Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
+# chunks on a CPU (84 digits, one photograph); a GPU wants to be filled (27 photographs).
+_ALIVE = {"cpu": 2**16}
+_ALIVE_ELSEWHERE = 2**22
+
+
+def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Target:
+    """`target`, with None made into the top class at `x`: copies of `x` may have other ones."""
+    return jnp.argmax(apply_fn(params, x), axis=1) if target is None else target
+
+
+def chunk_length(name: str, num: int, chunk_size: int | None, x: Any) -> int:
+    """How many of `num` copies of `x` to take at once: at most `chunk_size`, none wasted if so."""
+    if chunk_size is None:
+        numbers = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
+        alive = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE)
+        chunk_size = max(1, alive // max(numbers, 1))
+    if chunk_size < 1:
+        raise ValueError(
+            f"{name}: chunk_size must be at least 1, the copies alive at once; got {chunk_size}. "
+            "Pass None to have it chosen."
+        )
+    most = min(chunk_size, num)
+    # 50 copies in chunks of at most 8 are ten chunks of 5, not seven of 8 with six copies wasted.
+    return min(range(max(1, most // 2), most + 1), key=lambda c: (-num % c, -c))
+
+
+def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
+    """`sum_k term(k)`, k < `num`, with `chunk` terms alive at once; at least in float32.
+
+    Gradients through it recompute the terms, so its memory stays bounded there too.
+    """
+
+    def one_chunk(first):
+        if chunk == 1:
+            return term(first)
+        k = first + jnp.arange(chunk, dtype=jnp.int32)
+        # Not rows [chunk * N]: a target function or params may hold one entry for each example.
+        terms = jax.vmap(term)(jnp.minimum(k, num - 1))
+        if num % chunk:  # a repeated last copy fills the last chunk; `where`, for it may be NaN
+            terms = jax.tree.map(lambda a: jnp.where(_column(k < num, a), a, 0), terms)
+        return jax.tree.map(lambda a: a.sum(0, dtype=_wide(a)), terms)
+
+    if chunk >= num:
+        return one_chunk(jnp.int32(0))
+
+    def add(total, first):
+        return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one_chunk(first)), None
+
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, _wide(a)), jax.eval_shape(term, jnp.int32(0)))
+    firsts = chunk * jnp.arange(-(-num // chunk), dtype=jnp.int32)
+    return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, firsts)[0]
+
+
+def with_noise(key: jax.Array, x: Any, noise_scale: Any) -> Any:
+    """`x` plus Gaussian noise of `noise_scale` times each example's range; integer leaves stay."""
+
+    def noisy(index, a):
+        if not is_floating(a):
+            return a
+        axes = tuple(range(1, a.ndim))
+        spread = a.max(axes, keepdims=True) - a.min(axes, keepdims=True)
+        noise = jax.random.normal(jax.random.fold_in(key, index), a.shape, a.dtype)
+        return a + jnp.asarray(noise_scale, a.dtype) * spread * noise
+
+    leaves, structure = jax.tree.flatten(x)
+    return jax.tree.unflatten(structure, [noisy(i, jnp.asarray(a)) for i, a in enumerate(leaves)])
+
+
+def at_least(name: str, option: str, value: int, least: int) -> None:
+    """Refuses a count that is too small to mean anything."""
+    if value < least:
+        raise ValueError(
+            f"{name}: {option} must be at least {least}; got {value}. More of them cost time alone."
+        )
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf of the input can be moved; integer leaves stay as they are."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def _wide(a):
+    return jnp.promote_types(a.dtype, jnp.float32) if is_floating(a) else a.dtype
+
+
+def _column(a, like):
+    return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))

@@ -1,0 +1,305 @@
+"""Gradients gathered along the straight path to the input, from one baseline or from many."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.attribution.contract import Target, explanation, select
+from jaxviz.attribution.copies import (
+    at_least,
+    chunk_length,
+    fixed_target,
+    is_floating,
+    running_sum,
+    with_noise,
+)
+from jaxviz.attribution.gradient import input_gradient
+
+Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
+
+
+@explanation("num_steps", "rule", "chunk_size")
+def integrated_gradients(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target = None,
+    *,
+    baseline: Any = None,
+    num_steps: int = 50,
+    rule: Rule = "gausslegendre",
+    chunk_size: int | None = None,
+) -> Any:
+    """Shares the score gained between `baseline` and `x` among the inputs.
+
+    With d = x - x0: d * sum_k w_k grad f(x0 + t_k d), a quadrature of the integral over t in [0,
+    1].
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]`, floating, or a pytree of such; integer leaves stay as they are.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      baseline: `[...]` or `[N, ...]`, or a number: the input that stands for "nothing there"; for a
+        pytree `x` a pytree of such. None is zeros.
+      num_steps: Points on the path, >= 1. Time is linear in it, memory constant.
+      rule: Where the points lie: "gausslegendre", or equal steps at their "left", "right" or
+        "middle", or "trapezoid" (`num_steps` points, both ends among them).
+      chunk_size: Points of the path at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      The shape of `x`, in units of the explained output. Sums over an example to the score gained,
+      up to the error of the quadrature (`completeness_gap` measures it).
+
+    Raises:
+      ValueError: `baseline` does not broadcast to `x`; `num_steps` or `chunk_size` is below 1 (2
+        for "trapezoid"); `rule` is unknown.
+
+    Example:
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> integrated_gradients(lambda w, x: x @ w, w, x, 0, rule="middle").round(5).tolist()
+      [[1.0, -2.0]]
+
+    Reference:
+      Sundararajan et al. 2017, arXiv:1703.01365, eq. 1; equal steps at their right ends there,
+      Gauss-Legendre points here unless `rule` says otherwise.
+    """
+    name = "integrated_gradients"
+    points, weights = quadrature(name, rule, num_steps)
+    start = baseline_like(name, baseline, x)
+    chunk = chunk_length(name, num_steps, chunk_size, x)
+    target = fixed_target(apply_fn, params, x, target)
+
+    def term(k):
+        at = _between(start, x, points[k])
+        gradient = input_gradient(apply_fn, params, at, target)
+        return jax.tree.map(lambda g: g * weights[k].astype(g.dtype), gradient)
+
+    return _times_difference(x, start, running_sum(term, num_steps, chunk))
+
+
+@explanation("num_samples", "chunk_size")
+def expected_gradients(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target = None,
+    *,
+    baselines: Any,
+    key: jax.Array,
+    num_samples: int = 50,
+    noise_scale: float = 0.0,
+    chunk_size: int | None = None,
+) -> Any:
+    """Integrated gradients averaged over many baselines (GradientSHAP).
+
+    mean_k (x - b_k) * grad f(b_k + t_k (x - b_k)), b_k drawn from `baselines`, t_k uniform on [0,
+    1].
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]`, floating, or a pytree of such; integer leaves stay as they are.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      baselines: `[B, ...]`, a sample of the data, any B >= 1; for a pytree `x` a pytree of such,
+        drawn from in step.
+      key: Key of the draws. Sample k of example n is the same whatever `chunk_size` is.
+      num_samples: Draws for each example, >= 1. Time is linear in it, memory constant.
+      noise_scale: Standard deviation of Gaussian noise added to each draw's `x`, as a share of the
+        example's range (max - min).
+      chunk_size: Draws at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      The shape of `x`, in units of the explained output. Sums over an example, in expectation, to
+      the score gained over the mean score of the baselines.
+
+    Raises:
+      ValueError: `baselines` is not `[B, ...]` for `x` `[N, ...]`; `num_samples` or `chunk_size` <
+        1.
+
+    Example:
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> draw = dict(baselines=jnp.zeros((3, 2)), key=jax.random.key(0), num_samples=4)
+      >>> expected_gradients(lambda w, x: x @ w, w, x, 0, **draw).tolist()
+      [[1.0, -2.0]]
+
+    Reference:
+      Erion et al. 2021, arXiv:1906.10670, eq. 3; with noise, "GradientSHAP" of the shap library.
+      There the noise is absolute; here it is a share of the range, as in `smooth_grad`.
+    """
+    name = "expected_gradients"
+    at_least(name, "num_samples", num_samples, 1)
+    count = _count_baselines(name, baselines, x)
+    num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
+    chunk = chunk_length(name, num_samples, chunk_size, x)
+    target = fixed_target(apply_fn, params, x, target)
+
+    def term(k):
+        which_key, where_key, noise_key = jax.random.split(jax.random.fold_in(key, k), 3)
+        which = jax.random.randint(which_key, (num_examples,), 0, count)
+        where = jax.random.uniform(where_key, (num_examples,))
+        start = jax.tree.map(lambda b: jnp.asarray(b)[which], baselines)
+        end = with_noise(noise_key, x, noise_scale)
+        gradient = input_gradient(apply_fn, params, _between(start, end, where), target)
+        return _times_difference(end, start, gradient)
+
+    total = running_sum(term, num_samples, chunk)
+    return jax.tree.map(lambda a, t: _as_floating(t / num_samples, a), x, total)
+
+
+def completeness_gap(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    baseline: Any,
+    attribution: Any,
+    target: Target = None,
+) -> jax.Array:
+    """How far an attribution is from adding up to the score gained between `baseline` and `x`.
+
+    sum attribution - (f(x) - f(x0)); zero for an exact path integral.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]` or a pytree of such, as it was explained.
+      baseline: As it was given to the method; None is zeros.
+      attribution: What the method returned, the shape of `x`.
+      target: As it was given to the method; None is the top class at `x`.
+
+    Returns:
+      `[N]`, in units of the explained output. Costs two forward passes.
+
+    Raises:
+      ValueError: `baseline` does not broadcast to `x`, or `attribution` has another shape than `x`.
+
+    Example:
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> f = lambda w, x: x @ w
+      >>> completeness_gap(f, w, x, None, jnp.array([[1.5, -2.0]]), 0).tolist()
+      [0.5]
+
+    Reference:
+      Sundararajan et al. 2017, arXiv:1703.01365, section 3 (completeness), section 5 (the check).
+    """
+    return _completeness_gap(
+        apply_fn, params, x, target, baseline=baseline, attribution=attribution
+    )
+
+
+def _measured_gap(apply_fn, params, x, target=None, *, baseline, attribution):
+    name = "completeness_gap"
+    start = baseline_like(name, baseline, x)
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (attribution, x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{name}: attribution must have the shape of x; got {shapes[0]}, x {shapes[1]}. "
+            "Pass what the method returned for this x."
+        )
+    target = fixed_target(apply_fn, params, x, target)
+    gained = select(apply_fn(params, x), target) - select(apply_fn(params, start), target)
+    shares = [a.reshape(a.shape[0], -1).sum(1) for a in jax.tree.leaves(attribution)]
+    return sum(share.astype(gained.dtype) for share in shares) - gained
+
+
+_measured_gap.__name__ = "completeness_gap"  # the name that its errors begin with
+_completeness_gap = explanation()(_measured_gap)
+
+
+def quadrature(name: str, rule: Rule, num_steps: int) -> tuple[jax.Array, jax.Array]:
+    """Points and weights on [0, 1], in double precision on the host."""
+    at_least(name, "num_steps", num_steps, 2 if rule == "trapezoid" else 1)
+    equal = np.full(num_steps, 1 / num_steps)
+    steps = np.arange(num_steps)
+    if rule == "gausslegendre":
+        nodes, weights = np.polynomial.legendre.leggauss(num_steps)
+        points, weights = (1 + nodes) / 2, weights / 2
+    elif rule == "left":
+        points, weights = steps / num_steps, equal
+    elif rule == "right":
+        points, weights = (steps + 1) / num_steps, equal
+    elif rule == "middle":
+        points, weights = (steps + 0.5) / num_steps, equal
+    elif rule == "trapezoid":
+        points, weights = steps / (num_steps - 1), np.full(num_steps, 1 / (num_steps - 1))
+        weights[[0, -1]] /= 2
+    else:
+        raise ValueError(
+            f"{name}: rule must be 'gausslegendre', 'left', 'right', 'middle' or 'trapezoid'; got "
+            f"{rule!r}. Leave it out for Gauss-Legendre points."
+        )
+    return jnp.asarray(points), jnp.asarray(weights)
+
+
+def baseline_like(name: str, baseline: Any, x: Any) -> Any:
+    """The baseline as a tree of the shapes and dtypes of `x`; integer leaves are those of `x`."""
+    if baseline is None:
+        return jax.tree.map(lambda a: jnp.zeros_like(a) if is_floating(a) else a, x)
+    if jax.tree.structure(baseline) != jax.tree.structure(x):
+        if len(jax.tree.leaves(baseline)) != 1:
+            raise ValueError(
+                f"{name}: baseline must be a pytree like x; got {jax.tree.structure(baseline)}, x "
+                f"{jax.tree.structure(x)}. Pass one leaf for each of x, a number for all, or None."
+            )
+        baseline = jax.tree.map(lambda a: jax.tree.leaves(baseline)[0], x)
+
+    def like(a, b):
+        shape = jnp.shape(b)
+        if shape not in ((), a.shape, a.shape[1:], (1, *a.shape[1:])):
+            raise ValueError(
+                f"{name}: baseline must broadcast to x; got baseline {shape}, x {a.shape}. "
+                "Pass [...] or [N, ...]."
+            )
+        if not is_floating(a):
+            return a
+        b = jnp.asarray(b).astype(a.dtype)
+        return jnp.broadcast_to(b.reshape((1,) * (a.ndim - b.ndim) + b.shape), a.shape)
+
+    return jax.tree.map(like, x, baseline)
+
+
+def _count_baselines(name, baselines, x):
+    leaves = list(zip(jax.tree.leaves(baselines), jax.tree.leaves(x), strict=False))
+    same = jax.tree.structure(baselines) == jax.tree.structure(x)
+    fits = same and all(jnp.ndim(b) and jnp.shape(b)[1:] == jnp.shape(a)[1:] for b, a in leaves)
+    counts = {jnp.shape(b)[0] for b, _ in leaves if jnp.ndim(b)}
+    if not fits or len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{name}: baselines must be [B, ...] with B >= 1 for x [N, ...]; got baselines "
+            f"{jax.tree.map(jnp.shape, baselines)}, x {jax.tree.map(jnp.shape, x)}. A single "
+            "baseline is b[None]."
+        )
+    return counts.pop()
+
+
+def _between(start, end, where):
+    """The points at `where` ([N] or one for all) on the way from `start` to `end`."""
+
+    def between(a, b):
+        if not is_floating(b):
+            return b
+        wide = jnp.promote_types(b.dtype, jnp.float32)
+        t = where.astype(wide).reshape(where.shape + (1,) * ((b.ndim - 1) * where.ndim))
+        t = jnp.broadcast_to(t, b.shape)
+        a = a.astype(wide)
+        return (a + t * (b.astype(wide) - a)).astype(b.dtype)
+
+    return jax.tree.map(between, start, end)
+
+
+def _times_difference(end, start, gradient):
+    """`(end - start) * gradient` in the dtype of `end`; zeros for integer leaves."""
+
+    def times(a, b, g):
+        return _as_floating((a - b).astype(g.dtype) * g, a) if is_floating(a) else g
+
+    return jax.tree.map(times, end, start, gradient)
+
+
+def _as_floating(value, like):
+    return value.astype(like.dtype) if is_floating(like) else value

@@ -1,0 +1,295 @@
+"""Any explanation averaged over noise or over known transformations of the input."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import (
+    at_least,
+    chunk_length,
+    fixed_target,
+    running_sum,
+    with_noise,
+)
+
+
+@functools.cache
+def smooth_grad(
+    method: Callable,
+    *,
+    num_samples: int = 25,
+    noise_scale: float = 0.15,
+    chunk_size: int | None = None,
+) -> Callable:
+    """Turns an explanation method into its mean over Gaussian noise on the input.
+
+    mean_k m(x + s_k), s_k Gaussian with standard deviation noise_scale * (max x - min x).
+
+    Args:
+      method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`;
+        `grad_cam_pp` makes it Smooth Grad-CAM++.
+      num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
+      noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      chunk_size: Copies at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      A method with the options of `method` and `key` besides. It explains what `method` explains,
+      in the same shape and units; target None is the top class at the clean input. Equal arguments
+      give the same function: nothing is compiled twice.
+
+    Raises:
+      ValueError: `num_samples` or `chunk_size` is below 1.
+
+    Example:
+      >>> from jaxviz.attribution.gradient import gradient
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> smooth_grad(gradient)(lambda w, x: x @ w, w, x, 0, key=jax.random.key(0)).tolist()
+      [[1.0, -2.0]]
+
+    Reference:
+      Smilkov et al. 2017, arXiv:1706.03825, section 2. Captum, Xplique and tf-explain take the
+      noise in units of the input; PAIR's "magnitude" is `square_grad`. Smooth Grad-CAM++
+      (arXiv:1908.01224) averages derivatives and then weighs once; here the maps are averaged.
+    """
+    return _over_noise("smooth_grad", _mean, method, num_samples, noise_scale, chunk_size)
+
+
+@functools.cache
+def square_grad(
+    method: Callable,
+    *,
+    num_samples: int = 25,
+    noise_scale: float = 0.15,
+    chunk_size: int | None = None,
+) -> Callable:
+    """Turns an explanation method into its mean square over Gaussian noise on the input.
+
+    mean_k m(x + s_k)^2, s_k Gaussian with standard deviation noise_scale * (max x - min x).
+
+    Args:
+      method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
+      num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
+      noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      chunk_size: Copies at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      A method with the options of `method` and `key` besides, in the square of its units.
+
+    Raises:
+      ValueError: `num_samples` or `chunk_size` is below 1.
+
+    Example:
+      >>> from jaxviz.attribution.gradient import gradient
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> square_grad(gradient)(lambda w, x: x @ w, w, x, 0, key=jax.random.key(0)).tolist()
+      [[1.0, 4.0]]
+
+    Reference:
+      Hooker et al. 2019, arXiv:1806.10758, section 4.1.2 (SmoothGrad-Squared).
+    """
+    return _over_noise("square_grad", _mean_square, method, num_samples, noise_scale, chunk_size)
+
+
+@functools.cache
+def var_grad(
+    method: Callable,
+    *,
+    num_samples: int = 25,
+    noise_scale: float = 0.15,
+    chunk_size: int | None = None,
+) -> Callable:
+    """Turns an explanation method into its variance over Gaussian noise on the input.
+
+    mean_k (m(x + s_k) - mean_j m(x + s_j))^2, with noise_scale * (max x - min x) the noise's
+    deviation.
+
+    Args:
+      method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
+      num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
+      noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      chunk_size: Copies at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      A method with the options of `method` and `key` besides, in the square of its units.
+
+    Raises:
+      ValueError: `num_samples` or `chunk_size` is below 1.
+
+    Example:
+      >>> from jaxviz.attribution.gradient import gradient
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> var_grad(gradient)(lambda w, x: x @ w, w, x, 0, key=jax.random.key(0)).tolist()
+      [[0.0, 0.0]]
+
+    Reference:
+      Adebayo et al. 2018, arXiv:1810.03307, section 2. The sum is divided by num_samples, as Captum
+      does, and taken about the first sample, so that a large mean costs no digits.
+    """
+    return _over_noise("var_grad", _variance, method, num_samples, noise_scale, chunk_size)
+
+
+def _mean(sample, num_samples, chunk):
+    return jax.tree.map(lambda a: a / num_samples, running_sum(sample, num_samples, chunk))
+
+
+def _mean_square(sample, num_samples, chunk):
+    def squared(k):
+        return jax.tree.map(lambda a: _wide(a) ** 2, sample(k))
+
+    return _mean(squared, num_samples, chunk)
+
+
+def _variance(sample, num_samples, chunk):
+    about = jax.tree.map(_wide, sample(jnp.int32(0)))
+
+    def moments(k):
+        off = jax.tree.map(lambda a, b: _wide(a) - b, sample(k), about)
+        return off, jax.tree.map(jnp.square, off)
+
+    mean, square = _mean(moments, num_samples, chunk)
+    return jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), mean, square)
+
+
+def _wide(a):
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
+    at_least(name, "num_samples", num_samples, 1)
+
+    random = "key" in inspect.signature(method).parameters
+
+    def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
+        chunk = chunk_length(name, num_samples, chunk_size, x)
+        target = fixed_target(apply_fn, params, x, target)
+
+        def sample(k):
+            noise_key = jax.random.fold_in(key, k)
+            own = {"key": jax.random.fold_in(noise_key, 1)} if random else {}
+            noisy = with_noise(noise_key, x, noise_scale)
+            return method(apply_fn, params, noisy, target, **dict(fixed), **options, **own)
+
+        like = jax.eval_shape(sample, jnp.int32(0))
+        reduced = reduce(sample, num_samples, chunk)
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), reduced, like)
+
+    return _as_method(f"{name}({_name(method)})", smoothed, method, ("key",))
+
+
+@functools.cache
+def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], ...]) -> Callable:
+    """Turns an explanation method into its mean over transformed inputs, each map turned back.
+
+    mean_j u_j(m(t_j(x))), with (t_j, u_j) the transforms and what undoes each.
+
+    Args:
+      method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array`.
+      transforms: Pairs of functions: of `x`, keeping its shape, and of the map that `method` gives
+        for it. `flips_and_gains` are six pairs for photographs.
+
+    Returns:
+      A method with the options of `method`, in its shape and units; target None is the top class at
+      the clean input. Costs one explanation a transform, one after another.
+
+    Raises:
+      ValueError: `transforms` is empty, or one of them changes the shape of `x`.
+
+    Example:
+      >>> from jaxviz.attribution.gradient import saliency
+      >>> f = lambda _, x: x[:, 0, :1, 0]
+      >>> mean = augmented(saliency, transforms=flips_and_gains[:2])
+      >>> mean(f, None, jnp.ones((1, 1, 2, 1)), 0)[0, 0, :, 0].tolist()
+      [0.5, 0.5]
+
+    Reference:
+      "aug_smooth" of pytorch-grad-cam; there each map is scaled to [0, 1] before the mean.
+    """
+    if not transforms:
+        raise ValueError(
+            "augmented: transforms must hold one pair (transform, undo) at least; got none. "
+            "Pass `flips_and_gains`, say."
+        )
+
+    def mean(apply_fn, params, x, target=None, *, fixed, options):
+        target = fixed_target(apply_fn, params, x, target)
+        for transform, _ in transforms:
+            shapes = [jax.tree.map(jnp.shape, a) for a in (jax.eval_shape(transform, x), x)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"augmented: transforms must keep the shape of x; {_name(transform)} made "
+                    f"{shapes[0]} of {shapes[1]}. Resize back to the shape of x."
+                )
+
+        def explain(j):
+            changed = jax.lax.switch(j, [transform for transform, _ in transforms], x)
+            explained = method(apply_fn, params, changed, target, **dict(fixed), **options)
+            return jax.lax.switch(j, [undo for _, undo in transforms], explained)
+
+        like = jax.eval_shape(explain, jnp.int32(0))
+        total = running_sum(explain, len(transforms), 1)
+        return jax.tree.map(lambda a, b: (a / len(transforms)).astype(b.dtype), total, like)
+
+    return _as_method(f"augmented({_name(method)})", mean, method, ())
+
+
+def _flip(a):
+    return jnp.flip(a, axis=2)
+
+
+def _same(a):
+    return a
+
+
+def _gain(factor, flip):
+    def transform(x):
+        return (_flip(x) if flip else x) * jnp.asarray(factor, x.dtype)
+
+    return transform
+
+
+# For images [N, H, W, C] and maps [N, H, W] or [N, H, W, C]: as they are and mirrored, times three
+# brightnesses.
+flips_and_gains = tuple(
+    (_gain(factor, flip), _flip if flip else _same)
+    for factor in (1.0, 0.9, 1.1)
+    for flip in (False, True)
+)
+
+
+def _as_method(name, run, method, named):
+    """A method of its own, compiled once: options that hold arrays are traced, others are fixed."""
+    run.__name__ = run.__qualname__ = name
+    compiled = explanation("fixed")(run)
+
+    def wrapped(apply_fn, params, x, target: Target = None, **options: Any) -> Any:
+        missing = [k for k in named if k not in options]
+        if missing:
+            raise TypeError(
+                f"{name}: needs {', '.join(missing)}; got {sorted(options) or 'no option'}. "
+                "Pass key=jax.random.key(0), say."
+            )
+        own = {k: options.pop(k) for k in named}
+        traced = {k: v for k, v in options.items() if _holds_arrays(v)}
+        fixed = tuple(sorted((k, v) for k, v in options.items() if k not in traced))
+        return compiled(apply_fn, params, x, target, fixed=fixed, options=traced, **own)
+
+    wrapped.__name__ = wrapped.__qualname__ = name
+    signature = inspect.signature(method)
+    kept = [p for k, p in signature.parameters.items() if k not in named]
+    added = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY) for k in named]
+    wrapped.__signature__ = signature.replace(parameters=kept + added)  # type: ignore[attr-defined]
+    wrapped.__doc__ = f"{name}: see {name.split('(')[0]}.\n\n{inspect.getdoc(method) or ''}"
+    return wrapped
+
+
+def _holds_arrays(option):
+    return any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(option))
+
+
+def _name(function):
+    return getattr(function, "__name__", type(function).__name__)
