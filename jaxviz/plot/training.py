@@ -1,6 +1,7 @@
 """How training went: the curves epoch by epoch, and which classes are taken for which."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,23 +14,16 @@ from jaxviz.plot.inputs import check_names, shorten
 TRAIN = "#b2662b"
 
 
-def _spaced() -> ConstrainedLayoutEngine:
-    return ConstrainedLayoutEngine(h_pad=0.1)  # inches; the default squeezes the title
-
-
 def training_history(
-    history: Mapping[str, object],
-    *,
-    best_epoch: int | None = None,
-    title: str = "training history",
+    history: Any, *, best_epoch: int | None = None, title: str = "training history"
 ) -> Figure:
     """Draws loss and accuracy by epoch, training beside validation.
 
     Args:
-      history: Name -> `[epochs]`; drawn are those there of `train_loss`, `validation_loss`,
-        `train_accuracy` and `validation_accuracy` (0 to 1). Other names are passed over.
-      best_epoch: The epoch that was kept, counted from 1; None marks the one with the smallest
-        validation loss, where there is one.
+      history: A mapping or NamedTuple, name -> `[epochs]`; drawn are those there of `loss`,
+        `accuracy` (0 to 1), `validation_loss` and `validation_accuracy`. Other names, and curves
+        that are NaN throughout, are passed over.
+      best_epoch: Index of the epoch that was kept, from 0; the axis counts from 1.
       title: Above everything.
 
     Returns:
@@ -39,32 +33,33 @@ def training_history(
       ValueError: none of the names is there, the lengths differ, or `best_epoch` is outside.
 
     Example:
-      >>> figure = training_history({"train_loss": [1.0, 0.5], "train_accuracy": [0.6, 0.9]})
+      >>> figure = training_history({"loss": [1.0, 0.5], "accuracy": [0.6, 0.9]})
       >>> [ax.get_title(loc="left") for ax in figure.axes]
       ['loss', 'accuracy']
     """
     who = "training_history"
-    known = ("train_loss", "validation_loss", "train_accuracy", "validation_accuracy")
-    curves = {name: np.asarray(history[name], np.float64) for name in known if name in history}
+    known = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+    given = history._asdict() if hasattr(history, "_asdict") else history
+    curves = {name: np.asarray(given[name], np.float64) for name in known if name in given}
+    # A run without a validation set holds NaN there.
+    curves = {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}
     if not curves:
         raise ValueError(
-            f"{who}: history must hold at least one of {', '.join(known)}; got {list(history)}. "
+            f"{who}: history must hold numbers for at least one of {', '.join(known)}; "
+            f"got {list(given)}. "
             "Pass a mapping of name to one number an epoch."
         )
-    lengths = {curve.shape for curve in curves.values()}
-    if len(lengths) != 1 or curves[next(iter(curves))].ndim != 1 or (0,) in lengths:
-        shapes = {name: curve.shape for name, curve in curves.items()}
+    shapes = {name: curve.shape for name, curve in curves.items()}
+    shape = next(iter(shapes.values()))
+    if set(shapes.values()) != {shape} or len(shape) != 1 or shape == (0,):
         raise ValueError(
             f"{who}: every curve must be [epochs], all of one length, at least 1; got {shapes}. "
             "Give each one number an epoch."
         )
-    epochs = np.arange(1, len(next(iter(curves.values()))) + 1)
-    if best_epoch is None and "validation_loss" in curves:
-        losses = curves["validation_loss"]
-        best_epoch = int(np.nanargmin(losses)) + 1 if np.isfinite(losses).any() else None
-    if best_epoch is not None and not 1 <= best_epoch <= len(epochs):
+    epochs = np.arange(1, shape[0] + 1)
+    if best_epoch is not None and not 0 <= best_epoch < len(epochs):
         raise ValueError(
-            f"{who}: best_epoch must be 1 to {len(epochs)}; got {best_epoch}. Count from 1."
+            f"{who}: best_epoch must be 0 to {len(epochs) - 1}; got {best_epoch}. It is an index."
         )
 
     panels = [what for what in ("loss", "accuracy") if any(what in name for name in curves)]
@@ -76,7 +71,7 @@ def training_history(
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
     for ax, what in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for part, colour in (("train", TRAIN), ("validation", ACCENT)):
-            curve = curves.get(f"{part}_{what}")
+            curve = curves.get(what if part == "train" else f"validation_{what}")
             if curve is None:
                 continue
             dots = "o" if len(epochs) <= 30 else ""
@@ -84,13 +79,13 @@ def training_history(
             last = f"{curve[-1]:.2%}" if what == "accuracy" else f"{curve[-1]:.3g}"
             ax.plot([], [], color=colour, linewidth=1.8, label=f"{part}, last {last}")
         if best_epoch is not None:
-            ax.axvline(best_epoch, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-            curve = curves.get(f"validation_{what}")
-            text = f"kept: epoch {best_epoch}"
-            if curve is not None:
-                at = curve[best_epoch - 1]
-                text += f", {at:.2%}" if what == "accuracy" else f", {at:.3g}"
-            ax.plot([], [], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label=text)
+            dashed = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3))}
+            label = f"kept: epoch {best_epoch + 1}"
+            if f"validation_{what}" in curves:
+                kept = curves[f"validation_{what}"][best_epoch]
+                label += f", {kept:.2%}" if what == "accuracy" else f", {kept:.3g}"
+            ax.axvline(best_epoch + 1, zorder=0, **dashed)
+            ax.plot([], [], label=label, **dashed)
         ax.set_title(what, loc="left", fontsize=10, color=INK)
         ax.set_xlabel("epoch", fontsize=9, color=INK)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

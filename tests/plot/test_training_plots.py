@@ -1,14 +1,16 @@
 """Training curves and the confusion matrix."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
 from jaxviz.plot import confusion_matrix, training_history
 
 CURVES = {
-    "train_loss": [1.0, 0.5, 0.2],
+    "loss": [1.0, 0.5, 0.2],
     "validation_loss": [1.1, 0.4, 0.6],
-    "train_accuracy": [0.5, 0.8, 0.99],
+    "accuracy": [0.5, 0.8, 0.99],
     "validation_accuracy": [0.4, 0.85, 0.8],
     "seconds": [1.0, 1.0, 1.0],
 }
@@ -19,29 +21,34 @@ def legend(ax):
 
 
 def test_the_curves_are_drawn_by_epoch_and_the_best_is_marked():
-    loss, accuracy = training_history(CURVES).axes
+    loss, accuracy = training_history(CURVES, best_epoch=1).axes
     np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, 1.0], [2, 0.5], [3, 0.2]])
     assert legend(loss) == ["train, last 0.2", "validation, last 0.6", "kept: epoch 2, 0.4"]
     assert legend(accuracy)[-1] == "kept: epoch 2, 85.00%"
 
 
-def test_the_kept_epoch_may_be_told():
-    assert "kept: epoch 3, 0.6" in legend(training_history(CURVES, best_epoch=3).axes[0])
+def test_a_named_tuple_without_validation_is_drawn_as_it_is():
+    class History(NamedTuple):
+        loss: list
+        validation_loss: list
+
+    (ax,) = training_history(History([3.0, 1.0], [np.nan, np.nan])).axes
+    assert legend(ax) == ["train, last 1"]
 
 
 def test_a_diverged_run_can_be_drawn():
-    training_history({"train_loss": [1.0, np.nan], "validation_loss": [np.nan, np.nan]}).savefig(
-        "/dev/null", format="png"
-    )
+    training_history(
+        {"loss": [1.0, np.nan], "validation_loss": [np.inf, np.nan]}, best_epoch=0
+    ).savefig("/dev/null", format="png")
 
 
 @pytest.mark.parametrize(
     ("history", "best", "message"),
     [
-        ({"losses": [1.0]}, None, r"at least one of train_loss.*got \['losses'\]"),
-        ({"train_loss": [1.0], "train_accuracy": [1.0, 0.5]}, None, r"one length.*\(1,\).*\(2,\)"),
-        ({"train_loss": []}, None, r"at least 1; got"),
-        ({"train_loss": [1.0]}, 2, "1 to 1; got 2"),
+        ({"losses": [1.0]}, None, r"at least one of loss.*got \['losses'\]"),
+        ({"loss": [1.0], "accuracy": [1.0, 0.5]}, None, r"one length.*\(1,\).*\(2,\)"),
+        ({"loss": []}, None, "numbers for at least one"),
+        ({"loss": [1.0]}, 2, "0 to 0; got 2"),
     ],
 )
 def test_training_history_refuses(history, best, message):
