@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
 
@@ -154,7 +155,7 @@ def check_target(name: str, outputs: Any, target: Any) -> jax.Array | None:
             f"{name}: target must be None, an integer, integers [N] = {shape[:1]}, or a function "
             f"outputs -> [N]; got {index.dtype} of shape {index.shape}."
         )
-    if not isinstance(index, jax.core.Tracer):
+    if not isinstance(index, Tracer):
         values = np.asarray(index)
         if values.size and not (values.min() >= 0 and values.max() < shape[1]):
             wrong = values[(values < 0) | (values >= shape[1])].ravel()[0]

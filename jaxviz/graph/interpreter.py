@@ -1,0 +1,390 @@
+"""A traced function as data, and its evaluation with some operations replaced.
+
+The only file that touches `jax.extend.core`. Sharp edges, so that nobody has to find out again:
+
+- Values are numbered here, not named by jaxpr variables: JAX caches inner jaxprs, so inlining one
+  twice would bind the same variable twice.
+- An equation is re-bound through a jaxpr of that one equation. Its parameters are never taken
+  apart, so an operation that nobody wrote a rule for works in every version of JAX.
+- An inner `jit` is inlined; `custom_jvp`, `custom_vjp`, `remat` and control flow stay operations
+  with bodies, and are only taken apart when something inside is replaced.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core as jex
+
+import jaxviz.graph.kinds as kinds
+from jaxviz.graph.names import parse_scope, parse_tag, tag_name
+
+Value = int  # a value of the program, numbered in order of creation
+
+
+class Scalar(NamedTuple):
+    """A literal operand."""
+
+    value: Any
+
+
+class Node(NamedTuple):
+    """One operation of a program, or a recognised group of them.
+
+    `operands` are what the equation reads, in order; `inputs` the values among them, each once. A
+    group has `members` and no equation; its inputs are in order of first use, those that depend on
+    the explained input first.
+    """
+
+    kind: str
+    operands: tuple[Value | Scalar, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    equation: Any
+    scope: tuple[str, ...]
+    members: tuple["Node", ...] = ()
+    bodies: tuple["Program", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A flat list of nodes over numbered values: what tracing a function gives."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    constants: dict[Value, Any]
+    avals: dict[Value, Any]
+    depends: frozenset[Value]  # those that an input marked as dependent reaches
+    tags: tuple[tuple[str, str, Value], ...]  # (layer path, class name, value) in order
+
+
+INLINED = {"jit", "pjit", "closed_call", "core_call"}
+CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+REMAT = {"remat2", "checkpoint", "remat"}
+
+
+def build(jaxpr: Any, consts: Sequence[Any], depends: Sequence[bool], *, flat: bool) -> Program:
+    """The program of a jaxpr.
+
+    Args:
+      jaxpr: Open, as in `jax.make_jaxpr(...)(...).jaxpr`.
+      consts: Values of its constants.
+      depends: For each input, whether the explained input reaches it.
+      flat: Whether to inline `remat` too, which changes memory and no number.
+    """
+    builder = _Builder(flat)
+    pairs = zip(jaxpr.invars, depends, strict=True)
+    inputs = tuple(builder.new(variable.aval, moves) for variable, moves in pairs)
+    outputs = builder.walk(jaxpr, consts, inputs, ())
+    program = Program(
+        nodes=tuple(builder.nodes),
+        inputs=inputs,
+        outputs=outputs,
+        constants=builder.constants,
+        avals=builder.avals,
+        depends=frozenset(builder.depends),
+        tags=tuple(builder.tags),
+    )
+    return dataclasses.replace(program, nodes=kinds.recognise(program))
+
+
+class _Builder:
+    def __init__(self, flat: bool):
+        self.flat = flat
+        self.nodes: list[Node] = []
+        self.constants: dict[Value, Any] = {}
+        self.avals: dict[Value, Any] = {}
+        self.depends: set[Value] = set()
+        self.tags: list[tuple[str, str, Value]] = []
+
+    def new(self, aval: Any, depends: bool) -> Value:
+        value = len(self.avals)
+        self.avals[value] = aval
+        if depends:
+            self.depends.add(value)
+        return value
+
+    def constant(self, value: Any, aval: Any) -> Value:
+        number = self.new(aval, False)
+        self.constants[number] = value
+        return number
+
+    def walk(self, jaxpr: Any, consts: Iterable[Any], inputs: Sequence[Value], scope: tuple):
+        """Adds the nodes of an open jaxpr; returns its outputs."""
+        env: dict[Any, Value] = {}
+        for variable, const in zip(jaxpr.constvars, consts, strict=True):
+            env[variable] = self.constant(const, variable.aval)
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+        for equation in jaxpr.eqns:
+            self.add(equation, env, scope + parse_scope(equation))
+        return tuple(self.value(atom, env) for atom in jaxpr.outvars)
+
+    def value(self, atom: Any, env: dict) -> Value:
+        """The value of a variable; a literal becomes a constant."""
+        if not isinstance(atom, jex.Literal):
+            return env[atom]
+        return self.constant(_number(atom), atom.aval)
+
+    def add(self, equation: Any, env: dict, scope: tuple) -> None:
+        """Adds one equation: its node, or those of the jaxpr it wraps."""
+        name = equation.primitive.name
+        if name == "name" and (tag := parse_tag(equation.params["name"])):
+            env[equation.outvars[0]] = self.value(equation.invars[0], env)
+            self.tags.append((*tag, env[equation.outvars[0]]))
+            return
+        kind = _activation(equation)
+        wraps = INLINED | REMAT if self.flat else INLINED
+        if kind is None and name in wraps:
+            inner, consts = _open(equation.params.get("jaxpr") or equation.params["call_jaxpr"])
+            inputs = [self.value(atom, env) for atom in equation.invars]
+            env.update(zip(equation.outvars, self.walk(inner, consts, inputs, scope), strict=True))
+            return
+        operands = tuple(
+            Scalar(atom.val) if isinstance(atom, jex.Literal) else env[atom]
+            for atom in equation.invars
+        )
+        inputs = tuple(env[v] for v in _variables(equation))
+        moves = any(value in self.depends for value in inputs)
+        bodies = ()
+        if kind is None:
+            flags = [isinstance(o, Value) and o in self.depends for o in operands]
+            bodies = _bodies(equation, flags, self.flat)
+        kept = _kept(equation)
+        env.update((variable, self.new(variable.aval, moves)) for variable in kept)
+        outputs = tuple(env[v] for v in kept)
+        if name == "name":  # the user's own `checkpoint_name`
+            self.tags.append((equation.params["name"], "", outputs[0]))
+        self.nodes.append(
+            Node(kind or name, operands, inputs, outputs, equation, scope, (), bodies)
+        )
+
+
+def _number(literal: Any) -> np.ndarray:
+    return np.asarray(literal.val, literal.aval.dtype)
+
+
+def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def _variables(equation: Any) -> list[Any]:
+    return list(dict.fromkeys(a for a in equation.invars if not isinstance(a, jex.Literal)))
+
+
+def _kept(equation: Any) -> list[Any]:
+    return [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
+
+
+def _activation(equation: Any) -> str | None:
+    """The kind of a `jit` or `custom_jvp` that is an activation function (as in `jax.nn`)."""
+    if equation.primitive.name not in INLINED | {"custom_jvp_call"}:
+        return None
+    moving = [not isinstance(a, jex.Literal) and a.aval.ndim > 0 for a in equation.invars]
+    if sum(moving) != 1 or len(equation.outvars) != 1:
+        return None
+    if equation.outvars[0].aval.shape != equation.invars[moving.index(True)].aval.shape:
+        return None
+    inner, consts = _open(equation.params.get("jaxpr") or equation.params["call_jaxpr"])
+    if len(inner.eqns) > 40:
+        return None
+    program = build(inner, consts, moving, flat=True)
+    # Literal operands are known inside.
+    for value, atom in zip(program.inputs, equation.invars, strict=True):
+        if isinstance(atom, jex.Literal):
+            program.constants[value] = _number(atom)
+    return kinds.activation(program)
+
+
+def _bodies(equation: Any, moves: list[bool], flat: bool) -> tuple[Program, ...]:
+    """Programs of the functions that a higher-order equation calls."""
+    name = equation.primitive.name
+
+    def program(inner, flags):
+        return build(*_open(inner), flags, flat=flat)
+
+    def looped(inner, fixed, carried, rest):
+        """The body of a loop; a carried value depends if any turn makes it depend."""
+        while True:
+            body = program(inner, [*fixed, *carried, *rest])
+            reached = [c or o in body.depends for c, o in zip(carried, body.outputs, strict=False)]
+            if reached == carried:
+                return body
+            carried = reached
+
+    if name in CUSTOM:
+        return (program(equation.params[CUSTOM[name]], moves),)
+    if name in REMAT:
+        return (program(equation.params["jaxpr"], moves),)
+    if name == "scan":
+        consts, carry, _ = scan_arity(equation)
+        cut = consts + carry
+        return (looped(equation.params["jaxpr"], moves[:consts], moves[consts:cut], moves[cut:]),)
+    if name == "while":
+        c, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+        body = looped(equation.params["body_jaxpr"], moves[c : c + b], moves[c + b :], [])
+        carried = [v in body.depends for v in body.inputs[b:]]
+        return program(equation.params["cond_jaxpr"], moves[:c] + carried), body
+    if name == "cond":
+        return tuple(program(branch, moves[1:]) for branch in equation.params["branches"])
+    return ()
+
+
+def scan_arity(equation: Any) -> tuple[int, int, int]:
+    """How many inputs of a scan are constants, carried, scanned: read off the shapes."""
+    body = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+
+    def sliced(outer, inner):
+        return sum(o.aval.ndim != i.aval.ndim for o, i in zip(outer, inner, strict=True))
+
+    scanned = sliced(equation.invars, body.invars)
+    carried = len(body.outvars) - sliced(equation.outvars, body.outvars)
+    return len(body.invars) - scanned - carried, carried, scanned
+
+
+def evaluate(
+    program: Program,
+    arguments: Sequence[Any],
+    replacements: dict[int, Any] | None = None,
+) -> list[Any]:
+    """Runs a program, with the replacements that `rewrite` planned by position of the node.
+
+    A replacement is a function of the node's inputs, or a plan: a dict for the members of a group,
+    a tuple of dicts for the bodies of a higher-order operation.
+    """
+    env = _Tagged(program)
+    env.update(program.constants)
+    env.update(zip(program.inputs, arguments, strict=True))
+    run_nodes(program.nodes, env, replacements or {})
+    return [env[value] for value in program.outputs]
+
+
+class _Tagged(dict):
+    """Values by number; names are put back, so that a rewritten function has the same layers."""
+
+    def __init__(self, program: Program):
+        super().__init__()
+        self.names: dict[Value, list[str]] = {}
+        for path, class_name, value in program.tags:
+            if class_name:
+                self.names.setdefault(value, []).append(tag_name(path, class_name))
+
+    def update(self, *args: Any) -> None:
+        for value, array in dict(*args).items():
+            for name in self.names.get(value, ()):
+                array = checkpoint_name(array, name)
+            self[value] = array
+
+
+def run_nodes(nodes: Iterable[Node], env: dict[Value, Any], replacements: dict[int, Any]) -> None:
+    """Evaluates nodes in order, reading and filling `env`."""
+    for position, node in enumerate(nodes):
+        run_node(node, env, replacements.get(position))
+
+
+def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None:
+    if replacement is None and node.members:
+        replacement = {}
+    if isinstance(replacement, dict):
+        run_nodes(node.members, env, replacement)
+        return
+    values = [env[v] for v in node.inputs]
+    if replacement is None:
+        outputs = bind(node.equation, values)
+    elif isinstance(replacement, tuple):
+        outputs = _with_bodies(node, values, replacement)
+    else:
+        outputs = replacement(*values)
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    env.update(zip(node.outputs, outputs, strict=True))
+
+
+def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
+    """The equation applied to other values of the same shapes."""
+    one = jex.Jaxpr((), _variables(equation), _kept(equation), [equation], equation.effects)
+    return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*values)
+
+
+def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
+    """A higher-order operation bound anew around bodies of which some are rewritten."""
+    equation, name = node.equation, node.equation.primitive.name
+    given = dict(zip(node.inputs, values, strict=True))
+    arguments = [
+        jnp.asarray(_number(atom)) if isinstance(operand, Scalar) else given[operand]
+        for operand, atom in zip(node.operands, equation.invars, strict=True)
+    ]
+    functions = [
+        lambda *xs, body=body, plan=plan: evaluate(body, xs, plan)
+        for body, plan in zip(node.bodies, plans, strict=True)
+    ]
+    if name in CUSTOM:  # the custom derivative goes: what is inside has another one now
+        outputs = functions[0](*arguments)
+    elif name in REMAT:
+        outputs = jax.checkpoint(
+            lambda *xs: functions[0](*xs),
+            prevent_cse=equation.params["prevent_cse"],
+            policy=equation.params["policy"],
+        )(*arguments)
+    elif name == "scan":
+        outputs = _scan(equation, functions[0], arguments)
+    elif name == "while":
+        c, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+        head, body = functions
+        outputs = jax.lax.while_loop(
+            lambda carry: head(*arguments[:c], *carry)[0],
+            lambda carry: body(*arguments[c : c + b], *carry),
+            list(arguments[c + b :]),
+        )
+    else:
+        outputs = jax.lax.switch(arguments[0], functions, *arguments[1:])
+    pairs = zip(equation.outvars, outputs, strict=True)
+    return [o for v, o in pairs if not isinstance(v, jex.DropVar)]
+
+
+def _scan(equation: Any, function: Callable, arguments: Sequence[Any]) -> list[Any]:
+    consts, carried, _ = scan_arity(equation)
+    cut = consts + carried
+
+    def step(carry, xs):
+        outputs = function(*arguments[:consts], *carry, *xs)
+        return list(outputs[:carried]), list(outputs[carried:])
+
+    p = equation.params
+    last, stacked = jax.lax.scan(
+        step,
+        list(arguments[consts:cut]),
+        list(arguments[cut:]),
+        length=p["length"],
+        reverse=p["reverse"],
+        unroll=p["unroll"],
+    )
+    return [*last, *stacked]
+
+
+# Frames of these are not the user's; the bundled nets are a user of the library.
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OURS = [os.path.join(_HERE, floor) for floor in ("graph", "rules", "attribution", "features")]
+_THEIRS = [os.path.abspath(next(iter(m.__path__))) for m in (jax, flax)]
+_INTERNAL = tuple(folder + os.sep for folder in _OURS + _THEIRS)
+
+
+def equation_of(node: Node) -> Any:
+    """A node's equation; that of a group is its last member's."""
+    while node.equation is None:
+        node = node.members[-1]
+    return node.equation
+
+
+def source(node: Node) -> str:
+    """The `file:line` that made a node: the innermost that is neither JAX, Flax nor jaxviz."""
+    traceback = equation_of(node).source_info.traceback
+    for frame in traceback.frames if traceback else ():
+        if not os.path.abspath(frame.file_name).startswith(_INTERNAL):
+            return f"{frame.file_name}:{frame.line_num}"
+    return "an unknown line"

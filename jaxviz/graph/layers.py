@@ -1,0 +1,405 @@
+"""The layers of any model: names, kinds, shapes, parameters and FLOPs, in order of execution."""
+
+import difflib
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxviz.graph.flops import node_flops
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of
+from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.names import join_scope
+from jaxviz.graph.trace import Traced, trace
+
+
+class Layer(NamedTuple):
+    """One named value of a model, and what it takes to make it.
+
+    Attributes:
+      name: Path of the module (`block1/conv1`), or kind and number inside it (`block1/relu_0`).
+      kind: "conv", "dense", "relu", ...; the class name of a module made of several layers.
+      shape: Of its output, batch first; inside a loop, that of one turn.
+      dtype: Of its output.
+      num_params: Numbers trained, under "params" where params has such a key.
+      num_state: The other floating numbers it reads, such as running means.
+      flops: For the whole batch and all turns of a loop, those of its sublayers included;
+        transcendentals are not counted (XLA books them apart).
+      turns: How often it runs: 1, or the length of the loop around it.
+      can_cut: Whether `split` and `activations` can reach it (not inside a loop or a branch).
+      submodules: Whether rows below it are part of it, so that sums would count twice.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: Any
+    num_params: int
+    num_state: int
+    flops: int
+    turns: int
+    can_cut: bool
+    submodules: bool
+
+
+class Row(NamedTuple):
+    """A layer with its place in the program."""
+
+    layer: Layer
+    value: Value
+    position: tuple
+    leaves: frozenset[int]
+
+
+# Operations that are layers where nobody named them.
+LISTED = frozenset(
+    "conv conv_product dense matmul batch_norm affine layer_norm rms_norm max_pool avg_pool"
+    " sum_pool mean softmax log_softmax concatenate flatten embed select_and_gather_add".split()
+) | (ACTIVATION_KINDS - {"pointwise"})
+_BODIES = {
+    **{"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp", "cond": "cond"},
+    **{"scan": "scan", "while": "while", "remat2": "remat", "checkpoint": "remat"},
+}
+
+
+def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
+    """All layers of a model in the order in which they run, whatever it is written in.
+
+    A Linen or NNX module's output has the module's path, and a value named by
+    `jax.ad_checkpoint.checkpoint_name` that name; a layer run twice gets a number the second time.
+    Operations that nobody named have kind and number inside their scope: `relu_0`, `max_pool_1`.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`; for an NNX module, the first of `from_nnx(module)`.
+      params: Any pytree; arrays or `jax.ShapeDtypeStruct`s.
+      x: `[N, ...]` or a pytree of such; arrays or shapes. Nothing is computed.
+
+    Returns:
+      A tuple of `Layer`. The cost is one trace of the model.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+      >>> w = {"a": jnp.ones((4, 3)), "b": jnp.ones((3, 2))}
+      >>> [(l.name, l.shape, l.num_params) for l in layers(net, w, jnp.ones((1, 4)))]
+      [('dense_0', (1, 3), 12), ('relu_0', (1, 3), 0), ('dense_1', (1, 2), 6)]
+    """
+    return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
+
+
+def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str:
+    """A model's layers as a table, with totals: name, kind, output shape, parameters, FLOPs.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree; arrays or shapes.
+      x: `[N, ...]` or a pytree of such. FLOPs are for all N examples; pass one for those of one.
+      width: Columns of text, >= 40.
+
+    Returns:
+      The text. A layer inside a loop shows its turns; a module made of others sums them up, and
+      its rows stand above it. Totals count each parameter once.
+    """
+    traced = trace(apply_fn, params, x)
+    found = rows(traced, params)
+    table = Table(show_footer=False, width=width, title_justify="left")
+    for column, justify in (
+        ("Layer", "left"),
+        ("Kind", "left"),
+        ("Output", "left"),
+        ("Params", "right"),
+        ("FLOPs", "right"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in found:
+        layer = row.layer
+        times = f"{layer.turns} x " if layer.turns > 1 else ""
+        style = "dim" if layer.submodules else None
+        shape = times + " x ".join(map(str, layer.shape))
+        held = f"{layer.num_params:,}" + (f" + {layer.num_state:,}" if layer.num_state else "")
+        table.add_row(layer.name, layer.kind, shape, held, _engineering(layer.flops), style=style)
+    sizes = _sizes(params)
+    trained = sum(n for n, is_state in sizes if not is_state)
+    state = sum(n for n, is_state in sizes if is_state)
+    flops = sum(node_flops(traced.program, n) for n in traced.program.nodes)
+    nbytes = sum(
+        math.prod(np.shape(leaf)) * jnp.result_type(leaf).itemsize for leaf in _floats(params)
+    )
+    batch = np.shape(jax.tree.leaves(x)[0])[0]
+    console = Console(file=io.StringIO(), width=width, record=True)
+    console.print(table)
+    lines = [f"Parameters: {trained:,} trained" + (f", {state:,} of state" if state else "")]
+    lines.append(f"Size: {nbytes / 2**20:.2f} MiB")
+    lines.append(f"FLOPs: {_engineering(flops)} for {batch} example{'s' if batch != 1 else ''}")
+    return console.export_text() + "\n".join(lines)
+
+
+def find(found: list[Row], name: str, who: str) -> Row:
+    """The row of a layer by its name; errors name the nearest ones."""
+    for row in found:
+        if row.layer.name == name:
+            return row
+    names = [row.layer.name for row in found]
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:6]
+    raise ValueError(
+        f"{who}: no layer {name!r}; the nearest are {', '.join(map(repr, near))}. "
+        "`jaxviz.layers(apply_fn, params, x)` lists all."
+    )
+
+
+def rows(traced: Traced, params: Any) -> list[Row]:
+    """The layers of a traced model with their values."""
+    sizes = _sizes(params)
+    origin = {v: frozenset({i}) for i, v in enumerate(jax.tree.leaves(traced.params))}
+    return _Namer(sizes).rows(traced.program, origin, (), 1, True)
+
+
+def operation_names(program: Program) -> dict[int, str]:
+    """For each node, by `id`, its own layer name or that of the layer it is part of."""
+    namer = _Namer([])
+    namer.rows(program, {}, (), 1, True)
+    return namer.names
+
+
+class _Namer:
+    """Walks programs, giving names; what it has named so far is its state."""
+
+    def __init__(self, sizes: list[tuple[int, bool]]):
+        self.sizes = sizes
+        self.taken: dict[str, int] = {}
+        self.names: dict[int, str] = {}
+
+    def unique(self, name: str) -> str:
+        """The name, numbered from the second time on."""
+        count = self.taken.get(name, 0)
+        self.taken[name] = count + 1
+        return self.unique(f"{name}_{count}") if count else name
+
+    def numbered(self, path: str, kind: str) -> str:
+        stem = f"{path}/{kind}" if path else kind
+        key = f"{stem}_#"
+        count = self.taken.get(key, 0)
+        self.taken[key] = count + 1
+        return f"{stem}_{count}"
+
+    def rows(
+        self,
+        program: Program,
+        origin: dict[Value, frozenset[int]],
+        outer: tuple[str, ...],
+        turns: int,
+        can_cut: bool,
+    ) -> list[Row]:
+        origin = dict(origin)
+        for node in program.nodes:
+            if not any(v in program.depends for v in node.inputs):
+                leaves = frozenset().union(*(origin.get(v, frozenset()) for v in node.inputs))
+                origin.update(dict.fromkeys(node.outputs, leaves))
+        paths = {id(node): join_scope(outer + node.scope) for node in program.nodes}
+        made = {v: i for i, node in enumerate(program.nodes) for v in node.outputs}
+        absorbing = self._leaf_modules(program, paths)
+        found: list[Row] = []
+
+        def row(name, kind, value, nodes, position, submodules=False):
+            aval = program.avals[value]
+            leaves = frozenset().union(
+                *(
+                    origin.get(v, frozenset())
+                    for node in nodes
+                    for v in node.inputs
+                    if v not in program.depends
+                )
+            )
+            layer = Layer(
+                name=name,
+                kind=kind,
+                shape=tuple(aval.shape),
+                dtype=aval.dtype,
+                num_params=sum(self.sizes[i][0] for i in leaves if not self.sizes[i][1])
+                if self.sizes
+                else 0,
+                num_state=sum(self.sizes[i][0] for i in leaves if self.sizes[i][1])
+                if self.sizes
+                else 0,
+                flops=turns * sum(node_flops(program, node) for node in nodes),
+                turns=turns,
+                can_cut=can_cut,
+                submodules=submodules,
+            )
+            found.append(Row(layer, value, position, leaves))
+
+        for i, node in enumerate(program.nodes):
+            path = paths[id(node)]
+            self._name_members(node, path)
+            if node.bodies:
+                kind = _BODIES.get(node.kind, node.kind)
+                name = self.numbered(path, kind)
+                self.names[id(node)] = name
+                for row_ in self._body_rows(program, node, origin, outer, name, turns):
+                    found.append(row_._replace(position=(i, 0, row_.position)))
+                if node.outputs:
+                    row(name, kind, node.outputs[0], [node], (i, 1), submodules=True)
+                continue
+            for part in _listed(program, node):
+                if path in absorbing:
+                    continue
+                name = self.numbered(path, part.kind)
+                self.names[id(part)] = name
+                value, nodes = _with_bias(program, i, part, paths, made)
+                for extra in nodes:
+                    self.names[id(extra)] = name
+                row(name, part.kind, value, nodes, (max(made[value], i), 0))
+        self._tags(program, paths, made, absorbing, row)
+        return sorted(found, key=lambda r: _sort_key(r.position))
+
+    def _tags(self, program, paths, made, absorbing, row) -> None:
+        """A row for each named value: the modules' and the user's own."""
+        last: dict[str, int] = {}
+        for order, (path, class_name, value) in enumerate(program.tags):
+            if not path:
+                continue  # the root's output is the model's
+            position = made.get(value, -1)
+            start = last.get(path, -1)
+            last[path] = position
+            stem = path.split("#")[0] + "/"
+            nodes = [
+                node
+                for i, node in enumerate(program.nodes)
+                if start < i <= position
+                and class_name
+                and (paths[id(node)] + "/").startswith(stem)
+                and any(v in program.depends for v in node.inputs)
+            ]
+            inside = {t[0] for t in program.tags if t[0].startswith(stem)}
+            kinds = [part.kind for node in nodes for part in _listed(program, node)]
+            submodules = bool(inside) or len(kinds) > 1
+            kind = kinds[0] if len(kinds) == 1 and not inside else class_name
+            if not class_name:
+                producer = program.nodes[position] if position >= 0 else None
+                kind = "value"
+                if producer is not None and producer.kind == "name":
+                    before = made.get(producer.inputs[0])
+                    kind = program.nodes[before].kind if before is not None else kind
+            name = self.unique(path)
+            for node in nodes:
+                self.names.setdefault(id(node), name)
+                self._name_members(node, name, own=False)
+            row(name, kind, value, nodes, (position, 2, order), submodules)
+
+    def _name_members(self, node: Node, path: str, *, own: bool = False) -> None:
+        for member in node.members:
+            self.names.setdefault(id(member), path)
+            self._name_members(member, path)
+
+    def _leaf_modules(self, program, paths) -> set[str]:
+        """Modules that are one layer: no module inside, one listed operation in a call."""
+        calls: dict[str, int] = {}
+        for path, class_name, _ in program.tags:
+            if class_name and "#" not in path:
+                calls[path] = calls.get(path, 0) + 1
+        listed: dict[str, int] = {}
+        for node in program.nodes:
+            if not node.bodies:
+                path = paths[id(node)]
+                listed[path] = listed.get(path, 0) + len(list(_listed(program, node)))
+        return {
+            path
+            for path, count in calls.items()
+            if path
+            and listed.get(path, 0) <= count
+            and not any(other.startswith(path + "/") for other in calls)
+        }
+
+    def _body_rows(self, program, node, origin, outer, name, turns) -> Iterator[Row]:
+        equation = equation_of(node)
+        if node.kind == "scan":
+            turns = turns * equation.params["length"]
+        operands = list(node.operands)
+        for number, body in enumerate(node.bodies):
+            inner = outer + node.scope
+            if not any(class_name for _, class_name, _ in body.tags):
+                branch = f"{name}/branch_{number}" if node.kind == "cond" else name
+                inner = (f"<<{branch}>>",)
+            given = _body_operands(node, number, operands)
+            inside = {
+                v: origin[o]
+                for v, o in zip(body.inputs, given, strict=False)
+                if not isinstance(o, Scalar) and o in origin
+            }
+            yield from self.rows(body, inside, inner, turns, False)
+
+
+def _body_operands(node: Node, number: int, operands: list) -> list:
+    """The operands that a body's inputs stand for."""
+    if node.kind == "cond":
+        return operands[1:]
+    if node.kind == "while":
+        params = equation_of(node).params
+        c, b = params["cond_nconsts"], params["body_nconsts"]
+        return operands[:c] + operands[c + b :] if number == 0 else operands[c:]
+    return operands
+
+
+def _listed(program: Program, node: Node) -> Iterator[Node]:
+    """The layers in a node: itself, or those inside a group without a name of its own."""
+    if not any(v in program.depends for v in node.inputs):
+        return
+    if node.kind in LISTED:
+        yield node
+    elif node.kind in ("add", "mul", "sub") and not node.members:
+        moving = [v for v in node.inputs if v in program.depends]
+        if len(moving) > 1:
+            yield node
+    elif node.kind == "pointwise":
+        for member in node.members:
+            yield from _listed(program, member)
+
+
+def _with_bias(program, position, node, paths, made) -> tuple[Value, list[Node]]:
+    """The value of an unnamed layer: its output, or the sum where only a bias follows."""
+    if node.kind not in ("conv", "dense"):
+        return node.outputs[0], [node]
+    value = node.outputs[0]
+    readers = [n for n in program.nodes if value in n.inputs]
+    tagged = {v for *_, v in program.tags} | set(program.outputs)
+    path = paths.get(id(node))
+    if len(readers) == 1 and readers[0].kind == "bias" and value not in tagged:
+        if paths[id(readers[0])] == path:
+            return readers[0].outputs[0], [node, readers[0]]
+    return value, [node]
+
+
+def _sort_key(position: tuple) -> tuple:
+    """Flattens nested positions, so that rows of a body come where the body is."""
+    flat: list[int] = []
+    for part in position:
+        flat.extend(_sort_key(part) if isinstance(part, tuple) else (part,))
+    return tuple(flat)
+
+
+def _floats(params: Any) -> list:
+    leaves = jax.tree.leaves(params)
+    return [a for a in leaves if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+
+
+def _sizes(params: Any) -> list[tuple[int, bool]]:
+    """For each leaf of params its count of floating numbers, and whether it is state."""
+    has_params = isinstance(params, Mapping) and "params" in params
+    sizes = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        is_state = has_params and getattr(path[0], "key", None) != "params"
+        sizes.append((math.prod(np.shape(leaf)) if is_float else 0, is_state))
+    return sizes
+
+
+def _engineering(number: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,109 @@
+"""How values of a traced function get their layers' names: tags and scopes put in while tracing."""
+
+import contextlib
+import contextvars
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.xla_metadata import set_xla_metadata
+
+_active = contextvars.ContextVar("jaxviz_naming", default=False)
+
+# A tag is the name of a `checkpoint_name`, a mark is a `named_scope`; both carry a layer's path.
+_TAG = re.compile(r"^jaxviz<(.*)><(.*)>$")
+_MARK = re.compile(r"<<(.*?)>>")
+# What transformations and library code put into a name stack, none of it a scope of the user's.
+_WRAPPED = re.compile(r"^\w+\((.*)\)$")
+_FOREIGN = re.compile(r"^(eqx\..*|transpose|jvp|vmap|checkpoint|rematted_computation|)$")
+
+
+def tag(path: str, class_name: str, outputs: Any) -> Any:
+    """Names the floating arrays among a layer's outputs; a second one is `path#1`."""
+    leaves, structure = jax.tree.flatten(outputs)
+    position = 0
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            name = path if position == 0 else f"{path}#{position}"
+            leaves[i] = checkpoint_name(leaf, tag_name(name, class_name))
+            position += 1
+    return jax.tree.unflatten(structure, leaves)
+
+
+def tag_name(path: str, class_name: str) -> str:
+    """The `checkpoint_name` that carries a layer's path and class."""
+    return f"jaxviz<{path}><{class_name}>"
+
+
+def mark(path: str) -> contextlib.AbstractContextManager:
+    """A scope that tells which layer an operation belongs to."""
+    return jax.named_scope(f"<<{path}>>")
+
+
+def parse_tag(name: str) -> tuple[str, str] | None:
+    """The path and class of a tag, or None for a name that the user gave."""
+    found = _TAG.match(name)
+    return (found[1], found[2]) if found else None
+
+
+def parse_scope(equation: Any) -> tuple[str, ...]:
+    """The scopes of an equation, outermost first; ("<<path>>",) once a layer is marked."""
+    stack = str(equation.source_info.name_stack)
+    marks = _MARK.findall(stack)
+    if marks:
+        stack = stack[stack.rfind("<<") :]
+        tail = stack[stack.find(">>") + 2 :]
+        return (f"<<{marks[-1]}>>", *_plain(tail))
+    return _plain(stack)
+
+
+def _plain(stack: str) -> tuple[str, ...]:
+    parts = []
+    for part in stack.split("/"):
+        while wrapped := _WRAPPED.match(part):
+            part = wrapped[1]
+        if not _FOREIGN.match(part):
+            parts.append(part)
+    return tuple(parts)
+
+
+def join_scope(scopes: tuple[str, ...]) -> str:
+    """The path of nested scopes: a layer's path is absolute, the user's scopes add up."""
+    path: list[str] = []
+    for scope in scopes:
+        if scope.startswith("<<"):
+            path = [scope[2:-2]] if scope != "<<>>" else []
+        else:
+            path.append(scope)
+    return "/".join(path)
+
+
+@contextlib.contextmanager
+def naming() -> Iterator[None]:
+    """While tracing inside, layers name their outputs.
+
+    Linen modules are intercepted. The metadata is in the key of JAX's trace cache: a user's own
+    `jax.jit` inside the model, traced before without names, is traced again and keeps both.
+    """
+
+    def interceptor(next_function, args, kwargs, context):
+        path = "/".join(context.module.path)
+        with mark(path):
+            outputs = next_function(*args, **kwargs)
+        if context.method_name != "__call__":
+            return outputs
+        return tag(path, type(context.module).__name__, outputs)
+
+    if _active.get():  # a rewritten model traced inside the trace of another
+        yield
+        return
+    token = _active.set(True)
+    try:
+        with set_xla_metadata(jaxviz="names"), linen.intercept_methods(interceptor):
+            yield
+    finally:
+        _active.reset(token)

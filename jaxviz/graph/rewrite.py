@@ -1,0 +1,215 @@
+"""The same function with some operations replaced by others: `rewrite` and the rules it takes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.interpreter import (
+    CUSTOM,
+    Node,
+    Program,
+    Scalar,
+    evaluate,
+    run_node,
+    source,
+)
+from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.layers import operation_names
+from jaxviz.graph.trace import trace
+
+
+class Op(NamedTuple):
+    """An operation as a rule sees it.
+
+    Attributes:
+      kind: What it is in the field's terms: "conv", "dense", "relu", "max_pool", "batch_norm",
+        "softmax", "add" (of two activations), "bias", ...; else the primitive's name.
+      primitive: The JAX primitive, or the kind again for a recognised group.
+      name: Path of the layer it belongs to, or its own name where it is a layer (`relu_0`).
+      operands: For each operand in order, the position among `inputs`, or a literal's value in a
+        `Scalar`. A group's operands are its inputs.
+      inputs: Shapes and dtypes of its array inputs, each once.
+      outputs: Shapes and dtypes of its outputs.
+      depends: For each input, whether the explained input reaches it (else only params do).
+      options: The equation's parameters (strides, padding, ...); empty for a group.
+      evaluate: The operation as it stands: `(*inputs) -> outputs`, one array where it has one.
+      source: The user's `file:line` that made it.
+    """
+
+    kind: str
+    primitive: str
+    name: str
+    operands: tuple[int | Scalar, ...]
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    outputs: tuple[jax.ShapeDtypeStruct, ...]
+    depends: tuple[bool, ...]
+    options: Mapping[str, Any]
+    evaluate: Callable
+    source: str
+
+
+Rule = Callable[[Op], Callable | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleSet:
+    """Which operations to replace, and with what.
+
+    Attributes:
+      name: Said in errors.
+      table: From a layer's name, a kind, "activation" (any pointwise function of one value) or a
+        primitive to a rule, looked up in this order. A rule gets an `Op` and answers with a
+        replacement, `(*inputs) -> outputs` of the same shapes, or None to leave it. A group that is
+        left is offered member by member.
+      default: The rule for operations on floats that depend on the input and are in no row of
+        the table; None leaves them. `refuse` is one.
+      into_custom: Whether to look inside functions with a derivative of their own (`custom_jvp`,
+        `custom_vjp`); a match inside replaces that derivative by the one of the rewritten body.
+      named: Whether rules need layer names; tracing without is a little quicker.
+    """
+
+    name: str
+    table: Any
+    default: Rule | None = None
+    into_custom: bool = False
+    named: bool = True
+
+    def __post_init__(self):
+        if isinstance(self.table, Mapping):
+            object.__setattr__(self, "table", tuple(self.table.items()))
+
+    def find(self, op: Op) -> tuple[bool, Callable | None]:
+        """Whether the table has a row for an operation, and what its rule answers."""
+        table = dict(self.table)
+        keys = [op.name, op.kind, op.primitive]
+        if op.kind in ACTIVATION_KINDS:
+            keys.insert(2, "activation")
+        for key in keys:
+            if key in table:
+                return True, table[key](op)
+        return False, None
+
+
+def refuse(op: Op) -> None:
+    """The default rule of sets that must handle everything: raises, naming the operation."""
+    shapes = ", ".join(str(a.shape) for a in op.inputs)
+    raise NotImplementedError(
+        f"no rule for the operation {op.kind!r} of shapes {shapes} at {op.source} "
+        f"(layer {op.name!r}). Write one, `rule(op) -> replacement`, under its kind in the table, "
+        "or explain a part of the net without it (`jaxviz.split`)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewritten:
+    """`rewrite`'s result: a function equal to others of the same model and rules."""
+
+    apply_fn: Callable
+    rules: RuleSet
+
+    def __call__(self, params: Any, x: Any) -> Any:
+        traced = trace(self.apply_fn, params, x, named=self.rules.named, flat=False)
+        names = operation_names(traced.program) if self.rules.named else {}
+        plan = _plan(traced.program, self.rules, names)
+        if not plan:
+            return self.apply_fn(params, x)
+        outputs = evaluate(traced.program, jax.tree.leaves((params, x)), plan)
+        return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
+
+
+def rewrite(apply_fn: Callable, rules: RuleSet) -> Callable:
+    """The same function with the operations that `rules` match replaced.
+
+    The model is traced to its jaxpr, and every operation, or recognised group of them, that a rule
+    answers for is evaluated by the rule's replacement; the others are bound as they stand, inside
+    `jit`, `remat`, `scan`, `while` and `cond` too. The result is an ordinary function: it can be
+    jitted, vmapped, differentiated, sharded and rewritten again.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      rules: A `RuleSet`, as in `jaxviz.rules`.
+
+    Returns:
+      `(params, x) -> outputs`. Equal (`==`, `hash`) for equal arguments, so compiled once. It costs
+      one more trace of the model at compile time and nothing at run time.
+
+    Raises:
+      NotImplementedError: When called, if a rule refuses an operation; the message names it with
+        the user's file and line.
+
+    Example:
+      >>> double = RuleSet("double", {"tanh": lambda op: lambda x: 2 * op.evaluate(x)})
+      >>> f = rewrite(lambda params, x: jnp.tanh(x) + 1, double)
+      >>> f(None, jnp.zeros((1, 2))).tolist(), bool(f(None, jnp.ones((1, 1)))[0, 0] > 2.5)
+      ([[1.0, 1.0]], True)
+    """
+    if not callable(apply_fn):
+        raise TypeError(
+            "rewrite: apply_fn must be a function (params, x) -> outputs; got "
+            f"{type(apply_fn).__name__}. Pass `module.apply`, say."
+        )
+    if not isinstance(rules, RuleSet):
+        raise TypeError(
+            f"rewrite: rules must be a RuleSet; got {type(rules).__name__}. Take one of "
+            'jaxviz.rules, or make one: RuleSet("mine", {"relu": rule}).'
+        )
+    return Rewritten(apply_fn, rules)
+
+
+def _plan(program: Program, rules: RuleSet, names: Mapping[int, str]) -> dict[int, Any]:
+    """What to do at each node, by position; nodes left alone are not in it."""
+
+    def node_plan(node: Node) -> Any:
+        moving = [v in program.depends for v in node.inputs]
+        if not any(moving):
+            return None
+        op = _op(program, node, names)
+        known, replacement = rules.find(op)
+        if replacement is not None:
+            return replacement
+        if node.members:
+            return nodes_plan(node.members) or None
+        if node.bodies and (rules.into_custom or node.equation.primitive.name not in CUSTOM):
+            bodies = tuple(_plan(body, rules, names) for body in node.bodies)
+            return bodies if any(bodies) else None
+        floats = any(jnp.issubdtype(o.dtype, jnp.inexact) for o in op.outputs)
+        if known or rules.default is None or not floats or node.bodies:
+            return None
+        try:
+            return rules.default(op)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"{rules.name}: {error}") from None
+
+    def nodes_plan(nodes) -> dict[int, Any]:
+        plans = ((position, node_plan(node)) for position, node in enumerate(nodes))
+        return {position: plan for position, plan in plans if plan is not None}
+
+    return nodes_plan(program.nodes)
+
+
+def _op(program: Program, node: Node, names: Mapping[int, str]) -> Op:
+    def aval(value):
+        return jax.ShapeDtypeStruct(program.avals[value].shape, program.avals[value].dtype)
+
+    def as_it_stands(*inputs):
+        env = dict(zip(node.inputs, inputs, strict=True))
+        run_node(node, env)
+        outputs = [env[v] for v in node.outputs]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    where = {value: i for i, value in enumerate(node.inputs)}
+    return Op(
+        kind=node.kind,
+        primitive=node.kind if node.equation is None else node.equation.primitive.name,
+        name=names.get(id(node), ""),
+        operands=tuple(o if isinstance(o, Scalar) else where[o] for o in node.operands),
+        inputs=tuple(aval(v) for v in node.inputs),
+        outputs=tuple(aval(v) for v in node.outputs),
+        depends=tuple(v in program.depends for v in node.inputs),
+        options={} if node.equation is None else node.equation.params,
+        evaluate=as_it_stands,
+        source=source(node),
+    )

@@ -1,0 +1,210 @@
+"""A model cut in two at a layer, and the values of its layers."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.graph.interpreter import Node, Program, Value, run_nodes
+from jaxviz.graph.layers import Row, find, rows
+from jaxviz.graph.trace import Traced, trace
+
+
+def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable, Callable]:
+    """Cuts a model at a layer: `tail((params, carry), a)` of `head(params, x) -> (a, carry)`.
+
+    Explaining a layer is explaining the tail, which keeps the contract of a model:
+    `integrated_gradients(tail, (params, carry), a, target)`. The tail holds only the operations
+    that the layer's value reaches, the head only those it is made of.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree; arrays or shapes.
+      x: `[N, ...]` or a pytree of such; arrays or shapes.
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+
+    Returns:
+      `(head, tail)`, plain functions to be jitted like the model itself, equal (`==`, `hash`) for
+      equal arguments, so that what is compiled for one serves all. `a` is the layer's output.
+      `carry` is the tuple of what else the tail needs of the work before the layer; it is empty
+      where every path goes through the layer.
+      The tail also takes a multiple of N rows (many variants of each `a`), `carry` likewise.
+
+    Raises:
+      ValueError: No such layer (the nearest are named), one inside a loop or branch, or one that
+        `x` does not reach.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x @ w) + 1
+      >>> head, tail = split(net, jnp.eye(2), jnp.ones((1, 2)), "relu_0")
+      >>> a, carry = head(jnp.eye(2), jnp.array([[3.0, -4.0]]))
+      >>> a.tolist(), carry, tail((jnp.eye(2), carry), a).tolist()
+      ([[3.0, 0.0]], (), [[4.0, 1.0]])
+    """
+    find_cut(trace(apply_fn, params, x), params, layer, "split")
+    leaves, structure = jax.tree.flatten(x)
+    shapes = tuple((np.shape(a), jnp.result_type(a)) for a in leaves)
+    return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes)
+
+
+def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) -> dict[str, Any]:
+    """The outputs of some layers, in one run.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree.
+      x: `[N, ...]` or a pytree of such.
+      layers: Names of `jaxviz.layers(apply_fn, params, x)`.
+
+    Returns:
+      From name to value. Nothing is computed that no layer asked for needs.
+
+    Raises:
+      ValueError: No such layer, or one inside a loop or branch.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x @ w) + 1
+      >>> activations(net, jnp.eye(2), jnp.array([[3.0, -4.0]]), ["relu_0"])["relu_0"].tolist()
+      [[3.0, 0.0]]
+    """
+    if isinstance(layers, str):
+        raise TypeError(
+            f"activations: layers must be a list of names; got {layers!r}. Pass a list."
+        )
+    return dict(zip(layers, _activations(apply_fn, tuple(layers), params, x), strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _activations(apply_fn, names, params, x):
+    traced = trace(apply_fn, params, x)
+    found = rows(traced, params)
+    values = [reachable(find(found, name, "activations"), "activations").value for name in names]
+    env = _environment(traced.program, jax.tree.leaves((params, x)))
+    run_nodes(needed(traced.program.nodes, values), env, {})
+    return [env[value] for value in values]
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The part of a model that makes a layer: `(params, x) -> (a, carry)`."""
+
+    apply_fn: Callable
+    layer: str
+
+    def __call__(self, params: Any, x: Any) -> tuple[jax.Array, tuple]:
+        traced = trace(self.apply_fn, params, x)
+        row, (_, carried) = find_cut(traced, params, self.layer, "split")
+        env = _environment(traced.program, jax.tree.leaves((params, x)))
+        run_nodes(needed(traced.program.nodes, [row.value, *carried]), env, {})
+        return env[row.value], tuple(env[v] for v in carried)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """The part of a model that reads a layer: `((params, carry), a) -> outputs`."""
+
+    apply_fn: Callable
+    layer: str
+    structure: Any
+    shapes: tuple
+
+    def __call__(self, params: tuple[Any, tuple], a: jax.Array) -> Any:
+        params, carry = params
+        traced, row = _trace_for(self, params, a)
+        _, (nodes, carried) = find_cut(traced, params, self.layer, "split")
+        if len(carry) != len(carried):
+            raise ValueError(
+                f"split: the tail at {self.layer!r} takes ((params, carry), a) with a carry of "
+                f"{len(carried)} arrays; got {len(carry)}. Pass the carry of head(params, x)."
+            )
+        env = _environment(traced.program, jax.tree.leaves(params))
+        env[row.value] = a
+        for value, array in zip(carried, carry, strict=True):
+            shape = traced.program.avals[value].shape
+            if jnp.shape(array) != shape:
+                raise ValueError(
+                    f"split: with a of shape {a.shape} the tail at {self.layer!r} takes a carry "
+                    f"of shape {shape}; got {jnp.shape(array)}. Repeat its rows as those of a."
+                )
+            env[value] = array
+        run_nodes(nodes, env, {})
+        return jax.tree.map(lambda value: env[value], traced.outputs)
+
+
+def _trace_for(tail: Tail, params: Any, a: jax.Array) -> tuple[Traced, Row]:
+    """The model traced for as many examples as make `a`."""
+
+    def traced_for(factor: tuple[int, int]):
+        times, over = factor
+        shapes = [jax.ShapeDtypeStruct((s[0] * times // over, *s[1:]), d) for s, d in tail.shapes]
+        traced = trace(tail.apply_fn, params, jax.tree.unflatten(tail.structure, shapes))
+        return traced, find(rows(traced, params), tail.layer, "split")
+
+    traced, row = traced_for((1, 1))
+    shape = row.layer.shape
+    if a.shape == shape:
+        return traced, row
+    if a.shape[1:] == shape[1:] and shape:
+        resized, row = traced_for((a.shape[0], shape[0]))
+        if row.layer.shape == a.shape:
+            return resized, row
+    raise ValueError(
+        f"split: the tail at {tail.layer!r} takes a of shape {shape}, or a multiple of its rows; "
+        f"got {a.shape}. Call split again for an x of another shape."
+    )
+
+
+def find_cut(
+    traced: Traced, params: Any, layer: str, who: str
+) -> tuple[Row, tuple[list[Node], list[Value]]]:
+    """The row of a layer, the tail's nodes in order, and the values carried past the layer."""
+    row = reachable(find(rows(traced, params), layer, who), who)
+    program = traced.program
+    from_x = _reached(program, jax.tree.leaves(traced.x))
+    if row.value not in from_x:
+        raise ValueError(
+            f"{who}: layer {layer!r} does not depend on x, only on params. Take one that does."
+        )
+    after = _reached(program, [row.value])
+    wanted = needed(program.nodes, program.outputs, stop={row.value})
+    tail = [n for n in wanted if any(v in after for v in n.outputs) and row.value not in n.outputs]
+    read = {v for node in tail for v in node.inputs} | set(program.outputs)
+    carried = sorted(v for v in read if v in from_x and v not in after)
+    # What only params make is made again: it is no work of the head, and needs no carrying.
+    fixed = needed(program.nodes, [v for v in read if v not in from_x])
+    return row, ([*fixed, *tail], carried)
+
+
+def reachable(row: Row, who: str) -> Row:
+    if not row.layer.can_cut:
+        raise ValueError(
+            f"{who}: layer {row.layer.name!r} is inside a loop, a branch or a function with its "
+            "own derivative, where it has no single value. Take a layer before or after that."
+        )
+    return row
+
+
+def needed(nodes: Sequence[Node], values: Sequence[Value], stop: set[Value] = frozenset()):  # type: ignore[assignment]
+    """The nodes without which the values cannot be made, in order; `stop` is given."""
+    wanted, kept = set(values) - stop, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            kept.append(node)
+            wanted |= set(node.inputs) - stop
+    return kept[::-1]
+
+
+def _reached(program: Program, values: Sequence[Value]) -> set[Value]:
+    reached = set(values)
+    for node in program.nodes:
+        if reached.intersection(node.inputs):
+            reached.update(node.outputs)
+    return reached
+
+
+def _environment(program: Program, arguments: Sequence[Any]) -> dict[Value, Any]:
+    return {**program.constants, **dict(zip(program.inputs, arguments, strict=False))}

@@ -1,0 +1,55 @@
+"""Tracing a model to its program, for those floors that name layers, cut and rewrite."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.interpreter import Program, build
+from jaxviz.graph.names import naming
+
+
+class Traced(NamedTuple):
+    """A model's program, with what turns its flat values back into trees."""
+
+    program: Program
+    params: Any  # the tree of params, as numbered values
+    x: Any  # the tree of x, as numbered values
+    outputs: Any  # the tree of outputs, as numbered values
+
+
+def trace(apply_fn: Callable, params: Any, x: Any, *, named: bool = True, flat: bool = True):
+    """The program of `apply_fn(params, x)`, from shapes alone.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree of arrays or shapes.
+      x: Any pytree of arrays or shapes.
+      named: Whether layers put their names in.
+      flat: Whether to inline `remat`.
+
+    Returns:
+      A `Traced`.
+    """
+
+    def run(params, x):
+        return apply_fn(params, x)
+
+    if named:
+        with naming():
+            closed, shape = jax.make_jaxpr(run, return_shape=True)(params, x)
+    else:
+        closed, shape = jax.make_jaxpr(run, return_shape=True)(params, x)
+    num_params = len(jax.tree.leaves(params))
+    structure = jax.tree.structure((params, x))
+    moves = [
+        i >= num_params and jnp.issubdtype(v.aval.dtype, jnp.inexact)
+        for i, v in enumerate(closed.jaxpr.invars)
+    ]
+    if not any(moves):
+        moves = [i >= num_params for i in range(len(moves))]
+    program = build(closed.jaxpr, closed.consts, moves, flat=flat)
+    params_values, x_values = jax.tree.unflatten(structure, program.inputs)
+    outputs = jax.tree.unflatten(jax.tree.structure(shape), program.outputs)
+    return Traced(program, params_values, x_values, outputs)
