@@ -45,11 +45,10 @@ def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
     def one_chunk(first):
         if chunk == 1:
             return term(first)
-        k = first + jnp.arange(chunk, dtype=jnp.int32)
-        # Not rows [chunk * N]: a target function or params may hold one entry for each example.
-        terms = jax.vmap(term)(jnp.minimum(k, num - 1))
+        terms = _terms(term, first, num, chunk)
         if num % chunk:  # a repeated last copy fills the last chunk; `where`, for it may be NaN
-            terms = jax.tree.map(lambda a: jnp.where(_column(k < num, a), a, 0), terms)
+            here = first + jnp.arange(chunk, dtype=jnp.int32) < num
+            terms = jax.tree.map(lambda a: jnp.where(_column(here, a), a, 0), terms)
         return jax.tree.map(lambda a: a.sum(0, dtype=_wide(a)), terms)
 
     if chunk >= num:
@@ -59,8 +58,31 @@ def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
         return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one_chunk(first)), None
 
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, _wide(a)), jax.eval_shape(term, jnp.int32(0)))
-    firsts = chunk * jnp.arange(-(-num // chunk), dtype=jnp.int32)
-    return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, firsts)[0]
+    return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, _firsts(num, chunk))[0]
+
+
+def stacked(term: Callable[[jax.Array], jax.Array], num: int, chunk: int) -> jax.Array:
+    """`[term(0), ..., term(num - 1)]` along a new first axis, `chunk` of them at a time."""
+
+    def one_chunk(_, first):
+        return None, jax.checkpoint(_terms, static_argnums=(0, 2, 3))(term, first, num, chunk)
+
+    if chunk >= num:
+        return _terms(term, jnp.int32(0), num, num)
+    found = jax.lax.scan(one_chunk, None, _firsts(num, chunk))[1]
+    return found.reshape(-1, *found.shape[2:])[:num]
+
+
+def _firsts(num, chunk):
+    return chunk * jnp.arange(-(-num // chunk), dtype=jnp.int32)
+
+
+def _terms(term, first, num, chunk):
+    if chunk == 1:
+        return jax.tree.map(lambda a: a[None], term(first))
+    k = first + jnp.arange(chunk, dtype=jnp.int32)
+    # Not rows [chunk * N]: a target function or params may hold one entry for each example.
+    return jax.vmap(term)(jnp.minimum(k, num - 1))
 
 
 def with_noise(key: jax.Array, x: Any, noise_scale: Any) -> Any:
@@ -83,6 +105,15 @@ def at_least(name: str, option: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(
             f"{name}: {option} must be at least {least}; got {value}. More of them cost time alone."
+        )
+
+
+def check_one_array(name: str, x: Any) -> None:
+    """Refuses a pytree where a method needs a single array."""
+    if jax.tree.structure(x) != jax.tree.structure(0):
+        raise ValueError(
+            f"{name}: x must be one array [N, ...]; got a pytree of {len(jax.tree.leaves(x))}. "
+            "Explain one leaf: fix the others inside apply_fn's params."
         )
 
 

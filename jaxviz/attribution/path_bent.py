@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import at_least, chunk_length, fixed_target, running_sum
+from jaxviz.attribution.copies import (
+    at_least,
+    check_one_array,
+    chunk_length,
+    fixed_target,
+    running_sum,
+)
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import Rule, baseline_like, quadrature
 
@@ -62,7 +68,7 @@ def guided_integrated_gradients(
       fraction is of all inputs, those that already moved as far as they may counted last, as there.
     """
     name = "guided_integrated_gradients"
-    _one_array(name, x)
+    check_one_array(name, x)
     at_least(name, "num_steps", num_steps, 1)
     if not (0 < fraction <= 1 and max_distance >= 0):
         raise ValueError(
@@ -177,7 +183,7 @@ def blur_integrated_gradients(
       says otherwise.
     """
     name = "blur_integrated_gradients"
-    _one_array(name, x)
+    check_one_array(name, x)
     if x.ndim < 3 or not max_sigma > 0:
         raise ValueError(
             f"{name}: x must be [N, *space, C] and max_sigma > 0; got x {x.shape}, max_sigma "
@@ -215,11 +221,3 @@ def _blur(x, sigma, max_sigma):
         mixed = jnp.tensordot(x, matrix, (axis, 1), precision=jax.lax.Precision.HIGHEST)
         x = jnp.moveaxis(mixed, -1, axis)
     return x
-
-
-def _one_array(name, x):
-    if jax.tree.structure(x) != jax.tree.structure(0):
-        raise ValueError(
-            f"{name}: x must be one array [N, ...]; got a pytree of {len(jax.tree.leaves(x))}. "
-            "Explain one leaf: fix the others inside apply_fn's params."
-        )

@@ -1,0 +1,119 @@
+"""What class activation maps share: the layers they read, and the map they become."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.attribution.contract import Target
+from jaxviz.attribution.gradient import input_gradient
+from jaxviz.graph.layers import layers
+from jaxviz.graph.split import split
+
+Layers = str | tuple[str, ...] | None
+Resize = bool | tuple[int, ...]
+
+
+class Cut(NamedTuple):
+    """A model cut at a layer: `tail((params, carry), a)` gives the outputs."""
+
+    tail: Callable
+    params: tuple[Any, Any]
+    a: jax.Array
+    maps: Callable[[jax.Array], jax.Array]  # from the shape of `a` to [N, *space, channels]
+
+
+def class_activation_map(
+    name: str,
+    one: Callable[[Cut], jax.Array],
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    *,
+    layer: Layers,
+    relu: bool,
+    resize: Resize,
+    reshape: Callable | None,
+) -> jax.Array:
+    """`one(cut)` -> `[N, *space]` at each layer; rectified, resized, and the mean over layers."""
+    found = []
+    for cut in cuts(name, apply_fn, params, x, layer, reshape):
+        a = one(cut)
+        found.append(resized(name, jnp.maximum(a, 0) if relu else a, x, resize))
+    shapes = {a.shape for a in found}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{name}: several layers must have maps of one size to be averaged; got "
+            f"{sorted(shapes)}. Leave resize=True, or name one layer."
+        )
+    return sum(found[1:], found[0]) / len(found)
+
+
+def cuts(
+    name: str,
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    layer: Layers,
+    reshape: Callable | None,
+) -> Iterator[Cut]:
+    """The model cut at each layer named, or at the last one with spatial extent."""
+    if layer is None:
+        layer = last_spatial_layer(name, apply_fn, params, x)
+    for one in (layer,) if isinstance(layer, str) else tuple(layer):
+        head, tail = split(apply_fn, params, x, one)
+        a, carry = head(params, x)
+        maps = reshape or (lambda a: a)
+        shape = jax.eval_shape(maps, a).shape
+        if len(shape) < 3 or shape[0] != a.shape[0]:
+            told = f"reshape makes {shape} of it" if reshape else "which has no spatial extent"
+            raise ValueError(
+                f"{name}: layer {one!r} must give [N, *space, channels]; its output is {a.shape}, "
+                f"{told}. Take a layer before pooling and flattening, or pass `reshape` "
+                "(tokens: lambda a: a[:, 1:].reshape(len(a), 14, 14, -1))."
+            )
+        yield Cut(tail, (params, carry), a, maps)
+
+
+def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> str:
+    """The last layer whose output has as many axes as `x` and more than one place."""
+    shape = jnp.shape(jax.tree.leaves(x)[0])
+    found = layers(apply_fn, params, x)
+    for one in reversed(found):
+        places = one.shape[1:-1]
+        if one.can_cut and len(one.shape) == len(shape) > 2 and max(places, default=1) > 1:
+            return one.name
+    raise ValueError(
+        f"{name}: no layer has spatial extent, [{', '.join(['N', *'HWD'[: len(shape) - 2], 'C'])}] "
+        f"for x {shape}; the layers are {', '.join(repr(one.name) for one in found[-8:])}. "
+        "Pass `layer`, and `reshape` if its output is laid out otherwise."
+    )
+
+
+def resized(name: str, a: jax.Array, x: Any, resize: Resize) -> jax.Array:
+    """`[N, *space]` at the spatial size of `x`: linear, pixels being areas (half-pixel centres)."""
+    if resize is False:
+        return a
+    if resize is True:
+        sizes = {jnp.shape(leaf)[1:-1] for leaf in jax.tree.leaves(x)}
+        size = sizes.pop() if len(sizes) == 1 else ()
+    else:
+        size = tuple(resize)
+    if len(size) != a.ndim - 1:
+        raise ValueError(
+            f"{name}: resize=True needs x [N, *space, C] with {a.ndim - 1} axes of space, as the "
+            f"map {a.shape} has; got x {jax.tree.map(jnp.shape, x)}. Pass resize=False or a size."
+        )
+    return jax.image.resize(a, (a.shape[0], *size), "linear", antialias=False)
+
+
+def map_and_gradient(cut: Cut, target: Target) -> tuple[jax.Array, jax.Array]:
+    """The layer's maps and the gradient of the explained number by them, laid out alike."""
+    gradient = input_gradient(cut.tail, cut.params, cut.a, target)
+    return cut.maps(cut.a), cut.maps(gradient)
+
+
+def over_space(a: jax.Array) -> tuple[int, ...]:
+    """The axes of space of `[N, *space, channels]`."""
+    return tuple(range(1, a.ndim - 1))
