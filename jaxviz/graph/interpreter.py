@@ -50,6 +50,7 @@ class Node(NamedTuple):
     scope: tuple[str, ...]
     members: tuple["Node", ...] = ()
     bodies: tuple["Program", ...] = ()
+    callers: tuple[Any, ...] = ()  # the equations it was inlined from, for its line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +71,14 @@ CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 REMAT = {"remat2", "checkpoint", "remat"}
 
 
-def build(jaxpr: Any, consts: Sequence[Any], depends: Sequence[bool], *, flat: bool) -> Program:
+def build(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    depends: Sequence[bool],
+    *,
+    flat: bool,
+    callers: tuple[Any, ...] = (),
+) -> Program:
     """The program of a jaxpr.
 
     Args:
@@ -78,8 +86,9 @@ def build(jaxpr: Any, consts: Sequence[Any], depends: Sequence[bool], *, flat: b
       consts: Values of its constants.
       depends: For each input, whether the explained input reaches it.
       flat: Whether to inline `remat` too, which changes memory and no number.
+      callers: The equations around it.
     """
-    builder = _Builder(flat)
+    builder = _Builder(flat, callers)
     pairs = zip(jaxpr.invars, depends, strict=True)
     inputs = tuple(builder.new(variable.aval, moves) for variable, moves in pairs)
     outputs = builder.walk(jaxpr, consts, inputs, ())
@@ -96,8 +105,9 @@ def build(jaxpr: Any, consts: Sequence[Any], depends: Sequence[bool], *, flat: b
 
 
 class _Builder:
-    def __init__(self, flat: bool):
+    def __init__(self, flat: bool, callers: tuple[Any, ...]):
         self.flat = flat
+        self.callers = callers
         self.nodes: list[Node] = []
         self.constants: dict[Value, Any] = {}
         self.avals: dict[Value, Any] = {}
@@ -144,7 +154,9 @@ class _Builder:
         if kind is None and name in wraps:
             inner, consts = _open(equation.params.get("jaxpr") or equation.params["call_jaxpr"])
             inputs = [self.value(atom, env) for atom in equation.invars]
+            outside, self.callers = self.callers, (*self.callers, equation)
             env.update(zip(equation.outvars, self.walk(inner, consts, inputs, scope), strict=True))
+            self.callers = outside
             return
         operands = tuple(
             Scalar(atom.val) if isinstance(atom, jex.Literal) else env[atom]
@@ -155,14 +167,14 @@ class _Builder:
         bodies = ()
         if kind is None:
             flags = [isinstance(o, Value) and o in self.depends for o in operands]
-            bodies = _bodies(equation, flags, self.flat)
+            bodies = _bodies(equation, flags, self.flat, (*self.callers, equation))
         kept = _kept(equation)
         env.update((variable, self.new(variable.aval, moves)) for variable in kept)
         outputs = tuple(env[v] for v in kept)
         if name == "name":  # the user's own `checkpoint_name`
             self.tags.append((equation.params["name"], "", outputs[0]))
         self.nodes.append(
-            Node(kind or name, operands, inputs, outputs, equation, scope, (), bodies)
+            Node(kind or name, operands, inputs, outputs, equation, scope, (), bodies, self.callers)
         )
 
 
@@ -199,15 +211,18 @@ def _activation(equation: Any) -> str | None:
     for value, atom in zip(program.inputs, equation.invars, strict=True):
         if isinstance(atom, jex.Literal):
             program.constants[value] = _number(atom)
-    return kinds.activation(program)
+    kind = kinds.activation(program)
+    return None if kind == "pointwise" else kind  # what has no name is looked into
 
 
-def _bodies(equation: Any, moves: list[bool], flat: bool) -> tuple[Program, ...]:
+def _bodies(
+    equation: Any, moves: list[bool], flat: bool, callers: tuple[Any, ...]
+) -> tuple[Program, ...]:
     """Programs of the functions that a higher-order equation calls."""
     name = equation.primitive.name
 
     def program(inner, flags):
-        return build(*_open(inner), flags, flat=flat)
+        return build(*_open(inner), flags, flat=flat, callers=callers)
 
     def looped(inner, fixed, carried, rest):
         """The body of a loop; a carried value depends if any turn makes it depend."""
@@ -307,7 +322,9 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
 
 def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     """The equation applied to other values of the same shapes."""
-    one = jex.Jaxpr((), _variables(equation), _kept(equation), [equation], equation.effects)
+    inputs, outputs = _variables(equation), _kept(equation)
+    names = jex.DebugInfo("jaxviz", "bind", ("",) * len(inputs), ("",) * len(outputs))
+    one = jex.Jaxpr((), inputs, outputs, [equation], equation.effects, names)
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*values)
 
 
@@ -383,8 +400,10 @@ def equation_of(node: Node) -> Any:
 
 def source(node: Node) -> str:
     """The `file:line` that made a node: the innermost that is neither JAX, Flax nor jaxviz."""
-    traceback = equation_of(node).source_info.traceback
-    for frame in traceback.frames if traceback else ():
-        if not os.path.abspath(frame.file_name).startswith(_INTERNAL):
-            return f"{frame.file_name}:{frame.line_num}"
+    # The traceback of an equation inside a `jit` ends where that was traced.
+    for equation in (equation_of(node), *reversed(node.callers)):
+        traceback = equation.source_info.traceback
+        for frame in traceback.frames if traceback else ():
+            if not os.path.abspath(frame.file_name).startswith(_INTERNAL):
+                return f"{frame.file_name}:{frame.line_num}"
     return "an unknown line"

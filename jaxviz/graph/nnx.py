@@ -39,6 +39,7 @@ def from_nnx(module: nnx.Module) -> tuple[NNXApply, dict[str, Any]]:
       TypeError: `module` is no NNX module.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> apply_fn, params = from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
       >>> apply_fn(params, jnp.ones((1, 2))).shape
       (1, 3)
