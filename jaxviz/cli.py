@@ -1,6 +1,218 @@
-"""The command `jaxviz`."""
+"""The command `jaxviz`: its options and its errors; what it does is in `jaxviz.commands`."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+import jaxviz
+from jaxviz import commands, data, models
+
+_OVERVIEW = """\
+jaxviz explains what a neural network in JAX looks at.
+
+  jaxviz demo                               train on handwritten digits, explain, write pictures
+  jaxviz train mnist_a digits               train a bundled net; everything goes to one folder
+  jaxviz layers mnist_a                     print a net's layers, shapes, parameters and FLOPs
+  jaxviz explain runs/mnist_a-digits        draw what that trained net looks at
+
+Each command explains itself: jaxviz demo --help"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage that hides it."""
+        print(f"{self.prog}: {message}. See '{self.prog} --help'.", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status."""
-    raise NotImplementedError("the command line comes with the first release")
+    """Runs the command line.
+
+    Args:
+      argv: The words after `jaxviz`; None takes those of the process.
+
+    Returns:
+      The exit status: 0, or 1 when the reader of the output went away. Wrong use prints one line to
+      standard error and exits with 2; a stop from the keyboard with 130.
+
+    Example:
+      >>> main(["layers", "no_such_net"])
+      Traceback (most recent call last):
+      ...
+      SystemExit: 2
+    """
+    arguments = _parser().parse_args(argv)
+    if arguments.command is None:
+        print(_OVERVIEW)
+        return 0
+    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "name", "trace")}
+    try:
+        arguments.command(**options)
+        return 0
+    except BrokenPipeError:  # the output was piped into `head`, say; nothing is wrong
+        return 1
+    except KeyboardInterrupt:
+        print(f"\njaxviz {arguments.name}: stopped from the keyboard", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if arguments.trace:
+            traceback.print_exc()
+        else:
+            print(f"jaxviz {arguments.name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="jaxviz",
+        description=_OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxviz {jaxviz.__version__}")
+    parser.set_defaults(command=None)
+    # `required` would answer a bare `jaxviz` with an error; it gets the overview.
+    sub = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    demo = _command(
+        sub, commands.demo, "demo", "train on handwritten digits, explain, and write pictures",
+        "Trains a small convolutional network on the 1,797 handwritten digits that scikit-learn "
+        "ships (no download), explains some of its answers and writes pictures. Under a minute.",
+    )  # fmt: skip
+    demo.add_argument("--out", default="jaxviz-demo", metavar="FOLDER", help="default: %(default)s")
+    demo.add_argument("--epochs", type=_count, default=15, metavar="N", help="default: %(default)s")
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+
+    train = _command(
+        sub, commands.train, "train", "train a bundled net on a bundled data set",
+        "Trains a network and writes its weights, history and pictures into one folder, which "
+        "'jaxviz explain' and 'jaxviz layers' read. A stopped training goes on when started again.",
+    )  # fmt: skip
+    train.add_argument("net", type=_one_of("net", models.nets), help=_list(models.nets))
+    train.add_argument(
+        "data", type=_one_of("data set", data.class_names), help=_list(data.class_names)
+    )
+    train.add_argument("--out", metavar="FOLDER", help="default: runs/NET-DATA")
+    train.add_argument(
+        "--epochs", type=_count, default=20, metavar="N", help="default: %(default)s"
+    )
+    train.add_argument(
+        "--batch-size", type=_count, default=128, metavar="N", help="default: %(default)s"
+    )
+    optimizers = commands.OPTIMIZERS
+    train.add_argument(
+        "--optimizer", type=_one_of("optimizer", optimizers), default="adam", metavar="NAME",
+        help=f"{_list(optimizers)}; default: %(default)s",
+    )  # fmt: skip
+    train.add_argument(
+        "--learning-rate", type=_positive, default=1e-3, metavar="X", help="default: %(default)s"
+    )
+    train.add_argument(
+        "--validation", type=_share, default=0.1, metavar="X",
+        help="share of the training images that chooses the best epoch; default: %(default)s",
+    )  # fmt: skip
+    train.add_argument(
+        "--patience", type=_count, metavar="N",
+        help="stop after N epochs without a better validation accuracy; default: never",
+    )  # fmt: skip
+    train.add_argument(
+        "--augment", action="store_true", help="shift and mirror the images at random (not digits)"
+    )
+    train.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _data_options(train)
+
+    layers = _command(
+        sub, commands.layers, "layers", "print the layers of a net or a run",
+        "Prints each layer with its output's shape, parameters and FLOPs for one example, and the "
+        "totals. The names are those that --layer takes.",
+    )  # fmt: skip
+    layers.add_argument("model", help=f"folder of a run, or a bundled net: {_list(models.nets)}")
+
+    explain = _command(
+        sub, commands.explain, "explain", "draw what a trained net looks at",
+        "Draws each image with the five most probable classes and a map for each method: which "
+        "pixels speak for the class, and which against it.",
+    )  # fmt: skip
+    explain.add_argument(
+        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.nets)}"
+    )
+    explain.add_argument(
+        "--data", type=_one_of("data set", data.class_names), metavar="NAME",
+        help=f"test images of {_list(data.class_names)}; default: what the run was trained on",
+    )  # fmt: skip
+    explain.add_argument(
+        "--images", nargs="+", metavar="FILE", help="image files instead; cut and scaled to fit"
+    )
+    explain.add_argument(
+        "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
+        default=list(commands.DEFAULT_METHODS),
+        help=f"{_list(commands.METHODS)}; default: {' '.join(commands.DEFAULT_METHODS)}",
+    )  # fmt: skip
+    explain.add_argument(
+        "--examples", type=_count, default=8, metavar="N",
+        help="how many of the data set's test images, from the first; default: %(default)s",
+    )  # fmt: skip
+    explain.add_argument("--wrong", action="store_true", help="only images that the net gets wrong")
+    explain.add_argument(
+        "--target", metavar="CLASS", help="class to explain, name or index; default: the top one"
+    )
+    explain.add_argument(
+        "--layer", metavar="NAME", help="also draw this layer's feature maps of the first image"
+    )
+    explain.add_argument("--out", metavar="FOLDER", help="default: RUN/explanations")
+    explain.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _data_options(explain)
+    return parser
+
+
+def _command(sub, function: Callable, name: str, line: str, text: str) -> argparse.ArgumentParser:
+    parser = sub.add_parser(name, help=line, description=text)
+    parser.add_argument(
+        "--trace", action="store_true", help="show where in the code an error arose"
+    )
+    parser.set_defaults(command=function, name=name)
+    return parser
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-folder", metavar="FOLDER",
+        help="where its files are; default: $JAXVIZ_DATA, then the cache, then a download",
+    )  # fmt: skip
+    parser.add_argument("--no-download", action="store_true", help="never use the network")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(commands.no_such(what, text, known))
+        return text
+
+    return check
+
+
+def _number(text: str, kind: Callable, fits: Callable, wanted: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}; got {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    return _number(text, int, lambda n: n >= 1, "a whole number, 1 or more")
+
+
+def _positive(text: str) -> float:
+    return _number(text, float, lambda x: 0 < x < float("inf"), "a number above 0")
+
+
+def _share(text: str) -> float:
+    return _number(text, float, lambda x: 0 < x < 1, "a number between 0 and 1")

@@ -62,7 +62,7 @@ def image_grid(
 
     present = np.unique(predicted)
     columns = min(per_row, max(int((predicted == index).sum()) for index in present))
-    margin = 0.62 + 0.075 * max(len(shorten(names[index], 16)) for index in present)
+    margin = 0.85 + 0.06 * max(len(shorten(names[index], 16)) for index in present)
     height = CELL * images.shape[1] / images.shape[2]
     row = height + GAP + (0.17 if labels is not None else 0)
     top = 0.5

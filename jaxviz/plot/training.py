@@ -198,7 +198,7 @@ def confusion_matrix(
         ax.text(classes - 0.35, -0.75, "right", va="center", fontsize=8.5, color=QUIET)
     ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-    ax.grid(which="minor", color="white", linewidth=1)
+    ax.grid(which="minor", color="#e6e9ee", linewidth=0.8)
     ax.tick_params(which="minor", length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -1,0 +1,455 @@
+"""What each command of `jaxviz` does: train, explain, and write pictures into a folder."""
+
+import difflib
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from jaxviz import data as datasets, models, plot, training
+from jaxviz.attribution.gradient import gradient, input_x_gradient, saliency
+from jaxviz.attribution.path import integrated_gradients
+from jaxviz.attribution.smooth import smooth_grad
+from jaxviz.graph.layers import layers as list_layers, summary
+from jaxviz.graph.split import activations
+
+OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
+
+_noisy = smooth_grad(gradient)
+METHODS: dict[str, Callable] = {
+    "gradient": gradient,
+    "saliency": saliency,
+    "input_x_gradient": input_x_gradient,
+    "integrated_gradients": integrated_gradients,
+    "smooth_grad": lambda *explained, key: _noisy(*explained, key=key),
+}
+DEFAULT_METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "smooth_grad")
+_RANDOM = {"smooth_grad"}
+
+_ROWS = 8  # images a sheet: what a page holds
+_IMAGE_SHAPES = {"cifar": (32, 32, 3), "resnet20": (32, 32, 3)}  # the other nets take digits
+_DIGIT = (28, 28, 1)
+
+
+class Picture(NamedTuple):
+    """A figure, the file it goes to, and what it shows."""
+
+    file: str
+    shows: str
+    figure: Any
+
+
+def demo(*, out: str, epochs: int, seed: int) -> None:
+    """Trains on digits, explains some answers, writes every kind of picture."""
+    started = time.perf_counter()
+    folder = Path(out)
+    train_set, test_set = (datasets.load("digits", split) for split in ("train", "test"))
+    run, _ = _train(
+        models.MNISTNetA(),
+        "digits",
+        train_set,
+        folder=folder,
+        num_epochs=epochs,
+        batch_size=64,
+        optimizer=_optimizer("adam", 2e-3),
+        seed=seed,
+    )
+    say = Console()
+    logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
+    predicted = np.asarray(logits.argmax(-1))
+    chosen = _hard_and_easy(np.asarray(jax.nn.softmax(logits)), test_set.labels)
+    pictures = [
+        *_sheets(
+            run, test_set.images[chosen], test_set.labels[chosen], DEFAULT_METHODS, None, seed
+        ),
+        *_result_pictures(run, test_set, predicted),
+        _feature_maps(run, test_set.images[chosen[:1]], _first_convolution(run)),
+    ]
+    _write(say, folder, pictures)
+    right = int((predicted == test_set.labels).sum())
+    say.print(
+        f"{right} of {len(predicted)} test digits are right ({right / len(predicted):.2%}). "
+        f"{time.perf_counter() - started:.0f} s in all. Open {folder / pictures[0].file} first.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def train(
+    *,
+    net: str,
+    data: str,
+    out: str | None,
+    epochs: int,
+    batch_size: int,
+    optimizer: str,
+    learning_rate: float,
+    validation: float,
+    patience: int | None,
+    augment: bool,
+    seed: int,
+    data_folder: str | None,
+    no_download: bool,
+) -> None:
+    """Trains a bundled net and writes a run folder with its pictures."""
+    if augment and data in ("digits", "mnist"):
+        raise ValueError(
+            f"--augment mirrors images; a mirrored digit is none. Leave it out for {data}."
+        )
+    folder = Path(out or f"runs/{net}-{data}")
+    where = {"folder": data_folder, "download": not no_download}
+    train_set, test_set = (datasets.load(data, split, **where) for split in ("train", "test"))
+    options = {
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "augment": augment,
+        "validation": validation,
+        "seed": seed,
+    }
+    run, seconds = _train(
+        models.nets[net](num_classes=len(train_set.class_names)),
+        data,
+        train_set,
+        folder=folder,
+        num_epochs=epochs,
+        batch_size=min(batch_size, math.ceil(len(train_set.labels) * (1 - validation))),
+        optimizer=_optimizer(optimizer, learning_rate),
+        seed=seed,
+        validation=validation,
+        patience=patience,
+        augment=training.pad_crop_flip if augment else None,
+        options=options,
+    )
+    say = Console()
+    logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
+    predicted = np.asarray(logits.argmax(-1))
+    _write(say, folder, _result_pictures(run, test_set, predicted))
+    matrix = training.confusion_matrix(test_set.labels, predicted, len(run.class_names))
+    table = Table("class")
+    table.add_column("right in the test set", justify="right")
+    for name, share in zip(run.class_names, training.per_class_accuracy(matrix), strict=True):
+        table.add_row(name, f"{share:.2%}")
+    table.add_section()
+    table.add_row("all", f"{np.trace(matrix) / matrix.sum():.2%}")
+    say.print(table)
+    say.print(
+        f"{len(run.history.loss)} epochs, {seconds:.0f} s. See what it looks at: "
+        f"jaxviz explain {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def layers(*, model: str) -> None:
+    """Prints the layers of a bundled net or of a run."""
+    run = _open(model)
+    apply_fn = models.apply_fn(run.net)
+    x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
+    print(summary(apply_fn, run.variables, x, width=min(max(Console().width, 60), 110)))
+
+
+def explain(
+    *,
+    model: str,
+    data: str | None,
+    images: Sequence[str] | None,
+    methods: Sequence[str],
+    examples: int,
+    wrong: bool,
+    target: str | None,
+    layer: str | None,
+    out: str | None,
+    seed: int,
+    data_folder: str | None,
+    no_download: bool,
+) -> None:
+    """Writes explanation sheets of a run, or of an untrained bundled net."""
+    run = _open(model)
+    if images is not None:
+        for option, given in (("--data", data), ("--wrong", wrong)):
+            if given:
+                raise ValueError(f"--images cannot go with {option}. Leave one of them out.")
+        pixels, labels = _read_images(images, run.config["input_shape"]), None
+        same_classes = False
+    else:
+        name = data or run.data
+        test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
+        pixels, labels = test_set.images, test_set.labels
+        same_classes = test_set.class_names == run.class_names
+    if pixels.shape[1:] != tuple(run.config["input_shape"]):
+        raise ValueError(
+            f"{model} takes images {tuple(run.config['input_shape'])}; {name} has "
+            f"{pixels.shape[1:]}. Choose another data set, or pass image files with --images."
+        )
+    labels = labels if same_classes else None
+    index = None if target is None else _class_index(target, run.class_names)
+    run = _with_weights(run, seed)
+    if wrong:
+        if labels is None:
+            raise ValueError(
+                f"--wrong needs the classes the net was trained on; {name} has others."
+            )
+        logits = training.predict(run.net, run.variables, _prepared(run, pixels))
+        found = np.flatnonzero(np.asarray(logits.argmax(-1)) != labels)
+        if not len(found):
+            raise ValueError(f"{model} gets every one of the {len(labels)} images right.")
+        pixels, labels = pixels[found], labels[found]
+    if images is None:
+        pixels, labels = pixels[:examples], None if labels is None else labels[:examples]
+
+    folder = Path(
+        out or (Path(model) / "explanations" if Path(model).is_dir() else f"{model}-explanations")
+    )
+    # The layer first: its name may be wrong, and the methods take their time.
+    units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
+    _write(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])
+
+
+@functools.cache  # equal words give the same object, for which nothing is compiled twice
+def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+    return OPTIMIZERS[name](learning_rate)
+
+
+def no_such(what: str, given: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not there: the nearest one, and all."""
+    near = difflib.get_close_matches(given, known := list(known), n=1)
+    hint = f", did you mean {near[0]}?" if near else "."
+    return f"no {what} {given!r}{hint} There are: {', '.join(known)}"
+
+
+def _train(
+    net: nn.Module,
+    data: str,
+    train_set: datasets.Dataset,
+    *,
+    folder: Path,
+    num_epochs: int,
+    batch_size: int,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    validation: float = 0.1,
+    patience: int | None = None,
+    augment: Callable | None = None,
+    options: dict[str, Any] | None = None,
+) -> tuple[training.Run, float]:
+    started = time.perf_counter()
+    split_key, fit_key = jax.random.split(jax.random.key(seed))
+    part, held_out = datasets.train_validation_split(train_set, split_key, validation)
+    checkpoint = None
+    if options is not None:
+        # Another optimizer is another training: it must not go on from this one's state.
+        checkpoint = folder / "checkpoints" / f"{options['optimizer']}-{options['learning_rate']:g}"
+    result = training.fit(
+        net,
+        part,
+        key=fit_key,
+        optimizer=optimizer,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        validation=held_out,
+        patience=patience,
+        augment=augment,
+        checkpoint=checkpoint,
+        on_epoch=None if sys.stderr.isatty() else _report,
+    )
+    seconds = time.perf_counter() - started
+    training.save_run(
+        folder,
+        net,
+        result.variables,
+        history=result.history,
+        data=data,
+        class_names=train_set.class_names,
+        input_shape=train_set.images.shape[1:],
+        options={**(options or {}), "best_epoch": result.best_epoch},
+    )
+    return training.load_run(folder), seconds
+
+
+def _report(epoch: int, history: training.History) -> None:
+    """A line an epoch where there is no terminal for the progress bar."""
+    print(
+        f"epoch {epoch + 1}: loss {history.loss[-1]:.4f}, accuracy {history.accuracy[-1]:.2%}, "
+        f"validation {history.validation_accuracy[-1]:.2%}",
+        file=sys.stderr,
+    )
+
+
+def _open(model: str) -> training.Run:
+    """A run folder, or a bundled net that has only its shapes yet (`_with_weights`)."""
+    if model not in models.nets:
+        if not Path(model).exists():
+            raise ValueError(
+                f"{no_such('folder and no bundled net', model, models.nets)}. "
+                "Or pass the folder that 'jaxviz train' wrote."
+            )
+        return training.load_run(model)
+    net, shape = models.nets[model](), _IMAGE_SHAPES.get(model, _DIGIT)
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), example)
+    data = "digits" if shape == _DIGIT else "cifar10"
+    config = {"input_shape": shape, "mean": [0.0], "std": [1.0], "options": {}}
+    empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
+    return training.Run(net, variables, empty, datasets.class_names[data], data, config)
+
+
+def _is_trained(run: training.Run) -> bool:
+    return len(run.history.loss) > 0
+
+
+def _with_weights(run: training.Run, seed: int) -> training.Run:
+    """The run itself, or a bundled net with random weights, and a word that they are."""
+    if _is_trained(run):
+        return run
+    print(f"jaxviz: {type(run.net).__name__} is untrained; its weights are random", file=sys.stderr)
+    example = jnp.zeros((1, *run.config["input_shape"]))
+    return run._replace(variables=jax.jit(run.net.init)(jax.random.key(seed), example))
+
+
+def _prepared(run: training.Run, pixels: np.ndarray) -> jax.Array:
+    return jnp.asarray(training.preprocess(run, pixels))
+
+
+def _sheets(
+    run: training.Run,
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    methods: Sequence[str],
+    target: int | None,
+    seed: int,
+) -> list[Picture]:
+    apply_fn, x = models.apply_fn(run.net), _prepared(run, pixels)
+    probabilities = np.asarray(jax.nn.softmax(training.predict(run.net, run.variables, x)))
+    maps = {}
+    for name in methods:
+        options = {"key": jax.random.key(seed)} if name in _RANDOM else {}
+        values = METHODS[name](apply_fn, run.variables, x, target, **options)
+        maps[name.replace("_", " ")] = np.asarray(values)
+    untrained = "" if _is_trained(run) else " (untrained)"
+    title = f"What {type(run.net).__name__}{untrained} looks at"
+    pictures = []
+    for number, start in enumerate(range(0, len(pixels), _ROWS), 1):
+        rows = slice(start, start + _ROWS)
+        figure = plot.explanation_sheet(
+            pixels[rows],
+            {name: values[rows] for name, values in maps.items()},
+            probabilities=probabilities[rows],
+            class_names=run.class_names,
+            labels=None if labels is None else labels[rows],
+            target=target,
+            title=title,
+        )
+        suffix = f"_{number}" if len(pixels) > _ROWS else ""
+        pictures.append(Picture(f"explanations{suffix}.png", "why, pixel by pixel", figure))
+    return pictures
+
+
+def _result_pictures(
+    run: training.Run, test_set: datasets.Dataset, predicted: np.ndarray
+) -> list[Picture]:
+    names, labels = run.class_names, test_set.labels
+    matrix = training.confusion_matrix(labels, predicted, len(names))
+    order = _some_mistakes_first(predicted, labels)
+    grid = plot.image_grid(
+        test_set.images[order], predicted[order], labels=labels[order], class_names=names
+    )
+    return [
+        Picture(
+            "predictions.png", "test images by predicted class, up to 3 wrong ones first", grid
+        ),
+        Picture(
+            "confusion.png",
+            "which class is taken for which",
+            plot.confusion_matrix(matrix, class_names=names),
+        ),
+        Picture(
+            "training.png",
+            "loss and accuracy by epoch",
+            plot.training_history(run.history, best_epoch=run.config["options"]["best_epoch"]),
+        ),
+    ]
+
+
+def _feature_maps(run: training.Run, pixels: np.ndarray, layer: str) -> Picture:
+    apply_fn, x = models.apply_fn(run.net), _prepared(run, pixels)
+    values = np.asarray(activations(apply_fn, run.variables, x, [layer])[layer])[0]
+    if values.ndim != 3:
+        raise ValueError(
+            f"layer {layer} must give maps [H, W, C] to be drawn; it gives {values.shape}. "
+            "Choose a convolution or a pooling."
+        )
+    figure = plot.feature_maps(values, title=f"{layer}: what its {values.shape[-1]} units see")
+    return Picture(f"feature_maps_{layer.replace('/', '_')}.png", f"the units of {layer}", figure)
+
+
+def _first_convolution(run: training.Run) -> str:
+    x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
+    found = list_layers(models.apply_fn(run.net), run.variables, x)
+    return next(layer.name for layer in found if layer.kind == "conv")
+
+
+def _hard_and_easy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Six images worth a look: the two the net is least right about, then four classes' first."""
+    hardest = np.argsort(probabilities[np.arange(len(labels)), labels], kind="stable")[:2]
+    easy = [int(np.flatnonzero(labels == index)[0]) for index in np.unique(labels)]
+    return np.array([*hardest, *[n for n in easy if n not in hardest][:4]])
+
+
+def _some_mistakes_first(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The order in which up to three mistakes of each predicted class lead: few may be all."""
+    mistakes = [
+        np.flatnonzero((predicted == index) & (labels != index))[:3] for index in set(labels)
+    ]
+    first = np.concatenate(mistakes)
+    return np.concatenate([first, np.setdiff1d(np.arange(len(labels)), first)])
+
+
+def _class_index(text: str, class_names: Sequence[str]) -> int:
+    if text in class_names:
+        return list(class_names).index(text)
+    if text.isdigit() and int(text) < len(class_names):
+        return int(text)
+    raise ValueError(f"{no_such('class', text, class_names)}. Its index, from 0, will do too.")
+
+
+def _read_images(files: Sequence[str], shape: Sequence[int]) -> np.ndarray:
+    """Image files as `[N, H, W, C]` in 0 to 1: scaled to cover the size, the middle cut out."""
+    height, width, channels = shape
+    pixels = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image = image.convert("L" if channels == 1 else "RGB")
+        except OSError as error:  # not found, no image, or a broken one
+            raise ValueError(f"{file} must be an image file; {error}.") from None
+        scale = max(height / image.height, width / image.width)
+        size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        cut = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
+        pixels.append(cut.reshape(height, width, channels))
+    return np.stack(pixels)
+
+
+def _write(say: Console, folder: Path, pictures: Sequence[Picture]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = Table(title=f"pictures in {folder}", title_justify="left")
+    table.add_column("file", no_wrap=True)
+    table.add_column("shows")
+    for picture in pictures:
+        picture.figure.savefig(folder / picture.file, dpi=150)
+        table.add_row(picture.file, picture.shows)
+    say.print(table)
