@@ -1,0 +1,119 @@
+"""What every public explanation promises, checked on each: a new method is one new row."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+import jaxviz as jv
+
+
+def net(params, x):
+    """A small convolutional net with a pool, [N, 8, 8, 2] -> [N, 3]."""
+    x = jax.lax.conv_general_dilated(
+        x, params["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = jax.nn.relu(x + params["bias"][None, None, None, :])
+    x = nn.max_pool(x, (2, 2), (2, 2))
+    return x.mean((1, 2)) @ params["dense"]
+
+
+def make(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "conv": jax.random.normal(keys[0], (3, 3, 2, 4), dtype),
+        "bias": jax.random.normal(keys[1], (4,), dtype),
+        "dense": jax.random.normal(keys[2], (4, 3), dtype),
+    }
+    return params, jax.random.normal(keys[3], (3, 8, 8, 2), dtype)
+
+
+METHODS = {
+    "gradient": jv.gradient,
+    "saliency": jv.saliency,
+    "input_x_gradient": jv.input_x_gradient,
+}
+# Their random numbers belong to a place in the batch, so one example alone draws others.
+KEYED: set[str] = set()
+TARGET = jnp.array([2, 0, 1])
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def explain(name, apply_fn=net, dtype=jnp.float32, **changes):
+    params, x = make(dtype)
+    arguments = {"params": params, "x": x, "target": TARGET} | changes
+    options = {"key": jax.random.key(3)} if name in KEYED else {}
+    return METHODS[name](apply_fn, **arguments, **options)
+
+
+@every_method
+def test_jit_gives_the_same(name):
+    params, x = make()
+    jitted = jax.jit(lambda p, x, t: explain(name, params=p, x=x, target=t))
+    chex.assert_trees_all_close(jitted(params, x, TARGET), explain(name), rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_a_batch_is_its_examples(name):
+    if name in KEYED:
+        pytest.skip("draws differ by place in the batch")
+    _, x = make()
+    alone = [explain(name, x=x[i : i + 1], target=TARGET[i : i + 1]) for i in range(3)]
+    alone = jax.tree.map(lambda *rows: jnp.concatenate(rows), *alone)
+    chex.assert_trees_all_close(explain(name), alone, rtol=1e-4, atol=1e-5)
+
+
+@every_method
+def test_new_data_and_labels_do_not_retrace(name):
+    traces = []
+
+    def counted(params, x):
+        traces.append(1)
+        return net(params, x)
+
+    params, x = make()
+    explain(name, counted)
+    first = len(traces)
+    explain(name, counted, x=x + 1)
+    explain(name, counted, target=jnp.array([0, 0, 2]))
+    explain(name, counted, params=jax.tree.map(lambda a: 2 * a, params))
+    assert first > 0
+    assert len(traces) == first
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_dtype_is_kept_and_numbers_are_finite(name, dtype):
+    out = explain(name, dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(dtype)}
+    chex.assert_tree_all_finite(out)
+
+
+@every_method
+def test_the_same_call_gives_the_same_answer(name):
+    chex.assert_trees_all_equal(explain(name), explain(name))
+
+
+@every_method
+def test_none_explains_the_top_class(name):
+    params, x = make()
+    top = net(params, x).argmax(1)
+    chex.assert_trees_all_close(explain(name, target=None), explain(name, target=top), rtol=1e-5)
+
+
+@every_method
+def test_a_wrong_target_is_refused_by_the_methods_name(name):
+    with pytest.raises(ValueError, match=rf"^{name}: target must be in \[0, 3\)"):
+        explain(name, target=3)
+
+
+@every_method
+def test_the_docstring_says_all(name):
+    method = METHODS[name]
+    method = method.func if isinstance(method, functools.partial) else method
+    for part in ("Args:", "Returns:", "Example", "Reference:"):
+        assert part in method.__doc__, f"{name} lacks {part}"
