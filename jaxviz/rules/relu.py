@@ -1,4 +1,15 @@
-"""Other pullbacks for ReLUs: guided backpropagation and the deconvnet."""
+"""Other pullbacks for ReLU: guided backpropagation, the deconvnet, and two smoother ones.
+
+The function itself is never changed, only what its derivative lets through. A ReLU is found
+however it is spelled (`jax.nn.relu`, `jnp.maximum(x, 0)`, `where(x > 0, x, 0)`, `x * (x > 0)`).
+ReLU6 counts as a ReLU, for it is one with a ceiling. Leaky ReLU, ELU, GELU and the like let
+negative values through by design; the papers say nothing of them, so they keep their own
+derivative. To treat one like a ReLU all the same, add a row:
+`RuleSet("mine", {**dict(guided.table), "gelu": guided_rule})`.
+"""
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,34 +17,128 @@ import jax.numpy as jnp
 from jaxviz.graph.rewrite import Op, RuleSet
 
 
-@jax.custom_vjp
-def _guided(x):
-    return jnp.maximum(x, 0)
+def guided_rule(op: Op) -> Callable:
+    """Of a gradient only what is positive, and that only where the activation lets it through."""
+    return _with_pullback(op, lambda x, g, own: own(jnp.maximum(g, 0)))
 
 
-_guided.defvjp(
-    lambda x: (jnp.maximum(x, 0), x > 0),
-    lambda fired, g: (jnp.where(fired & (g > 0), g, 0),),
-)
+def deconvnet_rule(op: Op) -> Callable:
+    """Of a gradient only what is positive, wherever the activation stood in the forward pass."""
+    return _with_pullback(op, lambda x, g, own: jnp.maximum(g, 0))
 
 
-@jax.custom_vjp
-def _deconvnet(x):
-    return jnp.maximum(x, 0)
+@functools.cache
+def redirected_rule(ceiling: float | None = None) -> Callable[[Op], Callable]:
+    """Where a whole example's gradient is blocked by dead units, lets it through to wake them.
 
+    The gradient is that of what climbs: a dead unit that it would push further away stays closed.
 
-_deconvnet.defvjp(lambda x: (jnp.maximum(x, 0), None), lambda _, g: (jnp.maximum(g, 0),))
+    Args:
+      ceiling: The input above which the activation is dead too (6 for ReLU6).
 
+    Reference:
+      The `redirected_relu_grad` of Lucid, which descends: there the sign of the gradient is the
+      other one.
+    """
 
-def _in_place_of_relu(function):
-    def rule(op: Op):
-        moving = op.depends.index(True)  # a zero that is no literal may stand beside it
-        return lambda *inputs: function(inputs[moving])
+    def rule(op: Op) -> Callable:
+        def pullback(x, g, own):
+            away = (x <= 0) & (g < 0)
+            if ceiling is not None:
+                away = away | ((x >= ceiling) & (g > 0))
+            plain = own(g)
+            blocked = jnp.all(plain == 0, tuple(range(1, x.ndim)), keepdims=True)
+            redirected = jnp.where(away, jnp.zeros_like(g), g)
+            return jnp.where(jnp.broadcast_to(blocked, g.shape), redirected, plain)
+
+        return _with_pullback(op, pullback)
 
     return rule
 
 
-# Only what fired, and only where more of it raises the score (arXiv:1412.6806, section 3.4).
-guided = RuleSet("guided", {"relu": _in_place_of_relu(_guided)})
-# Where more raises the score, fired or not (arXiv:1311.2901, section 2.1).
-deconvnet = RuleSet("deconvnet", {"relu": _in_place_of_relu(_deconvnet)})
+@functools.cache
+def softplus_rule(beta: float) -> Callable[[Op], Callable]:
+    """The derivative of softplus(beta x) / beta in place of a step."""
+
+    def rule(op: Op) -> Callable:
+        at = op.depends.index(True)
+
+        # Linear in the gradient, so a `custom_jvp`: forward mode works as well.
+        @jax.custom_jvp
+        def replaced(*inputs):
+            return op.evaluate(*inputs)
+
+        @replaced.defjvp
+        def tangent(inputs, tangents):
+            x = jnp.asarray(inputs[at])
+            slope = jax.nn.sigmoid(jnp.asarray(beta, x.dtype) * x)
+            return replaced(*inputs), tangents[at] * slope
+
+        return replaced
+
+    return rule
+
+
+def _with_pullback(op: Op, pullback: Callable) -> Callable:
+    """The operation as it stands, with `(x, g, own pullback) -> gradient` as its pullback."""
+    at = op.depends.index(True)  # an array of zeros that only params reach may stand beside x
+
+    @jax.custom_vjp
+    def replaced(*inputs):
+        return op.evaluate(*inputs)
+
+    def backward(inputs, g):
+        x = inputs[at]
+
+        def own(g):
+            if op.kind == "relu":  # spelled as a maximum its derivative at zero would be a half
+                return jnp.where(x > 0, g, jnp.zeros_like(g))
+            moved = lambda x: op.evaluate(*inputs[:at], x, *inputs[at + 1 :])
+            return jax.vjp(moved, x)[1](g)[0]
+
+        gradients = [jnp.zeros_like(a) for a in inputs]
+        gradients[at] = pullback(x, g, own)
+        return tuple(gradients)
+
+    replaced.defvjp(lambda *inputs: (op.evaluate(*inputs), inputs), backward)
+    return replaced
+
+
+def _relus(name: str, rule: Callable, relu6: Callable | None = None) -> RuleSet:
+    # A ReLU inside a function with a derivative of its own is a ReLU all the same.
+    table = {"relu": rule, "relu6": relu6 or rule}
+    return RuleSet(name, table, into_custom=True, named=False)
+
+
+guided = _relus("guided", guided_rule)
+deconvnet = _relus("deconvnet", deconvnet_rule)
+redirected_relu = _relus("redirected_relu", redirected_rule(), redirected_rule(6.0))
+
+
+def softplus_surrogate(beta: float = 10.0) -> RuleSet:
+    """ReLUs whose derivative is that of a softplus, for second derivatives that are not zero.
+
+    1[x > 0] becomes 1 / (1 + exp(-beta x)); the values of the function stay those of ReLU.
+
+    Args:
+      beta: Sharpness, > 0; the derivative tends to the step as it grows.
+
+    Returns:
+      A rule set, equal for equal `beta`.
+
+    Raises:
+      ValueError: `beta` is not positive.
+
+    Example:
+      >>> from jaxviz.graph.rewrite import rewrite
+      >>> f = rewrite(lambda _, x: jax.nn.relu(x), softplus_surrogate(2.0))
+      >>> float(jax.grad(lambda x: f(None, x).sum())(jnp.zeros((1, 1)))[0, 0])
+      0.5
+
+    Reference:
+      Dombrowski et al. 2019, arXiv:1906.07983, section 4. There the forward pass is softplus too;
+      here only the derivative, so that what is explained is the net as it is.
+    """
+    if not beta > 0:
+        raise ValueError(f"softplus_surrogate: beta must be positive; got {beta}. Try 10.")
+    return _relus("softplus_surrogate", softplus_rule(float(beta)))
