@@ -148,7 +148,8 @@ def ablation_cam(
         whole = select(outputs, chosen)
 
         def score(k):
-            here = jnp.broadcast_to(jnp.arange(a.shape[-1]) == k, a.shape).astype(a.dtype)
+            here = jnp.arange(a.shape[-1], dtype=k.dtype) == k
+            here = jnp.broadcast_to(here, a.shape).astype(a.dtype)
             if reshape is not None:  # the numbers of the layer's own output that reshape puts there
                 (here,) = jax.linear_transpose(cut.maps, cut.a)(here)
             without = jnp.where(here == 0, cut.a, 0)

@@ -49,7 +49,7 @@ def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
         if num % chunk:  # a repeated last copy fills the last chunk; `where`, for it may be NaN
             here = first + jnp.arange(chunk, dtype=jnp.int32) < num
             terms = jax.tree.map(lambda a: jnp.where(_column(here, a), a, 0), terms)
-        return jax.tree.map(lambda a: a.sum(0, dtype=_wide(a)), terms)
+        return jax.tree.map(lambda a: a.sum(0, dtype=at_least_float32(a)), terms)
 
     if chunk >= num:
         return one_chunk(jnp.int32(0))
@@ -57,7 +57,9 @@ def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
     def add(total, first):
         return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one_chunk(first)), None
 
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, _wide(a)), jax.eval_shape(term, jnp.int32(0)))
+    zeros = jax.tree.map(
+        lambda a: jnp.zeros(a.shape, at_least_float32(a)), jax.eval_shape(term, jnp.int32(0))
+    )
     return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, _firsts(num, chunk))[0]
 
 
@@ -122,8 +124,10 @@ def is_floating(leaf: Any) -> bool:
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
-def _wide(a):
-    return jnp.promote_types(a.dtype, jnp.float32) if is_floating(a) else a.dtype
+def at_least_float32(a: Any) -> Any:
+    """The dtype in which numbers like `a` are added up."""
+    narrow = is_floating(a) and jnp.finfo(a.dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else a.dtype
 
 
 def _column(a, like):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
     at_least,
+    at_least_float32,
     chunk_length,
     fixed_target,
     is_floating,
@@ -66,7 +67,8 @@ def integrated_gradients(
 
     Reference:
       Sundararajan et al. 2017, arXiv:1703.01365, eq. 1; equal steps at their right ends there,
-      Gauss-Legendre points here unless `rule` says otherwise.
+      Gauss-Legendre points here unless `rule` says otherwise. Captum's trapezoid weights sum to
+      1 - 1 / num_steps; these sum to 1.
     """
     name = "integrated_gradients"
     points, weights = quadrature(name, rule, num_steps)
@@ -82,7 +84,7 @@ def integrated_gradients(
     return _times_difference(x, start, running_sum(term, num_steps, chunk))
 
 
-@explanation("num_samples", "chunk_size")
+@explanation("num_samples", "noise_scale", "chunk_size")
 def expected_gradients(
     apply_fn: Callable,
     params: Any,
@@ -108,7 +110,7 @@ def expected_gradients(
         which is chosen once, at `x`.
       baselines: `[B, ...]`, a sample of the data, any B >= 1; for a pytree `x` a pytree of such,
         drawn from in step.
-      key: Key of the draws. Sample k of example n is the same whatever `chunk_size` is.
+      key: Key of the draws, which are the same whatever `chunk_size` is.
       num_samples: Draws for each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of Gaussian noise added to each draw's `x`, as a share of the
         example's range (max - min).
@@ -139,13 +141,14 @@ def expected_gradients(
     chunk = chunk_length(name, num_samples, chunk_size, x)
     target = fixed_target(apply_fn, params, x, target)
 
+    which_key, where_key, noise_key = jax.random.split(key, 3)
+    which = jax.random.randint(which_key, (num_samples, num_examples), 0, count)
+    where = jax.random.uniform(where_key, (num_samples, num_examples))
+
     def term(k):
-        which_key, where_key, noise_key = jax.random.split(jax.random.fold_in(key, k), 3)
-        which = jax.random.randint(which_key, (num_examples,), 0, count)
-        where = jax.random.uniform(where_key, (num_examples,))
-        start = jax.tree.map(lambda b: jnp.asarray(b)[which], baselines)
-        end = with_noise(noise_key, x, noise_scale)
-        gradient = input_gradient(apply_fn, params, _between(start, end, where), target)
+        start = jax.tree.map(lambda b: jnp.asarray(b)[which[k]], baselines)
+        end = with_noise(jax.random.fold_in(noise_key, k), x, noise_scale) if noise_scale else x
+        gradient = input_gradient(apply_fn, params, _between(start, end, where[k]), target)
         return _times_difference(end, start, gradient)
 
     total = running_sum(term, num_samples, chunk)
@@ -283,7 +286,7 @@ def _between(start, end, where):
     def between(a, b):
         if not is_floating(b):
             return b
-        wide = jnp.promote_types(b.dtype, jnp.float32)
+        wide = at_least_float32(b)
         t = where.astype(wide).reshape(where.shape + (1,) * ((b.ndim - 1) * where.ndim))
         t = jnp.broadcast_to(t, b.shape)
         a = a.astype(wide)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
+    at_least_float32,
     chunk_length,
     fixed_target,
     running_sum,
@@ -156,7 +157,7 @@ def _variance(sample, num_samples, chunk):
 
 
 def _wide(a):
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return a.astype(at_least_float32(a))
 
 
 def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):

@@ -30,20 +30,16 @@ def main():
     out["baseline"] = np.float32(0.5 * rng.normal(size=(12, 12, 2)))
     out["baselines"] = np.float32(rng.normal(size=(5, 12, 12, 2)))
 
-    # The draws as the docstrings of smooth_grad and expected_gradients promise them: sample k is
-    # made of fold_in(key, k), in double precision.
+    # The draws as smooth_grad and expected_gradients make them, in double precision.
     key, x = jax.random.key(7), out["x"]
-    smooth, where, which, noise = [], [], [], []
+    normal = lambda key: jax.random.normal(jax.random.fold_in(key, 0), x.shape, np.float64)
+    samples = range(NUM_SAMPLES)
     with jax.enable_x64(True):
-        for k in range(NUM_SAMPLES):
-            sample = jax.random.fold_in(key, k)
-            leaf = jax.random.fold_in(sample, 0)
-            smooth.append(jax.random.normal(leaf, x.shape, np.float64))
-            keys = jax.random.split(sample, 3)
-            which.append(jax.random.randint(keys[0], (3,), 0, 5))
-            where.append(jax.random.uniform(keys[1], (3,)))
-            leaf = jax.random.fold_in(keys[2], 0)
-            noise.append(jax.random.normal(leaf, x.shape, np.float64))
+        smooth = [normal(jax.random.fold_in(key, k)) for k in samples]
+        which_key, where_key, noise_key = jax.random.split(key, 3)
+        which = jax.random.randint(which_key, (NUM_SAMPLES, len(x)), 0, 5)
+        where = jax.random.uniform(where_key, (NUM_SAMPLES, len(x)))
+        noise = [normal(jax.random.fold_in(noise_key, k)) for k in samples]
     out |= {"smooth_noise": smooth, "which": which, "where": where, "noise": noise}
     np.savez_compressed(FOLDER / "gradient_inputs.npz", **out)
 

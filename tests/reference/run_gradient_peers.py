@@ -87,15 +87,16 @@ def captum_values(net, x, target):
     scale = 0.15 * spread.repeat_interleave(samples)[:, None, None, None]
     noise = first(rows_of(INPUTS["smooth_noise"])) * scale
     for kind in ("smoothgrad", "smoothgrad_sq", "vargrad"):
-        with mock.patch.object(torch, "normal", lambda mean, std: noise):
+        with mock.patch.object(torch, "normal", return_value=noise):
             out[kind] = attr.NoiseTunnel(attr.Saliency(net)).attribute(
                 x, nt_type=kind, nt_samples=samples, target=target, abs=False
             )
     noise = first(rows_of(INPUTS["noise"])) * scale
+    which, where = rows_of(INPUTS["which"]).astype(int), rows_of(INPUTS["where"])
     with (
-        mock.patch.object(torch, "normal", lambda mean, std: noise),
-        mock.patch.object(np.random, "choice", lambda *_: rows_of(INPUTS["which"]).astype(int)),
-        mock.patch.object(np.random, "uniform", lambda *_: rows_of(INPUTS["where"])),
+        mock.patch.object(torch, "normal", return_value=noise),
+        mock.patch.object(np.random, "choice", return_value=which),
+        mock.patch.object(np.random, "uniform", return_value=where),
     ):
         out["gradient_shap"] = attr.GradientShap(net).attribute(
             x, baselines, n_samples=samples, stdevs=1.0, target=target

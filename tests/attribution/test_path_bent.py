@@ -1,0 +1,142 @@
+"""Guided and blur integrated gradients: against slow NumPy, and by completeness."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from jaxviz.attribution.path import integrated_gradients
+from jaxviz.attribution.path_bent import blur_integrated_gradients, guided_integrated_gradients
+
+smooth = lambda w, x: jnp.tanh(x.reshape(x.shape[0], -1) @ w) ** 2
+straight = lambda w, x: jnp.maximum(x.reshape(x.shape[0], -1) @ w[0], 0) @ w[1]
+
+
+def slow_guided(gradient, x, start, num_steps, fraction, max_distance):
+    """Algorithm 1 of the paper for one example, one group of inputs at a time."""
+    at, total = start.copy(), np.zeros_like(x)
+    whole, way = np.abs(x - start).sum(), x - start
+    for step in range(num_steps):
+        slope = gradient(at)
+        rank = np.abs(slope)
+        share = (step + 1) / num_steps
+        low = start + max(share - max_distance, 0) * way
+        high = start + min(share + max_distance, 1) * way
+        gamma = math.inf
+        while gamma > 1:
+            before = at.copy()
+            behind = np.abs(at - start) < np.abs(low - start) - 1e-12
+            at[behind] = low[behind]
+            distance = np.abs(x - at).sum()
+            if math.isclose(distance, whole * (1 - share), rel_tol=1e-9, abs_tol=1e-9):
+                total += (at - before) * slope
+                break
+            rank[np.isclose(at, high, rtol=0, atol=1e-12)] = np.inf
+            chosen = rank <= np.sort(rank)[math.floor(fraction * (rank.size - 1))]
+            chosen &= rank < np.inf
+            gain = np.abs(high - at)[chosen].sum()
+            gamma = (distance - whole * (1 - share)) / gain if gain > 0 else math.inf
+            at[chosen] += min(gamma, 1) * (high - at)[chosen]
+            total += (at - before) * slope
+    return total
+
+
+@pytest.mark.parametrize("net", [smooth, straight])
+@pytest.mark.parametrize("fraction", [0.25, 0.4, 1.0])
+def test_guided_agrees_with_the_algorithm_as_written(net, fraction):
+    rng = np.random.default_rng(3)
+    w = rng.normal(size=(9, 4))
+    w[4:6] = 0  # ties: their gradients are zero
+    w = w if net is smooth else (w, rng.normal(size=(4, 4)))
+    x, start = rng.normal(size=(2, 2, 9))
+    start[:, 7] = x[:, 7]  # an input that has nowhere to go
+    score = jax.jit(jax.grad(lambda x, w: net(w, x[None])[0, 1]))
+    with jax.enable_x64(True):
+        w = jax.tree.map(jnp.asarray, w)
+        options = {"num_steps": 20, "fraction": fraction, "max_distance": 0.1}
+        out = guided_integrated_gradients(
+            net, w, jnp.asarray(x), 1, baseline=jnp.asarray(start), **options
+        )
+        for i in range(2):
+            gradient = lambda at: np.array(score(jnp.asarray(at), w))
+            slow = slow_guided(gradient, x[i], start[i], 20, fraction, 0.1)
+            chex.assert_trees_all_close(out[i], slow, rtol=1e-9, atol=1e-12)
+
+
+def test_guided_without_leeway_is_the_straight_path():
+    x = jax.random.normal(jax.random.key(0), (2, 9))
+    w = jax.random.normal(jax.random.key(1), (9, 3))
+    bent = guided_integrated_gradients(smooth, w, x, 0, num_steps=10, max_distance=0.0)
+    plain = integrated_gradients(smooth, w, x, 0, num_steps=10, rule="left")
+    chex.assert_trees_all_close(bent, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_guided_is_complete(seed):
+    keys = jax.random.split(jax.random.key(seed))
+    x, w = jax.random.normal(keys[0], (3, 4, 4, 1)), 0.3 * jax.random.normal(keys[1], (16, 3))
+    out = guided_integrated_gradients(smooth, w, x, 2, num_steps=400)
+    # 400 steps of first order on scores of at most 1.
+    chex.assert_trees_all_close(out.sum((1, 2, 3)), smooth(w, x)[:, 2], atol=2e-2)
+
+
+def slow_blur(x, sigma):
+    if sigma == 0:
+        return x
+    return scipy.ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="constant", truncate=20)
+
+
+def test_blur_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(1, 6, 5, 2)), 0.2 * rng.normal(size=(60, 3))
+    h, sigmas = 1e-4, np.arange(12) * 4 / 12
+    score = jax.jit(jax.grad(lambda x, w: smooth(w, x[None])[0, 1]))
+    with jax.enable_x64(True):
+        slow = np.zeros_like(x[0])
+        for sigma in sigmas:
+            speed = (slow_blur(x[0], sigma + h) - slow_blur(x[0], max(sigma - h, 0))) / (2 * h)
+            blurred = jnp.asarray(slow_blur(x[0], sigma))
+            slow -= 4 / 12 * speed * np.asarray(score(blurred, jnp.asarray(w)))
+        options = {"max_sigma": 4.0, "num_steps": 12, "rule": "left"}
+        out = blur_integrated_gradients(smooth, jnp.asarray(w), jnp.asarray(x), 1, **options)
+        # Central differences with h = 1e-4: an error of h^2 = 1e-8 times a third derivative.
+        chex.assert_trees_all_close(out[0], slow, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 1), (2, 6, 5, 2), (1, 3, 4, 3, 1)])
+def test_blur_is_complete_in_any_number_of_dimensions(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    w = 0.3 * jax.random.normal(jax.random.key(1), (math.prod(shape[1:]), 3))
+    out = blur_integrated_gradients(smooth, w, x, 1, max_sigma=30.0, num_steps=200)
+    axes = (0,) + (30,) * (len(shape) - 2) + (0,)
+    lost = scipy.ndimage.gaussian_filter(np.asarray(x), axes, mode="constant", truncate=8)
+    gained = smooth(w, x)[:, 1] - smooth(w, jnp.asarray(lost))[:, 1]
+    chex.assert_trees_all_close(out.reshape(shape[0], -1).sum(1), gained, atol=1e-3)
+
+
+def test_chunks_change_nothing():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 2))
+    w = 0.3 * jax.random.normal(jax.random.key(1), (60, 3))
+    outs = [
+        blur_integrated_gradients(smooth, w, x, 1, num_steps=10, chunk_size=c) for c in (1, 4, 10)
+    ]
+    chex.assert_trees_all_close(outs[0], outs[1], outs[2], atol=1e-5)
+
+
+def test_errors_say_what_came():
+    x = jnp.ones((1, 4))
+    w = jnp.ones((4, 2))
+    with pytest.raises(ValueError, match=r"guided_integrated_gradients: x must be one array"):
+        guided_integrated_gradients(lambda w, x: x["a"] @ w, w, {"a": x}, 0)
+    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\].*got 0.0"):
+        guided_integrated_gradients(smooth, w, x, 0, fraction=0.0)
+    with pytest.raises(ValueError, match=r"num_steps must be at least 1; got 0"):
+        guided_integrated_gradients(smooth, w, x, 0, num_steps=0)
+    with pytest.raises(ValueError, match=r"got x \(1, 4\).*channel axis"):
+        blur_integrated_gradients(smooth, w, x, 0)
+    with pytest.raises(ValueError, match=r"max_sigma > 0"):
+        blur_integrated_gradients(smooth, w, x[..., None], 0, max_sigma=0.0)
