@@ -19,24 +19,34 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
+from jaxviz.attribution.cam import grad_cam
 from jaxviz.attribution.gradient import gradient, input_x_gradient, saliency
 from jaxviz.attribution.path import integrated_gradients
 from jaxviz.attribution.smooth import smooth_grad
-from jaxviz.graph.layers import layers as list_layers, summary
+from jaxviz.graph.layers import Layer, layers as list_layers, summary
 from jaxviz.graph.split import activations
 
 OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
 
-_noisy = smooth_grad(gradient)
-METHODS: dict[str, Callable] = {
-    "gradient": gradient,
-    "saliency": saliency,
-    "input_x_gradient": input_x_gradient,
-    "integrated_gradients": integrated_gradients,
-    "smooth_grad": lambda *explained, key: _noisy(*explained, key=key),
+
+class Method(NamedTuple):
+    """An explanation as the command line offers it."""
+
+    title: str
+    explain: Callable
+    random: bool = False  # takes a key
+    coarse: bool = False  # a map of a layer: takes one, and is read over the image
+
+
+METHODS: dict[str, Method] = {
+    "gradient": Method("gradient", gradient),
+    "saliency": Method("saliency", saliency),
+    "input_x_gradient": Method("input x gradient", input_x_gradient),
+    "integrated_gradients": Method("integrated gradients", integrated_gradients),
+    "smooth_grad": Method("SmoothGrad", smooth_grad(gradient), random=True),
+    "grad_cam": Method("Grad-CAM", grad_cam, coarse=True),
 }
-DEFAULT_METHODS = ("saliency", "input_x_gradient", "integrated_gradients", "smooth_grad")
-_RANDOM = {"smooth_grad"}
+DEFAULT_METHODS = ("saliency", "integrated_gradients", "smooth_grad", "grad_cam")
 
 _ROWS = 8  # images a sheet: what a page holds
 _IMAGE_SHAPES = {"cifar": (32, 32, 3), "resnet20": (32, 32, 3)}  # the other nets take digits
@@ -335,9 +345,12 @@ def _sheets(
     probabilities = np.asarray(jax.nn.softmax(training.predict(run.net, run.variables, x)))
     maps = {}
     for name in methods:
-        options = {"key": jax.random.key(seed)} if name in _RANDOM else {}
-        values = METHODS[name](apply_fn, run.variables, x, target, **options)
-        maps[name.replace("_", " ")] = np.asarray(values)
+        method = METHODS[name]
+        options: dict[str, Any] = {"key": jax.random.key(seed)} if method.random else {}
+        if method.coarse:
+            options["layer"] = _last_maps(run)
+        values = method.explain(apply_fn, run.variables, x, target, **options)
+        maps[method.title] = np.asarray(values)
     untrained = "" if _is_trained(run) else " (untrained)"
     title = f"What {type(run.net).__name__}{untrained} looks at"
     pictures = []
@@ -350,6 +363,7 @@ def _sheets(
             class_names=run.class_names,
             labels=None if labels is None else labels[rows],
             target=target,
+            overlay=[METHODS[name].title for name in methods if METHODS[name].coarse],
             title=title,
         )
         suffix = f"_{number}" if len(pixels) > _ROWS else ""
@@ -367,9 +381,7 @@ def _result_pictures(
         test_set.images[order], predicted[order], labels=labels[order], class_names=names
     )
     return [
-        Picture(
-            "predictions.png", "test images by predicted class, up to 3 wrong ones first", grid
-        ),
+        Picture("predictions.png", "by predicted class, up to 3 mistakes first", grid),
         Picture(
             "confusion.png",
             "which class is taken for which",
@@ -395,10 +407,19 @@ def _feature_maps(run: training.Run, pixels: np.ndarray, layer: str) -> Picture:
     return Picture(f"feature_maps_{layer.replace('/', '_')}.png", f"the units of {layer}", figure)
 
 
-def _first_convolution(run: training.Run) -> str:
+def _layers(run: training.Run) -> tuple[Layer, ...]:
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
-    found = list_layers(models.apply_fn(run.net), run.variables, x)
-    return next(layer.name for layer in found if layer.kind == "conv")
+    return list_layers(models.apply_fn(run.net), run.variables, x)
+
+
+def _first_convolution(run: training.Run) -> str:
+    return next(layer.name for layer in _layers(run) if layer.kind == "conv")
+
+
+def _last_maps(run: training.Run) -> str:
+    """The last maps that no pooling has made coarser yet."""
+    maps = (m for m in _layers(run) if len(m.shape) == 4 and m.can_cut and "pool" not in m.kind)
+    return list(maps)[-1].name
 
 
 def _hard_and_easy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
