@@ -1,0 +1,173 @@
+"""The full gradient: the score shared among the inputs and every bias on the way."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import is_floating
+from jaxviz.attribution.feature_maps import Resize, resized
+from jaxviz.attribution.gradient import input_gradient
+from jaxviz.graph.interpreter import Scalar
+from jaxviz.graph.rewrite import Op, RuleSet, rewrite
+
+
+class FullGradient(NamedTuple):
+    """The terms of the full gradient, signed.
+
+    Attributes:
+      inputs: x * d f / d x, the shape of `x`.
+      biases: For each addition of something that `x` does not reach, in order of execution: what is
+        added times d f / d sum, the shape of the sum, batch first.
+    """
+
+    inputs: Any
+    biases: tuple[jax.Array, ...]
+
+
+@explanation("resize")
+def full_grad(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target = None,
+    *,
+    resize: Resize = True,
+) -> jax.Array:
+    """Where the score comes from, inputs and the biases of all layers together.
+
+    sum over channels |x * d f / d x| + sum over layers and channels |bias-gradient|, resized.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]`, floating, or a pytree of such.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
+      resize: True brings all maps to the spatial size of `x`, a size `(h, w)` to that one.
+
+    Returns:
+      `[N, *space]`, non-negative, in units of the explained output. Biases of layers without
+      spatial extent have no place in it; `full_gradient` has them all. Costs a forward and a
+      backward pass, and the memory of one map for each bias.
+
+    Raises:
+      ValueError: `x` is not `[N, *space, C]`, or `target` names no output.
+
+    Example:
+      >>> net = lambda b, x: jax.nn.relu(x + b).mean((1, 2))
+      >>> full_grad(net, jnp.array([[[[2.0]]]]), jnp.ones((1, 1, 2, 1)), 0).tolist()
+      [[[1.5, 1.5]]]
+
+    Reference:
+      Srinivas and Fleuret 2019, arXiv:1905.00780, eq. 6. There each map is scaled to [0, 1] before
+      the sum; here all keep the score's units, so a layer weighs what it contributes.
+    """
+    whole = _terms(apply_fn, params, x, target)
+    maps = [*jax.tree.leaves(whole.inputs), *whole.biases]
+    ndim = jnp.ndim(jax.tree.leaves(x)[0])
+    if resize is False or ndim < 3:
+        raise ValueError(
+            f"full_grad: x must be [N, *space, C] and resize True or a size; got x "
+            f"{jax.tree.map(jnp.shape, x)}, resize {resize}. The layers' own maps are those of "
+            "`full_gradient`."
+        )
+    placed = [jnp.abs(a).sum(-1) for a in maps if a.ndim == ndim]
+    return sum(resized("full_grad", a, x, resize) for a in placed)  # type: ignore[return-value]
+
+
+@explanation()
+def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None) -> FullGradient:
+    """The terms of which the score is the sum: one for each input, one for each bias at each place.
+
+    f(x) = sum x * d f / d x + sum over biases b * d f / d b.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]`, floating, or a pytree of such.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
+
+    Returns:
+      A `FullGradient`, in units of the explained output. An example's terms sum to its score where
+      the net is piecewise linear apart from pointwise activations. Batch norm counts as the
+      additions it is made of; an activation that is no ReLU adds its intercept, a(z) - a'(z) z.
+
+    Raises:
+      ValueError: `x` is no batch, or `target` names no output.
+
+    Example:
+      >>> net = lambda b, x: 3 * jax.nn.relu(x + b)
+      >>> terms = full_gradient(net, jnp.array([[2.0]]), jnp.ones((1, 1)), 0)
+      >>> terms.inputs.tolist(), [bias.tolist() for bias in terms.biases]
+      ([[3.0]], [[[6.0]]])
+
+    Reference:
+      Srinivas and Fleuret 2019, arXiv:1905.00780, proposition 1, implicit biases included.
+    """
+    return _terms(apply_fn, params, x, target)
+
+
+def _terms(apply_fn, params, x, target):
+    def probe(params, x):
+        shapes.clear()
+        return rewrite(apply_fn, _rules(lambda op: shapes.append(op.outputs[0])))(params, x)
+
+    shapes: list[jax.ShapeDtypeStruct] = []
+    jax.eval_shape(probe, params, x)
+
+    def scaled(params, inputs):
+        x, scales = inputs
+        following = iter(scales)
+        return rewrite(apply_fn, _rules(lambda op: next(following)))(params, x)
+
+    # Each bias is multiplied by ones: the gradient by those is the bias times its own gradient.
+    scales = tuple(jnp.ones(a.shape, a.dtype) for a in shapes)
+    gradients, biases = input_gradient(scaled, params, (x, scales), target)
+    inputs = jax.tree.map(lambda a, g: a * g if is_floating(a) else g, x, gradients)
+    return FullGradient(inputs, biases)
+
+
+def _rules(scale: Callable[[Op], Any]) -> RuleSet:
+    """Rules that multiply each bias by `scale(op)`, or leave it where that is None."""
+
+    def addition(op):
+        if sum(op.depends) != 1 or len(op.operands) != 2:
+            return None
+        ones = scale(op)
+        if ones is None:
+            return None
+        first = not isinstance(op.operands[0], Scalar) and op.depends[op.operands[0]]
+        sign = -1 if op.primitive == "sub" else 1
+
+        def replacement(*inputs):
+            a, b = (o.value if isinstance(o, Scalar) else inputs[o] for o in op.operands)
+            held = ones * jnp.broadcast_to(jnp.asarray(b if first else a, ones.dtype), ones.shape)
+            return a + sign * held if first else held + sign * b
+
+        return replacement
+
+    def intercept(op):
+        if op.kind in _THROUGH_ZERO or sum(op.depends) != 1:
+            return op.evaluate  # as it stands: what it is made of adds no bias
+        ones = scale(op)
+        if ones is None:
+            return op.evaluate
+        at = op.depends.index(True)
+
+        def replacement(*inputs):
+            along = lambda z: op.evaluate(*inputs[:at], z, *inputs[at + 1 :])
+            out, slope = jax.jvp(along, (inputs[at],), (inputs[at],))
+            return out + (ones - 1) * jax.lax.stop_gradient(out - slope)
+
+        return replacement
+
+    kept = dict.fromkeys(
+        ("softmax", "log_softmax", "layer_norm", "rms_norm"), lambda op: op.evaluate
+    )
+    rows = {"add": addition, "sub": addition, "bias": addition, "activation": intercept}
+    return RuleSet("full_grad", {**rows, **kept}, named=False, into_custom=False)
+
+
+_THROUGH_ZERO = frozenset({"relu", "leaky_relu"})  # a(z) = a'(z) z

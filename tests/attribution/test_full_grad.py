@@ -1,0 +1,116 @@
+"""The full gradient: complete on nets of every make, and the bias-gradients by hand."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_net
+from flax import linen as nn
+from small_net import close
+
+from jaxviz.attribution.full_grad import full_grad, full_gradient
+from jaxviz.attribution.gradient import gradient
+from jaxviz.graph.split import split
+
+
+class Residual(nn.Module):
+    """Batch norm, a skip connection, average and max pooling, a scaled input, two dense layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = (x - 0.4) / 0.2
+        x = nn.Conv(6, (3, 3), use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        y = nn.Conv(6, (3, 3))(x)
+        y = nn.leaky_relu(nn.BatchNorm(use_running_average=True)(y), 0.2)
+        x = nn.max_pool(x + y, (2, 2), (2, 2))
+        window = (1, 2, 2, 1)
+        x = jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / 4.0
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(3)(nn.relu(nn.Dense(7)(x)))
+
+
+def residual():
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 2))
+    net = Residual()
+    variables = net.init(jax.random.key(1), x)
+    leaves, structure = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noise = [a + 0.3 * jax.random.uniform(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return net.apply, jax.tree.unflatten(structure, noise), x
+
+
+def scanned(params, x):
+    """The same layer three times over, its bias added in a loop."""
+    step = lambda x, _: (jax.nn.relu(x @ params["w"] + params["b"][None, :]), None)
+    return jax.lax.scan(step, x, None, 3)[0]
+
+
+def smooth(params, x):
+    x = jnp.tanh(x @ params["w"] + params["b"][None, :])
+    return jax.nn.gelu(x @ params["w"] - 0.3)
+
+
+def dense():
+    params = {"w": jax.random.normal(jax.random.key(0), (4, 4)), "b": jnp.arange(4.0) / 4}
+    return params, jax.random.normal(jax.random.key(1), (3, 4))
+
+
+NETS = {
+    "plain": lambda: (small_net.apply_fn, *small_net.inputs(jnp.float32)[:2]),
+    "residual": residual,
+    "scanned": lambda: (scanned, *dense()),
+    "smooth": lambda: (smooth, *dense()),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_terms_sum_to_the_score(name):
+    apply_fn, params, x = NETS[name]()
+    for target in (0, 2):
+        terms = full_gradient(apply_fn, params, x, target)
+        total = sum(a.reshape(len(x), -1).sum(1) for a in jax.tree.leaves(terms))
+        score = apply_fn(params, x)[:, target]
+        chex.assert_trees_all_close(total, score, rtol=1e-4, atol=1e-4)
+
+
+def test_bias_gradients_are_those_at_the_layers():
+    params, x, target, *_ = small_net.inputs(jnp.float32)
+    terms = full_gradient(small_net.apply_fn, params, x, target)
+    assert len(terms.biases) == 4
+    for i, layer in enumerate(("conv1", "conv2")):
+        head, tail = split(small_net.apply_fn, params, x, layer)
+        a, carry = head(params, x)
+        g = gradient(tail, (params, carry), a, target)
+        close(terms.biases[i], params[f"{layer}/bias"][None, None, None, :] * g, 1e-5)
+
+
+def test_map_adds_up_the_layers_that_have_places():
+    params, x, target, *_ = small_net.inputs(jnp.float32)
+    terms = full_gradient(small_net.apply_fn, params, x, target)
+    out = full_grad(small_net.apply_fn, params, x, target)
+    chex.assert_shape(out, (3, 12, 12))
+    expected = np.abs(terms.inputs).sum(-1) + np.abs(terms.biases[0]).sum(-1)
+    deep = jax.image.resize(jnp.abs(terms.biases[1]).sum(-1), (3, 12, 12), "linear")
+    close(out, expected + np.asarray(deep), 1e-5)
+    chex.assert_shape(full_grad(small_net.apply_fn, params, x, target, resize=(5, 4)), (3, 5, 4))
+
+
+def test_batch_norm_counts_once():
+    # (x - mean) * scale + bias: its two additions, -mean * scale * g and bias * g, are the term.
+    apply_fn, params, x = residual()
+    terms = full_gradient(apply_fn, params, x, 0)
+    shapes = [a.shape[1:] for a in terms.biases]
+    # input shift; norm, conv bias and norm at 8x8; two dense biases
+    assert shapes.count((8, 8, 6)) == 5
+    assert shapes.count((8, 8, 2)) == 1
+    assert sum(math.prod(s) == 7 for s in shapes) == 1
+
+
+def test_errors_say_what_came():
+    params, x = dense()
+    with pytest.raises(ValueError, match=r"full_grad: x must be \[N, \*space, C\].*\(3, 4\)"):
+        full_grad(scanned, params, x, 0)
