@@ -1,0 +1,146 @@
+"""How good a trained network is: logits of many images, loss, accuracy, confusions."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.data import Dataset
+from jaxviz.models import apply_fn as inference
+from jaxviz.training.epoch import Metrics, batched, evaluate_set
+
+
+def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 128) -> jax.Array:
+    """Logits of any number of images, `batch_size` at a time in one compiled program.
+
+    Args:
+      net: Linen module.
+      variables: What training returned.
+      images: `[N, ...]`, preprocessed as for training.
+      batch_size: Images in memory at once, >= 1.
+
+    Returns:
+      `[N, K]`.
+
+    Raises:
+      ValueError: There is no image, or `batch_size < 1`.
+
+    Example:
+      >>> net = nn.Dense(2)
+      >>> variables = net.init(jax.random.key(0), jnp.ones((1, 3)))
+      >>> predict(net, variables, jnp.ones((5, 3)), batch_size=2).shape
+      (5, 2)
+    """
+    _check("predict", images, batch_size)
+    return _logits(inference(net), variables, jnp.asarray(images), min(batch_size, len(images)))
+
+
+def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: int = 128) -> Metrics:
+    """Mean cross entropy (nats) and accuracy on a data set, dropout off.
+
+    Args:
+      net: Linen module.
+      variables: What training returned.
+      dataset: Images preprocessed as for training, and their labels.
+      batch_size: Images in memory at once, >= 1.
+
+    Returns:
+      `Metrics(loss, accuracy)`, float32 scalars.
+
+    Raises:
+      ValueError: There is no image, or `batch_size < 1`.
+
+    Example:
+      >>> net = nn.Dense(2, use_bias=False)
+      >>> data = Dataset(np.eye(2, dtype=np.float32), np.arange(2, dtype=np.int32), ("a", "b"))
+      >>> evaluate(net, {"params": {"kernel": jnp.eye(2)}}, data).accuracy.item()
+      1.0
+    """
+    _check("evaluate", dataset.images, batch_size)
+    arrays = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    return _metrics(inference(net), variables, *arrays, min(batch_size, len(dataset.labels)))
+
+
+def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
+    """How often class `i` was taken for class `j`.
+
+    Args:
+      labels: True classes, integer `[N]`.
+      predictions: Predicted classes, integer `[N]`.
+      num_classes: K; every class is 0 to K - 1.
+
+    Returns:
+      int64 `[K, K]`: row the true class, column the predicted one; sums to N.
+
+    Raises:
+      ValueError: Shapes differ, or a class is out of range.
+
+    Example:
+      >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
+      [[1, 1], [0, 1]]
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.ndim != 1 or labels.shape != predictions.shape:
+        raise ValueError(
+            "confusion_matrix: labels and predictions must both be [N]; got "
+            f"{labels.shape}, {predictions.shape}. Pass class indices, not logits."
+        )
+    classes = np.concatenate([labels, predictions])
+    if classes.size and not (0 <= classes.min() and classes.max() < num_classes):
+        raise ValueError(
+            f"confusion_matrix: classes must be 0 to {num_classes - 1}; got {classes.min()} to "
+            f"{classes.max()}. Raise num_classes."
+        )
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix
+
+
+def per_class_accuracy(matrix: Any) -> np.ndarray:
+    """Share of each true class that was predicted right (its recall).
+
+    Args:
+      matrix: `[K, K]` as from `confusion_matrix`.
+
+    Returns:
+      float64 `[K]`; NaN for a class without an example.
+
+    Raises:
+      ValueError: The matrix is not square.
+
+    Example:
+      >>> per_class_accuracy([[1, 1], [0, 4]]).tolist()
+      [0.5, 1.0]
+    """
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"per_class_accuracy: matrix must be square; got {matrix.shape}. Pass "
+            "confusion_matrix(...)."
+        )
+    counts = matrix.sum(1)
+    return np.divide(
+        np.diagonal(matrix), counts, out=np.full(len(counts), np.nan), where=counts > 0
+    )
+
+
+def _check(who, images, batch_size):
+    if len(images) == 0 or batch_size < 1:
+        raise ValueError(
+            f"{who}: needs at least one image and batch_size >= 1; got {len(images)} images, "
+            f"batch_size={batch_size}. Pass images [N, ...]."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _logits(apply_fn, variables, images, batch_size):
+    rows = jax.lax.map(lambda x: apply_fn(variables, x), batched(images, batch_size))
+    return rows.reshape(-1, *rows.shape[2:])[: len(images)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _metrics(apply_fn, variables, images, labels, batch_size):
+    return evaluate_set(apply_fn, variables, images, labels, batch_size)
