@@ -1,15 +1,19 @@
 """Explanations that change what the backward pass lets through: one rule set each."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax  # noqa: F401  (the examples use them)
-import jax.numpy as jnp  # noqa: F401
+import jax
+import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.gradient import input_gradient
-from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules import relu
+from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
+from jaxviz.graph.split import split
+from jaxviz.rules import lrp_composites, relu
+
+Rules = str | Mapping[str, Rule] | RuleSet
 
 
 @explanation()
@@ -79,3 +83,172 @@ def deconvnet(apply_fn: Callable, params: Any, x: Any, target: Target = None) ->
       Simonyan et al. 2013, arXiv:1312.6034, section 4. ReLU6 is treated likewise.
     """
     return input_gradient(rewrite(apply_fn, relu.deconvnet), params, x, target)
+
+
+def lrp(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target = None,
+    *,
+    rules: Rules = "epsilon_plus",
+) -> Any:
+    """Hands the explained number down to the input, layer by layer (LRP).
+
+    R = f_target(x) at the output; each layer shares the relevance R_j of its outputs among its
+    inputs, R_i = sum_j (share of i in j) R_j, by the rule that the table gives it.
+
+    Relevance of a layer is that of the tail from there on: `a, carry = head(params, x)`, then
+    `lrp(tail, (params, carry), a, target)`, with `head, tail = jaxviz.split(...)`.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched. Batch norm is folded into the layer before it while
+        tracing; nothing in `params` changes.
+      x: `[N, ...]`, floating, or a pytree of such; integer leaves may stand beside floating ones.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
+        With a function g, relevance starts as outputs * dg / d outputs.
+      rules: A composite's name: "epsilon" (everywhere), "epsilon_plus" (z+ in convolutions, epsilon
+        in dense layers), "epsilon_alpha2_beta1", either with "_flat" (the first layer shares
+        evenly), "excitation_backprop". Or `rules.epsilon_gamma_box(low, high)`, or any `RuleSet`.
+        Or a table laid over "epsilon": from a layer's name, "first" or a kind ("conv", "dense",
+        "batch_norm", "add", ...) to one of `rules.lrp`; its row "default" is for operations in no
+        other row, which are refused without it.
+
+    Returns:
+      The shape of `x`, signed, in units of the explained output. Sums over an example to the
+      explained number less what biases took and stabilizers damped: on a bias-free net that is
+      nothing (1e-4 relative), on a trained MNIST net of 5 layers a few per cent for "epsilon_plus".
+      A rule made with `bias=False` gives biases nothing. Costs a forward and a backward pass for
+      epsilon, two to four for rules that split signs.
+
+    Raises:
+      NotImplementedError: An operation without a rule; named with the user's file and line.
+      ValueError: `x` is no batch, `target` names no output, or `rules` names no composite.
+      TypeError: `apply_fn` is no hashable function, or `x` has no floating number.
+
+    Example:
+      >>> w = {"a": jnp.array([[1.0, 1.0], [2.0, -1.0]]), "b": jnp.array([[1.0], [1.0]])}
+      >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+      >>> lrp(net, w, jnp.array([[1.0, 3.0]]), 0, rules="epsilon").round(4).tolist()
+      [[1.0, 6.0]]
+
+    Reference:
+      Bach et al. 2015, doi:10.1371/journal.pone.0130140; composites: Kohlbrenner et al. 2020,
+      arXiv:1910.09840, and Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10. Each rule names
+      its own source and where peers depart from it.
+    """
+    return _lrp(apply_fn, params, x, target, rules=lrp_composites.resolve("lrp", rules))
+
+
+def _relevance(apply_fn, params, x, target=None, *, rules):
+    return input_gradient(rewrite(apply_fn, rules), params, x, lambda o: start(o, target))
+
+
+_relevance.__name__ = "lrp"  # the name that its errors begin with
+_lrp = explanation("rules")(_relevance)
+
+
+def concept_relevance(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target = None,
+    *,
+    layer: str,
+    channel: int | jax.Array,
+    rules: Rules = "epsilon_plus",
+) -> Any:
+    """The part of `lrp` that passes through one channel of a layer.
+
+    The relevance of the layer is found, all but the channel set to zero, and the rest handed down.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]`, floating, or a pytree of such; integer leaves may stand beside floating ones.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+      channel: Index along the layer's last axis, or one for each example `[N]`. New channels do not
+        recompile; `jax.vmap` over them gives all.
+      rules: As in `lrp`.
+
+    Returns:
+      The shape of `x`, signed, in units of the explained output. Over all channels they add up to
+      `lrp` less what bypasses the layer.
+
+    Raises:
+      NotImplementedError: An operation without a rule; named with the user's file and line.
+      ValueError: No such layer, or as in `lrp`.
+
+    Example:
+      >>> w = {"a": jnp.array([[1.0, 1.0], [2.0, -1.0]]), "b": jnp.array([[1.0], [1.0]])}
+      >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
+      >>> options = dict(layer="relu_0", rules="epsilon")
+      >>> x = jnp.array([[3.0, 1.0]])
+      >>> concept_relevance(net, w, x, 0, channel=1, **options).round(4).tolist()
+      [[3.0, -1.0]]
+
+    Reference:
+      Achtibat et al. 2023, arXiv:2206.03208, eq. 5. Paths around the layer carry nothing here; the
+      zennit-crp library lets them through.
+    """
+    found = lrp_composites.resolve("concept_relevance", rules)
+    return _concept(apply_fn, params, x, target, layer=layer, channel=channel, rules=found)
+
+
+def _concept_relevance(apply_fn, params, x, target=None, *, layer, channel, rules):
+    head, tail = split(apply_fn, params, x, layer)
+    a, carry = head(params, x)
+    both = rewrite(_Joined(tail), rules)
+    if target is None:
+        target = jnp.argmax(both(params, (a, carry)), axis=1)
+    relevance, _ = input_gradient(both, params, (a, carry), lambda o: start(o, target))
+    index = jnp.broadcast_to(jnp.asarray(channel), a.shape[:1])
+    index = index.reshape(-1, *(1,) * (a.ndim - 1))
+    every = jnp.arange(a.shape[-1], dtype=index.dtype).reshape(*(1,) * (a.ndim - 1), -1)
+    chosen = jnp.where(index == every, relevance, jnp.zeros_like(relevance))
+    # A score whose gradient by the layer is the relevance kept there.
+    kept = lambda outputs: (outputs[0] * chosen).reshape(a.shape[0], -1).sum(1)
+    return input_gradient(rewrite(head, rules), params, x, kept)
+
+
+_concept_relevance.__name__ = "concept_relevance"
+_concept = explanation("layer", "rules")(_concept_relevance)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """A tail with what it carries as inputs too: paths around the layer have relevance."""
+
+    tail: Callable
+    is_tail = True
+
+    def __call__(self, params, x):
+        a, carry = x
+        return self.tail((params, carry), a)
+
+
+def start(outputs: Any, target: Target) -> jax.Array:
+    """The explained numbers, with outputs times their gradient as their relevance.
+
+    For a class that is its logit on the class and nothing elsewhere.
+    """
+    fixed = None if callable(target) else target
+    score = lambda outputs, fixed: select(outputs, target if callable(target) else fixed)
+
+    @jax.custom_jvp
+    def explained(outputs, fixed):
+        return score(outputs, fixed)
+
+    @explained.defjvp
+    def tangent(inputs, tangents):
+        outputs, fixed = inputs
+
+        def scaled(o, t):
+            return o * t if jnp.issubdtype(o.dtype, jnp.inexact) else t
+
+        along = jax.tree.map(scaled, outputs, tangents[0])
+        return jax.jvp(lambda o: score(o, fixed), (outputs,), (along,))
+
+    return explained(outputs, fixed)

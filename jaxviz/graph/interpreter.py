@@ -273,14 +273,14 @@ def evaluate(
     A replacement is a function of the node's inputs, or a plan: a dict for the members of a group,
     a tuple of dicts for the bodies of a higher-order operation.
     """
-    env = _Tagged(program)
+    env = Tagged(program)
     env.update(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
     run_nodes(program.nodes, env, replacements or {})
     return [env[value] for value in program.outputs]
 
 
-class _Tagged(dict):
+class Tagged(dict):
     """Values by number; names are put back, so that a rewritten function has the same layers."""
 
     def __init__(self, program: Program):

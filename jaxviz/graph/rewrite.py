@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.interpreter import (
     CUSTOM,
     Node,
@@ -37,6 +38,9 @@ class Op(NamedTuple):
       options: The equation's parameters (strides, padding, ...); empty for a group.
       evaluate: The operation as it stands: `(*inputs) -> outputs`, one array where it has one.
       source: The user's `file:line` that made it.
+      first: Whether it is a convolution or dense layer that no other one comes before.
+      members: Of a group, each operation with where its inputs are found: their places in the list
+        of the group's inputs followed by the outputs of the members before.
     """
 
     kind: str
@@ -49,6 +53,8 @@ class Op(NamedTuple):
     options: Mapping[str, Any]
     evaluate: Callable
     source: str
+    first: bool = False
+    members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
 
 
 Rule = Callable[[Op], Callable | None]
@@ -60,15 +66,17 @@ class RuleSet:
 
     Attributes:
       name: Said in errors.
-      table: From a layer's name, a kind, "activation" (any pointwise function of one value) or a
-        primitive to a rule, looked up in this order. A rule gets an `Op` and answers with a
-        replacement, `(*inputs) -> outputs` of the same shapes, or None to leave it. A group that is
-        left is offered member by member.
+      table: From a layer's name, "first" (convolutions and dense layers with none before them), a
+        kind, "activation" (any pointwise function of one value) or a primitive to a rule, looked up
+        in this order. A rule gets an `Op` and answers with a replacement, `(*inputs) -> outputs` of
+        the same shapes, or None to leave it. A group that is left is offered member by member.
       default: The rule for operations on floats that depend on the input and are in no row of
         the table; None leaves them. `refuse` is one.
       into_custom: Whether to look inside functions with a derivative of their own (`custom_jvp`,
         `custom_vjp`); a match inside replaces that derivative by the one of the rewritten body.
       named: Whether rules need layer names; tracing without is a little quicker.
+      folded: Whether a convolution or dense layer comes as one operation with its bias and the
+        scale and shift (batch norm) right after it, its own name standing for all.
     """
 
     name: str
@@ -76,6 +84,7 @@ class RuleSet:
     default: Rule | None = None
     into_custom: bool = False
     named: bool = True
+    folded: bool = False
 
     def __post_init__(self):
         if isinstance(self.table, Mapping):
@@ -84,9 +93,8 @@ class RuleSet:
     def find(self, op: Op) -> tuple[bool, Callable | None]:
         """Whether the table has a row for an operation, and what its rule answers."""
         table = dict(self.table)
-        keys = [op.name, op.kind, op.primitive]
-        if op.kind in ACTIVATION_KINDS:
-            keys.insert(2, "activation")
+        keys = [op.name, *(["first"] if op.first else []), op.kind]
+        keys += [*(["activation"] if op.kind in ACTIVATION_KINDS else []), op.primitive]
         for key in keys:
             if key in table:
                 return True, table[key](op)
@@ -113,10 +121,14 @@ class Rewritten:
     def __call__(self, params: Any, x: Any) -> Any:
         traced = trace(self.apply_fn, params, x, named=self.rules.named, flat=False)
         names = operation_names(traced.program) if self.rules.named else {}
-        plan = _plan(traced.program, self.rules, names)
+        program = traced.program
+        if self.rules.folded:
+            program, names = fold(program, names)
+        after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
+        plan = _plan(program, self.rules, names, frozenset(after))
         if not plan:
             return self.apply_fn(params, x)
-        outputs = evaluate(traced.program, jax.tree.leaves((params, x)), plan)
+        outputs = evaluate(program, jax.tree.leaves((params, x)), plan)
         return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
 
 
@@ -159,21 +171,36 @@ def rewrite(apply_fn: Callable, rules: RuleSet) -> Callable:
     return Rewritten(apply_fn, rules)
 
 
-def _plan(program: Program, rules: RuleSet, names: Mapping[int, str]) -> dict[int, Any]:
-    """What to do at each node, by position; nodes left alone are not in it."""
+def _plan(
+    program: Program, rules: RuleSet, names: Mapping[int, str], after: frozenset
+) -> dict[int, Any]:
+    """What to do at each node, by position; nodes left alone are not in it.
+
+    `after` are the inputs that a linear layer comes before.
+    """
+    mixed = set(after)
 
     def node_plan(node: Node) -> Any:
         moving = [v in program.depends for v in node.inputs]
         if not any(moving):
             return None
-        op = _op(program, node, names)
+        first = node.kind in LINEAR and not mixed.intersection(node.inputs)
+        op = make_op(program, node, names, first)
+        if node.kind in LINEAR or not mixed.isdisjoint(node.inputs):
+            mixed.update(node.outputs)
         known, replacement = rules.find(op)
         if replacement is not None:
             return replacement
         if node.members:
             return nodes_plan(node.members) or None
         if node.bodies and (rules.into_custom or node.equation.primitive.name not in CUSTOM):
-            bodies = tuple(_plan(body, rules, names) for body in node.bodies)
+            bodies = tuple(
+                _plan(body, rules, names, inner_after(node, body, mixed)) for body in node.bodies
+            )
+            if any(
+                v in program.depends and _has_linear(b) for b in node.bodies for v in node.inputs
+            ):
+                mixed.update(node.outputs)
             return bodies if any(bodies) else None
         floats = any(jnp.issubdtype(o.dtype, jnp.inexact) for o in op.outputs)
         if known or rules.default is None or not floats or node.bodies:
@@ -190,7 +217,21 @@ def _plan(program: Program, rules: RuleSet, names: Mapping[int, str]) -> dict[in
     return nodes_plan(program.nodes)
 
 
-def _op(program: Program, node: Node, names: Mapping[int, str]) -> Op:
+def inner_after(node: Node, body: Program, mixed: set) -> frozenset:
+    """Of a body's inputs, those that a linear layer comes before; all of them in a loop."""
+    if node.kind in ("scan", "while"):
+        return frozenset(body.inputs)
+    given = node.operands[len(node.operands) - len(body.inputs) :]  # a branch's index is left out
+    return frozenset(v for v, o in zip(body.inputs, given, strict=True) if o in mixed)
+
+
+def _has_linear(program: Program) -> bool:
+    return any(n.kind in LINEAR or any(map(_has_linear, n.bodies)) for n in program.nodes)
+
+
+def make_op(program: Program, node: Node, names: Mapping[int, str], first: bool = False) -> Op:
+    """A node as a rule sees it."""
+
     def aval(value):
         return jax.ShapeDtypeStruct(program.avals[value].shape, program.avals[value].dtype)
 
@@ -201,6 +242,11 @@ def _op(program: Program, node: Node, names: Mapping[int, str]) -> Op:
         return outputs[0] if len(outputs) == 1 else outputs
 
     where = {value: i for i, value in enumerate(node.inputs)}
+    places, members = dict(where), []
+    for member in node.members:
+        part = make_op(program, member, names)
+        members.append((part, tuple(places[v] for v in member.inputs)))
+        places.update((v, len(places) + i) for i, v in enumerate(member.outputs))
     return Op(
         kind=node.kind,
         primitive=node.kind if node.equation is None else node.equation.primitive.name,
@@ -212,4 +258,6 @@ def _op(program: Program, node: Node, names: Mapping[int, str]) -> Op:
         options={} if node.equation is None else node.equation.params,
         evaluate=as_it_stands,
         source=source(node),
+        first=first,
+        members=tuple(members),
     )

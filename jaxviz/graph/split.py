@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.graph.interpreter import Node, Program, Value, run_nodes
+from jaxviz.graph.interpreter import Node, Program, Tagged, Value, run_nodes
 from jaxviz.graph.layers import Row, find, rows
 from jaxviz.graph.trace import Traced, trace
 
@@ -111,6 +111,7 @@ class Tail:
     layer: str
     structure: Any
     shapes: tuple
+    is_tail = True  # rules for the first layer of a net have none to apply to in here
 
     def __call__(self, params: tuple[Any, tuple], a: jax.Array) -> Any:
         params, carry = params
@@ -207,4 +208,6 @@ def _reached(program: Program, values: Sequence[Value]) -> set[Value]:
 
 
 def _environment(program: Program, arguments: Sequence[Any]) -> dict[Value, Any]:
-    return {**program.constants, **dict(zip(program.inputs, arguments, strict=False))}
+    env = Tagged(program)  # so that rules find the layers of a head or tail by name
+    env.update({**program.constants, **dict(zip(program.inputs, arguments, strict=False))})
+    return env
