@@ -98,7 +98,8 @@ def test_more_epochs_than_before(tmp_path, uninterrupted):
 
 
 def test_killed_and_resumed_in_another_process(tmp_path, uninterrupted):
-    done = subprocess.run([sys.executable, __file__, str(tmp_path)], check=False)
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, __file__, str(tmp_path)], env=here, check=False)
     assert done.returncode == -signal.SIGKILL
     resumed = []
     out = fit(checkpoint=tmp_path, on_epoch=lambda epoch, history: resumed.append(epoch))
