@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.rules.fast import compiler_options
+
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def explanation(
-    *static: str, compiler_options: Callable[[], dict] = dict
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def explanation(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
 
     The result refuses wrong input before any work, is compiled once for each `apply_fn`, shapes and
@@ -27,7 +27,6 @@ def explanation(
 
     Args:
       *static: Names of the options that shape the program (counts, layer names, modes).
-      compiler_options: Gives the options for XLA, asked at the first call.
 
     Returns:
       A decorator. The decorated function keeps its signature and docstring.
@@ -38,21 +37,17 @@ def explanation(
         signature = inspect.signature(method)
         takes_target = "target" in signature.parameters
 
+        def run(apply_fn, target_fn, fixed, params, x, target, options):
+            chosen = target if target_fn is None else target_fn
+            arguments = (apply_fn, params, x, *((chosen,) if takes_target else ()))
+            return method(*arguments, **dict(fixed), **options)  # type: ignore[call-arg]
+
+        run.__name__ = run.__qualname__ = name
+
         @functools.cache
-        def compiled():
-            def run(apply_fn, target_fn, params, x, target, options):
-                chosen = target if target_fn is None else target_fn
-                arguments = (apply_fn, params, x) + ((chosen,) if takes_target else ())
-                return method(*arguments, **options)  # type: ignore[call-arg]
-
-            def with_static(apply_fn, target_fn, fixed, params, x, target, options):
-                return run(apply_fn, target_fn, params, x, target, {**dict(fixed), **options})
-
-            with_static.__name__ = with_static.__qualname__ = name
-            # The option is one of the outermost program: inside a user's own jit it has no say.
-            return jax.jit(
-                with_static, static_argnums=(0, 1, 2), compiler_options=compiler_options() or None
-            )
+        def compiled(nested: bool):
+            options = None if nested else compiler_options() or None
+            return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=options)
 
         @functools.wraps(method)
         def public(*args, **kwargs):
@@ -68,11 +63,19 @@ def explanation(
                 target = check_target(name, output_shape(apply_fn, params, x), target)
             target_fn = target if callable(target) else None
             traced = None if callable(target) else target
-            return compiled()(apply_fn, target_fn, fixed, params, x, traced, bound)
+            # JAX takes options for the compiler from the outermost program alone.
+            nested = under_trace((params, x, traced, bound))
+            return compiled(nested)(apply_fn, target_fn, fixed, params, x, traced, bound)
 
         return public  # type: ignore[return-value]
 
     return decorate
+
+
+def under_trace(arguments: Any) -> bool:
+    """Whether a call with these arguments is part of a program that is being traced."""
+    leaves = [jnp.zeros(()), *jax.tree.leaves(arguments)]
+    return any(isinstance(leaf, Tracer) for leaf in leaves)
 
 
 def select(outputs: Any, target: Target = None) -> jax.Array:

@@ -126,15 +126,15 @@ def recognise(program: Any) -> tuple[Any, ...]:
     """The program's nodes with their kinds, recognised groups as one node each."""
     nodes = [node._replace(kind=_kind(program, node)) for node in program.nodes]
     for finder in (_meeting, _affine, _averaging, _clipping):
-        position = 0
+        position, uses = 0, _uses(program, nodes)
         while position < len(nodes):
-            uses = _uses(program, nodes)
             found = finder(program, nodes, uses, position)
             if found is None:
                 position += 1
                 continue
             kind, members = found
             nodes = _grouped(program, nodes, kind, sorted(members))
+            uses = _uses(program, nodes)
             position = position - len(members) + 2
     return tuple(nodes)
 

@@ -1,0 +1,59 @@
+"""Times compiled functions side by side: compile time apart, interleaved calls, medians."""
+
+import json
+import os
+import platform
+import statistics
+import time
+
+import jax
+
+
+def machine():
+    """What a figure depends on besides the code: versions, processor, number of cores."""
+    return {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def side_by_side(candidates, args, *, repeats=11, seconds=4.0):
+    """Median run time and compile time of each of `candidates`, called in turn on `args`.
+
+    Interleaving spreads whatever else the machine does evenly over the candidates, so their ratio
+    is steadier than either figure.
+
+    Args:
+      candidates: Dict name -> function; those that are not compiled yet are given to `jax.jit`.
+      args: Tuple of arguments, the same for every candidate.
+      repeats: Calls of each candidate after warm-up, at most.
+      seconds: The loop stops after about this long, with at least three calls of each.
+
+    Returns:
+      Dict name -> (milliseconds a call, milliseconds to compile).
+    """
+    compiled, compile_ms = {}, {}
+    for name, function in candidates.items():
+        function = function if hasattr(function, "lower") else jax.jit(function)
+        start = time.perf_counter()
+        compiled[name] = function.lower(*args).compile()
+        compile_ms[name] = 1e3 * (time.perf_counter() - start)
+        jax.block_until_ready(compiled[name](*args))
+    runs = {name: [] for name in candidates}
+    begin = time.perf_counter()
+    for repeat in range(repeats):
+        if repeat >= 3 and time.perf_counter() - begin > seconds:
+            break
+        for name, function in compiled.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function(*args))
+            runs[name].append(1e3 * (time.perf_counter() - start))
+    return {name: (statistics.median(runs[name]), compile_ms[name]) for name in candidates}
+
+
+def json_line(**fields):
+    """Prints one measurement, with the machine it was taken on, as one line of JSON."""
+    rounded = {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}
+    print(json.dumps(rounded | machine()), flush=True)

@@ -1,0 +1,107 @@
+"""`fast`: the same function and gradients, at the speed the machine allows.
+
+XLA's CPU backend is slow at the pullback of max pooling, at depthwise convolutions, at gradients of
+convolutions inside loops and at first layers. `rewrite(apply_fn, fast)` puts kernels without these
+faults in place, of any function; elsewhere than on a CPU it changes nothing.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.rewrite import Op, RuleSet
+from jaxviz.rules.kernels_conv import conv, supported
+from jaxviz.rules.kernels_pool import max_pool
+
+# YNNPACK for matrix products, where XLA's own are up to 16 times slower (a transposed matrix, few
+# rows), and not for convolutions, where XLA's own are as fast or up to 6 times faster.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+_POOL_OPTIONS = (
+    "window_dimensions",
+    "window_strides",
+    "padding",
+    "base_dilation",
+    "window_dilation",
+)
+_CONV_OPTIONS = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+)
+# Larger windows are unrolled into programs that take long to compile.
+_LARGEST_WINDOW = 64
+
+
+def _pool_rule(op: Op):
+    options = {name: op.options[name] for name in _POOL_OPTIONS}
+    suits = (
+        jax.default_backend() == "cpu"
+        and len(op.inputs) == 1
+        and jnp.issubdtype(op.inputs[0].dtype, jnp.floating)
+        and all(d == 1 for d in options["base_dilation"])
+        and all(min(p) >= 0 for p in options["padding"])
+        and math.prod(options["window_dimensions"]) <= _LARGEST_WINDOW
+        and 0 not in op.outputs[0].shape
+    )
+    return functools.partial(max_pool, **options) if suits else None
+
+
+def _conv_rule(op: Op):
+    options = {name: op.options[name] for name in _CONV_OPTIONS}
+    suits = (
+        jax.default_backend() == "cpu"
+        and len(op.inputs) == 2
+        and supported(*op.inputs, **options)
+        and 0 not in op.outputs[0].shape
+        and not (
+            options["feature_group_count"] > 1
+            and math.prod(op.inputs[1].shape[i] for i in options["dimension_numbers"].rhs_spec[2:])
+            > _LARGEST_WINDOW
+        )
+    )
+    return functools.partial(conv, **options) if suits else None
+
+
+fast = RuleSet(
+    "fast",
+    {"reduce_window_max": _pool_rule, "conv_general_dilated": _conv_rule},
+    named=False,
+)
+
+
+@functools.cache
+def compiler_options(backend: str | None = None) -> dict[str, str]:
+    """Options for `jax.jit(f, compiler_options=...)` with which gradients run best.
+
+    On a CPU they leave the YNNPACK library only the matrix products, where this JAX knows the
+    option. JAX takes such options for the outermost `jit` only and raises a ValueError for one
+    inside another trace.
+
+    Args:
+      backend: "cpu", "gpu", ...; None is the default one.
+
+    Returns:
+      A dict, empty where there is nothing to set.
+
+    Example:
+      >>> f = jax.jit(jnp.sin, compiler_options=compiler_options() or None)
+      >>> float(f(0.0))
+      0.0
+    """
+    if (backend or jax.default_backend()) != "cpu":
+        return {}
+    device = jax.local_devices(backend="cpu")[0]
+    try:
+        with jax.default_device(device):
+            jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+    except Exception:  # what an unknown option raises is not documented
+        return {}
+    return dict(_CPU_OPTIONS)

@@ -1,0 +1,324 @@
+"""Convolutions spelled so that XLA's CPU backend runs them, and their pullbacks, at full speed.
+
+What it is slow at, and what stands here instead:
+- depthwise: it runs one small convolution a channel; here one fused pass of shifted multiply-adds;
+- gradients inside a loop: it rearranges only the outermost program's convolutions into a form its
+  fast kernels take; here the pullback is a plain convolution from the start, its kernel flipped
+  beforehand;
+- one to three channels (first layers): no kernel suits them; here shifted multiply-adds forward,
+  and backward one matrix product and its columns added in place;
+- large strided kernels on few channels (stems): backward, the `stride` phases of the input are
+  channels of one convolution of stride 1;
+- 1x1: a matrix product.
+"""
+
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxviz.rules.windows import Windows, add_places, materialised, places, with_pullback
+
+FEW_CHANNELS = 3
+TAPS = 27  # multiply-adds an output that still beat a convolution's overhead (3 x 3 x 3 channels)
+COLUMNS = 9  # places of a kernel up to which adding columns beats phases
+
+
+class Geometry(NamedTuple):
+    """A convolution with the batch first and channels last; space in between."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    depthwise: bool
+    precision: Any
+
+    def windows(self, kernel_shape: tuple[int, ...]) -> Windows:
+        """The windows on an input [N, ..., C]."""
+        return Windows(
+            (1, *kernel_shape[:-2], 1),
+            (1, *self.strides, 1),
+            ((0, 0), *self.padding, (0, 0)),
+            (1, *self.dilation, 1),
+        )
+
+
+def conv(
+    lhs,
+    rhs,
+    *,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    dimension_numbers,
+    feature_group_count,
+    batch_group_count,
+    precision,
+    preferred_element_type,
+):
+    """Convolution, the same function as the equation `conv_general_dilated`, quick on a CPU.
+
+    Equal up to the order of sums, gradients too. Takes the equation's parameters; `supported` tells
+    which it can do. Channels that are not last are moved there and back, as XLA does itself.
+
+    Args:
+      lhs: Input, laid out as `dimension_numbers.lhs_spec` says.
+      rhs: Kernel, dtype of `lhs`.
+      window_strides: Steps, one for each spatial dimension, as all that follow.
+      padding: Pairs (low, high); may be negative.
+      lhs_dilation: Ones.
+      rhs_dilation: Distance between neighbouring places of the kernel.
+      dimension_numbers: A `jax.lax.ConvDimensionNumbers`.
+      feature_group_count: 1, or the number of input channels (depthwise).
+      batch_group_count: 1.
+      precision: Handed to products and convolutions.
+      preferred_element_type: None or the dtype of `lhs`.
+
+    Returns:
+      The convolution, dtype of `lhs`. 16-bit inputs are multiplied and added in 32 bits.
+
+    Raises:
+      ValueError: The options are none that `supported` allows.
+    """
+    options = dict(
+        lhs_dilation=lhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        preferred_element_type=preferred_element_type,
+    )
+    if not supported(lhs, rhs, **options):
+        raise ValueError(
+            "conv: lhs_dilation and batch_group_count must be 1, groups 1 or the input channels, "
+            f"dtypes one floating dtype; got {options}, {lhs.dtype}, {rhs.dtype}. "
+            "Use lax.conv_general_dilated for these."
+        )
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
+    rank = lhs.ndim
+    x = lhs.transpose([lhs_spec[0], *lhs_spec[2:], lhs_spec[1]])
+    kernel = rhs.transpose([*rhs_spec[2:], rhs_spec[1], rhs_spec[0]])
+    geometry = Geometry(
+        strides=tuple(window_strides),
+        padding=tuple((low, high) for low, high in padding),
+        dilation=tuple(rhs_dilation),
+        depthwise=feature_group_count > 1,
+        precision=precision,
+    )
+    if geometry.depthwise:
+        # Output channel c * multiplier + m reads input channel c.
+        x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+    y = _pointwise(geometry, x, kernel) if _is_pointwise(geometry, kernel) else None
+    y = _conv(geometry, x, kernel) if y is None else y
+    last = (out_spec[0], *out_spec[2:], out_spec[1])
+    return y.transpose([last.index(axis) for axis in range(rank)])
+
+
+def supported(
+    lhs,
+    rhs,
+    *,
+    lhs_dilation,
+    dimension_numbers,
+    feature_group_count,
+    batch_group_count,
+    preferred_element_type,
+    **_,
+) -> bool:
+    """Whether `conv` takes these arrays (or their shapes) and parameters of the equation."""
+    channels = lhs.shape[dimension_numbers.lhs_spec[1]]
+    return (
+        all(d == 1 for d in lhs_dilation)
+        and batch_group_count == 1
+        and feature_group_count in (1, channels)
+        and lhs.dtype == rhs.dtype
+        and preferred_element_type in (None, lhs.dtype)
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and lhs.ndim > 2
+        and 0 not in (*lhs.shape, *rhs.shape)
+    )
+
+
+def _is_pointwise(geometry, kernel):
+    plain = math.prod(kernel.shape[:-2]) == 1 and not geometry.depthwise
+    return plain and all(p == (0, 0) for p in geometry.padding)
+
+
+def _pointwise(geometry, x, kernel):
+    """A 1x1 convolution as a matrix product; JAX's own derivatives of it are quick."""
+    x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *geometry.strides, 1))
+    matrix = kernel.reshape(kernel.shape[-2:])
+    axes = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(x, matrix, axes, geometry.precision, x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _conv(geometry, x, kernel):
+    channels, outputs = kernel.shape[-2:]
+    taps = math.prod(kernel.shape[:-2]) * channels
+    if geometry.depthwise or (channels <= FEW_CHANNELS and taps <= TAPS and outputs > 1):
+        return materialised(functools.partial(_taps, geometry), x, kernel)
+    return _native(geometry, x, kernel)
+
+
+def _conv_jvp(geometry, primals, tangents):
+    x, kernel = primals
+    dx, dkernel = tangents
+    y = _conv(geometry, x, kernel)
+    dy = None
+    if not isinstance(dx, SymbolicZero):
+        pullback = functools.partial(_pull_back(geometry, x.shape, kernel), x.shape)
+        dy = with_pullback(pullback, y, dx)
+    if not isinstance(dkernel, SymbolicZero):
+        forward = _taps if geometry.depthwise else _native
+        part = forward(geometry, x, dkernel)
+        dy = part if dy is None else dy + part
+    return y, jnp.zeros_like(y) if dy is None else dy
+
+
+_conv.defjvp(_conv_jvp, symbolic_zeros=True)
+
+
+def _pull_back(geometry, shape, kernel):
+    """The pullback that suits the shapes, `(shape of x, g) -> gradient of x`."""
+    places_ = math.prod(kernel.shape[:-2])
+    if geometry.depthwise:
+        back = _add_taps
+    elif kernel.shape[-2] > FEW_CHANNELS:
+        back = _convolve_back
+    elif places_ <= COLUMNS:
+        back = _add_columns
+    elif min(geometry.strides) > 1 and max(geometry.dilation) == 1:
+        back = _phases_as_channels
+    else:
+        back = _convolve_back
+    return functools.partial(back, geometry, kernel)
+
+
+def _native(geometry, x, kernel):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_channels_last(x.ndim),
+        feature_group_count=x.shape[-1] if geometry.depthwise else 1,
+        precision=geometry.precision,
+        preferred_element_type=x.dtype,
+    )
+
+
+def _channels_last(rank):
+    last = (0, rank - 1, *range(1, rank - 1))
+    return lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
+
+
+def _wide(x):
+    """16-bit floats in 32 bits, for sums; others as they are."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+def _taps(geometry, x, kernel):
+    """Forward: for each place of the kernel, the shifted input times its weights, added up."""
+    dtype, x, kernel = x.dtype, _wide(x), _wide(kernel)
+    weights = kernel.reshape(-1, *kernel.shape[-2:])
+    total = None
+    for number, part in enumerate(places(x, geometry.windows(kernel.shape))):
+        # Depthwise: channels of input and output are the same axis, and the weights' other is 1.
+        for c in range(weights.shape[1]):
+            column = part if geometry.depthwise else part[..., c : c + 1]
+            term = _times(column, weights[number, c])
+            total = term if total is None else total + term
+    return total.astype(dtype)
+
+
+def _times(x, weights):
+    """`x` [..., C or 1] times `weights` [C], broadcast over all but the last axis."""
+    shape = (*x.shape[:-1], weights.shape[0])
+    return jnp.broadcast_to(x, shape) * lax.broadcast_in_dim(weights, shape, (x.ndim - 1,))
+
+
+def _add_taps(geometry, kernel, shape, g):
+    """Backward, depthwise: for each place, the weighted gradient where it came from."""
+    weights = _wide(kernel).reshape(-1, kernel.shape[-1])
+    wide_g = _wide(g)
+    part = lambda number, shift: _times(shift(wide_g), weights[number])
+    return add_places(part, geometry.windows(kernel.shape), shape).astype(g.dtype)
+
+
+def _add_columns(geometry, kernel, shape, g):
+    """Backward: one matrix product gives every place's part; each is added where it came from."""
+    channels, outputs = kernel.shape[-2:]
+    matrix = _wide(kernel).reshape(-1, outputs)
+    axes = (((g.ndim - 1,), (1,)), ((), ()))
+    columns = lax.dot_general(_wide(g), matrix, axes, geometry.precision)
+
+    def part(number, shift):
+        return shift(columns)[..., number * channels : (number + 1) * channels]
+
+    return add_places(part, geometry.windows(kernel.shape), shape).astype(g.dtype)
+
+
+def _convolve_back(geometry, kernel, shape, g):
+    """Backward: a plain convolution with the kernel flipped and its channels swapped beforehand.
+
+    The barrier keeps XLA from folding that back into a convolution it has no fast kernel for.
+    """
+    space = range(g.ndim - 2)
+    flipped = lax.optimization_barrier(jnp.flip(kernel, tuple(space)).swapaxes(-1, -2))
+    pads = []
+    for i in space:
+        reach = (kernel.shape[i] - 1) * geometry.dilation[i]
+        low = reach - geometry.padding[i][0]
+        spread = (g.shape[1 + i] - 1) * geometry.strides[i] + 1
+        pads.append((low, shape[1 + i] + reach - spread - low))
+    return lax.conv_general_dilated(
+        g,
+        flipped,
+        (1,) * len(pads),
+        pads,
+        lhs_dilation=geometry.strides,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_channels_last(g.ndim),
+        precision=geometry.precision,
+        preferred_element_type=g.dtype,
+    )
+
+
+def _phases_as_channels(geometry, kernel, shape, g):
+    """Backward, strided: a convolution of stride 1 whose channels are the phases of the input."""
+    strides, space = geometry.strides, range(g.ndim - 2)
+    *size, channels, outputs = kernel.shape
+    blocks = [-(-k // s) for k, s in zip(size, strides, strict=True)]
+    room = [(0, b * s - k) for b, s, k in zip(blocks, strides, size, strict=True)]
+    whole = jnp.pad(kernel, [*room, (0, 0), (0, 0)])
+    halves = itertools.chain.from_iterable(zip(blocks, strides, strict=True))
+    whole = jnp.flip(whole.reshape(*halves, channels, outputs), tuple(2 * i for i in space))
+    n = len(strides)
+    order = [*range(0, 2 * n, 2), 2 * n + 1, *range(1, 2 * n, 2), 2 * n]
+    flipped = whole.transpose(order).reshape(*blocks, outputs, -1)
+    pads = [(b - 1, b - 1) for b in blocks]
+    z = lax.conv_general_dilated(
+        g,
+        lax.optimization_barrier(flipped),
+        (1,) * n,
+        pads,
+        dimension_numbers=_channels_last(g.ndim),
+        precision=geometry.precision,
+        preferred_element_type=g.dtype,
+    )
+    z = z.reshape(*z.shape[:-1], *strides, channels)
+    order = itertools.chain.from_iterable((1 + i, 1 + n + i) for i in space)
+    out = [m * s for m, s in zip(z.shape[1 : n + 1], strides, strict=True)]
+    z = z.transpose([0, *order, 2 * n + 1]).reshape(z.shape[0], *out, channels)
+    fit = [
+        (-low, m + low - o, 0)
+        for (low, _), m, o in zip(geometry.padding, shape[1:-1], out, strict=True)
+    ]
+    return lax.pad(z, jnp.zeros((), z.dtype), [(0, 0, 0), *fit, (0, 0, 0)])
