@@ -1,0 +1,163 @@
+"""A function run on several values at once: rules see, at each operation, all that it works on.
+
+Where `rewrite` replaces an operation on arrays, `lift` replaces it by one on bundles: the value at
+the input and at a baseline, say, and a small difference to be carried along.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.interpreter import (
+    CUSTOM,
+    REMAT,
+    Node,
+    Program,
+    Scalar,
+    equation_of,
+    run_node,
+    scan_arity,
+    source,
+)
+from jaxviz.graph.rewrite import Op, RuleSet, make_op
+from jaxviz.graph.trace import trace
+
+Bundle = tuple
+
+
+def lift(
+    apply_fn: Callable,
+    rules: RuleSet,
+    params: Any,
+    x: Any,
+    *,
+    bundle: Callable[[int, jax.Array], Bundle],
+    still: Callable[[jax.Array], Bundle],
+    each: Callable[[Op], Callable],
+) -> Any:
+    """Runs `apply_fn` with a bundle of arrays in place of every value that `x` reaches.
+
+    A rule answers with a function of the operation's inputs that returns bundles (one where the
+    operation has one output); inputs that `x` reaches are bundles, the others arrays. Groups of
+    which the table has no row are taken apart; loops and branches are gone through, unless the
+    path taken depends on `x`, which is refused.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      rules: Rows for operations that need their own treatment; its `default` is asked about the
+        others, and may refuse.
+      params: Any pytree.
+      x: Any pytree; its shapes are traced.
+      bundle: From the number of a leaf of `x` and the leaf to its bundle.
+      still: The bundle of an array that `x` does not reach after all (in a loop, say).
+      each: For operations that a row or the default leaves as they are: the rule of these.
+
+    Returns:
+      The outputs, each leaf a bundle.
+    """
+    traced = trace(apply_fn, params, x, named=False, flat=False)
+    program = traced.program
+    moving = [
+        bundle(i, leaf) if value in program.depends else leaf
+        for i, (value, leaf) in enumerate(
+            zip(jax.tree.leaves(traced.x), jax.tree.leaves(x), strict=True)
+        )
+    ]
+    runner = _Runner(rules, still, each)
+    outputs = runner.run(program, [*jax.tree.leaves(params), *moving])
+    outputs = [o if isinstance(o, Bundle) else still(o) for o in outputs]
+    return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
+
+
+class _Runner:
+    """Evaluates programs on bundles; holds what is the same at every operation."""
+
+    def __init__(self, rules: RuleSet, still: Callable, each: Callable):
+        self.rules = rules
+        self.still = still
+        self.each = each
+
+    def run(self, program: Program, arguments: Sequence[Any]) -> list[Any]:
+        env: dict[int, Any] = dict(program.constants)
+        for value, argument in zip(program.inputs, arguments, strict=True):
+            env[value] = self.as_needed(argument, value in program.depends)
+        for node in program.nodes:
+            self.step(program, node, env)
+        return [env[value] for value in program.outputs]
+
+    def as_needed(self, value: Any, moving: bool) -> Any:
+        return self.still(jnp.asarray(value)) if moving and not isinstance(value, Bundle) else value
+
+    def step(self, program: Program, node: Node, env: dict[int, Any]) -> None:
+        if not any(v in program.depends for v in node.inputs):
+            run_node(node, env)
+            return
+        op = make_op(program, node, {})
+        known, replacement = self.rules.find(op)
+        values = [env[v] for v in node.inputs]
+        if replacement is None and node.members:
+            for member in node.members:
+                self.step(program, member, env)
+            return
+        if replacement is None and node.bodies:
+            outputs = [self.as_needed(o, True) for o in self.higher(node, values)]
+        else:
+            floats = any(jnp.issubdtype(o.dtype, jnp.inexact) for o in op.outputs)
+            if replacement is None and not known and self.rules.default is not None and floats:
+                replacement = self.rules.default(op)
+            outputs = (replacement or self.each(op))(*values)
+            outputs = [outputs] if isinstance(outputs, Bundle) else outputs
+        env.update(zip(node.outputs, outputs, strict=True))
+
+    def higher(self, node: Node, values: Sequence[Any]) -> list[Any]:
+        """The outputs of an operation with bodies, those that are kept."""
+        equation = equation_of(node)
+        given = dict(zip(node.inputs, values, strict=True))
+        arguments = [
+            jnp.asarray(o.value, atom.aval.dtype) if isinstance(o, Scalar) else given[o]
+            for o, atom in zip(node.operands, equation.invars, strict=True)
+        ]
+        name = equation.primitive.name
+        if name in CUSTOM or name in REMAT:
+            outputs = self.run(node.bodies[0], arguments)
+        elif name == "scan":
+            outputs = self.scan(node, arguments)
+        elif name == "cond" and not isinstance(arguments[0], Bundle):
+            branches = [
+                lambda *xs, body=body: [self.as_needed(o, True) for o in self.run(body, xs)]
+                for body in node.bodies
+            ]
+            outputs = jax.lax.switch(arguments[0], branches, *arguments[1:])
+        else:
+            raise NotImplementedError(
+                f"{self.rules.name}: the operation {name!r} at {source(node)} takes a path that "
+                "depends on the input (or turns an unknown number of times), so input and baseline "
+                "have no common one. Explain a part of the net without it (`jaxviz.split`)."
+            )
+        dropped = [type(v).__name__ == "DropVar" for v in equation.outvars]
+        return [o for o, drop in zip(outputs, dropped, strict=True) if not drop]
+
+    def scan(self, node: Node, arguments: Sequence[Any]) -> list[Any]:
+        equation, body = equation_of(node), node.bodies[0]
+        consts, carried, _ = scan_arity(equation)
+        cut = consts + carried
+        moves = [v in body.depends for v in body.inputs]
+
+        def step(carry, xs):
+            outputs = self.run(body, [*arguments[:consts], *carry, *xs])
+            pairs = zip(outputs[:carried], moves[consts:cut], strict=True)
+            return [self.as_needed(o, m) for o, m in pairs], outputs[carried:]
+
+        p = equation.params
+        pairs = zip(arguments[consts:cut], moves[consts:cut], strict=True)
+        last, stacked = jax.lax.scan(
+            step,
+            [self.as_needed(a, m) for a, m in pairs],
+            list(arguments[cut:]),
+            length=p["length"],
+            reverse=p["reverse"],
+            unroll=p["unroll"],
+        )
+        return [*last, *stacked]

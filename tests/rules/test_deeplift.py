@@ -1,0 +1,240 @@
+"""DeepLIFT: complete on any net, equal to Captum where that is right, and by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from peer_nets import NETS, avg_pool, close, double, net, plain, stored
+
+import jaxviz as jv
+from jaxviz.attribution.difference import deep_lift, deep_lift_shap
+from jaxviz.attribution.path import completeness_gap
+
+RULES = ("rescale", "reveal_cancel")
+
+
+def baseline():
+    return jnp.asarray(stored()["baseline"], jnp.float64)
+
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "elu": jax.nn.elu,
+    "leakyrelu": jax.nn.leaky_relu,
+    "softplus": jax.nn.softplus,
+}
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_rescale_agrees_with_captum_without_max_pooling(act):  # Captum 0.9.0
+    with net("plain") as (_, params, x, target):
+        f = functools.partial(plain, pool=avg_pool, act=ACTIVATIONS[act])
+        out = deep_lift(f, params, x, target, baseline=baseline())
+        close(out, f"plain/deep_lift_{act}")
+
+
+def test_baselines_agree_with_captum():
+    with net("plain") as (_, params, x, target):
+        f = functools.partial(plain, pool=avg_pool)
+        close(deep_lift(f, params, x, target), "plain/deep_lift_zero")
+        many = jnp.asarray(stored()["baselines"], jnp.float64)
+        for chunk_size in (None, 1, 3):
+            out = deep_lift_shap(f, params, x, target, baselines=many, chunk_size=chunk_size)
+            close(out, "plain/deep_lift_shap")
+    with net("residual") as (f, params, x, target):
+        close(deep_lift(f, params, x, target, baseline=baseline()), "residual/deep_lift")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", NETS)
+def test_complete_with_max_pooling_where_captum_is_not(name, rule):
+    with net(name) as (f, params, x, target):
+        out = deep_lift(f, params, x, target, baseline=baseline(), rule=rule)
+        gap = completeness_gap(f, params, x, baseline(), out, target)
+        assert np.abs(gap).max() < 1e-12
+        if name == "plain":
+            peer = jnp.asarray(stored()["plain/deep_lift_max_pool"])
+            assert np.abs(completeness_gap(f, params, x, baseline(), peer, target)).min() > 0.5
+
+
+def affine(w, x):
+    return x @ w
+
+
+@jax.custom_jvp
+def own_derivative(x):
+    return jnp.sin(x) + jnp.exp(x)
+
+
+own_derivative.defjvps(lambda t, out, x: 0 * t)
+
+
+ODD = {
+    "gelu": lambda x: jax.nn.gelu(x),
+    "gelu exact": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
+    "selu": jax.nn.selu,
+    "relu twice": lambda x: jax.nn.relu(jax.nn.sigmoid(x) - 0.4),
+    "softmax": jax.nn.softmax,
+    "log softmax": jax.nn.log_softmax,
+    "logsumexp": lambda x: jax.nn.logsumexp(x, axis=1, keepdims=True) * x,
+    "product": lambda x: x * x[:, ::-1],
+    "square": lambda x: x * x + x**3,
+    "gate": lambda x: x * jax.nn.sigmoid(x[:, ::-1]),
+    "quotient": lambda x: x / (1 + x[:, ::-1] ** 2),
+    "reciprocal": lambda x: 1 / (2 + x * x),
+    "attention": lambda x: (jax.nn.softmax(x[:, :, None] * x[:, None, :]) @ x[:, :, None])[:, :, 0],
+    "layer norm": lambda x: (
+        (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + 1e-3)
+    ),
+    "maximum": lambda x: jnp.maximum(x, x[:, ::-1] * 2),
+    "minimum": lambda x: jnp.minimum(x, x[:, ::-1] * 2),
+    "largest": lambda x: x.max(1, keepdims=True) - x.min(1, keepdims=True) * x,
+    "clip": lambda x: jnp.clip(x, -0.5, 0.7),
+    "moved": lambda x: jnp.pad(jnp.concatenate([x[:, 1:], -x], 1), ((0, 0), (1, 0)))[:, ::2] - 1.0,
+    "scan": lambda x: jax.lax.scan(lambda h, _: (jnp.tanh(h + 0.3 * x), h[:, :1]), x, length=3)[0],
+    "fori": lambda x: jax.lax.fori_loop(0, 3, lambda i, h: jax.nn.relu(h) - 0.1 * x, x),
+    "cond": lambda x: jax.lax.cond(x.shape[1] > 3, jax.nn.silu, jnp.tanh, x),
+    "checkpoint": jax.checkpoint(lambda x: jnp.tanh(x) * x),
+    "custom": own_derivative,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ODD)
+def test_complete_on_whatever_a_net_is_made_of(name, rule):
+    rng = np.random.default_rng(4)
+    with double():
+        w = [jnp.asarray(rng.normal(size=s)) for s in ((4, 6), (6,))]
+        x, x0 = (jnp.asarray(rng.normal(size=(3, 4))) for _ in range(2))
+
+        def f(w, x):
+            h = ODD[name](x @ w[0])
+            return (h @ w[1][: h.shape[1], None]) * jnp.ones((1, 2))
+
+        out = deep_lift(f, w, x, 1, baseline=x0, rule=rule)
+        gap = completeness_gap(f, w, x, x0, out, 1)
+        assert np.abs(gap).max() < 1e-11
+        # What does not differ has no share; nothing differs, no share at all.
+        same = deep_lift(f, w, x, 1, baseline=x0.at[:, 2].set(x[:, 2]), rule=rule)
+        assert np.abs(same[:, 2]).max() == 0
+        assert np.abs(deep_lift(f, w, x, 1, baseline=x, rule=rule)).max() == 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_linear_net_is_weight_times_difference(rule):
+    w, x, x0 = (
+        jnp.array([[2.0, 1.0], [-3.0, 1.0]]),
+        jnp.array([[1.0, 2.0]]),
+        jnp.array([[3.0, 1.0]]),
+    )
+    out = deep_lift(affine, w, x, 0, baseline=x0, rule=rule)
+    np.testing.assert_allclose(out, [[-4.0, -3.0]])
+
+
+def test_min_of_two_as_in_the_paper():
+    """Figure 3 of the paper: min(a, b) = a - max(0, a - b). Rescale sees one of them only."""
+    f = lambda _, x: (x[:, 0] - jax.nn.relu(x[:, 0] - x[:, 1]))[:, None]
+    x = jnp.array([[5.0, 3.0], [2.0, 6.0]])
+    rescale = deep_lift(f, None, x, 0)
+    np.testing.assert_allclose(rescale, [[0.0, 3.0], [2.0, 0.0]], atol=1e-6)
+    reveal = deep_lift(f, None, x, 0, rule="reveal_cancel")
+    np.testing.assert_allclose(reveal, [[1.5, 1.5], [1.0, 1.0]], atol=1e-6)
+
+
+def test_rescale_by_hand():
+    """One ReLU: a quarter of the difference passes."""
+    f = lambda _, x: jax.nn.relu(x.sum(1, keepdims=True))
+    out = deep_lift(f, None, jnp.array([[2.0, -1.0]]), 0, baseline=jnp.array([-4.0, 1.0]))
+    # z goes from -3 to 1, y from 0 to 1: m = 1/4 for either.
+    np.testing.assert_allclose(out, [[1.5, -0.5]])
+    # A product gives each factor its Shapley value: (5 * 3 - 1 * 2) is 4 * 2.5 + 1 * 3.
+    f = lambda _, x: x[:, :1] * x[:, 1:]
+    out = deep_lift(f, None, jnp.array([[5.0, 3.0]]), 0, baseline=jnp.array([1.0, 2.0]))
+    np.testing.assert_allclose(out, [[10.0, 3.0]])
+    # A maximum that grew belongs to the winner now, one that fell to the winner before.
+    f = lambda _, x: x.max(1, keepdims=True)
+    x, x0 = jnp.array([[5.0, 3.0], [1.0, 2.0]]), jnp.array([[1.0, 4.0], [7.0, 3.0]])
+    out = deep_lift(f, None, x, 0, baseline=x0)
+    np.testing.assert_allclose(out, [[1.0, 0.0], [-5.0, 0.0]])
+
+
+def test_softmax_does_not_see_the_rest_of_the_batch():
+    """Captum's softmax rule subtracts a mean over all numbers of the batch."""
+    f = lambda w, x: jax.nn.softmax(x @ w)
+    w = jax.random.normal(jax.random.key(0), (5, 4))
+    x = jax.random.normal(jax.random.key(1), (6, 5))
+    whole = deep_lift(f, w, x, 2)
+    single = jnp.concatenate([deep_lift(f, w, row[None], 2) for row in x])
+    np.testing.assert_allclose(whole, single, rtol=1e-5, atol=1e-6)
+
+
+def test_extremes_stay_finite():
+    f = lambda w, x: jax.nn.softmax(jax.nn.relu(x) * 1e4) + jnp.tanh(x)
+    x = jnp.array([[1e4, -1e4, 0.0], [0.0, 1e-30, -1e-30]])
+    for rule in RULES:
+        out = deep_lift(f, None, x, 0, baseline=jnp.array([0.0, 1e4, 0.0]), rule=rule)
+        assert np.isfinite(out).all()
+
+
+def test_a_function_as_target_has_its_differences_carried_too():
+    with net("plain") as (f, params, x, _):
+        margin = lambda o: jax.nn.softmax(o)[:, 0] * o[:, 1]
+        for rule in RULES:
+            out = deep_lift(f, params, x, margin, baseline=baseline(), rule=rule)
+            gap = completeness_gap(f, params, x, baseline(), out, margin)
+            assert np.abs(gap).max() < 1e-12
+
+
+def test_what_has_no_common_path_is_refused_by_name_and_line():
+    branch = lambda _, x: jax.lax.cond(x.sum() > 0, jnp.sin, jnp.cos, x)
+    with pytest.raises(NotImplementedError, match=r"'cond' at .*test_deeplift\.py:\d+"):
+        deep_lift(branch, None, jnp.ones((1, 2)), 0)
+    picked = lambda _, x: jnp.take_along_axis(x, jnp.argsort(x, 1), 1)
+    with pytest.raises(NotImplementedError, match=r"test_deeplift\.py:\d+"):
+        deep_lift(picked, None, jnp.ones((1, 2)), 0)
+    with pytest.raises(NotImplementedError, match=r"'sort' .*test_deeplift\.py:\d+"):
+        deep_lift(lambda _, x: jnp.sort(x, 1), None, jnp.ones((1, 2)), 0)
+    with pytest.raises(ValueError, match="rule must be one of rescale, reveal_cancel; got 'other'"):
+        deep_lift(affine, jnp.eye(2), jnp.ones((1, 2)), 0, rule="other")
+    with pytest.raises(ValueError, match=r"baselines must be \[B, \.\.\.\]"):
+        deep_lift_shap(affine, jnp.eye(2), jnp.ones((1, 2)), 0, baselines=jnp.ones(2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradient_of_an_explanation_is_right(rule):  # against central differences
+    rng = np.random.default_rng(2)
+    with double():
+        w = jnp.asarray(rng.normal(size=(4, 5)))
+        x = jnp.asarray(rng.normal(size=(2, 4)))
+        f = lambda w, x: jax.nn.softmax(jnp.tanh(x @ w) * jax.nn.gelu(x @ w))
+        number = lambda w: (deep_lift(f, w, x, 1, rule=rule)[:, :2] ** 2).sum()
+        direction = jnp.asarray(rng.normal(size=w.shape))
+        h = 1e-6
+        slope = (number(w + h * direction) - number(w - h * direction)) / (2 * h)
+        np.testing.assert_allclose((jax.grad(number)(w) * direction).sum(), slope, rtol=1e-5)
+
+
+def test_pytree_with_an_integer_leaf():
+    f = lambda w, x: jax.nn.relu(w[x["ids"]] + x["v"] @ w) @ jnp.ones((3, 2))
+    w = jax.random.normal(jax.random.key(3), (3, 3))
+    x = {"ids": jnp.array([0, 2]), "v": jax.random.normal(jax.random.key(4), (2, 3))}
+    out = deep_lift(f, w, x, 0)
+    assert out["ids"].tolist() == [0, 0]
+    gained = f(w, x)[:, 0] - f(w, {**x, "v": 0 * x["v"]})[:, 0]
+    np.testing.assert_allclose(out["v"].sum(1), gained, rtol=1e-5)
+
+
+def test_layers_are_explained_through_the_cut():
+    with net("plain") as (f, params, x, target):
+        head, tail = jv.split(f, params, x, "max_pool_0")
+        a, _ = head(params, x)
+        a0, _ = head(params, jnp.broadcast_to(baseline(), x.shape))
+        out = deep_lift(tail, (params, ()), a, target, baseline=a0)
+        gap = completeness_gap(tail, (params, ()), a, a0, out, target)
+        assert np.abs(gap).max() < 1e-12
