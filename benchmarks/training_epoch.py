@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxviz import models
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.rules.fast import fast
 from jaxviz.training.epoch import State, TrainingFunction, run_epoch
-from jaxviz.training.fast import accelerate
 
 
 def main():
@@ -76,7 +77,7 @@ def main():
         return state
 
     ways = {
-        "fast": scanned(accelerate(TrainingFunction(net))),
+        "fast": scanned(rewrite(TrainingFunction(net), fast)),
         "plain_scan": scanned(TrainingFunction(net)),
         "plain_loop": looped,
     }

@@ -9,6 +9,7 @@ What it is slow at, and what stands here instead:
   and backward one matrix product and its columns added in place;
 - large strided kernels on few channels (stems): backward, the `stride` phases of the input are
   channels of one convolution of stride 1;
+- a kernel's own gradient: one matrix product for each of its places;
 - 1x1: a matrix product.
 """
 
@@ -26,6 +27,7 @@ from jaxviz.rules.windows import Windows, add_places, materialised, places, with
 
 FEW_CHANNELS = 3
 TAPS = 27  # multiply-adds an output that still beat a convolution's overhead (3 x 3 x 3 channels)
+LARGEST_SUM = 64  # places of a kernel up to which its gradient is one matrix product for each
 COLUMNS = 9  # places of a kernel up to which adding columns beats phases
 
 
@@ -175,7 +177,8 @@ def _conv_jvp(geometry, primals, tangents):
         pullback = functools.partial(_pull_back(geometry, x.shape, kernel), x.shape)
         dy = with_pullback(pullback, y, dx)
     if not isinstance(dkernel, SymbolicZero):
-        forward = _taps if geometry.depthwise else _native
+        many = math.prod(kernel.shape[:-2]) > LARGEST_SUM
+        forward = _taps if geometry.depthwise else _native if many else _products
         part = forward(geometry, x, dkernel)
         dy = part if dy is None else dy + part
     return y, jnp.zeros_like(y) if dy is None else dy
@@ -212,6 +215,18 @@ def _native(geometry, x, kernel):
         precision=geometry.precision,
         preferred_element_type=x.dtype,
     )
+
+
+def _products(geometry, x, kernel):
+    """Forward: one matrix product for each place of the kernel. Never run but transposed, as the
+    kernel's gradient, where it needs no convolution of a form that XLA is slow at inside a loop."""
+    matrices = kernel.reshape(-1, *kernel.shape[-2:])
+    axes = (((x.ndim - 1,), (0,)), ((), ()))
+    total = None
+    for number, part in enumerate(places(x, geometry.windows(kernel.shape))):
+        term = lax.dot_general(part, matrices[number], axes, geometry.precision, x.dtype)
+        total = term if total is None else total + term
+    return total
 
 
 def _channels_last(rank):

@@ -22,8 +22,8 @@ def max_pool(x, *, window_dimensions, window_strides, padding, base_dilation, wi
 
     The first of equal elements in row-major order wins the whole gradient, as in XLA; so does the
     element XLA picks where NaN or infinity is about. Where windows do not overlap the pullback is
-    equal to the last bit, else up to the order of at most `prod(window)` additions. Dilated windows,
-    which JAX cannot differentiate, are too.
+    equal to the last bit, else up to the order of at most `prod(window)` additions. Dilated
+    windows, whose pullback JAX lacks, have one too.
 
     Args:
       x: Floating, any rank.

@@ -11,6 +11,12 @@ from jax import lax
 from jaxviz.rules.kernels_pool import max_pool
 
 
+def quick_jit(f, *static):
+    """`jit` that leaves out LLVM's optimisations: these programs run once, and compile longer."""
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(functools.partial(f, *static), compiler_options=options)
+
+
 def native(x, *, base_dilation, **options):
     names = ("window_dimensions", "window_strides", "padding", "window_dilation")
     window, strides, padding, dilation = (options[name] for name in names)
@@ -49,7 +55,7 @@ def pooled_and_gradient(pool, options):
         y, back = jax.vjp(functools.partial(pool, **options), x)
         return y, back(g)[0]
 
-    return jax.jit(run)
+    return quick_jit(run)
 
 
 def slow(x, g, options):
@@ -131,7 +137,7 @@ def test_tangent_second_order_and_vmap(stride):
         each = jax.vmap(jax.grad(f))(jnp.stack([x, v]))
         return jax.jvp(f, (x,), (v,))[1], jax.grad(penalty)(x), hessian_v, each
 
-    ours, theirs = (jax.jit(functools.partial(all_orders, f))() for f in (max_pool, native))
+    ours, theirs = (quick_jit(all_orders, f)() for f in (max_pool, native))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
