@@ -15,10 +15,11 @@ import numpy as np
 import optax
 
 from jaxviz.data import Dataset
+from jaxviz.graph.rewrite import rewrite
 from jaxviz.models import apply_fn as inference
+from jaxviz.rules.fast import fast as fast_rules
 from jaxviz.training.checkpoint import Checkpoints
 from jaxviz.training.epoch import State, TrainingFunction, run_epoch, variables as all_variables
-from jaxviz.training.fast import accelerate
 from jaxviz.training.progress import EpochBar
 
 MONITORS = ("validation_accuracy", "validation_loss")
@@ -149,7 +150,7 @@ def fit(
 
     train_fn, apply_fn = TrainingFunction(net), inference(net)
     if fast:
-        train_fn, apply_fn = accelerate(train_fn), accelerate(apply_fn)
+        train_fn, apply_fn = rewrite(train_fn, fast_rules), rewrite(apply_fn, fast_rules)
     state = jax.tree.map(jnp.array, state)  # A copy: the epoch reuses its argument's memory.
     train_arrays = _on_device(train)
     validation_arrays = None if validation is None else _on_device(validation)
