@@ -11,6 +11,7 @@ from typing import Any
 from jaxviz.graph.interpreter import Node, Program, Value
 
 LINEAR = frozenset({"conv", "dense"})
+MOVING = frozenset({"name", "transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
 _STEPS = frozenset({"add", "bias", "sub", "mul", "div"})
 
 
@@ -78,6 +79,23 @@ def kernel_axes(
     return dict(enumerate(batch[kernel])) | {first + i: axis for i, axis in enumerate(free)}
 
 
+def moved_axes(
+    name: str, options: Mapping[str, Any], axes: dict[int, int], before: tuple, after: tuple
+) -> dict[int, int] | None:
+    """Where channel axes are after an operation that moves axes or unit ones in and out."""
+    if name == "name":
+        return axes
+    if name == "transpose":
+        order = options["permutation"]
+        return {i: axes[a] for i, a in enumerate(order) if a in axes}
+    long_before = [a for a, n in enumerate(before) if n != 1]
+    long_after = [a for a, n in enumerate(after) if n != 1]
+    if [before[a] for a in long_before] != [after[a] for a in long_after]:
+        return None
+    pairs = zip(long_before, long_after, strict=True)
+    return {new: axes[old] for old, new in pairs if old in axes}
+
+
 def _chain(program: Program, nodes: list, readers: dict, position: int) -> list[int]:
     """Positions of a linear operation and the steps that belong to it."""
     node = nodes[position]
@@ -93,36 +111,43 @@ def _chain(program: Program, nodes: list, readers: dict, position: int) -> list[
     if not axes:
         return []
 
-    def step(node: Node, value: Value) -> bool:
-        if node.members:
-            return node.kind in ("batch_norm", "affine") and all(
-                step(m, value if i == 0 else node.members[i - 1].outputs[0])
-                for i, m in enumerate(node.members)
-            )
-        if node.kind == "name":
-            return True
-        if node.kind not in _STEPS or node.operands.count(value) != 1:
-            return False
-        if node.kind == "div" and node.operands[0] != value:
-            return False
-        other = node.operands[1 - node.operands.index(value)]
-        if not isinstance(other, Value):
-            return True
-        size = program.avals[other].shape
-        same = program.avals[node.outputs[0]].shape == out.shape
-        return (
-            other not in program.depends
-            and same
-            and all(n == 1 or (len(size) == out.ndim and a in axes) for a, n in enumerate(size))
-        )
-
-    chain = [position]
+    chain, length = [position], 1
     while True:
         value = nodes[chain[-1]].outputs[0]
         users = readers.get(value, [])
-        if value in program.outputs or len(users) != 1 or not step(nodes[users[0]], value):
-            return chain
+        if value in program.outputs or len(users) != 1:
+            break
+        following = nodes[users[0]]
+        parts = following.members or (following,)
+        if following.members and following.kind not in ("batch_norm", "affine"):
+            break
+        for part in parts:
+            axes = _after(program, part, value, axes)
+            value = part.outputs[0]
+            if axes is None:
+                return chain[:length]
         chain.append(users[0])
+        if following.kind in (*_STEPS, "batch_norm", "affine"):
+            length = len(chain)  # what only moves numbers belongs to the layer if a step follows
+    return chain[:length]
+
+
+def _after(program: Program, node: Node, value: Value, axes: dict[int, int]) -> dict | None:
+    """The channel axes after a step that belongs to the layer; None where it does not."""
+    shape, out = (program.avals[v].shape for v in (value, node.outputs[0]))
+    name = node.equation.primitive.name
+    if name in MOVING:
+        return moved_axes(name, node.equation.params, axes, shape, out)
+    if node.kind not in _STEPS or node.operands.count(value) != 1 or shape != out:
+        return None
+    if node.kind == "div" and node.operands[0] != value:
+        return None
+    other = node.operands[1 - node.operands.index(value)]
+    if not isinstance(other, Value):
+        return axes
+    size = program.avals[other].shape
+    along = len(size) == len(out) and all(n == 1 or a in axes for a, n in enumerate(size))
+    return axes if other not in program.depends and (not size or along) else None
 
 
 def _group(program: Program, parts: list[Node]) -> Node:

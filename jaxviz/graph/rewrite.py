@@ -18,7 +18,7 @@ from jaxviz.graph.interpreter import (
     source,
 )
 from jaxviz.graph.kinds import ACTIVATION_KINDS
-from jaxviz.graph.layers import operation_names
+from jaxviz.graph.layers import LISTED, operation_names
 from jaxviz.graph.trace import trace
 
 
@@ -57,6 +57,8 @@ class Op(NamedTuple):
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
 
 
+_KINDS = LISTED | {"add", "sub", "mul", "div", "bias", "sum", "max", "min", "first", "activation"}
+
 Rule = Callable[[Op], Callable | None]
 
 
@@ -66,10 +68,11 @@ class RuleSet:
 
     Attributes:
       name: Said in errors.
-      table: From a layer's name, "first" (convolutions and dense layers with none before them), a
-        kind, "activation" (any pointwise function of one value) or a primitive to a rule, looked up
-        in this order. A rule gets an `Op` and answers with a replacement, `(*inputs) -> outputs` of
-        the same shapes, or None to leave it. A group that is left is offered member by member.
+      table: From a layer's name (if that is no kind), "first" (convolutions and dense layers with
+        none before them), a kind, "activation" (any pointwise function of one value) or a primitive
+        to a rule, looked up in this order. A rule gets an `Op` and answers with a replacement,
+        `(*inputs) -> outputs` of the same shapes, or None to leave it. A group that is left is
+        offered member by member.
       default: The rule for operations on floats that depend on the input and are in no row of
         the table; None leaves them. `refuse` is one.
       into_custom: Whether to look inside functions with a derivative of their own (`custom_jvp`,
@@ -93,7 +96,12 @@ class RuleSet:
     def find(self, op: Op) -> tuple[bool, Callable | None]:
         """Whether the table has a row for an operation, and what its rule answers."""
         table = dict(self.table)
-        keys = [op.name, *(["first"] if op.first else []), op.kind]
+        # A layer that somebody called "conv" has no row of its own by that name.
+        keys = [
+            *([] if op.name in _KINDS else [op.name]),
+            *(["first"] if op.first else []),
+            op.kind,
+        ]
         keys += [*(["activation"] if op.kind in ACTIVATION_KINDS else []), op.primitive]
         for key in keys:
             if key in table:

@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.graph.fold import LINEAR, kernel_axes
+from jaxviz.graph.fold import LINEAR, MOVING, kernel_axes, moved_axes
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
+from jaxviz.rules.fast import fast
 
 STABILIZER = 1e-6
 
@@ -334,12 +335,25 @@ def _replaced(op: Op, tangent: Callable) -> Callable:
 def _derivative(op: Op, inputs: Sequence[jax.Array], tangents: Sequence[jax.Array | None]):
     """The operation and its own derivative along the tangents that are not None."""
     moving = [i for i, t in enumerate(tangents) if t is not None]
+    evaluate = _quick(op)
 
     def moved(*values):
         given = dict(zip(moving, values, strict=True))
-        return op.evaluate(*(given.get(i, a) for i, a in enumerate(inputs)))
+        return evaluate(*(given.get(i, a) for i, a in enumerate(inputs)))
 
     return jax.jvp(moved, [inputs[i] for i in moving], [tangents[i] for i in moving])
+
+
+def _quick(op: Op) -> Callable:
+    """The operation by faster kernels of the same numbers, where there are some."""
+
+    def evaluate(*inputs):
+        values = list(inputs)
+        for member, reads in op.members:
+            values.append(_quick(member)(*(values[i] for i in reads)))
+        return values[-1]
+
+    return fast.find(op)[1] or (evaluate if op.members and _is_layer(op) else op.evaluate)
 
 
 def _moving(op: Op) -> list[int]:
@@ -357,46 +371,51 @@ def _layer(op: Op, inputs: Sequence[jax.Array]) -> _Layer:
     core, reads = op.members[0] if op.members else (op, (0, 1))
     at = core.depends.index(True)
     x, w = inputs[reads[at]], inputs[reads[1 - at]]
+    moves = [step for step, _ in op.members[1:] if step.primitive in MOVING]
+    evaluate = fast.find(core)[1] or core.evaluate
 
     def apply(x, w):
-        return core.evaluate(*((x, w) if at == 0 else (w, x)))
+        z = evaluate(*((x, w) if at == 0 else (w, x)))
+        return functools.reduce(lambda z, step: step.evaluate(z), moves, z)
 
-    out = core.outputs[0]
-    axes = kernel_axes(core.kind, core.options, core.operands.index(1 - at), w.shape, out.ndim)
-    scale, shift = jnp.ones((), out.dtype), jnp.zeros((), out.dtype)
+    shape = core.outputs[0].shape
+    axes = kernel_axes(core.kind, core.options, core.operands.index(1 - at), w.shape, len(shape))
+    # Scale and shift have the kernel's axes, of length 1 but along the output channels.
+    scale, shift = jnp.ones((1,) * w.ndim, w.dtype), jnp.zeros((1,) * w.ndim, w.dtype)
     for step, found in op.members[1:]:
-        if step.primitive == "name":
+        if step.primitive in MOVING:
+            before, shape = shape, step.outputs[0].shape
+            axes = moved_axes(step.primitive, step.options, axes, before, shape) or {}
             continue
-        value = step.depends.index(True)
-        order = step.operands.index(value)
+        order = step.operands.index(step.depends.index(True))
         other = step.operands[1 - order]
-        if isinstance(other, Scalar):
-            c = jnp.asarray(other.value, out.dtype)
-        else:
-            c = inputs[found[other]]
-        if step.primitive in ("mul", "div"):
-            apply_step = jnp.multiply if step.primitive == "mul" else jnp.divide
-            scale, shift = apply_step(*_ranked(scale, c)), apply_step(*_ranked(shift, c))
+        c = jnp.asarray(other.value) if isinstance(other, Scalar) else inputs[found[other]]
+        c = _on_kernel(c.astype(w.dtype), axes, w.ndim)
+        if step.primitive == "mul":
+            scale, shift = scale * c, shift * c
+        elif step.primitive == "div":
+            scale, shift = scale / c, shift / c
         elif step.primitive == "sub" and order == 1:
-            scale, shift = -scale, jnp.subtract(*_ranked(c, shift))
+            scale, shift = -scale, c - shift
         else:
-            step_fn = jnp.subtract if step.primitive == "sub" else jnp.add
-            shift = step_fn(*_ranked(shift, c))
-    if scale.ndim:
-        pairs = sorted(axes.items(), key=lambda pair: pair[1])
-        kept = [a for a, _ in pairs]
-        order = [*kept, *(a for a in range(scale.ndim) if a not in kept)]
-        sizes = {k: scale.shape[a] for a, k in pairs}
-        scale = scale.transpose(order).reshape([sizes.get(k, 1) for k in range(w.ndim)])
-    w = w * (scale if scale.ndim else jnp.full((1,) * w.ndim, scale)).astype(w.dtype)
-    b = shift if shift.ndim else jnp.full((1,) * out.ndim, shift)
-    return _Layer(apply, x, w, b)
+            shift = shift - c if step.primitive == "sub" else shift + c
+    b = jnp.transpose(shift, sorted(range(w.ndim), key=lambda k: k not in axes.values()))
+    sizes = {a: shift.shape[k] for a, k in axes.items()}
+    order = sorted(axes, key=lambda a: axes[a])
+    b = b.reshape([sizes[a] for a in order])  # channels in the kernel's order, then in the output's
+    b = b.transpose([order.index(a) for a in sorted(axes)])
+    b = b.reshape([sizes.get(a, 1) for a in range(len(shape))])
+    return _Layer(apply, x, w * scale, b.astype(op.outputs[0].dtype))
 
 
-def _ranked(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both with the axes of the longer; a number has none."""
-    rank = max(a.ndim, b.ndim)
-    return tuple(v if v.ndim else v.reshape((1,) * rank) for v in (a, b))  # type: ignore[return-value]
+def _on_kernel(c: jax.Array, axes: dict[int, int], rank: int) -> jax.Array:
+    """An array along the output's channel axes, laid along the kernel's."""
+    if not c.ndim:
+        return c.reshape((1,) * rank)
+    kept = sorted(axes, key=lambda a: axes[a])
+    sizes = {axes[a]: c.shape[a] for a in kept}
+    c = c.transpose([*kept, *(a for a in range(c.ndim) if a not in axes)])
+    return c.reshape([sizes.get(k, 1) for k in range(rank)])
 
 
 def _stable(z: jax.Array, epsilon: float) -> jax.Array:
