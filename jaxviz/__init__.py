@@ -1,14 +1,36 @@
 """jaxviz: pure functions that explain what a JAX network looks at and what it has learned."""
 
 from jaxviz import rules as rules
+from jaxviz.attribution.cam import (
+    cam as cam,
+    grad_cam as grad_cam,
+    grad_cam_pp as grad_cam_pp,
+    guided_grad_cam as guided_grad_cam,
+    hires_cam as hires_cam,
+    layer_cam as layer_cam,
+    shapley_cam as shapley_cam,
+    xgrad_cam as xgrad_cam,
+)
+from jaxviz.attribution.cam_eigen import eigen_cam as eigen_cam, eigen_grad_cam as eigen_grad_cam
+from jaxviz.attribution.cam_perturb import ablation_cam as ablation_cam, score_cam as score_cam
 from jaxviz.attribution.difference import (
     deep_lift as deep_lift,
     deep_lift_shap as deep_lift_shap,
 )
+from jaxviz.attribution.full_grad import full_grad as full_grad, full_gradient as full_gradient
 from jaxviz.attribution.gradient import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
     saliency as saliency,
+)
+from jaxviz.attribution.path import (
+    completeness_gap as completeness_gap,
+    expected_gradients as expected_gradients,
+    integrated_gradients as integrated_gradients,
+)
+from jaxviz.attribution.path_bent import (
+    blur_integrated_gradients as blur_integrated_gradients,
+    guided_integrated_gradients as guided_integrated_gradients,
 )
 from jaxviz.attribution.projection import (
     feature_projection as feature_projection,
@@ -20,6 +42,13 @@ from jaxviz.attribution.propagation import (
     guided_backprop as guided_backprop,
     lrp as lrp,
 )
+from jaxviz.attribution.smooth import (
+    augmented as augmented,
+    smooth_grad as smooth_grad,
+    square_grad as square_grad,
+    var_grad as var_grad,
+)
+from jaxviz.attribution.xrai import xrai as xrai
 from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
 from jaxviz.graph.nnx import from_nnx as from_nnx
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax

@@ -35,9 +35,23 @@ METHODS = {
     "gradient": jv.gradient,
     "saliency": jv.saliency,
     "input_x_gradient": jv.input_x_gradient,
+    "integrated_gradients": functools.partial(jv.integrated_gradients, num_steps=4),
+    "expected_gradients": functools.partial(jv.expected_gradients, num_samples=3),
+    "guided_integrated_gradients": functools.partial(jv.guided_integrated_gradients, num_steps=4),
+    "blur_integrated_gradients": functools.partial(jv.blur_integrated_gradients, num_steps=3),
+    "guided_backprop": jv.guided_backprop,
+    "deconvnet": jv.deconvnet,
+    "lrp": jv.lrp,
+    "deep_lift": functools.partial(jv.deep_lift, baseline=0.0),
+    "grad_cam": jv.grad_cam,
+    "grad_cam_pp": jv.grad_cam_pp,
+    "layer_cam": jv.layer_cam,
+    "score_cam": jv.score_cam,
+    "ablation_cam": jv.ablation_cam,
+    "guided_grad_cam": jv.guided_grad_cam,
 }
 # Their random numbers belong to a place in the batch, so one example alone draws others.
-KEYED: set[str] = set()
+KEYED = {"expected_gradients"}
 TARGET = jnp.array([2, 0, 1])
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -47,6 +61,8 @@ def explain(name, apply_fn=net, dtype=jnp.float32, **changes):
     params, x = make(dtype)
     arguments = {"params": params, "x": x, "target": TARGET} | changes
     options = {"key": jax.random.key(3)} if name in KEYED else {}
+    if name == "expected_gradients":
+        options["baselines"] = jnp.zeros((2, 8, 8, 2), dtype)
     return METHODS[name](apply_fn, **arguments, **options)
 
 
