@@ -121,7 +121,11 @@ def felzenszwalb_segments(image: Any) -> np.ndarray:
       Felzenszwalb and Huttenlocher 2004, with scales, smoothing and margin of the XRAI paper.
     """
     try:
-        from skimage import morphology, segmentation, transform
+        from skimage import (  # pyright: ignore[reportMissingImports]
+            morphology,
+            segmentation,
+            transform,
+        )
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "xrai: needs scikit-image to segment images, and it is not installed. Install "

@@ -243,7 +243,7 @@ def _taps(geometry, x, kernel):
     """Forward: for each place of the kernel, the shifted input times its weights, added up."""
     dtype, x, kernel = x.dtype, _wide(x), _wide(kernel)
     weights = kernel.reshape(-1, *kernel.shape[-2:])
-    total = None
+    total: Any = None
     for number, part in enumerate(places(x, geometry.windows(kernel.shape))):
         # Depthwise: channels of input and output are the same axis, and the weights' other is 1.
         for c in range(weights.shape[1]):

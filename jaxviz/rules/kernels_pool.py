@@ -8,6 +8,7 @@ so reverse and forward mode, `vmap` and higher orders all follow.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +124,8 @@ def _fill_blocks(windows, winner, shape, g):
     axes = range(g.ndim)
     cut = [a for a in axes if strides[a] > 1]
     inner = [a + 1 + i for i, a in enumerate(cut)]  # the axis of a block's places
-    number = gap = None
+    number: Any = None
+    gap: Any = None
     # Iotas, not a constant array: loads from one would keep XLA from vectorising the loop.
     for a, axis in zip(cut, inner, strict=True):
         along = [1] * (g.ndim + len(cut))

@@ -77,7 +77,7 @@ def composite(
 def epsilon(epsilon: float = STABILIZER) -> RuleSet:
     """The epsilon rule everywhere, for batch norm that follows no linear layer as well."""
     rule = epsilon_rule(epsilon)
-    rows = dict.fromkeys(("conv", "dense", "batch_norm", "affine"), rule)
+    rows: dict[str, Rule] = dict.fromkeys(("conv", "dense", "batch_norm", "affine"), rule)
     return composite("epsilon", rows, stabilizer=epsilon)
 
 
@@ -125,7 +125,8 @@ def excitation_backprop(*, stabilizer: float = STABILIZER) -> RuleSet:
     Reference:
       Zhang et al. 2016, arXiv:1608.00507, section 3.2: probabilities that winners pass down.
     """
-    rows = dict.fromkeys(("conv", "dense"), z_plus(bias=False, stabilizer=stabilizer))
+    rule = z_plus(bias=False, stabilizer=stabilizer)
+    rows: dict[str, Rule] = dict.fromkeys(("conv", "dense"), rule)
     return composite("excitation_backprop", rows, stabilizer=stabilizer)
 
 
