@@ -24,7 +24,7 @@ from jaxviz.rules.lrp import (
 _MOVES = (
     "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
     " dynamic_update_slice expand_dims flatten gather name optimization_barrier pad"
-    " reduce_precision reshape rev select_n slice split squeeze transpose"
+    " reduce_precision reshape rev scatter select_n slice split squeeze transpose"
     # Each is the winner among several: it takes all.
     " max_pool reduce_max reduce_min cummax cummin sort top_k reduce_window_min"
     # The winners' places in a max pooling that keeps them.
