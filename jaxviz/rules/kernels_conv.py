@@ -14,29 +14,40 @@ What it is slow at, and what stands here instead:
 """
 
 import functools
+import itertools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxviz.rules.conv_pullbacks import (
-    Geometry,
-    add_columns,
-    add_taps,
-    blocks_as_channels,
-    channels_last,
-    convolve_back,
-    times,
-    wide,
-)
-from jaxviz.rules.windows import materialised, places, with_pullback
+from jaxviz.rules.windows import Windows, add_places, materialised, places, with_pullback
 
 FEW_CHANNELS = 3
 TAPS = 27  # multiply-adds an output that still beat a convolution's overhead (3 x 3 x 3 channels)
 LARGEST_SUM = 64  # places of a kernel up to which its gradient is one matrix product for each
 COLUMNS = 9  # places of a kernel up to which adding columns beats phases
+
+
+class Geometry(NamedTuple):
+    """A convolution with the batch first and channels last; space in between."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    depthwise: bool
+    precision: Any
+
+    def windows(self, kernel_shape: tuple[int, ...]) -> Windows:
+        """The windows on an input [N, ..., C]."""
+        return Windows(
+            (1, *kernel_shape[:-2], 1),
+            (1, *self.strides, 1),
+            ((0, 0), *self.padding, (0, 0)),
+            (1, *self.dilation, 1),
+        )
 
 
 def conv(
@@ -180,15 +191,15 @@ def _pull_back(geometry, shape, kernel):
     """The pullback that suits the shapes, `(shape of x, g) -> gradient of x`."""
     places_ = math.prod(kernel.shape[:-2])
     if geometry.depthwise:
-        back = add_taps
+        back = _add_taps
     elif kernel.shape[-2] > FEW_CHANNELS:
-        back = convolve_back
+        back = _convolve_back
     elif places_ <= COLUMNS:
-        back = add_columns
+        back = _add_columns
     elif min(geometry.strides) > 1 and max(geometry.dilation) == 1:
-        back = blocks_as_channels
+        back = _phases_as_channels
     else:
-        back = convolve_back
+        back = _convolve_back
     return functools.partial(back, geometry, kernel)
 
 
@@ -199,7 +210,7 @@ def _native(geometry, x, kernel):
         geometry.strides,
         geometry.padding,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=channels_last(x.ndim),
+        dimension_numbers=_channels_last(x.ndim),
         feature_group_count=x.shape[-1] if geometry.depthwise else 1,
         precision=geometry.precision,
         preferred_element_type=x.dtype,
@@ -218,15 +229,111 @@ def _products(geometry, x, kernel):
     return total
 
 
+def _channels_last(rank):
+    last = (0, rank - 1, *range(1, rank - 1))
+    return lax.ConvDimensionNumbers(last, (rank - 1, rank - 2, *range(rank - 2)), last)
+
+
+def _wide(x):
+    """16-bit floats in 32 bits, for sums; others as they are."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
 def _taps(geometry, x, kernel):
     """Forward: for each place of the kernel, the shifted input times its weights, added up."""
-    dtype, x, kernel = x.dtype, wide(x), wide(kernel)
+    dtype, x, kernel = x.dtype, _wide(x), _wide(kernel)
     weights = kernel.reshape(-1, *kernel.shape[-2:])
     total: Any = None
     for number, part in enumerate(places(x, geometry.windows(kernel.shape))):
         # Depthwise: channels of input and output are the same axis, and the weights' other is 1.
         for c in range(weights.shape[1]):
             column = part if geometry.depthwise else part[..., c : c + 1]
-            term = times(column, weights[number, c])
+            term = _times(column, weights[number, c])
             total = term if total is None else total + term
     return total.astype(dtype)
+
+
+def _times(x, weights):
+    """`x` [..., C or 1] times `weights` [C], broadcast over all but the last axis."""
+    shape = (*x.shape[:-1], weights.shape[0])
+    return jnp.broadcast_to(x, shape) * lax.broadcast_in_dim(weights, shape, (x.ndim - 1,))
+
+
+def _add_taps(geometry, kernel, shape, g):
+    """Backward, depthwise: for each place, the weighted gradient where it came from."""
+    weights = _wide(kernel).reshape(-1, kernel.shape[-1])
+    wide_g = _wide(g)
+    part = lambda number, shift: _times(shift(wide_g), weights[number])
+    return add_places(part, geometry.windows(kernel.shape), shape).astype(g.dtype)
+
+
+def _add_columns(geometry, kernel, shape, g):
+    """Backward: one matrix product gives every place's part; each is added where it came from."""
+    channels, outputs = kernel.shape[-2:]
+    matrix = _wide(kernel).reshape(-1, outputs)
+    axes = (((g.ndim - 1,), (1,)), ((), ()))
+    columns = lax.dot_general(_wide(g), matrix, axes, geometry.precision)
+
+    def part(number, shift):
+        return shift(columns)[..., number * channels : (number + 1) * channels]
+
+    return add_places(part, geometry.windows(kernel.shape), shape).astype(g.dtype)
+
+
+def _convolve_back(geometry, kernel, shape, g):
+    """Backward: a plain convolution with the kernel flipped and its channels swapped beforehand.
+
+    The barrier keeps XLA from folding that back into a convolution it has no fast kernel for.
+    """
+    space = range(g.ndim - 2)
+    flipped = lax.optimization_barrier(jnp.flip(kernel, tuple(space)).swapaxes(-1, -2))
+    pads = []
+    for i in space:
+        reach = (kernel.shape[i] - 1) * geometry.dilation[i]
+        low = reach - geometry.padding[i][0]
+        spread = (g.shape[1 + i] - 1) * geometry.strides[i] + 1
+        pads.append((low, shape[1 + i] + reach - spread - low))
+    return lax.conv_general_dilated(
+        g,
+        flipped,
+        (1,) * len(pads),
+        pads,
+        lhs_dilation=geometry.strides,
+        rhs_dilation=geometry.dilation,
+        dimension_numbers=_channels_last(g.ndim),
+        precision=geometry.precision,
+        preferred_element_type=g.dtype,
+    )
+
+
+def _phases_as_channels(geometry, kernel, shape, g):
+    """Backward, strided: a convolution of stride 1 whose channels are the phases of the input."""
+    strides, space = geometry.strides, range(g.ndim - 2)
+    *size, channels, outputs = kernel.shape
+    blocks = [-(-k // s) for k, s in zip(size, strides, strict=True)]
+    room = [(0, b * s - k) for b, s, k in zip(blocks, strides, size, strict=True)]
+    whole = jnp.pad(kernel, [*room, (0, 0), (0, 0)])
+    halves = itertools.chain.from_iterable(zip(blocks, strides, strict=True))
+    whole = jnp.flip(whole.reshape(*halves, channels, outputs), tuple(2 * i for i in space))
+    n = len(strides)
+    order = [*range(0, 2 * n, 2), 2 * n + 1, *range(1, 2 * n, 2), 2 * n]
+    flipped = whole.transpose(order).reshape(*blocks, outputs, -1)
+    pads = [(b - 1, b - 1) for b in blocks]
+    z = lax.conv_general_dilated(
+        g,
+        lax.optimization_barrier(flipped),
+        (1,) * n,
+        pads,
+        dimension_numbers=_channels_last(g.ndim),
+        precision=geometry.precision,
+        preferred_element_type=g.dtype,
+    )
+    z = z.reshape(*z.shape[:-1], *strides, channels)
+    order = itertools.chain.from_iterable((1 + i, 1 + n + i) for i in space)
+    out = [m * s for m, s in zip(z.shape[1 : n + 1], strides, strict=True)]
+    z = z.transpose([0, *order, 2 * n + 1]).reshape(z.shape[0], *out, channels)
+    fit = [
+        (-low, m + low - o, 0)
+        for (low, _), m, o in zip(geometry.padding, shape[1:-1], out, strict=True)
+    ]
+    return lax.pad(z, jnp.zeros((), z.dtype), [(0, 0, 0), *fit, (0, 0, 0)])
