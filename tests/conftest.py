@@ -5,6 +5,9 @@ import socket
 
 # Several test processes may share one GPU; each takes only what it uses. Read when JAX is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Hundreds of little programs are compiled here and run once: most of the time would go to LLVM's
+# optimisation of them. `XLA_FLAGS= python -m pytest` tests what users run, three times slower.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import matplotlib
