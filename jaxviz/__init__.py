@@ -52,6 +52,7 @@ from jaxviz.attribution.xrai import xrai as xrai
 from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
 from jaxviz.graph.nnx import from_nnx as from_nnx
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
+from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
 
