@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxviz.graph.interpreter import CUSTOM, Node, Program, Value, equation_of
+from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import find, rows
 from jaxviz.graph.split import needed, reachable
@@ -18,8 +18,8 @@ def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.n
 
     Found by walking the computation with one interval of input places for each place of a value:
     convolutions, pooling, padding, slicing and the like widen or move it; an operation without a
-    rule sees whatever its inputs see, and what branches see together is put in one box, so a box may
-    be too large and is never too small. Boxes do not depend on the numbers.
+    rule sees whatever its inputs see, and what branches see together is put in one
+    box, so a box may be too large and is never too small. Boxes do not depend on the numbers.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`.
@@ -187,16 +187,18 @@ def _moved(sight: Sight, places: Callable[[int], int | None]) -> Sight:
     return found
 
 
-def _first(node: Node, env: dict[Value, Sight]) -> Sight:
-    """What the first operand sees."""
-    operand = node.operands[0]
+def _at(operand: Value | Scalar, env: dict[Value, Sight]) -> Sight:
+    """What an operand sees."""
     return env.get(operand, {}) if isinstance(operand, Value) else {}
+
+
+def _shape(operand: Value | Scalar, program: Program) -> tuple[int, ...]:
+    return program.avals[operand].shape if isinstance(operand, Value) else ()
 
 
 def _others(node: Node, env: dict[Value, Sight]) -> list[Sight]:
     """What all other operands see, taken whole: kernels made of the input, padding values."""
-    rest = [o for o in node.operands[1:] if isinstance(o, Value)]
-    return [_whole(env[o]) for o in rest if o in env]
+    return [_whole(_at(o, env)) for o in node.operands[1:]]
 
 
 class _Window(NamedTuple):
@@ -230,10 +232,10 @@ def _slid(interval: Interval, window: _Window, count: int) -> Interval:
 def _convolution(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     p = equation_of(node).params
     numbers = p["dimension_numbers"]
-    kernel = program.avals[node.operands[1]].shape if isinstance(node.operands[1], Value) else ()
+    kernel = _shape(node.operands[1], program)
     output = program.avals[node.outputs[0]].shape
     found = {}
-    for k, interval in _first(node, env).items():
+    for k, interval in _at(node.operands[0], env).items():
         if interval.axis is None:
             found[k] = interval
         elif interval.axis not in numbers.lhs_spec[2:]:
@@ -284,7 +286,7 @@ def _padded(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
         low, _, inner = config[i.axis]
         return _slid(i, _Window(1, 1, low, inner + 1, 1), output[i.axis])
 
-    moved = {k: slid(i) for k, i in _first(node, env).items()}
+    moved = {k: slid(i) for k, i in _at(node.operands[0], env).items()}
     return _union([moved, *_others(node, env)])
 
 
@@ -298,20 +300,20 @@ def _sliced(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
         where = slice(p["start_indices"][i.axis], p["limit_indices"][i.axis], strides[i.axis])
         return i._replace(start=i.start[where], stop=i.stop[where])
 
-    return {k: cut(i) for k, i in _first(node, env).items()}
+    return {k: cut(i) for k, i in _at(node.operands[0], env).items()}
 
 
 def _reversed(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     flipped = equation_of(node).params["dimensions"]
     return {
         k: i._replace(start=i.start[::-1], stop=i.stop[::-1]) if i.axis in flipped else i
-        for k, i in _first(node, env).items()
+        for k, i in _at(node.operands[0], env).items()
     }
 
 
 def _joined(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     along = equation_of(node).params["dimension"]
-    parts = [(program.avals[o].shape[along], env.get(o, {})) for o in node.operands]
+    parts = [(_shape(o, program)[along], _at(o, env)) for o in node.operands]
     found: list[Sight] = []
     for k in {k for _, sight in parts for k in sight}:
         tracked = [sight[k] for _, sight in parts if k in sight]
@@ -330,23 +332,23 @@ def _joined(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
 
 def _parted(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     along = equation_of(node).params["axis"]
-    return _moved(_first(node, env), lambda axis: None if axis == along else axis)
+    return _moved(_at(node.operands[0], env), lambda axis: None if axis == along else axis)
 
 
 def _transposed(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     order = equation_of(node).params["permutation"]
-    return _moved(_first(node, env), lambda axis: order.index(axis))
+    return _moved(_at(node.operands[0], env), lambda axis: order.index(axis))
 
 
 def _broadcast(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     p = equation_of(node).params
-    old = program.avals[node.operands[0]].shape
+    old = _shape(node.operands[0], program)
 
     def places(axis):
         stretched = old[axis] != p["shape"][p["broadcast_dimensions"][axis]]
         return None if stretched else p["broadcast_dimensions"][axis]
 
-    return _moved(_first(node, env), places)
+    return _moved(_at(node.operands[0], env), places)
 
 
 def _reduced(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
@@ -360,7 +362,7 @@ def _reduced(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
 
 def _reshaped(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     """An axis is followed where it stays whole: as many numbers before it and after it."""
-    old = program.avals[node.operands[0]].shape
+    old = _shape(node.operands[0], program)
     new = program.avals[node.outputs[0]].shape
 
     def places(axis):
@@ -370,7 +372,7 @@ def _reshaped(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
                 return other
         return None
 
-    return _moved(_first(node, env), places)
+    return _moved(_at(node.operands[0], env), places)
 
 
 def _product(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
@@ -378,11 +380,11 @@ def _product(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     sights = []
     free = len(batched[0])  # where the free axes of this side begin in the output
     for side, operand in enumerate(node.operands):
-        rank = len(program.avals[operand].shape)
+        rank = len(_shape(operand, program))
         own = [a for a in range(rank) if a not in (*contracted[side], *batched[side])]
         order = {a: i for i, a in enumerate(batched[side])}
         order |= {a: free + i for i, a in enumerate(own)}
-        sights.append(_moved(env.get(operand, {}), order.get))
+        sights.append(_moved(_at(operand, env), order.get))
         free += len(own)
     return _union(sights)
 
