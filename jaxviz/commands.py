@@ -19,33 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
-from jaxviz.attribution.cam import grad_cam
-from jaxviz.attribution.gradient import gradient, input_x_gradient, saliency
-from jaxviz.attribution.path import integrated_gradients
-from jaxviz.attribution.smooth import smooth_grad
+from jaxviz.catalogue import METHODS
 from jaxviz.graph.layers import Layer, layers as list_layers, summary
 from jaxviz.graph.split import activations
 
 OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
 
 
-class Method(NamedTuple):
-    """An explanation as the command line offers it."""
-
-    title: str
-    explain: Callable
-    random: bool = False  # takes a key
-    coarse: bool = False  # a map of a layer: takes one, and is read over the image
-
-
-METHODS: dict[str, Method] = {
-    "gradient": Method("gradient", gradient),
-    "saliency": Method("saliency", saliency),
-    "input_x_gradient": Method("input x gradient", input_x_gradient),
-    "integrated_gradients": Method("integrated gradients", integrated_gradients),
-    "smooth_grad": Method("SmoothGrad", smooth_grad(gradient), random=True),
-    "grad_cam": Method("Grad-CAM", grad_cam, coarse=True),
-}
 DEFAULT_METHODS = ("saliency", "integrated_gradients", "smooth_grad", "grad_cam")
 
 _ROWS = 8  # images a sheet: what a page holds
@@ -347,7 +327,7 @@ def _sheets(
     for name in methods:
         method = METHODS[name]
         options: dict[str, Any] = {"key": jax.random.key(seed)} if method.random else {}
-        if method.coarse:
+        if method.layer:
             options["layer"] = _last_maps(run)
         values = method.explain(apply_fn, run.variables, x, target, **options)
         maps[method.title] = np.asarray(values)
