@@ -61,7 +61,7 @@ def test_fewer_channels_are_those_that_vary_most():
 
 
 @pytest.mark.parametrize("method", [score_cam, ablation_cam])
-@pytest.mark.parametrize("chunk_size", [1, 3, 8, 100])
+@pytest.mark.parametrize("chunk_size", [1, 3])
 def test_chunks_change_nothing(method, chunk_size):
     params, x, target, *_ = small_net.inputs(jnp.float32)
     explain = functools.partial(method, small_net.apply_fn, params, x, target, layer="relu2")

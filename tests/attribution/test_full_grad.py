@@ -14,6 +14,7 @@ from small_net import close
 from jaxviz.attribution.full_grad import full_grad, full_gradient
 from jaxviz.attribution.gradient import gradient
 from jaxviz.graph.split import split
+from jaxviz.models import apply_fn
 
 
 class Residual(nn.Module):
@@ -36,11 +37,11 @@ class Residual(nn.Module):
 def residual():
     x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 2))
     net = Residual()
-    variables = net.init(jax.random.key(1), x)
+    variables = jax.jit(net.init)(jax.random.key(1), x)
     leaves, structure = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noise = [a + 0.3 * jax.random.uniform(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    return net.apply, jax.tree.unflatten(structure, noise), x
+    return apply_fn(net), jax.tree.unflatten(structure, noise), x
 
 
 def scanned(params, x):
@@ -69,12 +70,12 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_terms_sum_to_the_score(name):
-    apply_fn, params, x = NETS[name]()
+    net, params, x = NETS[name]()
+    scores = np.asarray(jax.jit(net)(params, x))
     for target in (0, 2):
-        terms = full_gradient(apply_fn, params, x, target)
-        total = sum(a.reshape(len(x), -1).sum(1) for a in jax.tree.leaves(terms))
-        score = apply_fn(params, x)[:, target]
-        chex.assert_trees_all_close(total, score, rtol=1e-4, atol=1e-4)
+        terms = full_gradient(net, params, x, target)
+        total = sum(np.asarray(a).reshape(len(x), -1).sum(1) for a in jax.tree.leaves(terms))
+        chex.assert_trees_all_close(total, scores[:, target], rtol=1e-4, atol=1e-4)
 
 
 def test_bias_gradients_are_those_at_the_layers():
@@ -101,8 +102,7 @@ def test_map_adds_up_the_layers_that_have_places():
 
 def test_batch_norm_counts_once():
     # (x - mean) * scale + bias: its two additions, -mean * scale * g and bias * g, are the term.
-    apply_fn, params, x = residual()
-    terms = full_gradient(apply_fn, params, x, 0)
+    terms = full_gradient(*residual(), 0)
     shapes = [a.shape[1:] for a in terms.biases]
     # input shift; norm, conv bias and norm at 8x8; two dense biases
     assert shapes.count((8, 8, 6)) == 5

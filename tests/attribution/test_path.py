@@ -190,28 +190,26 @@ def test_axioms(seed):
     chex.assert_trees_all_close(even, even[:, ::-1], atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 7, 50])
+@pytest.mark.parametrize("chunk_size", [1, 3, 50])
 def test_chunks_change_nothing(chunk_size):
-    params, x, target, baseline, baselines = small_net.inputs(jnp.float32)
-    explain = functools.partial(integrated_gradients, small_net.apply_fn, params, x, target)
-    whole = explain(baseline=baseline, num_steps=10, chunk_size=10)
-    close(explain(baseline=baseline, num_steps=10, chunk_size=chunk_size), whole, 1e-5)
-    draw = {"baselines": baselines, "key": jax.random.key(1), "num_samples": 7}
-    explain = functools.partial(expected_gradients, small_net.apply_fn, params, x, target, **draw)
+    keys = jax.random.split(jax.random.key(0), 3)
+    w, x, b = (jax.random.normal(k, s) for k, s in zip(keys, ((6, 4), (3, 6), (5, 6)), strict=True))
+    explain = functools.partial(integrated_gradients, smooth, w, x, 1, baseline=b[0], num_steps=10)
+    close(explain(chunk_size=chunk_size), explain(chunk_size=10), 1e-5)
+    draw = {"baselines": b, "key": keys[0], "num_samples": 7}
+    explain = functools.partial(expected_gradients, smooth, w, x, 1, **draw)
     close(explain(chunk_size=chunk_size), explain(chunk_size=7), 1e-5)
 
 
 def test_memory_does_not_grow_with_steps():
-    params, x, target, *_ = small_net.inputs(jnp.float32)
+    w, x = jnp.ones((64, 512)), jnp.ones((8, 64))
 
     def temporaries(num_steps):
-        def explain(params, x):
-            return integrated_gradients(
-                small_net.apply_fn, params, x, target, num_steps=num_steps, chunk_size=2
-            )
+        def explain(w, x):
+            return integrated_gradients(smooth, w, x, 0, num_steps=num_steps, chunk_size=2)
 
-        for f in (explain, jax.grad(lambda p, x: explain(p, x).sum(), argnums=1)):
-            memory = jax.jit(f).lower(params, x).compile().memory_analysis()
+        for f in (explain, jax.grad(lambda w, x: explain(w, x).sum(), argnums=1)):
+            memory = jax.jit(f).lower(w, x).compile().memory_analysis()
             yield memory.temp_size_in_bytes
 
     few, many = list(temporaries(4)), list(temporaries(64))
@@ -245,8 +243,8 @@ def test_pytrees_with_integer_leaves():
     chex.assert_trees_all_close(out["pixel"], jnp.array([[3.0], [2.0]]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_dtype_is_kept(dtype):
+def test_half_precision_is_kept_and_summed_in_single():
+    dtype = jnp.bfloat16
     x = jnp.array([[2.0, 5.0]], dtype)
     w = jnp.asarray(3.0, dtype)
     out = integrated_gradients(product, w, x, 0)
@@ -267,7 +265,7 @@ def test_gradient_through_the_path_is_that_of_finite_differences():
         jax.test_util.check_grads(loss, (w, x), order=1, modes=("rev",), rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_expected_gradients_are_complete_in_expectation(seed):
     keys = jax.random.split(jax.random.key(seed), 3)
     w, x = jax.random.normal(keys[0], (6, 2)), jax.random.normal(keys[1], (2, 6))
