@@ -72,7 +72,7 @@ def maximum(op: Op) -> Callable:
     if len(op.inputs) == 1 or not all(op.depends):
         if op.primitive in ("max", "min"):
             return difference_quotient(op)
-    falls = op.primitive in ("min", "reduce_min", "reduce_window_min", "cummin")
+    falls = op.primitive in ("min", "reduce_min", "reduce_window_min", "cummin", "scatter-min")
     evaluate = fast.find(op)[1] or op.evaluate
 
     def replaced(*inputs):
@@ -166,17 +166,17 @@ POINTWISE = (
     " integer_pow log log1p logistic pow rsqrt sin sinh sqrt square tan tanh erf_inv lgamma digamma"
     " sign floor ceil round"
 ).split()
-MAXIMA = "max_pool reduce_max reduce_min reduce_window_min max min".split()
+MAXIMA = "max_pool reduce_max reduce_min reduce_window_min max min scatter-max scatter-min".split()
 MOVES = (
     "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
     " dynamic_update_slice expand_dims flatten gather name optimization_barrier pad"
-    " reduce_precision reshape rev select_n slice split squeeze transpose bias"
+    " reduce_precision reshape rev scatter select_n slice split squeeze transpose bias"
 ).split()
 SUMS = (
-    "add add_any sub sum mean sum_pool avg_pool cumsum scatter_add reduce_sum neg real"
+    "add add_any sub sum mean sum_pool avg_pool cumsum scatter_add scatter-sub reduce_sum neg real"
     " reduce_window_sum"
 ).split()
-PRODUCTS = "mul matmul conv_product".split()
+PRODUCTS = "mul matmul conv_product scatter-mul".split()
 LAYERS = ["conv", "dense"]
 _GROUPS = ["batch_norm", "affine", "layer_norm", "rms_norm"]
 

@@ -30,7 +30,9 @@ _MOVES = (
     # The winners' places in a max pooling that keeps them.
     " select_and_gather_add"
 ).split()
-_SUMS = "add add_any bias sub sum mean sum_pool avg_pool cumsum scatter_add reduce_sum".split()
+_SUMS = (
+    "add add_any bias sub sum mean sum_pool avg_pool cumsum scatter_add scatter-sub reduce_sum"
+).split()
 _POINTWISE = (
     "abs acos acosh asin asinh atan atanh cbrt clamp cos cosh erf erfc exp exp2 expm1 integer_pow"
     " log log1p logistic neg pow round rsqrt sign sin sinh sqrt square tan tanh"
@@ -66,7 +68,8 @@ def composite(
         **dict.fromkeys(("batch_norm", "affine"), pass_through),
         **dict.fromkeys(("softmax", "log_softmax"), shared),
         **dict.fromkeys(("mul", "matmul", "conv_product"), product(stabilizer)),
-        **dict.fromkeys(("max", "min"), extremum),
+        **dict.fromkeys(("max", "min", "scatter-max", "scatter-min"), extremum),
+        "scatter-mul": pass_through,
         "div": quotient,
     }
     return RuleSet(

@@ -79,7 +79,7 @@ def weighted(op: Op) -> Callable:
 
 def summed(op: Op) -> Callable:
     """A sum or difference: of each summand the whole difference, by its sign in the sum."""
-    taken = op.operands[1] if op.primitive == "sub" else None
+    taken = op.operands[-1] if op.primitive in ("sub", "scatter-sub") else None
 
     def split(inputs):
         def carry(p, n):

@@ -1,12 +1,10 @@
 """LRP: rules against a slow definition and against peers, conservation, refusals, tables."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peer_nets import NETS, close, double, net, stored
+from peer_nets import NETS, close, conv, double, max_pool, net, stored
 
 import jaxviz as jv
 from jaxviz import rules
@@ -25,7 +23,6 @@ SINGLE = {
     "epsilon": rules.lrp.epsilon(0.1),
     "gamma": rules.lrp.gamma(0.3),
     "zplus": rules.lrp.z_plus(),
-    "zplus_no_bias": rules.lrp.z_plus(bias=False),
     "alpha2_beta1": rules.lrp.alpha_beta(2, 1),
     "wsquare_no_bias": rules.lrp.w_square(),
     "flat": rules.lrp.flat(),
@@ -39,8 +36,18 @@ COMPOSITES = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("case", [*SINGLE, *COMPOSITES])
+# Each rule alone on the plain net, and in a composite where there are skips and batch norms.
+ZENNIT = [
+    *(("plain", case) for case in SINGLE),
+    ("residual", "epsilon_plus"),
+    ("residual", "epsilon_alpha2_beta1_flat"),
+    ("residual", "epsilon_gamma_box"),
+    ("late_norm", "epsilon_plus_flat"),
+    ("late_norm", "epsilon_alpha2_beta1"),
+]
+
+
+@pytest.mark.parametrize(("name", "case"), ZENNIT)
 def test_rules_agree_with_zennit(name, case):  # zennit 0.5.1
     table = COMPOSITES.get(case) or every(SINGLE[case])
     with net(name) as (f, params, x, target):
@@ -202,14 +209,6 @@ def test_lrp_0_is_gradient_times_input(f):
         np.testing.assert_allclose(out.sum(1), f(w, x)[:, 1], rtol=1e-8)
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_lrp_0_is_gradient_times_input_on_convolutional_nets(name):
-    with net(name) as (f, params, x, target):
-        expected = jv.input_x_gradient(f, params, x, target)
-        out = lrp(f, params, x, target, rules=LRP_0)
-        np.testing.assert_allclose(out, expected, rtol=1e-7, atol=1e-9)
-
-
 def without_biases(params):
     keep = {"kernel", "scale", "var"}
     cut = lambda name, value: value if name in keep else jnp.zeros_like(value)
@@ -218,14 +217,7 @@ def without_biases(params):
 
 # Rules by sign lose the relevance of an output that has no contribution of that sign: behind the
 # ReLUs of a plain net there is none, before a residual sum there may be.
-@pytest.mark.parametrize(
-    ("name", "table"),
-    [
-        *(("plain", c) for c in lrp_composites.COMPOSITES),
-        ("residual", "epsilon"),
-        ("residual", "gamma"),
-    ],
-)
+@pytest.mark.parametrize(("name", "table"), [("plain", "epsilon_plus"), ("residual", "gamma")])
 def test_relevance_is_conserved_at_every_layer_without_biases(name, table):
     table = every(rules.lrp.gamma()) if table == "gamma" else table
     with net(name) as (f, params, x, target):
@@ -233,14 +225,32 @@ def test_relevance_is_conserved_at_every_layer_without_biases(name, table):
         score = np.asarray(f(params, x))[np.arange(2), target]
         total = lrp(f, params, x, target, rules=table).sum((1, 2, 3))
         np.testing.assert_allclose(total, score, rtol=1e-4)
-        layer_names = [row.name for row in jv.layers(f, params, x)]
-        for layer in [n for n in layer_names if "pool" in n or "relu_2" in n]:
+        layers = {"plain": ["max_pool_0", "relu_1"], "residual": ["relu_2"]}
+        for layer in layers[name]:  # nothing goes around these
             head, tail = jv.split(f, params, x, layer)
             a, carry = head(params, x)
-            if carry:
-                continue  # what goes around the layer has its share
+            assert not carry
             total = lrp(tail, (params, carry), a, target, rules=table)
             np.testing.assert_allclose(total.reshape(2, -1).sum(1), score, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "table", ["epsilon", "epsilon_alpha2_beta1_flat", "excitation_backprop", "gamma"]
+)
+def test_each_table_conserves_relevance_without_biases(table):
+    rng = np.random.default_rng(7)
+    table = every(rules.lrp.gamma()) if table == "gamma" else table
+    with double():
+        shapes = (3, 3, 2, 4), (16, 5), (5, 3)
+        w = [jnp.asarray(rng.normal(size=s)) for s in shapes]
+        x = jnp.asarray(rng.normal(size=(2, 4, 4, 2)))
+
+        def f(w, x):
+            h = max_pool(jax.nn.relu(conv({"kernel": w[0]}, x)))
+            return jax.nn.relu(h.reshape(2, -1) @ w[1]) @ w[2]
+
+        total = lrp(f, w, x, 1, rules=table).sum((1, 2, 3))
+        np.testing.assert_allclose(total, f(w, x)[:, 1], rtol=1e-4)
 
 
 def test_what_biases_take_is_what_is_missing():
@@ -308,6 +318,7 @@ def test_tables_reach_layers_by_name_position_and_kind():
     x = jax.random.normal(jax.random.key(1), (2, 6))
     params = Net().init(jax.random.key(0), x)
     f = Net().apply
+    lrp = lambda *args, **options: jax.eval_shape(lambda: jv.lrp(*args, **options))
     seen = []
 
     def spy(op):
@@ -350,24 +361,9 @@ def test_channels_of_a_layer_add_up():
         np.testing.assert_allclose(parts.sum(0), whole, rtol=1e-9, atol=1e-12)
         own = part(jnp.array([2, 5]))
         np.testing.assert_allclose(own, jnp.stack([parts[2, 0], parts[5, 1]]), atol=1e-14)
-    with net("residual") as (f, params, x, target):
-        part = lambda k: concept_relevance(f, params, x, target, layer="relu_1", channel=k)
-        through = sum(part(k).sum((1, 2, 3)) for k in range(6))
-        whole = lrp(f, params, x, target)
-        around = whole.sum((1, 2, 3)) - through  # the skip has its share
-        assert np.abs(around).min() > 1e-3
-
-
-def test_gradient_of_a_relevance_is_right():  # against central differences
-    with double():
-        w, x = drawn()
-        f = functools.partial(concatenating)
-
-        def number(x):
-            return (lrp(f, w, x, 1, rules=every(rules.lrp.gamma(0.3))) ** 2).sum()
-
-        grad = jax.grad(number)(x)
-        direction = jnp.asarray(np.random.default_rng(0).normal(size=x.shape))
-        h = 1e-6
-        slope = (number(x + h * direction) - number(x - h * direction)) / (2 * h)
-        np.testing.assert_allclose((grad * direction).sum(), slope, rtol=1e-6)
+    # Of a skip around the layer nothing passes through the channels.
+    f = lambda w, x: jax.nn.relu(x @ w[0]) @ w[1] + x @ w[1]
+    w, x = (jnp.eye(2), jnp.array([[2.0], [3.0]])), jnp.array([[1.0, 4.0]])
+    part = lambda k: concept_relevance(f, w, x, 0, layer="relu_0", channel=k, rules="epsilon")
+    np.testing.assert_allclose(jax.vmap(part)(jnp.arange(2))[:, 0], [[2, 0], [0, 12]], rtol=1e-5)
+    np.testing.assert_allclose(lrp(f, w, x, 0, rules="epsilon"), [[4, 24]], rtol=1e-5)

@@ -72,7 +72,6 @@ SOFTPLUS = lambda x, g: g / (1 + np.exp(-3.0 * x))
 X = jax.random.normal(jax.random.key(9), (4, 5))
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize(
     ("rule_set", "rule"),
     [
@@ -82,16 +81,15 @@ X = jax.random.normal(jax.random.key(9), (4, 5))
     ],
     ids=["guided", "deconvnet", "softplus"],
 )
-def test_every_spelling_is_a_relu(spelling, rule_set, rule):
-    if spelling == "twice" and rule_set.name != "deconvnet" and rule_set.name != "guided":
-        pytest.skip("a surrogate applied twice is not the surrogate")
-    w, f = weights(), net(SPELLINGS[spelling])
-    out = jv.gradient(rules_on(f, rule_set), w, X, 1)
-    np.testing.assert_allclose(out, by_hand(w, X, 1, rule), rtol=2e-5, atol=1e-5)
-
-
-def rules_on(f, rule_set):
-    return jv.rewrite(f, rule_set)
+def test_every_spelling_is_a_relu(rule_set, rule):
+    w = weights()
+    expected = by_hand(w, X, 1, rule)
+    for spelling, relu in SPELLINGS.items():
+        if spelling == "twice" and rule is SOFTPLUS:
+            continue  # a surrogate applied twice is not the surrogate
+        f = jv.rewrite(net(relu), rule_set)
+        out = jax.grad(lambda x, f=f: f(w, x)[:, 1].sum())(X)  # not compiled: quicker here
+        np.testing.assert_allclose(out, expected, rtol=2e-5, atol=1e-5, err_msg=spelling)
 
 
 def test_values_are_untouched():
