@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.rules.fast import fast
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
 # chunks on a CPU (84 digits, one photograph); a GPU wants to be filled (27 photographs).
@@ -17,15 +19,20 @@ _ALIVE_ELSEWHERE = 2**22
 
 def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Target:
     """`target`, with None made into the top class at `x`: copies of `x` may have other ones."""
-    return jnp.argmax(apply_fn(params, x), axis=1) if target is None else target
+    return jnp.argmax(rewrite(apply_fn, fast)(params, x), axis=1) if target is None else target
+
+
+def default_chunk(x: Any) -> int:
+    """How many copies of `x` are alive at once where nobody said."""
+    numbers = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
+    alive = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE)
+    return max(1, alive // max(numbers, 1))
 
 
 def chunk_length(name: str, num: int, chunk_size: int | None, x: Any) -> int:
     """How many of `num` copies of `x` to take at once: at most `chunk_size`, none wasted if so."""
     if chunk_size is None:
-        numbers = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
-        alive = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE)
-        chunk_size = max(1, alive // max(numbers, 1))
+        chunk_size = default_chunk(x)
     if chunk_size < 1:
         raise ValueError(
             f"{name}: chunk_size must be at least 1, the copies alive at once; got {chunk_size}. "
@@ -63,7 +70,7 @@ def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
     return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, _firsts(num, chunk))[0]
 
 
-def stacked(term: Callable[[jax.Array], jax.Array], num: int, chunk: int) -> jax.Array:
+def stacked(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
     """`[term(0), ..., term(num - 1)]` along a new first axis, `chunk` of them at a time."""
 
     def one_chunk(_, first):
@@ -72,7 +79,7 @@ def stacked(term: Callable[[jax.Array], jax.Array], num: int, chunk: int) -> jax
     if chunk >= num:
         return _terms(term, jnp.int32(0), num, num)
     found = jax.lax.scan(one_chunk, None, _firsts(num, chunk))[1]
-    return found.reshape(-1, *found.shape[2:])[:num]
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num], found)
 
 
 def _firsts(num, chunk):

@@ -1,0 +1,90 @@
+"""Where a sweep's rows go: into memory (and at the end an .npz file) or into a store."""
+
+import os
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxviz.sweep import results
+from jaxviz.sweep.chunks import Chunk, Feed
+from jaxviz.sweep.store import Writer
+
+# Chunks whose files are on their way to the disk while the next ones are worked on.
+_IN_FLIGHT = 2
+
+
+class Memory:
+    """Keeps all rows in memory; writes them at the end if `file` is given."""
+
+    def __init__(self, about, file: str | None):
+        self._about, self._file = about, file
+        self._parts: list[dict[str, np.ndarray]] = []
+
+    def has(self, _: int) -> bool:
+        return False
+
+    def keep(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        self._parts.append({name: np.asarray(a)[: chunk.count] for name, a in arrays.items()})
+
+    def settle(self) -> None:
+        pass
+
+    def close(self, process: int, processes: int) -> results.Sweep:
+        whole = {name: np.concatenate([p[name] for p in self._parts]) for name in self._parts[0]}
+        if self._file is not None:
+            results.save_npz(self._file, whole, self._about)
+        return results.collect(results.dequantised(whole), self._about)
+
+
+class Store:
+    """Keeps rows in a store, a few chunks on their way at once."""
+
+    def __init__(self, out, about, source: Feed, resume: bool):
+        self._out, self._total = out, source.total
+        self._writer = Writer(out, about, source.size, source.total)
+        self._pending: deque = deque()
+        if self._writer.done and not resume:
+            raise ValueError(
+                f"sweep: {out} must be new where resume is False; it holds "
+                f"{len(self._writer.done)} chunks. Choose another folder, or let it go on."
+            )
+
+    def has(self, number: int) -> bool:
+        return number in self._writer.done
+
+    def keep(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        self._pending.append(self._writer.write(chunk.number, chunk.count, arrays))
+        while len(self._pending) > _IN_FLIGHT:
+            self._pending.popleft().commit()
+
+    def settle(self) -> None:
+        while self._pending:
+            self._pending.popleft().commit()
+
+    def close(self, process: int, processes: int) -> results.Sweep:
+        if processes > 1:
+            multihost_utils.sync_global_devices("jaxviz.sweep: all rows are written")
+        if process == 0:
+            self._writer.finish()
+        if processes > 1:
+            multihost_utils.sync_global_devices("jaxviz.sweep: the store is whole")
+        return results.open_sweep(self._out)
+
+
+def keeper(
+    out: Any, about: Mapping[str, Any], source: Feed, resume: bool, processes: int
+) -> Memory | Store:
+    """What keeps the rows of `sweep(..., out=out)`."""
+    if isinstance(out, Mapping) or (out is not None and not os.fspath(out).endswith(".npz")):
+        return Store(out, about, source, resume)
+    if processes > 1:
+        raise ValueError(
+            f"sweep: out must be a store that all {processes} processes reach, a folder or URL; "
+            f"got {out}. Each of them writes its own rows there."
+        )
+    if out is not None and os.path.exists(out):
+        raise ValueError(f"sweep: {out} must not exist yet. Choose another name, or remove it.")
+    return Memory(about, None if out is None else os.fspath(out))

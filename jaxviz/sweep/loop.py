@@ -1,0 +1,262 @@
+"""`sweep`: methods over a whole data set, chunk by chunk, on any devices, stored as it goes."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxviz.attribution.contract import check_inputs
+from jaxviz.attribution.copies import default_chunk
+from jaxviz.sweep import results
+from jaxviz.sweep.chunks import Chunk, Feed, ahead, feed
+from jaxviz.sweep.console import interruptible, progress_bar
+from jaxviz.sweep.describe import digest, method_words, versions
+from jaxviz.sweep.devices import placement
+from jaxviz.sweep.keepers import keeper as keeper_of
+
+STORED = ("float32", "float16", "bfloat16", "int8")
+
+
+def sweep(
+    explain: Callable | Mapping[str, Callable],
+    apply_fn: Callable[[Any, Any], Any],
+    params: Any,
+    batches: Any,
+    *,
+    target: int | str | Callable | None = None,
+    out: Any = None,
+    batch_size: int = 128,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    key: jax.Array | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> results.Sweep:
+    """Explains every example of a data set by one or more methods, and keeps what came out.
+
+    The set is worked through in chunks of equal size (the last one is filled up, and cut again).
+    While one is explained the next is read and copied to the device and the last is written. With a
+    store, a chunk counts only once all of its arrays are on the disk: a run that was killed goes on
+    where it stopped and ends with the same bytes as one that was not.
+
+    Args:
+      explain: A method `(apply_fn, params, x, target) -> array or NamedTuple of arrays`, or several
+        as name -> method; none, `{}`, gives the predictions alone. Options are bound by
+        `functools.partial`. A method that takes `key` is given one that depends on `key` and the
+        chunk's number only.
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree. Handed to every device, except leaves that lie on `mesh` already.
+      batches: `x` or `(x, y)`, arrays of the whole set, or an iterable of such batches of one size:
+        a generator, grain, tf.data (`as_numpy_iterator`), a torch DataLoader. y: integers `[N]`.
+      target: As for the methods: an index, `outputs -> [N]`, None for each example's top class; or
+        "label" for its own label.
+      out: Where to keep it: a folder or URL (zarr v3), a file ending in .npz, or None for arrays in
+        memory.
+      batch_size: Examples in a chunk, where `batches` are arrays; else the first batch's.
+      dtype: Of the maps kept: "float32", "float16", "bfloat16" or "int8" (one scale an example,
+        error at most 1/254 of its largest magnitude).
+      mesh: Devices; a chunk is divided along the mesh's first axis. None is the default device.
+        With several processes (`jax.distributed`) each uses its own devices of the mesh and takes
+        every P-th chunk of arrays; an iterable gives a process its own batches, which become
+        chunks p, p + P, ... of the one store that all share.
+      key: PRNG key for methods that take one. Same key and chunk size, same answer, whatever the
+        devices, up to their rounding.
+      resume: Whether to go on with a store that is there; False refuses one.
+      progress: Whether to show a progress bar, on a terminal.
+
+    Returns:
+      A `Sweep`. Maps of a store are read lazily; with several processes it holds what all wrote.
+
+    Raises:
+      ValueError: a chunk that does not divide among the devices, a missing key, a store made
+        with other params, options or data, batches of unequal size.
+
+    A map with NaN or infinity is kept as it is, and found by `Sweep.not_finite`. Where memory runs
+    out the methods with `chunk_size` go on with half of it, once, with a warning. Ctrl-C ends after
+    the chunk in work. Every row counted before an error stays readable.
+
+    Example:
+      >>> import numpy as np
+      >>> from jaxviz.attribution.gradient import gradient
+      >>> x = np.arange(10.0, dtype=np.float32).reshape(5, 2)
+      >>> out = sweep(gradient, lambda w, x: x @ w, np.eye(2, dtype=np.float32), x, batch_size=2)
+      >>> out.maps["gradient"].shape, out.predicted.tolist()
+      ((5, 2), [1, 1, 1, 1, 1])
+    """
+    methods = _methods(explain)
+    _check_options(methods, target, dtype, batch_size, key)
+    process, processes = jax.process_index(), jax.process_count()
+    source = feed(batches, batch_size, process, processes)
+    check_inputs("sweep", apply_fn, source.sample[0])
+    if target == "label" and source.sample[1] is None:
+        raise ValueError('sweep: target="label" needs labels; batches are x alone. Pass (x, y).')
+    put, placed = placement(mesh, params, source.size)
+    about = {
+        "methods": {name: method_words(method) for name, method in methods.items()},
+        "target": method_words(target)["name"] if callable(target) else target,
+        "dtype": dtype,
+        "params": digest(params),
+        # Only arrays look the same from every process.
+        "data": digest(source.sample) if processes == 1 or source.total is not None else None,
+        "examples": source.total,
+        "key": None if key is None else digest(key),
+        "versions": versions(),
+    }
+    keeper = keeper_of(out, about, source, resume, processes)
+    work = functools.partial(_explain, methods, apply_fn, placed, target, dtype, key)
+    _run(source, keeper, put, work, progress, processes)
+    return keeper.close(process, processes)
+
+
+def _run(source: Feed, keeper, put, work, progress, processes) -> None:
+    """The loop: a chunk is dispatched before the one ahead of it is fetched and kept."""
+    halved = False  # once memory ran out, for all chunks that follow
+
+    def dispatched(chunk: Chunk):
+        try:
+            return chunk, halved, work(chunk, halved), None
+        except jax.errors.JaxRuntimeError as error:
+            return chunk, halved, None, error  # as if it came out when the results are fetched
+
+    def keep(chunk: Chunk, was_halved: bool, packed, error):
+        nonlocal halved
+        try:
+            if error is not None:
+                raise error
+            arrays = jax.device_get(packed)
+        except jax.errors.JaxRuntimeError as error:
+            if was_halved or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            if not halved:
+                halved = True
+                warnings.warn(
+                    "sweep: out of memory; going on with half the chunk_size in every method that "
+                    "has one. Pass functools.partial(method, chunk_size=...), or smaller batches.",
+                    stacklevel=4,
+                )
+            arrays = jax.device_get(work(chunk, True))
+        keeper.keep(chunk, arrays)
+        advance(chunk.count)
+
+    with progress_bar(progress, source.total, processes) as advance, interruptible() as asked:
+        working = None
+        try:
+            for chunk in ahead(source.chunks(keeper.has), put):
+                coming = dispatched(chunk)
+                if working is not None:
+                    keep(*working)
+                working = coming
+                if asked():
+                    break
+            if working is not None:
+                keep(*working)
+        finally:
+            keeper.settle()
+        if asked():
+            raise KeyboardInterrupt
+
+
+def _explain(methods, apply_fn, params, target, dtype, key, chunk: Chunk, halved: bool):
+    """All arrays of a chunk, still on their way on the device."""
+    maps = {}
+    for name, method in methods.items():
+        options: dict[str, Any] = {}
+        if _takes(method, "key"):
+            options["key"] = jax.random.fold_in(key, chunk.number)
+        if halved and _takes(method, "chunk_size", bound=True):
+            given = _bound(method).get("chunk_size")
+            options["chunk_size"] = max(1, (given or default_chunk(chunk.x)) // 2)
+        wanted = chunk.y if target == "label" else target
+        maps[name] = method(apply_fn, params, chunk.x, wanted, **options)
+    packed = _pack(_forward(apply_fn, params, chunk.x), _named_leaves(maps), dtype)
+    return packed if chunk.y is None else {**packed, "labels": chunk.y}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(apply_fn, params, x):
+    return apply_fn(params, x)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _pack(outputs, maps, dtype):
+    """What is kept of a chunk, by name; small things are made where the big ones are."""
+    arrays: dict[str, jax.Array] = {}
+    if isinstance(outputs, jax.Array) and outputs.ndim == 2:
+        outputs = outputs.astype(jnp.float32)
+        arrays["outputs"] = outputs
+        arrays["predicted"] = jnp.argmax(outputs, -1).astype(jnp.int32)
+        arrays["probabilities"] = jax.nn.softmax(outputs)
+    for name, values in maps.items():
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            arrays[results.MAPS + name] = values
+            continue
+        wide = values.astype(jnp.float32)
+        flat = wide.reshape(len(wide), -1)
+        columns = (flat.sum(1), jnp.abs(flat).sum(1), flat.min(1), flat.max(1))
+        arrays[results.SUMMARIES + name] = jnp.stack(columns, 1)
+        if dtype == "int8":
+            scale = jnp.abs(flat).max(1) / 127
+            arrays[results.SCALES + name] = scale
+            steps = flat / jnp.where(scale > 0, scale, 1)[:, None]
+            wide = jnp.round(steps).reshape(wide.shape)
+        arrays[results.MAPS + name] = wide.astype(dtype)
+    return arrays
+
+
+def _named_leaves(maps: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """A NamedTuple's arrays as method.field; an array under the method's own name."""
+    named = {}
+    for path, leaf in jax.tree.leaves_with_path(dict(maps)):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        named[name] = jnp.asarray(leaf)
+    return named
+
+
+def _methods(explain: Callable | Mapping[str, Callable]) -> dict[str, Callable]:
+    if isinstance(explain, Mapping):
+        methods = dict(explain)
+    else:
+        methods = {getattr(_innermost(explain), "__name__", "explanation"): explain}
+    for name, method in methods.items():
+        if not callable(method) or not name or not set("/.").isdisjoint(name):
+            raise TypeError(
+                "sweep: explain must be a method or a dict name -> method, names without / and .; "
+                f"got {name!r}: {type(method).__name__}. Options go in by functools.partial."
+            )
+    return methods
+
+
+def _check_options(methods, target, dtype, batch_size, key) -> None:
+    if isinstance(target, str) and target != "label":
+        raise ValueError(f'sweep: target as a word must be "label"; got {target!r}.')
+    if dtype not in STORED:
+        raise ValueError(f"sweep: dtype must be one of {', '.join(STORED)}; got {dtype!r}.")
+    if batch_size < 1:
+        raise ValueError(f"sweep: batch_size must be at least 1; got {batch_size}.")
+    random = [name for name, method in methods.items() if _takes(method, "key")]
+    if random and key is None:
+        raise ValueError(
+            f"sweep: {', '.join(random)} must be given a key; got None. Pass key=jax.random.key(0)."
+        )
+
+
+def _innermost(method: Callable) -> Callable:
+    while isinstance(method, functools.partial):
+        method = method.func
+    return method
+
+
+def _bound(method: Callable) -> dict[str, Any]:
+    return method.keywords if isinstance(method, functools.partial) else {}
+
+
+def _takes(method: Callable, option: str, *, bound: bool = False) -> bool:
+    """Whether a method has this option, and unless `bound` no partial has given it yet."""
+    if option not in inspect.signature(_innermost(method)).parameters:
+        return False
+    return bound or option not in _bound(method)

@@ -1,0 +1,47 @@
+"""A sweep as a job: `worker.py STORE [process processes port]`, slow enough to be killed midway."""
+
+import functools
+import os
+import sys
+import time
+
+if len(sys.argv) > 2:
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import jax
+import numpy as np
+
+import jaxviz as jv
+
+ROWS, SIZE = 96, 4
+
+
+def net(w, x):
+    return jax.numpy.tanh(x) @ w
+
+
+def main(out, process="0", processes="1", port="0"):
+    mesh = None
+    if int(processes) > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 300)).astype(np.float32)
+    w = rng.normal(size=(300, 5)).astype(np.float32)
+    methods = {
+        "gradient": jv.gradient,
+        "noisy": jv.smooth_grad(jv.gradient, num_samples=2),
+        "path": functools.partial(jv.integrated_gradients, num_steps=4),
+    }
+
+    def slowly(apply_fn, params, x, target=None):
+        time.sleep(0.03)
+        return jv.saliency(apply_fn, params, x, target)
+
+    methods["slow"] = slowly
+    jv.sweep(methods, net, w, (x, np.arange(ROWS) % 5), out=out, batch_size=SIZE, mesh=mesh,
+             key=jax.random.key(1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
