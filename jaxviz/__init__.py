@@ -1,6 +1,7 @@
 """jaxviz: pure functions that explain what a JAX network looks at and what it has learned."""
 
 from jaxviz import rules as rules
+from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.cam import (
     cam as cam,
     grad_cam as grad_cam,
@@ -22,6 +23,10 @@ from jaxviz.attribution.gradient import (
     gradient as gradient,
     input_x_gradient as input_x_gradient,
     saliency as saliency,
+)
+from jaxviz.attribution.occlusion import (
+    occlusion as occlusion,
+    occlusion_scores as occlusion_scores,
 )
 from jaxviz.attribution.path import (
     completeness_gap as completeness_gap,
@@ -49,11 +54,20 @@ from jaxviz.attribution.smooth import (
     var_grad as var_grad,
 )
 from jaxviz.attribution.xrai import xrai as xrai
+from jaxviz.features import (
+    objectives as objectives,
+    parametrizations as parametrizations,
+    regularizers as regularizers,
+    transforms as transforms,
+)
+from jaxviz.features.filters import filters as filters
+from jaxviz.features.maximization import maximize_activation as maximize_activation
 from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
 from jaxviz.graph.nnx import from_nnx as from_nnx
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
+from jaxviz.sweep import Sweep as Sweep, open_sweep as open_sweep, sweep as sweep
 
 __version__ = "0.1.0.dev0"

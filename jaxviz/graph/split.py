@@ -75,17 +75,37 @@ def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) 
         raise TypeError(
             f"activations: layers must be a list of names; got {layers!r}. Pass a list."
         )
-    return dict(zip(layers, _activations(apply_fn, tuple(layers), params, x), strict=True))
+    return _run(Values(apply_fn, tuple(layers), "activations"), params, x)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _activations(apply_fn, names, params, x):
-    traced = trace(apply_fn, params, x)
-    found = rows(traced, params)
-    values = [reachable(find(found, name, "activations"), "activations").value for name in names]
-    env = _environment(traced.program, jax.tree.leaves((params, x)))
-    run_nodes(needed(traced.program.nodes, values), env, {})
-    return [env[value] for value in values]
+@functools.partial(jax.jit, static_argnums=0)
+def _run(values, params, x):
+    return values(params, x)
+
+
+OUTPUTS = "<outputs>"  # stands for the model's outputs among the names of layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """The part of a model that makes some layers: `(params, x) -> {name: value}`."""
+
+    apply_fn: Callable
+    layers: tuple[str, ...]
+    who: str
+
+    def __call__(self, params: Any, x: Any) -> dict[str, Any]:
+        traced = trace(self.apply_fn, params, x)
+        found = rows(traced, params)
+        wanted = {
+            name: traced.outputs
+            if name == OUTPUTS
+            else reachable(find(found, name, self.who), self.who).value
+            for name in self.layers
+        }
+        env = _environment(traced.program, jax.tree.leaves((params, x)))
+        run_nodes(needed(traced.program.nodes, jax.tree.leaves(wanted)), env, {})
+        return jax.tree.map(lambda value: env[value], wanted)
 
 
 @dataclasses.dataclass(frozen=True)

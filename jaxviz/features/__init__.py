@@ -1,0 +1,1 @@
+"""What a network has learned: its filters, and images that excite what is inside it."""

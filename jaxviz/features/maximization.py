@@ -1,0 +1,368 @@
+"""Images that excite a unit, a class or anything else in a network as strongly as they can."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxviz.attribution.contract import check_inputs, under_trace
+from jaxviz.features.objectives import IMAGE, Objective, check, num_images
+from jaxviz.features.parametrizations import Parametrization, fourier
+from jaxviz.features.progress import chunks
+from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.graph.split import Values
+from jaxviz.rules.fast import compiler_options, fast
+from jaxviz.rules.relu import redirected_relu
+
+ADAM = optax.adam(0.05)
+ROBUST = (jitter(1 / 16), scale(0.9, 1.1), rotate(10.0), jitter(1 / 32))
+
+
+class Maximization(NamedTuple):
+    """The images of a climb.
+
+    Attributes:
+      images: `[M, H, W, C]`, after the last step.
+      scores: `[M]`, their objective without penalties, and without transforms where these keep the
+        size (else under one draw of them).
+      best: `[M, H, W, C]`, each image at the step at which what climbs was largest.
+      history: `[num_steps, M]`, what climbs: the objective under that step's transforms minus the
+        penalties, before each step.
+      importance: `[M, H, W]`, |gradient| by the image, summed over channels and steps: which
+        pixels mattered. Sums to 1 over an image.
+      frames: `[num_frames, M, H, W, C]`, images along the way, the last one included.
+    """
+
+    images: jax.Array
+    scores: jax.Array
+    best: jax.Array
+    history: jax.Array
+    importance: jax.Array
+    frames: jax.Array
+
+
+def maximize_activation(
+    apply_fn: Callable,
+    params: Any,
+    shape: Sequence[int],
+    objective: Objective,
+    *,
+    key: jax.Array,
+    num_steps: int = 256,
+    optimizer: optax.GradientTransformation = ADAM,
+    transforms: Sequence[Transform] = ROBUST,
+    regularizers: Sequence[Objective] = (),
+    parametrization: Parametrization | None = None,
+    init: Any = "noise",
+    normalize_gradient: bool = False,
+    redirected_steps: int = 16,
+    num_views: int = 1,
+    num_frames: int = 0,
+    chunk_size: int | None = None,
+) -> Maximization:
+    """Climbs from a blank, noisy or given image to one that makes an objective large.
+
+    `max over v of objective(model(transforms(image(v)))) - sum of regularizers(image(v))`, by an
+    optax optimizer, all M images at once in one compiled loop. Only that part of the model is run
+    which makes the layers of the objective.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      shape: `(H, W, C)` of the images, or `(M, H, W, C)`; without M there is one for each unit of
+        the objective. The model gets this size unless a transform changes it.
+      objective: One of `jaxviz.objectives`, or a sum. Other units of a layer do not recompile.
+      key: PRNG key: same key, same images. The first images do not depend on how many follow.
+      num_steps: Steps, >= 1. Time is linear in it.
+      optimizer: Any optax transformation; it descends minus the objective. Make it once: it is a
+        part of the compiled program.
+      transforms: Of `jaxviz.transforms`, in order; only the model sees what they do.
+      regularizers: Penalties, of `jaxviz.regularizers`, subtracted from what climbs.
+      parametrization: Of `jaxviz.parametrizations`; None is `fourier()`, in 0 to 1.
+      init: "noise", "blank" (the middle of the range), or an image that broadcasts to the images,
+        such as the result of an earlier climb.
+      normalize_gradient: Whether each image's gradient is divided by its root mean square, for
+        optimizers that are not indifferent to scale as Adam is.
+      redirected_steps: For so many first steps ReLUs that block an image's whole gradient let it
+        pass (`rules.redirected_relu`), so that units that start dead come to life. Costs a second
+        compilation; 0 for none.
+      num_views: How many draws of the transforms are averaged in each step, >= 1.
+      num_frames: How many images along the way are kept, for `plot.save_gif`.
+      chunk_size: How many images at once; memory is linear in it. None is all.
+
+    Returns:
+      A `Maximization`. On a terminal a bar shows the steps.
+
+    Raises:
+      ValueError: No such layer (the nearest are named) or unit, a shape that the model does not
+        take, numbers of images that differ, or an option out of its range.
+
+    Example:
+      >>> from jaxviz.features import objectives, parametrizations
+      >>> net = lambda w, x: (x * w).sum((1, 2))  # the best image is 1 where w > 0, else 0
+      >>> w = jnp.array([2.0, -1.0]).reshape(1, 1, 2, 1)
+      >>> found = maximize_activation(
+      ...     net, w, (1, 2, 1), objectives.logit(0), key=jax.random.key(0), num_steps=100,
+      ...     transforms=(), parametrization=parametrizations.pixels(), redirected_steps=0,
+      ... )
+      >>> found.images.round().ravel().tolist(), found.scores.round().tolist()
+      ([1.0, 0.0], [2.0])
+
+    Reference:
+      Erhan et al. 2009 and Simonyan et al. 2013, arXiv:1312.6034, section 2; Olah et al. 2017,
+      "Feature Visualization", Distill. Unlike Lucid, transforms keep the size (what is moved out
+      comes in on the other side, what is turned in is mirrored), so nets of fixed input size work;
+      unlike tf-keras-vis they are never written into the image.
+    """
+    who = "maximize_activation"
+    parametrization = fourier() if parametrization is None else parametrization
+    _check(who, shape, objective, parametrization, num_steps, num_views, num_frames)
+    count, *size = shape if len(shape) == 4 else (num_images(objective), *shape)
+    shape = (count, *size)
+    fixed = Fixed(
+        apply_fn,
+        shape,
+        num_steps,
+        optimizer,
+        tuple(transforms),
+        normalize_gradient,
+        num_views,
+        num_frames,
+        count if chunk_size is None else chunk_size,
+    )
+    total = functools.reduce(lambda a, b: a - b, regularizers, objective)
+    total, objective = _for_all(who, total, count), _for_all(who, objective, count)
+    if (
+        not 1 <= fixed.chunk_size <= count
+        or count % fixed.chunk_size
+        or (total.coupled and fixed.chunk_size < count)
+    ):
+        told = "all, for the images of this objective depend on each other" if total.coupled else ""
+        raise ValueError(
+            f"{who}: chunk_size must divide the number of images, {count}; got {chunk_size}. "
+            f"Pass None for {told or 'all'}."
+        )
+    given = None if isinstance(init, str) else jnp.broadcast_to(jnp.asarray(init, float), shape)
+    if given is None and init not in ("noise", "blank"):
+        raise ValueError(f'{who}: init must be "noise", "blank" or an image; got {init!r}.')
+    if given is not None and parametrization.variables is None:
+        raise ValueError(
+            f"{who}: this parametrization cannot start from a given image. Take pixels() or "
+            "fourier()."
+        )
+    starts = (key, given, init == "noise")
+    return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
+
+
+class Fixed(NamedTuple):
+    """What shapes the compiled program."""
+
+    apply_fn: Callable
+    shape: tuple[int, ...]
+    num_steps: int
+    optimizer: Any
+    transforms: tuple[Transform, ...]
+    normalize: bool
+    num_views: int
+    num_frames: int
+    chunk_size: int
+
+
+class State(NamedTuple):
+    """What a climb carries from step to step."""
+
+    variables: Any
+    optimizer: Any
+    best: jax.Array
+    best_value: jax.Array
+    history: jax.Array
+    importance: jax.Array
+    frames: jax.Array
+
+
+def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
+    key, given, noisy = starts
+    x = jax.eval_shape(
+        lambda key: compose(fixed.transforms, key, jnp.zeros(fixed.shape)), jax.random.key(0)
+    )
+    check_inputs(who, fixed.apply_fn, x)
+    try:
+        values = jax.eval_shape(_values(fixed.apply_fn, total, who), params, x)
+    except Exception as error:  # the model's own, of whatever kind
+        if str(error).startswith(who):
+            raise
+        raise ValueError(
+            f"{who}: apply_fn does not take images {x.shape}, which is what the transforms make of "
+            f"{fixed.shape}. The model says: {error}"
+        ) from error
+    check(objective, values, who)
+    nested = under_trace((params, objective, total, parametrization, key, given))
+    start, run, finish = _compiled(nested)
+    state = start(fixed, parametrization, key, given, noisy)
+    redirected = min(redirected_steps, fixed.num_steps)
+    for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):
+        spans = [(first, last)] if nested else chunks(last, first, 16, who)
+        for span in spans:
+            if span[0] < span[1]:
+                state = run(fixed, wake, params, total, parametrization, key, state, *span)
+                if not nested:
+                    jax.block_until_ready(state.history)
+    return finish(fixed, params, objective, parametrization, key, state)
+
+
+@functools.cache
+def _compiled(nested: bool):
+    """The programs; JAX takes options for the compiler from the outermost one alone."""
+    options = None if nested else compiler_options() or None
+    return (
+        jax.jit(_start, static_argnums=(0, 4)),
+        jax.jit(_run, static_argnums=(0, 1), compiler_options=options),
+        jax.jit(_finish, static_argnums=0, compiler_options=options),
+    )
+
+
+def _start(fixed, parametrization, key, given, noisy):
+    if given is not None:
+        variables = parametrization.variables(given, *parametrization.data)
+    else:
+        key = jax.random.fold_in(key, 0) if noisy else None
+        variables = parametrization.initial(key, fixed.shape, *parametrization.data)
+    count, *_ = fixed.shape
+    return State(
+        variables,
+        fixed.optimizer.init(variables),
+        jnp.zeros(fixed.shape),
+        jnp.full((count,), -jnp.inf),
+        jnp.zeros((fixed.num_steps, count)),
+        jnp.zeros(fixed.shape[:3]),
+        jnp.zeros((fixed.num_frames, *fixed.shape)),
+    )
+
+
+def _run(fixed, wake, params, total, parametrization, key, state, first, last):
+    """Steps `first` to `last`; the same numbers however the steps are divided into runs."""
+    model = _values(fixed.apply_fn, total, "maximize_activation", wake)
+    draws = jax.random.fold_in(key, 1)
+
+    def image(variables):
+        return parametrization.image(variables, fixed.shape, *parametrization.data)
+
+    def value(images, total, key):
+        def view(number):
+            seen = compose(fixed.transforms, jax.random.fold_in(key, number), images)
+            return total({**model(params, seen), IMAGE: images})
+
+        if fixed.num_views == 1:
+            return view(0)
+        return jax.vmap(view)(jnp.arange(fixed.num_views)).mean(0)
+
+    def slope(images, total, key):
+        values, pull = jax.vjp(lambda images: value(images, total, key), images)
+        return values, pull(jnp.ones_like(values))[0]
+
+    def step(number, state):
+        images, pull = jax.vjp(image, state.variables)
+        key = jax.random.fold_in(draws, number)
+        values, gradient = _in_chunks(slope, images, total, key, fixed)
+        if fixed.normalize:
+            size = jnp.sqrt((gradient * gradient).mean((1, 2, 3), keepdims=True))
+            gradient = gradient / jnp.maximum(size, jnp.finfo(gradient.dtype).tiny)
+        # optax descends, and is not written for strict promotion, which a user may have set.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, optimizer = fixed.optimizer.update(
+                pull(-gradient)[0], state.optimizer, state.variables
+            )
+        better = values > state.best_value
+        frames = state.frames
+        if fixed.num_frames:
+            frames = frames.at[number * fixed.num_frames // fixed.num_steps].set(images)
+        return State(
+            optax.apply_updates(state.variables, updates),
+            optimizer,
+            jnp.where(better[:, None, None, None], images, state.best),
+            jnp.where(better, values, state.best_value),
+            state.history.at[number].set(values),
+            state.importance + jnp.abs(gradient).sum(3),
+            frames,
+        )
+
+    return jax.lax.fori_loop(first, last, step, state)
+
+
+def _finish(fixed, params, objective, parametrization, key, state):
+    images = parametrization.image(state.variables, fixed.shape, *parametrization.data)
+    model = _values(fixed.apply_fn, objective, "maximize_activation")
+
+    def score(images, objective, key):
+        seen = compose(fixed.transforms, key, images)
+        seen = images if seen.shape == images.shape else seen
+        return objective({**model(params, seen), IMAGE: images})
+
+    scores = _in_chunks(score, images, objective, jax.random.fold_in(key, 2), fixed)
+    mass = state.importance.sum((1, 2), keepdims=True)
+    importance = state.importance / jnp.where(mass > 0, mass, 1)
+    frames = state.frames
+    if fixed.num_frames:
+        frames = frames.at[-1].set(images)
+    return Maximization(images, scores, state.best, state.history, importance, frames)
+
+
+def _values(apply_fn, objective, who, wake=False):
+    """The layers that an objective reads, by the kernels that are fastest here."""
+    layers = tuple(name for name in objective.layers if name != IMAGE)
+    model = Values(apply_fn, layers, who)
+    return rewrite(rewrite(model, redirected_relu) if wake else model, fast)
+
+
+def _in_chunks(function, images, objective, key, fixed):
+    """`function(images, objective, key)` for some images at a time."""
+    count, size = fixed.shape[0], fixed.chunk_size
+    if size == count:
+        return function(images, objective, key)
+    split = lambda a: a.reshape(count // size, size, *a.shape[1:])
+    found = jax.lax.map(lambda part: function(*part, key), jax.tree.map(split, (images, objective)))
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), found)
+
+
+def _for_all(who: str, objective: Objective, count: int) -> Objective:
+    """The objective with an entry for each image in all of its arrays."""
+    found = num_images(objective)
+    if found not in (1, count):
+        raise ValueError(
+            f"{who}: the objective is for {found} images, shape for {count}. "
+            "Leave M out of the shape."
+        )
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape[1:])), objective)
+
+
+def _check(who, shape, objective, parametrization, num_steps, num_views, num_frames):
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"{who}: objective must be an Objective; got {type(objective).__name__}. Take one of "
+            "jaxviz.objectives: objectives.channel(layer, unit)."
+        )
+    if not isinstance(parametrization, Parametrization):
+        raise TypeError(
+            f"{who}: parametrization must be a Parametrization; got "
+            f"{type(parametrization).__name__}. Call the factory: parametrizations.pixels()."
+        )
+    if len(shape) not in (3, 4) or not all(
+        isinstance(n, (int, np.integer)) and n > 0 for n in shape
+    ):
+        raise ValueError(f"{who}: shape must be (H, W, C) or (M, H, W, C); got {tuple(shape)}.")
+    for name, number, least in (
+        ("num_steps", num_steps, 1),
+        ("num_views", num_views, 1),
+        ("num_frames", num_frames, 0),
+    ):
+        if number < least:
+            raise ValueError(f"{who}: {name} must be at least {least}; got {number}.")
+    if num_frames > num_steps:
+        raise ValueError(
+            f"{who}: num_frames must be at most num_steps, {num_steps}; got {num_frames}."
+        )

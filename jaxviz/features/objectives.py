@@ -1,0 +1,452 @@
+"""What an image is to excite: a unit, a channel, a direction, a class, and sums of these.
+
+An `Objective` is data: the layers it reads, a pure function of their values, and the arrays (units,
+weights, targets) that the function needs. The arrays are traced, so that one compiled climb serves
+all units of a layer; objectives add, subtract and multiply.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxviz.graph.split import OUTPUTS
+
+IMAGE = "<image>"  # stands for the image itself, as it is kept
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A number for each of M images, to be made large: `function(values, *data) -> [M]`.
+
+    Attributes:
+      function: A function that is equal (`==`) for equal objectives, such as one of a module; it
+        gets the layers' values by name and the data.
+      layers: Names of the layers that it reads, `OUTPUTS` and `IMAGE` among them.
+      data: Arrays with a first axis of M or of 1, and other objectives.
+      coupled: Whether an image's number depends on the other images.
+
+    Example:
+      >>> both = channel("conv", [3, 5]) - 0.1 * energy("conv")
+      >>> both.layers, num_images(both)
+      (('conv',), 2)
+    """
+
+    function: Callable = dataclasses.field(metadata={"static": True})
+    layers: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    data: tuple = ()
+    coupled: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __call__(self, values: dict[str, jax.Array]) -> jax.Array:
+        return self.function(values, *self.data)
+
+    def __add__(self, other: "Objective | float") -> "Objective":
+        return _combined(_sum, self, other)
+
+    def __sub__(self, other: "Objective | float") -> "Objective":
+        return _combined(_difference, self, other)
+
+    def __mul__(self, other: "Objective | float") -> "Objective":
+        return _combined(_times, self, other)
+
+    def __neg__(self) -> "Objective":
+        return self * -1.0
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __rsub__(self, other: "Objective | float") -> "Objective":
+        return _combined(_sum, -self, other)
+
+
+def num_images(objective: Objective) -> int:
+    """How many images an objective is for: the longest first axis of its arrays, 1 if none."""
+    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(objective)} - {1}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"objective: its parts must be for one number of images, or for one; got "
+            f"{sorted(sizes)}. Give as many units as weights and targets."
+        )
+    return sizes.pop() if sizes else 1
+
+
+def neuron(layer: str, unit: Any, position: Sequence[int] | None = None) -> Objective:
+    """One unit at one place of a layer.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, *space, C]`.
+      unit: Index along the last axis, or M of them: one image each.
+      position: Index along each axis of space; None is the middle.
+
+    Example:
+      >>> values = {"a": jnp.arange(9.0).reshape(1, 3, 3, 1)}
+      >>> neuron("a", 0)(values).tolist(), neuron("a", 0, (0, 1))(values).tolist()
+      ([4.0], [1.0])
+    """
+    return Objective(_At(layer, None if position is None else tuple(position)), (layer,), _i(unit))
+
+
+def channel(layer: str, unit: Any) -> Objective:
+    """The mean of one unit over all places of a layer.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
+      unit: Index along the last axis, or M of them: one image each.
+
+    Example:
+      >>> channel("a", 1)({"a": jnp.array([[[1.0, 2.0], [3.0, 6.0]]])}).tolist()
+      [4.0]
+    """
+    return Objective(_Mean(layer), (layer,), _i(unit))
+
+
+def logit(unit: Any) -> Objective:
+    """One of the model's outputs: the score of a class.
+
+    Args:
+      unit: Class index, or M of them: one image each.
+
+    Example:
+      >>> logit([1, 0])({OUTPUTS: jnp.array([[1.0, 2.0], [3.0, 4.0]])}).tolist()
+      [2.0, 3.0]
+    """
+    return Objective(_Mean(OUTPUTS), (OUTPUTS,), _i(unit))
+
+
+def direction(
+    layer: str, vector: Any, *, cosine_power: float = 0.0, position: Sequence[int] | None = None
+) -> Objective:
+    """The projection of a layer onto a direction in the space of its units.
+
+    The mean over places of `<a, v> * max(0.1, cos(a, v)) ** cosine_power`: with a power, being in
+    the direction counts besides being large.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
+      vector: `[C]`, or `[M, C]`: one image each.
+      cosine_power: 0 or more.
+      position: Index along each axis of space; None takes the mean over all.
+
+    Reference:
+      Carter et al. 2019, "Activation Atlas", Distill (the cosine); the floor of 0.1 keeps a
+      gradient where the two point apart.
+    """
+    vector = jnp.atleast_2d(jnp.asarray(vector, float))
+    where = None if position is None else tuple(position)
+    data = (vector, jnp.full((1,), cosine_power, vector.dtype))
+    return Objective(_Along(layer, where), (layer,), data)
+
+
+def energy(layer: str) -> Objective:
+    """The mean of a layer's squares: whatever it sees, more of it (the deep-dream objective).
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+
+    Example:
+      >>> energy("a")({"a": jnp.array([[1.0, 3.0]])}).tolist()
+      [5.0]
+    """
+    return Objective(_Energy(layer), (layer,))
+
+
+def interpolation(layer: str, first: int, second: int, num: int) -> Objective:
+    """From one channel to another in `num` images: `(1 - t) * first + t * second`.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
+      first: The unit of the first image.
+      second: The unit of the last one.
+      num: How many images, >= 2.
+
+    Example:
+      >>> a = {"a": jnp.array([[8.0, 4.0]] * 3)}
+      >>> interpolation("a", 0, 1, 3)(a).tolist()
+      [8.0, 6.0, 4.0]
+    """
+    if num < 2:
+        raise ValueError(f"interpolation: num must be at least 2 images; got {num}.")
+    t = jnp.linspace(0.0, 1.0, num)
+    return channel(layer, first) * _weights(1 - t) + channel(layer, second) * _weights(t)
+
+
+def alignment(layer: str, *, decay: float = 2.0) -> Objective:
+    """Keeps similar things at one place in all images: minus their distances in a layer.
+
+    For each image the mean over others of `-|a_i - a_j|^2 / decay^|i - j|`, squares averaged over
+    the layer; subtract nothing, add it to what the images show, with a weight.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+      decay: How much less images count that are further apart, >= 1.
+
+    Reference:
+      Mordvintsev et al. 2018, "Differentiable Image Parameterizations", Distill.
+    """
+    return Objective(_Alignment(layer), (layer,), (jnp.full((1,), float(decay)),), coupled=True)
+
+
+def diversity(layer: str) -> Objective:
+    """Makes images of one unit differ: minus the similarity of their textures.
+
+    For each image the mean over the others of `-cos(gram(a_i), gram(a_j))`.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
+
+    Reference:
+      Olah et al. 2017, "Feature Visualization", Distill, section on diversity.
+    """
+    return Objective(_Diversity(layer), (layer,), coupled=True)
+
+
+def match(layer: str, target: jax.Array) -> Objective:
+    """Minus the distance from given activations: `-|a - target|^2 / |target|^2`.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+      target: `[M or 1, ...]`, as the layer's output.
+
+    Example:
+      >>> match("a", jnp.array([[3.0, 4.0]]))({"a": jnp.array([[3.0, 9.0]])}).tolist()
+      [-1.0]
+
+    Reference:
+      Mahendran and Vedaldi 2014, arXiv:1412.0035, eq. 2.
+    """
+    return Objective(_Match(layer), (layer,), (jnp.asarray(target),))
+
+
+def resemblance(layer: str, target: jax.Array, *, cosine_power: float = 2.0) -> Objective:
+    """More of what given activations hold, place by place: the caricature objective.
+
+    The mean over places of `<a, t> * max(0.1, cos(a, t)) ** cosine_power`.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
+      target: `[M or 1, ..., C]`, as the layer's output.
+      cosine_power: 0 or more.
+    """
+    target = jnp.asarray(target)
+    return Objective(
+        _Resemblance(layer), (layer,), (target, jnp.full((1,), cosine_power, target.dtype))
+    )
+
+
+def style(layer: str, target: jax.Array) -> Objective:
+    """Minus the distance of a layer's texture from that of given activations.
+
+    `-|gram(a) - gram(target)|_1` averaged over the C x C entries; `gram` is the mean over places of
+    the products of units.
+
+    Args:
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
+      target: `[M or 1, ..., C]`: activations of the image whose style it is; its space may differ.
+
+    Reference:
+      Gatys et al. 2015, arXiv:1508.06576, eq. 3 to 5; there squares, here absolute differences.
+    """
+    return Objective(_Style(layer), (layer,), (gram(jnp.asarray(target)),))
+
+
+def gram(a: jax.Array) -> jax.Array:
+    """Mean products of a layer's units over its places: `[M, ..., C] -> [M, C, C]`.
+
+    Example:
+      >>> gram(jnp.array([[[1.0, 2.0], [3.0, 0.0]]])).tolist()
+      [[[5.0, 1.0], [1.0, 2.0]]]
+    """
+    flat = a.reshape(a.shape[0], -1, a.shape[-1])
+    return jnp.einsum("mpc,mpd->mcd", flat, flat) / flat.shape[1]
+
+
+def check(objective: Objective, values: dict[str, Any], who: str) -> None:
+    """Refuses units that a layer does not have; `values` are the layers' shapes by name."""
+    for part in _parts(objective):
+        if not isinstance(part.function, (_At, _Mean)):
+            continue
+        layer = part.function.layer
+        shape = values[layer].shape
+        (units,) = part.data
+        if isinstance(units, Tracer):
+            continue
+        wrong = [int(u) for u in np.asarray(units) if not 0 <= u < shape[-1]]
+        if wrong:
+            told = "the model's outputs have" if layer == OUTPUTS else f"layer {layer!r} has"
+            raise ValueError(
+                f"{who}: unit must be in [0, {shape[-1]}), for {told} shape {shape}; got "
+                f"{wrong[0]}."
+            )
+
+
+def _parts(objective: Objective) -> Iterator[Objective]:
+    yield objective
+    for part in objective.data:
+        if isinstance(part, Objective):
+            yield from _parts(part)
+
+
+def _i(unit: Any) -> tuple[jax.Array]:
+    units = unit if isinstance(unit, jax.Array) else np.asarray(unit)
+    if not jnp.issubdtype(units.dtype, jnp.integer) or units.ndim > 1 or units.size == 0:
+        raise ValueError(
+            f"objective: unit must be an index or a list of indices; got {units.dtype} of shape "
+            f"{units.shape}."
+        )
+    return (jnp.atleast_1d(jnp.asarray(units)),)
+
+
+def _combined(function: Callable, left: Objective, right: Objective | float) -> Objective:
+    parts = (left, right if isinstance(right, Objective) else _weights(right))
+    layers = tuple(dict.fromkeys(name for part in parts for name in part.layers))
+    return Objective(function, layers, parts, any(part.coupled for part in parts))
+
+
+def _weights(number: Any) -> Objective:
+    """A number for every image, or one for each."""
+    return Objective(_constant, (), (jnp.atleast_1d(jnp.asarray(number, float)),))
+
+
+def _constant(values, weights):
+    return weights
+
+
+def _sum(values, left, right):
+    return _broadcast(jnp.add, left(values), right(values))
+
+
+def _difference(values, left, right):
+    return _broadcast(jnp.subtract, left(values), right(values))
+
+
+def _times(values, left, right):
+    return _broadcast(jnp.multiply, left(values), right(values))
+
+
+def _broadcast(function, left, right):
+    return function(left, right.astype(left.dtype))
+
+
+def _places(a: jax.Array) -> jax.Array:
+    """`[M, ..., C] -> [M, P, C]`."""
+    return a.reshape(a.shape[0], -1, a.shape[-1])
+
+
+def _pick(rows: jax.Array, units: jax.Array) -> jax.Array:
+    """One entry of each row; a masked sum, for its pullback is elementwise."""
+    units = jnp.broadcast_to(units, rows.shape[:1])
+    chosen = units[:, None] == jnp.arange(rows.shape[1], dtype=units.dtype)[None, :]
+    return jnp.where(chosen, rows, jnp.zeros_like(rows)).sum(1)
+
+
+def _at(a: jax.Array, position: tuple[int, ...] | None) -> jax.Array:
+    """`[M, *space, C] -> [M, C]` at a place, by default in the middle."""
+    space = a.shape[1:-1]
+    where = tuple(n // 2 for n in space) if position is None else position
+    if len(where) != len(space) or not all(0 <= i < n for i, n in zip(where, space, strict=True)):
+        raise ValueError(
+            f"objective: position must be an index for each axis of space {space}; got {where}."
+        )
+    return a[(slice(None), *where)]
+
+
+def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    norms = jnp.sqrt((a * a).sum(axes) * (b * b).sum(axes) + jnp.finfo(a.dtype).tiny)
+    return (a * b).sum(axes) / norms
+
+
+def _toward(a: jax.Array, target: jax.Array, power: jax.Array) -> jax.Array:
+    """`<a, t> cos^power`, for `[M, P, C]`, averaged over places."""
+    target = jnp.broadcast_to(target, a.shape)
+    closeness = jnp.maximum(_cosine(a, target, (2,)), 0.1)
+    power = jnp.broadcast_to(power[:, None].astype(a.dtype), closeness.shape)
+    return ((a * target).sum(2) * closeness**power).mean(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Of:
+    """A function of a layer, equal for equal layers."""
+
+    layer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mean(_Of):
+    def __call__(self, values, units):
+        return _pick(_places(values[self.layer]).mean(1), units)
+
+
+@dataclasses.dataclass(frozen=True)
+class _At(_Of):
+    position: tuple[int, ...] | None
+
+    def __call__(self, values, units):
+        return _pick(_at(values[self.layer], self.position), units)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Along(_Of):
+    position: tuple[int, ...] | None
+
+    def __call__(self, values, vector, power):
+        a = values[self.layer]
+        a = _places(a) if self.position is None else _at(a, self.position)[:, None]
+        return _toward(a, vector[:, None].astype(a.dtype), power)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Energy(_Of):
+    def __call__(self, values):
+        a = values[self.layer]
+        return (a * a).reshape(a.shape[0], -1).mean(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Match(_Of):
+    def __call__(self, values, target):
+        a = values[self.layer]
+        axes = tuple(range(1, a.ndim))
+        off = a - jnp.broadcast_to(target, a.shape)
+        return -(off * off).sum(axes) / jnp.maximum((target * target).sum(axes), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resemblance(_Of):
+    def __call__(self, values, target, power):
+        return _toward(_places(values[self.layer]), _places(target), power)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Style(_Of):
+    def __call__(self, values, target):
+        found = gram(values[self.layer])
+        return -jnp.abs(found - jnp.broadcast_to(target, found.shape)).mean((1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alignment(_Of):
+    def __call__(self, values, decay):
+        a = values[self.layer].reshape(values[self.layer].shape[0], -1)
+        off = ((a[:, None] - a[None]) ** 2).mean(2)
+        return -(off * _others(a, decay)).sum(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Diversity(_Of):
+    def __call__(self, values):
+        grams = gram(values[self.layer])
+        flat = grams.reshape(grams.shape[0], -1)
+        unit = flat / jnp.sqrt((flat * flat).sum(1, keepdims=True) + 1e-12)
+        return -((unit @ unit.T) * _others(flat, jnp.ones((1,), flat.dtype))).sum(1)
+
+
+def _others(a: jax.Array, decay: jax.Array) -> jax.Array:
+    """Weights `[M, M]` of the other images, that sum to at most 1 for each."""
+    order = jnp.arange(a.shape[0], dtype=a.dtype)
+    apart = jnp.abs(order[:, None] - order[None, :])
+    weights = decay[:, None].astype(a.dtype) ** -apart
+    return jnp.where(apart > 0, weights, 0) / max(a.shape[0] - 1, 1)

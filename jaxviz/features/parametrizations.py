@@ -1,0 +1,286 @@
+"""How an image is written down while it climbs: as pixels, as waves, as phases, as a small net.
+
+Which numbers climb decides what the image comes to look like: gradients by pixels favour noise,
+those by waves of natural size do not. A `Parametrization` is data, as an objective is: three pure
+functions, and arrays if it has any.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Parametrization:
+    """Images `[M, H, W, C]` as a function of variables that may take any value.
+
+    Attributes:
+      initial: `(key, shape, *data) -> variables`; the key None gives a blank image.
+      image: `(variables, shape, *data) -> images`, bounded.
+      variables: `(images, *data) -> variables` that give these images, or None if there are none.
+      data: Arrays that all three get.
+    """
+
+    initial: Callable = dataclasses.field(metadata={"static": True})
+    image: Callable = dataclasses.field(metadata={"static": True})
+    variables: Callable | None = dataclasses.field(metadata={"static": True})
+    data: tuple = ()
+
+
+@functools.cache
+def pixels(low: float = 0.0, high: float = 1.0, *, noise: float = 0.3) -> Parametrization:
+    """Each number of the image by itself: `low + (high - low) * sigmoid(v)`.
+
+    Args:
+      low: Smallest value of the image.
+      high: Largest value.
+      noise: Standard deviation of the variables at the start; blank is 0, the middle value.
+
+    Example:
+      >>> p = pixels(0.0, 2.0)
+      >>> p.image(p.initial(None, (1, 1, 2, 1)), (1, 1, 2, 1)).ravel().tolist()
+      [1.0, 1.0]
+    """
+
+    def initial(key, shape):
+        return _noise(key, shape, noise)
+
+    def image(v, shape):
+        return _bounded(v, low, high)
+
+    def variables(images):
+        return _unbounded(images, low, high)
+
+    return Parametrization(initial, image, variables)
+
+
+@functools.cache
+def fourier(
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    decay: float = 1.0,
+    decorrelate: bool = True,
+    noise: float = 0.01,
+) -> Parametrization:
+    """Waves, each scaled to the strength that it has in photographs, in colours of like statistics.
+
+    `low + (high - low) * sigmoid(M irfft2(s_f v_f) / 4)`, `s_f = sqrt(H W) / f^decay`, where f is
+    the frequency in cycles per pixel, at least `1 / max(H, W)`. M mixes three channels so that
+    they correlate as colours of photographs do; other numbers of channels are left apart.
+
+    Args:
+      low: Smallest value of the image.
+      high: Largest value.
+      decay: Power of the frequency, >= 0; larger is smoother.
+      decorrelate: Whether three channels are taken for red, green and blue.
+      noise: Standard deviation of the variables at the start; blank is 0, the middle value.
+
+    Reference:
+      Olah et al. 2017, "Feature Visualization", Distill, section on preconditioning; the constants
+      are Lucid's (its matrix of ImageNet's colours, and the 4).
+    """
+
+    def initial(key, shape):
+        count, height, width, channels = shape
+        return _noise(key, (count, channels, height, width // 2 + 1, 2), noise)
+
+    def image(v, shape):
+        _, height, width, _ = shape
+        v = v * _strengths(height, width, decay)[..., None]
+        waves = jax.lax.complex(v[..., 0], v[..., 1])
+        flat = jnp.fft.irfft2(waves, (height, width)) / 4
+        return _bounded(_mixed(jnp.moveaxis(flat, 1, -1), _colours(decorrelate)), low, high)
+
+    def variables(images):
+        _, height, width, _ = images.shape
+        flat = _mixed(_unbounded(images, low, high), _colours(decorrelate, inverse=True))
+        waves = jnp.fft.rfft2(4 * jnp.moveaxis(flat, -1, 1))
+        return jnp.stack([waves.real, waves.imag], -1) / _strengths(height, width, decay)[..., None]
+
+    return Parametrization(initial, image, variables)
+
+
+def phases(magnitude: jax.Array, low: float = 0.0, high: float = 1.0) -> Parametrization:
+    """Waves of fixed strength, of which only the phases climb.
+
+    `low + (high - low) * sigmoid(M irfft2(magnitude * exp(i v)))`: whatever the phases, the image
+    has the spectrum of photographs, so there is no noise to climb into.
+
+    Args:
+      magnitude: `[C, H, W // 2 + 1]`, as `spectrum` gives.
+      low: Smallest value of the image.
+      high: Largest value.
+
+    Reference:
+      Fel et al. 2023, arXiv:2306.06805, section 3 (MaCo). There an image is scaled by its own
+      spread before the sigmoid; here the magnitudes are those of photographs before theirs.
+    """
+    initial, image = _phases(low, high)
+    return Parametrization(initial, image, None, (jnp.asarray(magnitude)[None],))
+
+
+@functools.cache
+def _phases(low, high):
+    def initial(key, shape, magnitude):
+        count, height, width, channels = shape
+        expected = (channels, height, width // 2 + 1)
+        if magnitude.shape[1:] != expected:
+            raise ValueError(
+                f"phases: magnitude must be {expected} for images {shape[1:]}; got "
+                f"{magnitude.shape[1:]}. Take `spectrum(photographs, {shape[1:]})`."
+            )
+        if key is None:
+            raise ValueError('phases: without phases there is no image. Pass init="noise".')
+        draw = lambda key: jax.random.uniform(key, expected, minval=-math.pi, maxval=math.pi)
+        return _for_each(key, count, draw)
+
+    def image(v, shape, magnitude):
+        # The constant wave has no phase: the image keeps its brightness.
+        v = v.at[:, :, 0, 0].set(0.0)
+        waves = jax.lax.complex(magnitude * jnp.cos(v), magnitude * jnp.sin(v))
+        flat = jnp.fft.irfft2(waves, shape[1:3])
+        return _bounded(_mixed(jnp.moveaxis(flat, 1, -1), _colours(True)), low, high)
+
+    return initial, image
+
+
+def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) -> jax.Array:
+    """The mean strength of each wave in photographs, for `phases`.
+
+    Args:
+      images: `[N, H, W, C]` in `low` to `high`; the more, the smoother.
+      shape: `(H, W, C)` of the images to be made; the photographs are resized to it.
+      low: Smallest value of the images.
+      high: Largest value.
+
+    Returns:
+      `[C, H, W // 2 + 1]`: root mean squares over the photographs, in decorrelated colours and
+      before the sigmoid. The constant wave keeps the sign of its mean.
+    """
+    images = jnp.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != shape[-1]:
+        raise ValueError(
+            f"spectrum: images must be [N, H, W, {shape[-1]}]; got {images.shape}. "
+            "Their channels are those of the images to be made."
+        )
+    images = jax.image.resize(images, (images.shape[0], *shape), "linear")
+    inner = low + (high - low) * (0.02 + 0.96 * (images - low) / (high - low))
+    flat = _mixed(_unbounded(inner, low, high), _colours(True, inverse=True))
+    waves = jnp.fft.rfft2(jnp.moveaxis(flat, -1, 1))
+    magnitude = jnp.sqrt((jnp.abs(waves) ** 2).mean(0))
+    return magnitude.at[:, 0, 0].set(waves[:, :, 0, 0].real.mean(0))
+
+
+@functools.cache
+def cppn(
+    low: float = 0.0, high: float = 1.0, *, width: int = 24, depth: int = 8
+) -> Parametrization:
+    """A small net from a pixel's place to its colour: smooth at any size, alike at all of them.
+
+    `depth` layers of `width` units, each followed by `[t / 0.67, t^2 / 0.6]`, t = arctan; places
+    run from -sqrt(3) to sqrt(3) along the longer side. The last layer starts at zero: a blank
+    image. A learning rate near 0.005 suits.
+
+    Args:
+      low: Smallest value of the image.
+      high: Largest value.
+      width: Units a layer.
+      depth: Layers.
+
+    Reference:
+      Mordvintsev et al. 2018, "Differentiable Image Parameterizations", Distill, section on
+      compositional pattern producing networks; sizes and activation as in Lucid.
+    """
+
+    def initial(key, shape):
+        sizes = [2] + [2 * width] * depth
+        if key is None:
+            raise ValueError('cppn: without weights there is no gradient. Pass init="noise".')
+
+        def one(key):
+            keys = jax.random.split(key, depth)
+            layers = [
+                jax.random.normal(k, (n, width)) / math.sqrt(n)
+                for k, n in zip(keys, sizes[:-1], strict=True)
+            ]
+            return layers, jnp.zeros((2 * width, shape[3]))
+
+        return _for_each(key, shape[0], one)
+
+    def image(v, shape):
+        longest = max(shape[1:3])
+        rows, columns = (
+            math.sqrt(3) * (2 * jnp.arange(n, dtype=float) + 1 - n) / max(longest - 1, 1)
+            for n in shape[1:3]
+        )
+        places = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+
+        def one(variables):
+            layers, last = variables
+            h = places
+            for kernel in layers:
+                t = jnp.arctan(h @ kernel)
+                h = jnp.concatenate([t / 0.67, t * t / 0.6], -1)
+            return (h @ last).reshape(shape[1:])
+
+        return _bounded(jax.vmap(one)(v), low, high)
+
+    return Parametrization(initial, image, None)
+
+
+def _noise(key, shape, spread):
+    if key is None:
+        return jnp.zeros(shape)
+    return spread * _for_each(key, shape[0], lambda key: jax.random.normal(key, shape[1:]))
+
+
+def _for_each(key, count, draw):
+    """Draws for each image by its own key, so that the first do not depend on how many follow."""
+    return jax.vmap(lambda m: draw(jax.random.fold_in(key, m)))(jnp.arange(count))
+
+
+def _bounded(v: jax.Array, low: float, high: float) -> jax.Array:
+    return low + (high - low) * jax.nn.sigmoid(v)
+
+
+def _unbounded(images: jax.Array, low: float, high: float) -> jax.Array:
+    """The logit; values at the bounds, which no sigmoid reaches, are taken 1/1000 inside."""
+    share = jnp.clip((images - low) / (high - low), 1e-3, 1 - 1e-3)
+    return jnp.log(share) - jnp.log1p(-share)
+
+
+def frequencies(height: int, width: int) -> np.ndarray:
+    """Cycles per pixel of each wave of a real image, `[H, W // 2 + 1]`."""
+    return np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+
+
+def _strengths(height: int, width: int, decay: float) -> np.ndarray:
+    lowest = 1 / max(height, width)
+    scale = math.sqrt(height * width) / np.maximum(frequencies(height, width), lowest) ** decay
+    return scale.astype(np.float32)[None, None]
+
+
+# A square root of the covariance of ImageNet's colours, divided by its largest column norm.
+_ROOT = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+_MATRIX = _ROOT / np.linalg.norm(_ROOT, axis=0).max()
+
+
+def _colours(decorrelate: bool, *, inverse: bool = False) -> np.ndarray | None:
+    matrix: Any = np.linalg.inv(_MATRIX) if inverse else _MATRIX
+    return matrix.astype(np.float32) if decorrelate else None
+
+
+def _mixed(images: jax.Array, matrix: np.ndarray | None) -> jax.Array:
+    """Three channels through the matrix; any other number of them as they are."""
+    if matrix is None or images.shape[-1] != 3:
+        return images
+    precise = jax.lax.Precision.HIGHEST
+    return jnp.einsum("mhwc,dc->mhwd", images, jnp.asarray(matrix), precision=precise)
