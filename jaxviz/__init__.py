@@ -60,8 +60,16 @@ from jaxviz.features import (
     regularizers as regularizers,
     transforms as transforms,
 )
+from jaxviz.features.dreaming import deep_dream as deep_dream
+from jaxviz.features.examples import top_examples as top_examples
 from jaxviz.features.filters import filters as filters
+from jaxviz.features.inversion import (
+    caricature as caricature,
+    invert as invert,
+    restyle as restyle,
+)
 from jaxviz.features.maximization import maximize_activation as maximize_activation
+from jaxviz.features.natural import accentuate as accentuate, maco as maco
 from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
 from jaxviz.graph.nnx import from_nnx as from_nnx
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax

@@ -5,6 +5,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -31,6 +32,7 @@ def make(dtype=jnp.float32):
     return params, jax.random.normal(keys[3], (3, 8, 8, 2), dtype)
 
 
+CELLS = np.arange(64).reshape(8, 8) // 32
 METHODS = {
     "gradient": jv.gradient,
     "saliency": jv.saliency,
@@ -49,6 +51,8 @@ METHODS = {
     "score_cam": jv.score_cam,
     "ablation_cam": jv.ablation_cam,
     "guided_grad_cam": jv.guided_grad_cam,
+    "occlusion": functools.partial(jv.occlusion, window=(3, 3), stride=(3, 3)),
+    "feature_ablation": functools.partial(jv.feature_ablation, segments=CELLS),
 }
 # Their random numbers belong to a place in the batch, so one example alone draws others.
 KEYED = {"expected_gradients"}

@@ -328,6 +328,36 @@ def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*values)
 
 
+def bind_resized(equation: Any, values: Sequence[Any]) -> Any:
+    """The equation of a function of each place alone, applied to values of other sizes."""
+    env = dict(zip(_variables(equation), values, strict=True))
+    _run_resized(equation, env)
+    return env[_kept(equation)[0]]
+
+
+def _run_resized(equation: Any, env: dict) -> None:
+    """Runs one equation; what it wraps is taken apart, for its body is of the old sizes."""
+    name = equation.primitive.name
+    wrapped = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+    if wrapped is not None:
+        inner, consts = _open(wrapped)
+        given = [_number(a) if isinstance(a, jex.Literal) else env[a] for a in equation.invars]
+        inside = dict(zip(inner.constvars, consts, strict=True))
+        inside.update(zip(inner.invars, given, strict=True))
+        for one in inner.eqns:
+            _run_resized(one, inside)
+        results = [_number(a) if isinstance(a, jex.Literal) else inside[a] for a in inner.outvars]
+        env.update(zip(equation.outvars, results, strict=True))
+        return
+    values = [env[v] for v in _variables(equation)]
+    if name == "broadcast_in_dim" and jnp.ndim(values[0]) == 0:  # one number stays one
+        env[equation.outvars[0]] = values[0]
+        return
+    shape = jnp.broadcast_shapes(*map(jnp.shape, values)) if values else ()
+    spread = [jnp.broadcast_to(a, shape) if jnp.ndim(a) == 0 else a for a in values]
+    env.update(zip(_kept(equation), bind(equation, spread), strict=True))
+
+
 def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
     """A higher-order operation bound anew around bodies of which some are rewritten."""
     equation, name = node.equation, node.equation.primitive.name

@@ -13,6 +13,7 @@ from jaxviz.graph.interpreter import (
     Node,
     Program,
     Scalar,
+    bind_resized,
     evaluate,
     run_node,
     source,
@@ -37,6 +38,7 @@ class Op(NamedTuple):
       depends: For each input, whether the explained input reaches it (else only params do).
       options: The equation's parameters (strides, padding, ...); empty for a group.
       evaluate: The operation as it stands: `(*inputs) -> outputs`, one array where it has one.
+      resized: The same for inputs of other sizes, of an operation that acts on each place alone.
       source: The user's `file:line` that made it.
       first: Whether it is a convolution or dense layer that no other one comes before.
       members: Of a group, each operation with where its inputs are found: their places in the list
@@ -52,6 +54,7 @@ class Op(NamedTuple):
     depends: tuple[bool, ...]
     options: Mapping[str, Any]
     evaluate: Callable
+    resized: Callable
     source: str
     first: bool = False
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
@@ -265,6 +268,7 @@ def make_op(program: Program, node: Node, names: Mapping[int, str], first: bool 
         depends=tuple(v in program.depends for v in node.inputs),
         options={} if node.equation is None else node.equation.params,
         evaluate=as_it_stands,
+        resized=lambda *inputs: bind_resized(node.equation, inputs),
         source=source(node),
         first=first,
         members=tuple(members),

@@ -1,0 +1,196 @@
+"""What perturbation methods hide and by what: fills, and segments as integer maps."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def fill_like(name: str, fill: Any, x: jax.Array) -> jax.Array:
+    """The fill as an array of the shape and dtype of `x`."""
+    shape = jnp.shape(fill)
+    try:
+        fits = np.broadcast_shapes(shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: fill must broadcast to x; got fill {shape}, x {x.shape}. Pass a number, "
+            "[C], [..., C], or [N, ..., C] (`x.mean((1, 2), keepdims=True)`, `blurred(x, 8.0)`)."
+        )
+    fill = jnp.asarray(fill).astype(x.dtype)
+    return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
+
+
+def blurred(x: jax.Array, sigma: float) -> jax.Array:
+    """Images out of focus: a fill that keeps colours and brightness and hides what is there.
+
+    Args:
+      x: `[N, *space, C]`, floating.
+      sigma: Standard deviation of the Gaussian, in pixels, > 0; cut at four of them.
+
+    Returns:
+      The shape of `x`. At the border the image is mirrored.
+
+    Raises:
+      ValueError: `x` has no axis of space, or `sigma` is not positive.
+
+    Example:
+      >>> float(blurred(jnp.ones((1, 4, 4, 1)), 2.0).std())
+      0.0
+    """
+    if jnp.ndim(x) < 3 or not sigma > 0:
+        raise ValueError(
+            f"blurred: x must be [N, *space, C] and sigma > 0; got x {jnp.shape(x)}, sigma "
+            f"{sigma}. Give an image a channel axis: x[..., None]."
+        )
+    x = jnp.asarray(x)
+    reach = math.ceil(4 * sigma)
+    bell = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
+    bell /= bell.sum()
+    for axis in range(1, x.ndim - 1):
+        # One matrix an axis: row i holds what each pixel gives to pixel i, mirrored ones included.
+        size = x.shape[axis]
+        matrix = np.zeros((size, size))
+        places = np.arange(size)[:, None] + np.arange(-reach, reach + 1)[None, :]
+        places = places % (2 * size)
+        places = np.where(places < size, places, 2 * size - 1 - places)
+        np.add.at(matrix, (np.arange(size)[:, None], places), bell[None, :])
+        weights = jnp.asarray(matrix, x.dtype)
+        mixed = jnp.tensordot(x, weights, (axis, 1), precision=jax.lax.Precision.HIGHEST)
+        x = jnp.moveaxis(mixed, -1, axis)
+    return x
+
+
+def grid_segments(shape: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
+    """An image cut into equal cells, numbered row by row.
+
+    Args:
+      shape: Sizes of the axes to cut, `(H, W)`.
+      cells: Cells along each axis, `(rows, columns)`, at most one a pixel.
+
+    Returns:
+      Integers of `shape`, 0 to prod(cells) - 1. Sizes of cells differ by one pixel at most.
+
+    Raises:
+      ValueError: `cells` does not fit `shape`.
+
+    Example:
+      >>> grid_segments((2, 4), (1, 2)).tolist()
+      [[0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    if len(cells) != len(shape) or any(not 1 <= c <= n for c, n in zip(cells, shape, strict=True)):
+        raise ValueError(
+            f"grid_segments: cells must be 1 to {shape}, one number an axis; got {cells}. "
+            "Take fewer cells."
+        )
+    number = np.zeros(shape, np.int32)
+    for axis, (count, size) in enumerate(zip(cells, shape, strict=True)):
+        along = np.arange(size) * count // size
+        number = number * count + along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return number.astype(np.int32)
+
+
+def slic_segments(x: Any, num_segments: int = 50, *, compactness: float = 10.0) -> np.ndarray:
+    """Superpixels: patches of similar colour that follow the edges of an image.
+
+    Args:
+      x: `[N, H, W, C]`, any range; each image is scaled to [0, 1] first.
+      num_segments: About how many an image; there may be fewer.
+      compactness: How much nearness counts beside colour: larger is squarer.
+
+    Returns:
+      Integers `[N, H, W]` from 0. Computed on the host by scikit-image.
+
+    Raises:
+      ModuleNotFoundError: scikit-image is absent.
+      ValueError: `x` is not `[N, H, W, C]`.
+
+    Reference:
+      Achanta et al. 2012, SLIC superpixels, IEEE PAMI 34.
+    """
+    images = np.asarray(x, np.float64)
+    if images.ndim != 4:
+        raise ValueError(
+            f"slic_segments: x must be images [N, H, W, C]; got {images.shape}. One is x[None]."
+        )
+    try:
+        from skimage.segmentation import slic  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "slic_segments: needs scikit-image, and it is not installed. Install "
+            '"jaxviz-xai[segments]", or take `grid_segments`.'
+        ) from error
+    found = []
+    for image in images:
+        low, high = image.min(), image.max()
+        image = (image - low) / (high - low if high > low else 1)
+        colour = image.shape[-1] == 3
+        labels = slic(
+            image if colour else image.mean(-1),
+            n_segments=num_segments,
+            compactness=compactness if colour else compactness / 100,
+            channel_axis=-1 if colour else None,
+            start_label=0,
+        )
+        found.append(labels)
+    return np.stack(found).astype(np.int32)
+
+
+def segments_like(
+    name: str, segments: Any, x: jax.Array, count: int | None
+) -> tuple[jax.Array, int, tuple[int, ...]]:
+    """Segments as every method takes them.
+
+    Args:
+      name: Of the method, for errors.
+      segments: Integers `[*space]`, `[N, *space]`, or either with the channel axis at its end; for
+        `x` `[N, F]`, `[F]` or `[N, F]`. Numbers below 0 belong to no segment.
+      x: `[N, *space, C]` or `[N, F]`.
+      count: Their number, which shapes the program; None reads it off concrete segments.
+
+    Returns:
+      The numbers with the axes of `x` (1 where all share them); how many segments there are; the
+      shape of a map: `[N, *space]`, or that of `x` where segments have its channel axis.
+    """
+    dims, shape = jnp.shape(x), jnp.shape(segments)
+    readings = {dims[1:]: (1, *dims[1:]), dims: dims}
+    if len(dims) > 2:  # where two readings fit (N = H, say) the one without channels counts
+        readings |= {dims[1:-1]: (1, *dims[1:-1], 1), dims[:-1]: (*dims[:-1], 1)}
+    if shape not in readings or not jnp.issubdtype(jnp.result_type(segments), jnp.integer):
+        raise ValueError(
+            f"{name}: segments must be integers {' or '.join(map(str, readings))} for x {dims}; "
+            f"got {jnp.result_type(segments)} {shape}. Number them from 0: "
+            "grid_segments((H, W), (7, 7)), say."
+        )
+    if count is None:
+        if isinstance(segments, Tracer):
+            raise ValueError(
+                f"{name}: num_segments must be given where segments are traced (under jit or "
+                "vmap), for it shapes the program; got None. Pass an upper bound of their number."
+            )
+        count = int(np.max(np.asarray(segments))) + 1
+    if count < 1:
+        raise ValueError(
+            f"{name}: segments must name one at least; got {count}. Number them from 0."
+        )
+    full = readings[shape]
+    numbers = jnp.asarray(segments).reshape(full).astype(jnp.int32)
+    without_channels = len(dims) > 2 and len(shape) < len(dims) and shape in (dims[1:-1], dims[:-1])
+    return numbers, count, dims[:-1] if without_channels else dims
+
+
+def per_place(values: jax.Array, segments: jax.Array) -> jax.Array:
+    """`[N, G]` values of segments laid out on their places; 0 where no segment is.
+
+    Args:
+      values: `[N, G]`.
+      segments: Integers with the axes of `x`, the first N or 1.
+    """
+    inside = (segments >= 0) & (segments < values.shape[1])
+    places = jnp.broadcast_to(jnp.where(inside, segments, 0), (len(values), *segments.shape[1:]))
+    taken = jnp.take_along_axis(values, places.reshape(len(values), -1), axis=1)
+    return jnp.where(inside, taken.reshape(places.shape), 0).astype(values.dtype)

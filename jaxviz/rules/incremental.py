@@ -1,0 +1,431 @@
+"""Exact evaluation of only what changes when a stretch of the input does.
+
+Every value is a bundle: what it was before the change, its changed stretch, and where that lies.
+Operations that read a neighbourhood (convolutions, poolings, slices) or a place (activations, sums)
+are applied to the stretch with as much around it as they read, cut from the value before; any other
+operation gets its whole inputs, the stretch pasted in. The results are those of the whole net to
+the last bits, which depend on the order in which a convolution sums.
+
+The values before the change do not depend on where it is: `jaxviz.graph.hoist` takes them out of
+the loop over places.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxviz.graph.lift import lift
+from jaxviz.graph.rewrite import Op, RuleSet
+from jaxviz.rules.spans import Slide, Span, Spans, cut, gathered, paste, union, widened
+
+
+class Changed(NamedTuple):
+    """A value before and after.
+
+    Attributes:
+      clean: Before.
+      part: The stretch that changed; None where nothing did.
+      spans: Where it lies, one for each axis.
+    """
+
+    clean: jax.Array
+    part: Any
+    spans: Spans
+
+
+def evaluate_changed(
+    apply_fn: Callable, params: Any, x: jax.Array, part: jax.Array, spans: Spans
+) -> Any:
+    """`apply_fn(params, x)` with a stretch of `x` replaced.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree.
+      x: One array, as it was before.
+      part: What stands in the stretch instead.
+      spans: The stretch, one `Span` (or None: all of it) for each axis of `x`.
+
+    Returns:
+      The outputs. Differentiable; nothing of it but the spans' places is traced for.
+    """
+    outputs = lift(
+        apply_fn,
+        incremental,
+        params,
+        x,
+        bundle=lambda i, leaf: Changed(leaf, part, spans),
+        still=unchanged,
+        each=whole,
+    )
+    return jax.tree.map(after, outputs, is_leaf=lambda v: isinstance(v, Changed))
+
+
+def unchanged(array: jax.Array) -> Changed:
+    """The bundle of a value that no change reaches."""
+    return Changed(array, None, (None,) * jnp.ndim(array))
+
+
+def after(v: Any) -> jax.Array:
+    """A value after the change, whole."""
+    if not isinstance(v, Changed):
+        return v
+    return v.clean if v.part is None else paste(v.clean, v.part, v.spans)
+
+
+def whole(op: Op) -> Callable:
+    """Any operation: on whole inputs."""
+
+    def replaced(*inputs):
+        clean = op.evaluate(*map(_clean, inputs))
+        if not _changes(inputs):
+            return jax.tree.map(unchanged, clean)
+        changed = op.evaluate(*map(after, inputs))
+        if len(op.outputs) == 1:
+            return Changed(clean, changed, (None,) * clean.ndim)
+        return [Changed(a, b, (None,) * a.ndim) for a, b in zip(clean, changed, strict=True)]
+
+    return replaced
+
+
+def _locally(op: Op, find: Callable[..., tuple[jax.Array, Spans] | None]) -> Callable:
+    """An operation of one output whose changed stretch `find(*inputs)` computes, if it can."""
+
+    def replaced(*inputs):
+        changes = _changes(inputs)
+        if not changes or not any(any(v.spans) for v in changes):
+            return whole(op)(*inputs)
+        found = find(*inputs)
+        if found is None:
+            return whole(op)(*inputs)
+        return Changed(op.evaluate(*map(_clean, inputs)), *found)
+
+    return replaced
+
+
+def pointwise(op: Op) -> Callable | None:
+    """Functions of one place: on the stretch that any of their inputs changed on."""
+    if op.members:
+        return None  # a group is taken apart
+    shape = op.outputs[0].shape
+
+    def find(*inputs):
+        spans = tuple(
+            union([_along(v, axis, size) for v in _changes(inputs)], size)
+            for axis, size in enumerate(shape)
+        )
+        return (
+            (op.resized(*(_brought(v, spans, shape) for v in inputs)), spans)
+            if any(spans)
+            else None
+        )
+
+    return _locally(op, find)
+
+
+def _along(v: Changed, axis: int, size: int) -> Span | None:
+    """Where a broadcast operand changes an axis of the result."""
+    return v.spans[axis] if v.clean.shape[axis] == size else None
+
+
+def _brought(v: Any, spans: Spans, shape: Sequence[int]) -> jax.Array:
+    """An operand on the stretch `spans` of a result of `shape`, that it is broadcast to."""
+    array = _clean(v)
+    if jnp.ndim(array) == 0:
+        return array
+    pairs = zip(array.shape, shape, spans, strict=True)
+    spans = tuple(s if size == full else None for size, full, s in pairs)
+    if not isinstance(v, Changed) or v.part is None:
+        return cut(array, spans)
+    return widened(v.clean, v.part, v.spans, spans)
+
+
+_CONV_OPTIONS = (
+    "window_strides",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+)
+
+
+def convolution(op: Op) -> Callable | None:
+    """A convolution of a changed input with a fixed kernel."""
+    numbers = op.options["dimension_numbers"]
+    if op.operands != (0, 1) or op.depends != (True, False) or op.options["batch_group_count"] > 1:
+        return None
+    space, kernel_space, out_space = (spec[2:] for spec in numbers)
+
+    def find(v, kernel):
+        slides = {
+            axis: Slide(
+                (kernel.shape[kernel_space[i]] - 1) * op.options["rhs_dilation"][i] + 1,
+                op.options["window_strides"][i],
+                op.options["padding"][i],
+                op.outputs[0].shape[out_space[i]],
+            )
+            for i, axis in enumerate(space)
+            if op.options["lhs_dilation"][i] == 1
+        }
+        v = _whole_on(v, [a for a in range(v.clean.ndim) if a not in slides])
+        zero = jnp.zeros((), v.clean.dtype)
+        region, results = gathered(v.clean, v.part, v.spans, slides, zero)
+        if not results:
+            return None
+        padding = [
+            (0, 0) if axis in results else op.options["padding"][i] for i, axis in enumerate(space)
+        ]
+        spans: list[Span | None] = [None] * v.clean.ndim
+        for i, axis in enumerate(space):
+            spans[out_space[i]] = results.get(axis)
+        options = {k: op.options[k] for k in _CONV_OPTIONS}
+        return lax.conv_general_dilated(region, kernel, padding=padding, **options), tuple(spans)
+
+    return _locally(op, find)
+
+
+_POOLS = {
+    "reduce_window_max": (lax.max, -math.inf),
+    "reduce_window_min": (lax.min, math.inf),
+    "reduce_window_sum": (lax.add, 0.0),
+}
+
+
+def pooling(op: Op) -> Callable | None:
+    """Maxima, minima and sums over windows."""
+    p = op.options
+    if any(d > 1 for d in p["base_dilation"]) or not _is_float(op.inputs[0]):
+        return None
+    combine, neutral = _POOLS[op.primitive]
+
+    def find(v):
+        slides = {
+            axis: Slide(
+                (size - 1) * p["window_dilation"][axis] + 1,
+                p["window_strides"][axis],
+                p["padding"][axis],
+                op.outputs[0].shape[axis],
+            )
+            for axis, size in enumerate(p["window_dimensions"])
+        }
+        fill = jnp.asarray(neutral, v.clean.dtype)
+        region, results = gathered(v.clean, v.part, v.spans, slides, fill)
+        if not results:
+            return None
+        part = lax.reduce_window(
+            region,
+            np.asarray(neutral, v.clean.dtype)[()],
+            combine,
+            p["window_dimensions"],
+            p["window_strides"],
+            [(0, 0) if axis in results else pair for axis, pair in enumerate(p["padding"])],
+            window_dilation=p["window_dilation"],
+        )
+        return part, tuple(results.get(axis) for axis in range(v.clean.ndim))
+
+    return _locally(op, find)
+
+
+def slicing(op: Op) -> Callable:
+    """A strided slice: a window of one place."""
+    p = op.options
+    strides = p["strides"] or (1,) * len(p["start_indices"])
+
+    def find(v):
+        slides = {
+            axis: Slide(1, stride, (-start, limit - size), out)
+            for axis, (stride, start, limit, size, out) in enumerate(
+                zip(
+                    strides,
+                    p["start_indices"],
+                    p["limit_indices"],
+                    v.clean.shape,
+                    op.outputs[0].shape,
+                    strict=True,
+                )
+            )
+        }
+        zero = jnp.zeros((), v.clean.dtype)
+        region, results = gathered(v.clean, v.part, v.spans, slides, zero)
+        if not results:
+            return None
+        axes = range(region.ndim)
+        part = lax.slice(
+            region,
+            [0 if a in results else p["start_indices"][a] for a in axes],
+            [region.shape[a] if a in results else p["limit_indices"][a] for a in axes],
+            strides,
+        )
+        return part, tuple(results.get(axis) for axis in axes)
+
+    return _locally(op, find)
+
+
+def padding(op: Op) -> Callable | None:
+    """Padding shifts a stretch; what is padded did not change."""
+    config = op.options["padding_config"]
+    number: Any = op.operands[1]
+    if op.operands[0] != 0 or any(op.depends[1:]):
+        return None
+
+    def find(v, *value):
+        plain = [low >= 0 and high >= 0 and not hole for low, high, hole in config]
+        v = _whole_on(v, [axis for axis, fine in enumerate(plain) if not fine])
+        if not any(v.spans):
+            return None
+        fill = value[0] if value else jnp.asarray(number.value, v.clean.dtype)
+        pairs = list(zip(v.spans, config, strict=True))
+        part = lax.pad(v.part, fill, [(0, 0, 0) if s else tuple(c) for s, c in pairs])
+        return part, tuple(s and Span(s.starts + c[0], s.size, s.at) for s, c in pairs)
+
+    return _locally(op, find)
+
+
+def concatenation(op: Op) -> Callable:
+    """Side by side along an axis that is whole."""
+    axis = op.options["dimension"]
+
+    def find(*inputs):
+        shape = op.outputs[0].shape
+        spans = tuple(
+            None if a == axis else union([v.spans[a] for v in _changes(inputs)], size)
+            for a, size in enumerate(shape)
+        )
+        if not any(spans):
+            return None
+        same = [size for a, size in enumerate(shape) if a != axis]
+        parts = []
+        for v in (inputs[o] for o in op.operands):  # type: ignore[index]
+            own = list(same)
+            own.insert(axis, _clean(v).shape[axis])
+            parts.append(_brought(v, spans, own))
+        return lax.concatenate(parts, axis), spans
+
+    return _locally(op, find)
+
+
+def transposition(op: Op) -> Callable:
+    order = op.options["permutation"]
+    return _locally(op, lambda v: (v.part.transpose(order), tuple(v.spans[a] for a in order)))
+
+
+def reshaping(op: Op) -> Callable:
+    """A reshape (or squeeze, or new axes) that leaves the axes of the stretch as they are."""
+
+    def find(v):
+        before, shape = v.clean.shape, op.outputs[0].shape
+        spans: list[Span | None] = [None] * len(shape)
+        sizes = list(shape)
+        for axis, s in enumerate(v.spans):
+            if s is None:
+                continue
+            ahead = math.prod(before[:axis])
+            places = [
+                b
+                for b, size in enumerate(shape)
+                if size == before[axis] and math.prod(shape[:b]) == ahead
+            ]
+            if not places:
+                return None
+            spans[places[0]], sizes[places[0]] = s, s.size
+        return v.part.reshape(sizes), tuple(spans)
+
+    return _locally(op, find)
+
+
+def reduction(op: Op) -> Callable | None:
+    """A sum or extreme over axes that the stretch has whole."""
+    axes = op.options["axes"]
+    reduce = _REDUCTIONS[op.primitive]
+
+    def find(v):
+        kept = [a for a in range(v.clean.ndim) if a not in axes]
+        if any(v.spans[a] for a in axes):
+            return None
+        return reduce(v.part, tuple(axes)), tuple(v.spans[a] for a in kept)
+
+    return _locally(op, find)
+
+
+_REDUCTIONS = {
+    "reduce_sum": lambda a, axes: a.sum(axes),
+    "reduce_max": lambda a, axes: a.max(axes),
+    "reduce_min": lambda a, axes: a.min(axes),
+}
+
+
+def product(op: Op) -> Callable | None:
+    """A matrix product with fixed weights that contracts axes the stretch has whole."""
+    (contracted, _), (batch, _) = op.options["dimension_numbers"]
+    if op.operands != (0, 1) or op.depends != (True, False) or batch:
+        return None
+
+    def find(v, weights):
+        v = _whole_on(v, contracted)
+        if not any(v.spans):
+            return None
+        free = [a for a in range(v.clean.ndim) if a not in contracted]
+        spans = tuple(v.spans[a] for a in free)
+        part = lax.dot_general(
+            v.part,
+            weights,
+            op.options["dimension_numbers"],
+            precision=op.options["precision"],
+            preferred_element_type=op.options["preferred_element_type"],
+        )
+        return part, spans + (None,) * (part.ndim - len(spans))
+
+    return _locally(op, find)
+
+
+_POINTWISE = (
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp copy copy_p cos"
+    " cosh convert_element_type digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt"
+    " integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not"
+    " or pow reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub"
+    " tan tanh xor activation"
+).split()
+
+incremental = RuleSet(
+    "incremental",
+    {
+        **dict.fromkeys(_POINTWISE, pointwise),
+        **dict.fromkeys(_POOLS, pooling),
+        **dict.fromkeys(_REDUCTIONS, reduction),
+        **dict.fromkeys(("reshape", "squeeze", "expand_dims"), reshaping),
+        **dict.fromkeys(("scan", "while", "cond"), whole),
+        "conv_general_dilated": convolution,
+        "slice": slicing,
+        "pad": padding,
+        "concatenate": concatenation,
+        "transpose": transposition,
+        "dot_general": product,
+    },
+    named=False,
+)
+
+
+def _whole_on(v: Changed, axes: Sequence[int]) -> Changed:
+    """The same change, its stretch all of the given axes."""
+    assert v.part is not None
+    spans = tuple(None if axis in axes else s for axis, s in enumerate(v.spans))
+    return Changed(v.clean, widened(v.clean, v.part, v.spans, spans), spans)
+
+
+def _clean(v: Any) -> jax.Array:
+    return v.clean if isinstance(v, Changed) else v
+
+
+def _changes(inputs: Sequence[Any]) -> list[Changed]:
+    return [v for v in inputs if isinstance(v, Changed) and v.part is not None]
+
+
+def _is_float(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.floating)
