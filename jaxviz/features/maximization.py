@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxviz.attribution.contract import check_inputs, under_trace
-from jaxviz.features.objectives import IMAGE, Objective, check, num_images
+from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
@@ -193,6 +193,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
     check_inputs(who, fixed.apply_fn, x)
     try:
         values = jax.eval_shape(_values(fixed.apply_fn, total, who), params, x)
+        jax.eval_shape(_kept_values(fixed.apply_fn, total, who), params, jnp.zeros(fixed.shape))
     except Exception as error:  # the model's own, of whatever kind
         if str(error).startswith(who):
             raise
@@ -247,15 +248,18 @@ def _start(fixed, parametrization, key, given, noisy):
 def _run(fixed, wake, params, total, parametrization, key, state, first, last):
     """Steps `first` to `last`; the same numbers however the steps are divided into runs."""
     model = _values(fixed.apply_fn, total, "maximize_activation", wake)
+    as_kept = _kept_values(fixed.apply_fn, total, "maximize_activation")
     draws = jax.random.fold_in(key, 1)
 
     def image(variables):
         return parametrization.image(variables, fixed.shape, *parametrization.data)
 
     def value(images, total, key):
+        kept = as_kept(params, images)
+
         def view(number):
             seen = compose(fixed.transforms, jax.random.fold_in(key, number), images)
-            return total({**model(params, seen), IMAGE: images})
+            return total({**model(params, seen), **kept})
 
         if fixed.num_views == 1:
             return view(0)
@@ -297,11 +301,12 @@ def _run(fixed, wake, params, total, parametrization, key, state, first, last):
 def _finish(fixed, params, objective, parametrization, key, state):
     images = parametrization.image(state.variables, fixed.shape, *parametrization.data)
     model = _values(fixed.apply_fn, objective, "maximize_activation")
+    as_kept = _kept_values(fixed.apply_fn, objective, "maximize_activation")
 
     def score(images, objective, key):
         seen = compose(fixed.transforms, key, images)
         seen = images if seen.shape == images.shape else seen
-        return objective({**model(params, seen), IMAGE: images})
+        return objective({**model(params, seen), **as_kept(params, images)})
 
     scores = _in_chunks(score, images, objective, jax.random.fold_in(key, 2), fixed)
     mass = state.importance.sum((1, 2), keepdims=True)
@@ -313,10 +318,23 @@ def _finish(fixed, params, objective, parametrization, key, state):
 
 
 def _values(apply_fn, objective, who, wake=False):
-    """The layers that an objective reads, by the kernels that are fastest here."""
-    layers = tuple(name for name in objective.layers if name != IMAGE)
-    model = Values(apply_fn, layers, who)
+    """`(params, seen) -> layers` that an objective reads, by the kernels that are fastest here."""
+    layers = (name for name in objective.layers if name != IMAGE and not name.startswith(KEPT))
+    model = Values(apply_fn, tuple(layers), who)
     return rewrite(rewrite(model, redirected_relu) if wake else model, fast)
+
+
+def _kept_values(apply_fn, objective, who):
+    """`(params, images) -> values` that an objective reads of the images as they are kept."""
+    layers = tuple(name for name in objective.layers if name.startswith(KEPT))
+    names = tuple(name.removeprefix(KEPT) for name in layers)
+    model = rewrite(Values(apply_fn, names, who), fast)
+
+    def values(params, images):
+        found = model(params, images) if layers else {}
+        return {IMAGE: images, **{KEPT + name: a for name, a in found.items()}}
+
+    return values
 
 
 def _in_chunks(function, images, objective, key, fixed):

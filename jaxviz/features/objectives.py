@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxviz.graph.split import OUTPUTS
 
 IMAGE = "<image>"  # stands for the image itself, as it is kept
+KEPT = "<kept>/"  # before a layer's name: of the image as it is kept, before any transform
 
 
 @jax.tree_util.register_dataclass
@@ -45,13 +46,13 @@ class Objective:
     def __call__(self, values: dict[str, jax.Array]) -> jax.Array:
         return self.function(values, *self.data)
 
-    def __add__(self, other: "Objective | float") -> "Objective":
+    def __add__(self, other: Any) -> "Objective":
         return _combined(_sum, self, other)
 
-    def __sub__(self, other: "Objective | float") -> "Objective":
+    def __sub__(self, other: Any) -> "Objective":
         return _combined(_difference, self, other)
 
-    def __mul__(self, other: "Objective | float") -> "Objective":
+    def __mul__(self, other: Any) -> "Objective":
         return _combined(_times, self, other)
 
     def __neg__(self) -> "Objective":
@@ -59,7 +60,7 @@ class Objective:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __rsub__(self, other: "Objective | float") -> "Objective":
+    def __rsub__(self, other: Any) -> "Objective":
         return _combined(_sum, -self, other)
 
 
@@ -204,12 +205,14 @@ def diversity(layer: str) -> Objective:
     return Objective(_Diversity(layer), (layer,), coupled=True)
 
 
-def match(layer: str, target: jax.Array) -> Objective:
+def match(layer: str, target: jax.Array, *, transformed: bool = True) -> Objective:
     """Minus the distance from given activations: `-|a - target|^2 / |target|^2`.
 
     Args:
       layer: A name of `jaxviz.layers(apply_fn, params, x)`.
       target: `[M or 1, ...]`, as the layer's output.
+      transformed: Whether the activations are of the image under the climb's transforms, else of
+        the image as it is kept: one more run of the model in each step.
 
     Example:
       >>> match("a", jnp.array([[3.0, 4.0]]))({"a": jnp.array([[3.0, 9.0]])}).tolist()
@@ -218,6 +221,7 @@ def match(layer: str, target: jax.Array) -> Objective:
     Reference:
       Mahendran and Vedaldi 2014, arXiv:1412.0035, eq. 2.
     """
+    layer = layer if transformed else KEPT + layer
     return Objective(_Match(layer), (layer,), (jnp.asarray(target),))
 
 
@@ -300,7 +304,7 @@ def _i(unit: Any) -> tuple[jax.Array]:
     return (jnp.atleast_1d(jnp.asarray(units)),)
 
 
-def _combined(function: Callable, left: Objective, right: Objective | float) -> Objective:
+def _combined(function: Callable, left: Objective, right: Any) -> Objective:
     parts = (left, right if isinstance(right, Objective) else _weights(right))
     layers = tuple(dict.fromkeys(name for part in parts for name in part.layers))
     return Objective(function, layers, parts, any(part.coupled for part in parts))

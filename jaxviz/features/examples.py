@@ -1,0 +1,165 @@
+"""The images of a data set that excite each unit of a layer most, and what of them it sees."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxviz.graph.receptive import receptive_field
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.graph.split import Values
+from jaxviz.rules.fast import compiler_options, fast
+
+
+class TopExamples(NamedTuple):
+    """For each of U units of a layer, the K places in a data set that excite it most.
+
+    Attributes:
+      scores: `[U, K]`, the activations there, largest first: the strongest place of each image.
+      indices: `[U, K]`, which images; -1 (and a score of minus infinity) where there were fewer.
+      boxes: `[U, K, 4]`, top, left, bottom, right: what of the image the place can see.
+      patches: `[U, K, h, w, C]`, the images cut there; all of one size, that of the layer's largest
+        receptive field, moved to lie inside the image.
+      means: `[U]`, mean activation over all images and places.
+      count: How many images there were.
+    """
+
+    scores: np.ndarray
+    indices: np.ndarray
+    boxes: np.ndarray
+    patches: np.ndarray
+    means: np.ndarray
+    count: int
+
+
+def top_examples(
+    apply_fn: Callable,
+    params: Any,
+    images: Any,
+    *,
+    layer: str,
+    num_images: int = 9,
+    batch_size: int = 64,
+) -> TopExamples:
+    """Streams a data set through a layer once and keeps what excites each unit most.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      images: `[M, H, W, C]`, floating (anything with a length that slices, so a memory map too), or
+        an iterable of such batches, which is read once and never held.
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[N, *space, U]`.
+      num_images: K, how many images for each unit, >= 1.
+      batch_size: Images at once.
+
+    Returns:
+      A `TopExamples` of NumPy arrays. Costs one forward pass of the part of the model up to the
+      layer over all images; memory is that of a batch and of the patches.
+
+    Raises:
+      ValueError: No such layer, no images, or images of differing shapes.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x * w)
+      >>> images = np.array([[[[1.0], [5.0]]], [[[2.0], [3.0]]]], "f4")  # two of 1 x 2 pixels
+      >>> top = top_examples(net, 2.0, images, layer="relu_0", num_images=2)
+      >>> top.indices.tolist(), top.scores.tolist(), top.patches.ravel().tolist()
+      ([[0, 1]], [[10.0, 6.0]], [5.0, 3.0])
+    """
+    who = "top_examples"
+    if num_images < 1 or batch_size < 1:
+        raise ValueError(
+            f"{who}: num_images and batch_size must be at least 1; got {num_images} and "
+            f"{batch_size}."
+        )
+    found = None
+    for first, batch in _numbered(who, images, batch_size):
+        if found is None:
+            found = _Collection(apply_fn, params, batch, layer, num_images)
+        found.add(first, batch, params)
+    if found is None:
+        raise ValueError(f"{who}: there must be at least one image; got none.")
+    return found.result()
+
+
+def _numbered(who: str, images: Any, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Batches of at most `size` images, with the number of the first."""
+    whole = hasattr(images, "shape")
+    batches: Iterable = [images] if whole else images
+    start, shape = 0, None
+    for batch in batches:
+        if np.ndim(batch) != 4 or shape not in (None, np.shape(batch)[1:]):
+            raise ValueError(
+                f"{who}: images must be [M, H, W, C], all of one size; got {np.shape(batch)}"
+                + (f" after {shape}." if shape else ". One image is image[None].")
+            )
+        shape = np.shape(batch)[1:]
+        for at in range(0, len(batch), size):
+            part = np.asarray(batch[at : at + size])
+            yield start, part
+            start += len(part)
+
+
+class _Collection:
+    """What the pass over a data set has found so far."""
+
+    def __init__(self, apply_fn, params, batch, layer, num):
+        self.apply_fn, self.layer, self.num = apply_fn, layer, num
+        self.size = len(batch)
+        self.fields = receptive_field(apply_fn, params, batch, layer)
+        units = self.fields.shape[-2]
+        self.fields = self.fields.reshape(-1, *self.fields.shape[-2:])  # [places, U, 4]
+        spans = self.fields[..., 2:] - self.fields[..., :2]
+        self.patch = spans.reshape(-1, 2).max(0)
+        self.room = np.array(batch.shape[1:3]) - self.patch
+        self.scores = np.full((units, num), -np.inf, np.float32)
+        self.indices = np.full((units, num), -1)
+        self.boxes = np.zeros((units, num, 4), int)
+        self.patches = np.zeros((units, num, *self.patch, batch.shape[3]), batch.dtype)
+        self.total, self.count = np.zeros(units), 0
+
+    def add(self, first: int, batch: np.ndarray, params: Any) -> None:
+        length = len(batch)
+        if length < self.size:  # the last batch is filled up: one program
+            fill = [batch[-1:]] * (self.size - length)
+            batch = np.concatenate([batch, *fill])
+        strongest, places, means = (
+            np.asarray(a)[:length] for a in _compiled()(self.apply_fn, self.layer, params, batch)
+        )
+        self.total += means.sum(0)
+        self.count += length
+        scores = np.concatenate([self.scores, strongest.T], 1)
+        order = np.argsort(-scores, 1, kind="stable")[:, : self.num]  # [U, K]
+        for unit in np.flatnonzero((order >= self.num).any(1)):
+            old = [getattr(self, name)[unit].copy() for name in ("indices", "boxes", "patches")]
+            for rank, at in enumerate(order[unit]):
+                if at < self.num:
+                    new = [a[at] for a in old]
+                else:
+                    n = at - self.num
+                    box = self.fields[places[n, unit], unit]
+                    i, j = np.minimum(box[:2], self.room)
+                    height, width = self.patch
+                    new = [first + n, box, batch[n, i : i + height, j : j + width]]
+                for name, value in zip(("indices", "boxes", "patches"), new, strict=True):
+                    getattr(self, name)[unit, rank] = value
+        self.scores = np.take_along_axis(scores, order, 1)
+
+    def result(self) -> TopExamples:
+        means = (self.total / self.count).astype(np.float32)
+        return TopExamples(self.scores, self.indices, self.boxes, self.patches, means, self.count)
+
+
+@functools.cache
+def _compiled():
+    return jax.jit(_strongest, static_argnums=(0, 1), compiler_options=compiler_options() or None)
+
+
+def _strongest(apply_fn, layer, params, x):
+    """Of each image and unit the largest activation, its place, and the mean."""
+    model = rewrite(Values(apply_fn, (layer,), "top_examples"), fast)
+    a = model(params, x)[layer]
+    a = a.reshape(a.shape[0], -1, a.shape[-1])
+    return a.max(1), a.argmax(1), a.mean(1)
