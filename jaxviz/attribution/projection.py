@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
-from jaxviz.graph.rewrite import Op, rewrite
+from jaxviz.graph.receptive import receptive_field
+from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import split
-from jaxviz.rules import lrp, relu
-from jaxviz.rules.lrp_composites import composite
+from jaxviz.rules import relu
 
 
 @explanation("layer", "strongest")
@@ -107,7 +107,8 @@ def top_projections(
       A `TopProjections` of NumPy arrays. The whole set costs one forward pass up to the layer.
 
     Raises:
-      ValueError: No such layer, one that is no map `[N, h, w, C]`, or `num_images` not in 1 to M.
+      ValueError: No such layer, one that is no map `[N, h, w, C]`, no such channel, or `num_images`
+        not in 1 to M.
 
     Example:
       >>> net = lambda w, x: jax.nn.relu(x * w)
@@ -125,21 +126,28 @@ def top_projections(
             "top_projections: images must be [M, H, W, C] and num_images 1 to M; got "
             f"{np.shape(images)} and {num_images}."
         )
-    scores = []
+    field = receptive_field(apply_fn, params, images[:1], layer)
+    if field.ndim != 4 or not 0 <= channel < field.shape[2]:
+        raise ValueError(
+            "top_projections: the layer must be a map [N, h, w, C] and channel 0 to C - 1; got "
+            f"{layer!r} of {('N', *field.shape[:-1])} and {channel}. Take a convolution, or "
+            "pooling, or an activation after one."
+        )
+    scores, places = [], []
     for start in range(0, count, batch_size):
         batch = images[start : start + batch_size]
         missing = min(batch_size, count) - len(batch)  # the last batch is filled up: one program
         batch = np.concatenate([batch, *[batch[-1:]] * missing]) if missing else batch
-        found = _scores(apply_fn, layer, params, jnp.asarray(batch), channel)
-        scores.append(np.asarray(found)[: len(batch) - missing])
-    scores = np.concatenate(scores)
+        best, place = _strongest(apply_fn, layer, params, jnp.asarray(batch), channel)
+        scores.append(np.asarray(best)[: len(batch) - missing])
+        places.append(np.asarray(place)[: len(batch) - missing])
+    scores, places = np.concatenate(scores), np.concatenate(places)
     indices = np.argsort(-scores, kind="stable")[:num_images]
     chosen = jnp.asarray(np.stack([images[i] for i in indices]))
     projected = feature_projection(apply_fn, params, chosen, layer=layer, channel=channel)
-    seen = np.asarray(_seen(apply_fn, layer, params, chosen, channel))
-    boxes = np.array([_box(mask) for mask in seen])
+    boxes = field[:, :, channel].reshape(-1, 4)[places[indices]]
     height, width = (boxes[:, 2:] - boxes[:, :2]).max(0)
-    corners = np.minimum(boxes[:, :2], np.array(seen.shape[1:]) - [height, width])
+    corners = np.minimum(boxes[:, :2], np.array(chosen.shape[1:3]) - [height, width])
 
     def cut(arrays):
         pairs = zip(np.asarray(arrays), corners, strict=True)
@@ -149,25 +157,12 @@ def top_projections(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _scores(apply_fn, layer, params, x, channel):
+def _strongest(apply_fn, layer, params, x, channel):
+    """Of each example the map's largest activation, and its place in the flattened map."""
     head, _ = split(apply_fn, params, x, layer)
     a, _ = head(params, x)
-    if a.ndim != 4:
-        raise ValueError(
-            f"top_projections: the layer must be a map [N, h, w, C]; {layer!r} is {a.shape}. "
-            "Take a convolution, or pooling, or an activation after one."
-        )
-    return jnp.take(a, channel, axis=-1).reshape(a.shape[0], -1).max(1)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _seen(apply_fn, layer, params, x, channel):
-    """Which pixels the strongest activation of the map sees, `[N, H, W]`."""
-    head, _ = split(apply_fn, params, x, layer)
-    a, _ = head(params, x)
-    kept = _kept(a, channel, True)
-    score = lambda outputs: (outputs[0] * kept).reshape(a.shape[0], -1).sum(1)
-    return (input_gradient(rewrite(head, _sight), params, x, score) != 0).any(-1)
+    rows = jnp.take(a, channel, axis=-1).reshape(a.shape[0], -1)
+    return rows.max(1), jnp.argmax(rows, axis=1)
 
 
 def _kept(a: jax.Array, channel: int | jax.Array, strongest: bool) -> jax.Array:
@@ -180,48 +175,3 @@ def _kept(a: jax.Array, channel: int | jax.Array, strongest: bool) -> jax.Array:
         best = jnp.argmax(rows, axis=1)
         mask = jax.nn.one_hot(best, rows.shape[1], dtype=a.dtype).reshape(a.shape)
     return mask.astype(a.dtype)
-
-
-def _spread(op: Op) -> Callable:
-    """Every place of a window is seen, not the winner alone."""
-    options = op.options
-
-    @jax.custom_jvp
-    def replaced(x):
-        return op.evaluate(x)
-
-    @replaced.defjvp
-    def tangent(primals, tangents):
-        zero = jnp.zeros((), tangents[0].dtype)
-        seen = jax.lax.reduce_window(
-            tangents[0],
-            zero,
-            jax.lax.add,
-            options["window_dimensions"],
-            options["window_strides"],
-            options["padding"],
-            options["base_dilation"],
-            options["window_dilation"],
-        )
-        return op.evaluate(*primals), seen
-
-    return replaced
-
-
-_sight = composite(
-    "receptive_field",
-    {
-        "conv": lrp.flat(),
-        "dense": lrp.flat(),
-        "max_pool": _spread,
-        **dict.fromkeys(("add", "bias", "sum", "mean", "sum_pool", "avg_pool", "mul"), lrp.keep),
-    },
-    default=lrp.keep,
-)
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    if not len(rows):
-        return 0, 0, *mask.shape
-    return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1

@@ -1,6 +1,7 @@
 """Pictures of explanations: every function draws the arrays it is given and returns a Figure."""
 
 from jaxviz.plot.grids import feature_maps as feature_maps, image_grid as image_grid
+from jaxviz.plot.projections import top_projections as top_projections
 from jaxviz.plot.sheet import explanation_sheet as explanation_sheet
 from jaxviz.plot.training import (
     confusion_matrix as confusion_matrix,

@@ -406,3 +406,5 @@ def test_top_projections_find_the_patches():
         np.testing.assert_allclose(top.projections[k, :, :, 0], 7 * size * pattern)
     with pytest.raises(ValueError, match="num_images 1 to M"):
         jv.top_projections(f, w, images, layer="relu_0", channel=0, num_images=11)
+    with pytest.raises(ValueError, match=r"channel 0 to C - 1; got 'relu_0' of \('N', 7, 7, 1\)"):
+        jv.top_projections(f, w, images, layer="relu_0", channel=1)

@@ -1,0 +1,109 @@
+"""What excites a layer's feature maps: image patches beside what is projected back to them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxviz.plot.colour import INK, QUIET, SIGNED, interpolation
+from jaxviz.plot.grids import EDGE, _cell, _title, _write
+from jaxviz.plot.inputs import check_images, shorten
+
+SIDE, BETWEEN, APART = 1.7, 0.12, 0.34  # inches: a square of patches, to its twin, to the next map
+
+
+def top_projections(
+    tops: Mapping[str, Any],
+    *,
+    maps_per_row: int = 3,
+    title: str = "what excites each feature map most, and what of it does",
+) -> Figure:
+    """Draws, for some feature maps, the patches that excite each most beside their projections.
+
+    Left the image patches, strongest first, row by row; right, in the same order, what the
+    deconvnet projects back. Zero is the middle tone, and each projection has its own scale, the
+    99.5th percentile of its magnitudes: red and blue for one channel, colours about grey for three.
+
+    Args:
+      tops: From a map's name to what `jaxviz.top_projections` found for it: `patches`
+        `[K, h, w, C]` in 0 to 1 (or uint8), `projections` `[K, h, w, C]` and `scores` `[K]`. Of
+        images that were normalised: `top._replace(patches=top.patches * std + mean)`.
+      maps_per_row: Feature maps side by side, >= 1.
+      title: Above everything.
+
+    Returns:
+      A Figure for `savefig`. Under each map stand its name and its activations' range.
+
+    Raises:
+      ValueError: No map, shapes that do not fit, or patches out of range.
+
+    Example:
+      >>> from types import SimpleNamespace
+      >>> top = SimpleNamespace(
+      ...     patches=np.zeros((4, 3, 3, 1)), projections=np.ones((4, 3, 3, 1)), scores=np.ones(4)
+      ... )
+      >>> len(top_projections({"conv1 7": top}).axes)
+      2
+
+    Reference:
+      Zeiler and Fergus 2013, arXiv:1311.2901, figure 2.
+    """
+    who = "top_projections"
+    if not tops or maps_per_row < 1:
+        raise ValueError(
+            f"{who}: needs one feature map or more, and maps_per_row >= 1; got {len(tops)} and "
+            f"{maps_per_row}. Pass {{name: jaxviz.top_projections(...)}}."
+        )
+    columns = min(maps_per_row, len(tops))
+    rows = math.ceil(len(tops) / columns)
+    width, row = 2 * SIDE + BETWEEN, SIDE + 0.42
+    size = (2 * EDGE + columns * (width + APART) - APART, 0.5 + rows * row + EDGE)
+    figure = Figure(figsize=size, facecolor="white")
+    _title(figure, size, title)
+    for number, (name, top) in enumerate(tops.items()):
+        patches = check_images(f"{who} ({name!r})", top.patches)
+        projections, scores = np.asarray(top.projections), np.asarray(top.scores)
+        given = np.shape(top.patches)
+        if projections.shape != given or scores.shape != given[:1]:
+            raise ValueError(
+                f"{who}: projections and scores of {name!r} must be {given} and {given[:1]}; got "
+                f"{projections.shape} and {scores.shape}. They belong to the same patches."
+            )
+        line, column = divmod(number, columns)
+        left = EDGE + column * (width + APART)
+        bottom = size[1] - 0.5 - line * row - SIDE
+        for offset, cells in ((0, patches), (SIDE + BETWEEN, _coloured(projections))):
+            ax = _cell(figure, size, left + offset, bottom, SIDE, SIDE)
+            tiled = _tiled(cells)
+            ax.imshow(tiled, interpolation=interpolation(cells.shape[1]))
+            ax.set_frame_on(False)
+        ax.set_label(name)
+        _write(figure, size, left, bottom - 0.1, shorten(name, 26), fontsize=8, color=INK)
+        note = f"activation {scores.max():.3g} to {scores.min():.3g}"
+        _write(figure, size, left + width, bottom - 0.1, note, ha="right", fontsize=7, color=QUIET)
+    return figure
+
+
+def _coloured(projections: np.ndarray) -> np.ndarray:
+    """Signed `[K, h, w, C]` as colours, zero in the middle, each by its own scale."""
+    values = projections.astype(np.float64).reshape(*projections.shape[:3], -1)
+    limits = np.percentile(np.abs(values), 99.5, axis=(1, 2, 3), keepdims=True)
+    limits = np.where(limits > 0, limits, np.abs(values).max((1, 2, 3), keepdims=True))
+    scaled = np.clip(values / np.where(limits > 0, limits, 1), -1, 1)
+    return (scaled + 1) / 2 if scaled.shape[-1] == 3 else SIGNED((scaled[..., 0] + 1) / 2)[..., :3]
+
+
+def _tiled(cells: np.ndarray) -> np.ndarray:
+    """`[K, h, w, 3]` as one picture, as square as may be, with white lines between."""
+    count, height, width, _ = cells.shape
+    across = math.ceil(math.sqrt(count))
+    gap = max(1, round(0.04 * width))
+    down = math.ceil(count / across)
+    out = np.ones((down * (height + gap) - gap, across * (width + gap) - gap, 3))
+    for k, cell in enumerate(cells):
+        i, j = divmod(k, across)
+        i, j = i * (height + gap), j * (width + gap)
+        out[i : i + height, j : j + width] = cell
+    return out
