@@ -1,4 +1,4 @@
-"""The command `jaxviz`: its options and its errors; what it does is in `jaxviz.commands`."""
+"""The command `jaxviz`: its options and its errors; the work is in `commands*`."""
 
 import argparse
 import sys
@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import jaxviz
-from jaxviz import commands, data, models
+from jaxviz import commands, commands_sweep, data, models
+from jaxviz.run_tools import no_such
+from jaxviz.sweep.loop import STORED
 
 _OVERVIEW = """\
 jaxviz explains what a neural network in JAX looks at.
@@ -16,6 +18,8 @@ jaxviz explains what a neural network in JAX looks at.
   jaxviz train mnist_a digits               train a bundled net; everything goes to one folder
   jaxviz layers mnist_a                     print a net's layers, shapes, parameters and FLOPs
   jaxviz explain runs/mnist_a-digits        draw what that trained net looks at
+  jaxviz sweep runs/mnist_a-digits          explain every test image, into a store
+  jaxviz show runs/mnist_a-digits/sweep     draw what the sweep found
 
 Each command explains itself: jaxviz demo --help"""
 
@@ -163,6 +167,52 @@ def _parser() -> _Parser:
     explain.add_argument("--out", metavar="FOLDER", help="default: RUN/explanations")
     explain.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     _data_options(explain)
+
+    sweep = _command(
+        sub, commands_sweep.sweep, "sweep", "explain every test image, into a store",
+        "Explains all test images by one or more methods and keeps maps, predictions and "
+        "probabilities in a folder (zarr v3). A sweep that was stopped goes on when started again.",
+    )  # fmt: skip
+    sweep.add_argument(
+        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.nets)}"
+    )
+    sweep.add_argument(
+        "--data", type=_one_of("data set", data.class_names), metavar="NAME",
+        help=f"{_list(data.class_names)}; default: what the run was trained on",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
+        default=list(commands.DEFAULT_METHODS),
+        help=f"{_list(commands.METHODS)}; default: {' '.join(commands.DEFAULT_METHODS)}",
+    )  # fmt: skip
+    sweep.add_argument("--out", metavar="FOLDER", help="default: RUN/sweep")
+    sweep.add_argument(
+        "--examples", type=_count, metavar="N", help="only the first N test images; default: all"
+    )
+    sweep.add_argument(
+        "--batch-size", type=_count, default=128, metavar="N", help="default: %(default)s"
+    )
+    sweep.add_argument(
+        "--dtype", choices=STORED, default="float32", help="of the maps; default: %(default)s"
+    )
+    sweep.add_argument(
+        "--target", metavar="CLASS",
+        help="class to explain, name or index, or 'label' for the true one; default: the top one",
+    )  # fmt: skip
+    sweep.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _data_options(sweep)
+
+    show = _command(
+        sub, commands_sweep.show, "show", "draw what a sweep found",
+        "Draws the mean map of each class, the errors that the net is most and least sure of, and "
+        "the images of one class by what they were taken for.",
+    )  # fmt: skip
+    show.add_argument("store", help="folder that 'jaxviz sweep' wrote")
+    show.add_argument(
+        "--class", dest="of_class", metavar="CLASS", help="also draw the images of this class"
+    )
+    show.add_argument("--out", metavar="FOLDER", help="default: STORE/pictures")
+    show.add_argument("--no-download", action="store_true", help="never use the network")
     return parser
 
 
@@ -190,7 +240,7 @@ def _list(names: Iterable[str]) -> str:
 def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
     def check(text: str) -> str:
         if text not in known:
-            raise argparse.ArgumentTypeError(commands.no_such(what, text, known))
+            raise argparse.ArgumentTypeError(no_such(what, text, known))
         return text
 
     return check

@@ -1,13 +1,12 @@
 """What each command of `jaxviz` does: train, explain, and write pictures into a folder."""
 
-import difflib
 import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,8 +19,19 @@ from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
 from jaxviz.catalogue import METHODS
-from jaxviz.graph.layers import Layer, layers as list_layers, summary
+from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
+from jaxviz.run_tools import (
+    Picture,
+    class_index,
+    is_trained,
+    last_maps,
+    open_run,
+    prepared,
+    run_layers,
+    with_weights,
+    write_pictures,
+)
 
 OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
 
@@ -29,16 +39,6 @@ OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
 DEFAULT_METHODS = ("saliency", "integrated_gradients", "smooth_grad", "grad_cam")
 
 _ROWS = 8  # images a sheet: what a page holds
-_IMAGE_SHAPES = {"cifar": (32, 32, 3), "resnet20": (32, 32, 3)}  # the other nets take digits
-_DIGIT = (28, 28, 1)
-
-
-class Picture(NamedTuple):
-    """A figure, the file it goes to, and what it shows."""
-
-    file: str
-    shows: str
-    figure: Any
 
 
 def demo(*, out: str, epochs: int, seed: int) -> None:
@@ -67,7 +67,7 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
         *_result_pictures(run, test_set, predicted),
         _feature_maps(run, test_set.images[chosen[:1]], _first_convolution(run)),
     ]
-    _write(say, folder, pictures)
+    write_pictures(say, folder, pictures)
     right = int((predicted == test_set.labels).sum())
     say.print(
         f"{right} of {len(predicted)} test digits are right ({right / len(predicted):.2%}). "
@@ -126,7 +126,7 @@ def train(
     say = Console()
     logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
     predicted = np.asarray(logits.argmax(-1))
-    _write(say, folder, _result_pictures(run, test_set, predicted))
+    write_pictures(say, folder, _result_pictures(run, test_set, predicted))
     matrix = training.confusion_matrix(test_set.labels, predicted, len(run.class_names))
     table = Table("class")
     table.add_column("right in the test set", justify="right")
@@ -145,7 +145,7 @@ def train(
 
 def layers(*, model: str) -> None:
     """Prints the layers of a bundled net or of a run."""
-    run = _open(model)
+    run = open_run(model)
     apply_fn = models.apply_fn(run.net)
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
     print(summary(apply_fn, run.variables, x, width=min(max(Console().width, 60), 110)))
@@ -167,7 +167,7 @@ def explain(
     no_download: bool,
 ) -> None:
     """Writes explanation sheets of a run, or of an untrained bundled net."""
-    run = _open(model)
+    run = open_run(model)
     if images is not None:
         for option, given in (("--data", data), ("--wrong", wrong)):
             if given:
@@ -185,14 +185,14 @@ def explain(
             f"{pixels.shape[1:]}. Choose another data set, or pass image files with --images."
         )
     labels = labels if same_classes else None
-    index = None if target is None else _class_index(target, run.class_names)
-    run = _with_weights(run, seed)
+    index = None if target is None else class_index(target, run.class_names)
+    run = with_weights(run, seed)
     if wrong:
         if labels is None:
             raise ValueError(
                 f"--wrong needs the classes the net was trained on; {name} has others."
             )
-        logits = training.predict(run.net, run.variables, _prepared(run, pixels))
+        logits = training.predict(run.net, run.variables, prepared(run, pixels))
         found = np.flatnonzero(np.asarray(logits.argmax(-1)) != labels)
         if not len(found):
             raise ValueError(f"{model} gets every one of the {len(labels)} images right.")
@@ -205,19 +205,12 @@ def explain(
     )
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
-    _write(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])
+    write_pictures(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])
 
 
 @functools.cache  # equal words give the same object, for which nothing is compiled twice
 def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
     return OPTIMIZERS[name](learning_rate)
-
-
-def no_such(what: str, given: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not there: the nearest one, and all."""
-    near = difflib.get_close_matches(given, known := list(known), n=1)
-    hint = f", did you mean {near[0]}?" if near else "."
-    return f"no {what} {given!r}{hint} There are: {', '.join(known)}"
 
 
 def _train(
@@ -278,41 +271,6 @@ def _report(epoch: int, history: training.History) -> None:
     )
 
 
-def _open(model: str) -> training.Run:
-    """A run folder, or a bundled net that has only its shapes yet (`_with_weights`)."""
-    if model not in models.nets:
-        if not Path(model).exists():
-            raise ValueError(
-                f"{no_such('folder and no bundled net', model, models.nets)}. "
-                "Or pass the folder that 'jaxviz train' wrote."
-            )
-        return training.load_run(model)
-    net, shape = models.nets[model](), _IMAGE_SHAPES.get(model, _DIGIT)
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    variables = jax.eval_shape(net.init, jax.random.key(0), example)
-    data = "digits" if shape == _DIGIT else "cifar10"
-    config = {"input_shape": shape, "mean": [0.0], "std": [1.0], "options": {}}
-    empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
-    return training.Run(net, variables, empty, datasets.class_names[data], data, config)
-
-
-def _is_trained(run: training.Run) -> bool:
-    return len(run.history.loss) > 0
-
-
-def _with_weights(run: training.Run, seed: int) -> training.Run:
-    """The run itself, or a bundled net with random weights, and a word that they are."""
-    if _is_trained(run):
-        return run
-    print(f"jaxviz: {type(run.net).__name__} is untrained; its weights are random", file=sys.stderr)
-    example = jnp.zeros((1, *run.config["input_shape"]))
-    return run._replace(variables=jax.jit(run.net.init)(jax.random.key(seed), example))
-
-
-def _prepared(run: training.Run, pixels: np.ndarray) -> jax.Array:
-    return jnp.asarray(training.preprocess(run, pixels))
-
-
 def _sheets(
     run: training.Run,
     pixels: np.ndarray,
@@ -321,17 +279,17 @@ def _sheets(
     target: int | None,
     seed: int,
 ) -> list[Picture]:
-    apply_fn, x = models.apply_fn(run.net), _prepared(run, pixels)
+    apply_fn, x = models.apply_fn(run.net), prepared(run, pixels)
     probabilities = np.asarray(jax.nn.softmax(training.predict(run.net, run.variables, x)))
     maps = {}
     for name in methods:
         method = METHODS[name]
         options: dict[str, Any] = {"key": jax.random.key(seed)} if method.random else {}
         if method.layer:
-            options["layer"] = _last_maps(run)
+            options["layer"] = last_maps(run)
         values = method.explain(apply_fn, run.variables, x, target, **options)
         maps[method.title] = np.asarray(values)
-    untrained = "" if _is_trained(run) else " (untrained)"
+    untrained = "" if is_trained(run) else " (untrained)"
     title = f"What {type(run.net).__name__}{untrained} looks at"
     pictures = []
     for number, start in enumerate(range(0, len(pixels), _ROWS), 1):
@@ -376,7 +334,7 @@ def _result_pictures(
 
 
 def _feature_maps(run: training.Run, pixels: np.ndarray, layer: str) -> Picture:
-    apply_fn, x = models.apply_fn(run.net), _prepared(run, pixels)
+    apply_fn, x = models.apply_fn(run.net), prepared(run, pixels)
     values = np.asarray(activations(apply_fn, run.variables, x, [layer])[layer])[0]
     if values.ndim != 3:
         raise ValueError(
@@ -387,19 +345,8 @@ def _feature_maps(run: training.Run, pixels: np.ndarray, layer: str) -> Picture:
     return Picture(f"feature_maps_{layer.replace('/', '_')}.png", f"the units of {layer}", figure)
 
 
-def _layers(run: training.Run) -> tuple[Layer, ...]:
-    x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
-    return list_layers(models.apply_fn(run.net), run.variables, x)
-
-
 def _first_convolution(run: training.Run) -> str:
-    return next(layer.name for layer in _layers(run) if layer.kind == "conv")
-
-
-def _last_maps(run: training.Run) -> str:
-    """The last maps that no pooling has made coarser yet."""
-    maps = (m for m in _layers(run) if len(m.shape) == 4 and m.can_cut and "pool" not in m.kind)
-    return list(maps)[-1].name
+    return next(layer.name for layer in run_layers(run) if layer.kind == "conv")
 
 
 def _hard_and_easy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -416,14 +363,6 @@ def _some_mistakes_first(predicted: np.ndarray, labels: np.ndarray) -> np.ndarra
     ]
     first = np.concatenate(mistakes)
     return np.concatenate([first, np.setdiff1d(np.arange(len(labels)), first)])
-
-
-def _class_index(text: str, class_names: Sequence[str]) -> int:
-    if text in class_names:
-        return list(class_names).index(text)
-    if text.isdigit() and int(text) < len(class_names):
-        return int(text)
-    raise ValueError(f"{no_such('class', text, class_names)}. Its index, from 0, will do too.")
 
 
 def _read_images(files: Sequence[str], shape: Sequence[int]) -> np.ndarray:
@@ -443,14 +382,3 @@ def _read_images(files: Sequence[str], shape: Sequence[int]) -> np.ndarray:
         cut = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
         pixels.append(cut.reshape(height, width, channels))
     return np.stack(pixels)
-
-
-def _write(say: Console, folder: Path, pictures: Sequence[Picture]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    table = Table(title=f"pictures in {folder}", title_justify="left")
-    table.add_column("file", no_wrap=True)
-    table.add_column("shows")
-    for picture in pictures:
-        picture.figure.savefig(folder / picture.file, dpi=150)
-        table.add_row(picture.file, picture.shows)
-    say.print(table)

@@ -107,9 +107,28 @@ def test_explain_draws_image_files_with_an_untrained_net(tmp_path, capsys):
     assert set(pictures(out)) == {"explanations.png"}
 
 
+def test_sweep_fills_a_store_and_show_draws_it(run, tmp_path, capsys):
+    store = tmp_path / "maps"
+    words = f"sweep {run} --methods saliency grad_cam --examples 40 --batch-size 16 --out {store}"
+    assert main(words.split()) == 0
+    assert "40 images, 2 methods" in capsys.readouterr().out
+    swept = jaxviz.open_sweep(store)
+    test_set = data.load("digits", "test")
+    np.testing.assert_array_equal(swept.labels, test_set.labels[:40])
+    loaded = training.load_run(run)
+    logits = training.predict(loaded.net, loaded.variables, test_set.images[:40])
+    np.testing.assert_array_equal(swept.predicted, np.asarray(logits).argmax(-1))
+    assert list(swept.maps) == ["saliency", "grad_cam"]
+    assert main(["show", str(store), "--class", "3"]) == 0
+    names = {"mean_maps", "errors_most_confident", "errors_least_confident", "class_3"}
+    assert set(pictures(store / "pictures")) == {f"{name}.png" for name in names}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("show {empty}", "holds no sweep"),
+        ("sweep {run} --target eleven", "no class 'eleven'"),
         ("train mnist_d digits", "no net 'mnist_d', did you mean mnist_"),
         (
             "train mnist_a digit",
@@ -150,7 +169,7 @@ def test_help_and_version_and_no_word_at_all(capsys):
     for words in (
         ["--help"],
         ["--version"],
-        *([c, "--help"] for c in ("demo", "train", "explain")),
+        *([c, "--help"] for c in ("demo", "train", "explain", "sweep", "show")),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(words)

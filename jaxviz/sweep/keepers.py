@@ -13,7 +13,7 @@ from jaxviz.sweep.chunks import Chunk, Feed
 from jaxviz.sweep.store import Writer
 
 # Chunks whose files are on their way to the disk while the next ones are worked on.
-_IN_FLIGHT = 2
+_IN_FLIGHT = 6
 
 
 class Memory:

@@ -187,7 +187,9 @@ def open_sweep(out: Any) -> Sweep:
     rows = np.concatenate([np.arange(n * size, n * size + c) for n, c in sorted(counts.items())])
     whole = len(rows) == rows[-1] + 1
     arrays = {}
-    names = [name for name in store.array_names(kv) if name != store.ROWS]
+    order = list(about["methods"])
+    place = lambda name: order.index(name.split("/")[1].split(".")[0]) if "/" in name else -1
+    names = sorted((n for n in store.array_names(kv) if n != store.ROWS), key=place)
     opened = {name: store.open_array(out, name) for name in names}
     read = lambda name, scale=None: LazyArray(
         opened[name], None if whole else rows, len(rows), scale
