@@ -15,6 +15,8 @@ from jaxviz.attribution.feature_maps import (
     over_space,
     resized,
 )
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.rules.fast import fast
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 
@@ -68,6 +70,7 @@ def score_cam(
       tf-keras-vis. A map that is flat masks everything.
     """
     name = "score_cam"
+    net = rewrite(apply_fn, fast)
     check_one_array(name, x)
     at_least(name, "num_channels", 1 if num_channels is None else num_channels, 1)
     target = fixed_target(apply_fn, params, x, target)
@@ -83,7 +86,7 @@ def score_cam(
             space = tuple(range(1, mask.ndim))
             low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
             mask = (mask - low) / jnp.where(high > low, high - low, 1)
-            return select(apply_fn(params, x * mask[..., None].astype(x.dtype)), target)
+            return select(net(params, x * mask[..., None].astype(x.dtype)), target)
 
         chunk = chunk_length(name, a.shape[-1], chunk_size, x)
         weights = jax.nn.softmax(stacked(score, a.shape[-1], chunk), axis=0)
@@ -143,7 +146,8 @@ def ablation_cam(
 
     def one(cut):
         a = cut.maps(cut.a)
-        outputs = cut.tail(cut.params, cut.a)
+        tail = rewrite(cut.tail, fast)
+        outputs = tail(cut.params, cut.a)
         chosen = jnp.argmax(outputs, axis=1) if target is None else target
         whole = select(outputs, chosen)
 
@@ -153,7 +157,7 @@ def ablation_cam(
             if reshape is not None:  # the numbers of the layer's own output that reshape puts there
                 (here,) = jax.linear_transpose(cut.maps, cut.a)(here)
             without = jnp.where(here == 0, cut.a, 0)
-            return select(cut.tail(cut.params, without), chosen)
+            return select(tail(cut.params, without), chosen)
 
         chunk = chunk_length(name, a.shape[-1], chunk_size, cut.a)
         scores = stacked(score, a.shape[-1], chunk)

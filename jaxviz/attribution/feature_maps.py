@@ -9,14 +9,19 @@ import jax.numpy as jnp
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.graph.layers import layers
+from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import split
+from jaxviz.rules.fast import fast
 
 Layers = str | tuple[str, ...] | None
 Resize = bool | tuple[int, ...]
 
 
 class Cut(NamedTuple):
-    """A model cut at a layer: `tail((params, carry), a)` gives the outputs."""
+    """A model cut at a layer: `tail((params, carry), a)` gives the outputs.
+
+    It is the model's own: rewrite it with `fast` to run it.
+    """
 
     tail: Callable
     params: tuple[Any, Any]
@@ -63,7 +68,7 @@ def cuts(
         layer = last_spatial_layer(name, apply_fn, params, x)
     for one in (layer,) if isinstance(layer, str) else tuple(layer):
         head, tail = split(apply_fn, params, x, one)
-        a, carry = head(params, x)
+        a, carry = rewrite(head, fast)(params, x)
         maps = reshape or (lambda a: a)
         shape = jax.eval_shape(maps, a).shape
         if len(shape) < 3 or shape[0] != a.shape[0]:

@@ -7,7 +7,9 @@ What it is slow at, and what stands here instead:
   beforehand;
 - one to three channels (first layers): no kernel suits them; here shifted multiply-adds forward,
   and backward one matrix product and its columns added in place;
-- large strided kernels on few channels (stems): backward, the `stride` phases of the input are
+- backward on small maps (turning the kernel round costs more than the convolution), strided (it
+  works through zeros) or to far fewer channels: the same matrix product and columns;
+- very large strided kernels on few channels: backward, the `stride` phases of the input are
   channels of one convolution of stride 1;
 - a kernel's own gradient: one matrix product for each of its places;
 - 1x1: a matrix product.
@@ -28,7 +30,9 @@ from jaxviz.rules.windows import Windows, add_places, materialised, places, with
 FEW_CHANNELS = 3
 TAPS = 27  # multiply-adds an output that still beat a convolution's overhead (3 x 3 x 3 channels)
 LARGEST_SUM = 64  # places of a kernel up to which its gradient is one matrix product for each
-COLUMNS = 9  # places of a kernel up to which adding columns beats phases
+COLUMNS = 49  # places of a kernel up to which adding columns beats phases
+FEW_OUTPUTS = 512  # places of the output, over the batch, up to which columns beat a convolution
+MOST_COLUMNS = 2**22  # their numbers, beyond which memory costs more than they save
 
 
 class Geometry(NamedTuple):
@@ -174,7 +178,7 @@ def _conv_jvp(geometry, primals, tangents):
     y = _conv(geometry, x, kernel)
     dy = None
     if not isinstance(dx, SymbolicZero):
-        pullback = functools.partial(_pull_back(geometry, x.shape, kernel), x.shape)
+        pullback = functools.partial(_pull_back(geometry, y.shape, kernel), x.shape)
         dy = with_pullback(pullback, y, dx)
     if not isinstance(dkernel, SymbolicZero):
         many = math.prod(kernel.shape[:-2]) > LARGEST_SUM
@@ -187,17 +191,24 @@ def _conv_jvp(geometry, primals, tangents):
 _conv.defjvp(_conv_jvp, symbolic_zeros=True)
 
 
-def _pull_back(geometry, shape, kernel):
+def _pull_back(geometry, out_shape, kernel):
     """The pullback that suits the shapes, `(shape of x, g) -> gradient of x`."""
     places_ = math.prod(kernel.shape[:-2])
+    channels, outputs = kernel.shape[-2:]
+    strided = min(geometry.strides) > 1
+    positions = math.prod(out_shape[:-1])
     if geometry.depthwise:
         back = _add_taps
-    elif kernel.shape[-2] > FEW_CHANNELS:
-        back = _convolve_back
-    elif places_ <= COLUMNS:
+    elif channels <= FEW_CHANNELS:
+        phased = strided and max(geometry.dilation) == 1
+        many = _phases_as_channels if phased else _convolve_back
+        back = _add_columns if places_ <= COLUMNS else many
+    elif (
+        places_ <= COLUMNS
+        and positions * places_ * channels <= MOST_COLUMNS
+        and (positions <= FEW_OUTPUTS or strided or outputs >= 4 * channels)
+    ):
         back = _add_columns
-    elif min(geometry.strides) > 1 and max(geometry.dilation) == 1:
-        back = _phases_as_channels
     else:
         back = _convolve_back
     return functools.partial(back, geometry, kernel)
