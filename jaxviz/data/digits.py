@@ -1,7 +1,6 @@
 """The 1,797 handwritten digits that scikit-learn ships, enlarged to 28x28: needs no network."""
 
 import numpy as np
-import sklearn.datasets
 
 NUM_TEST = 360
 """Test examples; the other 1,437 are for training."""
@@ -33,7 +32,9 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
       E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998
       (its test part). Enlarging: R. Keys, "Cubic convolution interpolation", 1981, a = -1/2.
     """
-    small, labels = sklearn.datasets.load_digits(return_X_y=True)
+    from sklearn.datasets import load_digits  # seconds to import, for this alone
+
+    small, labels = load_digits(return_X_y=True)
     # RandomState, because NumPy promises never to change its stream: the division is for good.
     order = np.random.RandomState(0).permutation(len(labels))
     chosen = order[:NUM_TEST] if split == "test" else order[NUM_TEST:]
