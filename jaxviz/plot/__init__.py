@@ -1,5 +1,11 @@
 """Pictures of explanations: every function draws the arrays it is given and returns a Figure."""
 
+from jaxviz.plot.features import (
+    atlas_page as atlas_page,
+    filters as filters,
+    save_gif as save_gif,
+    stitched as stitched,
+)
 from jaxviz.plot.grids import feature_maps as feature_maps, image_grid as image_grid
 from jaxviz.plot.projections import top_projections as top_projections
 from jaxviz.plot.sheet import explanation_sheet as explanation_sheet

@@ -1,7 +1,7 @@
 """Many small pictures at once: images sorted by predicted class, and what a layer's units see."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -106,17 +106,25 @@ def image_grid(
 
 
 def feature_maps(
-    maps, *, names: Sequence[str] | None = None, per_row: int = 8, title: str = "feature maps"
+    maps,
+    *,
+    names: Sequence[str] | None = None,
+    ranked: bool = False,
+    max_maps: int | None = None,
+    per_row: int = 8,
+    title: str = "feature maps",
 ) -> Figure:
-    """Draws what each unit of a layer makes of one image, each map standardised by itself.
+    """Draws what each unit of one or more layers makes of one image, each map standardised.
 
     Colour is `(value - mean) / standard deviation` of the map, -1.5 to 3 (activations lean to the
     right), so weak units can be read beside strong ones; below each stands the number of largest
     magnitude in it. A map of one value is grey.
 
     Args:
-      maps: `[H, W, C]`, one example's activations.
-      names: C names; None numbers them.
+      maps: `[H, W, C]`, one example's activations; or such by layer's name, `{name: [H, W, C]}`.
+      names: C names; None numbers them. For several layers, None.
+      ranked: Whether a layer's maps come in order of their largest magnitude, strongest first.
+      max_maps: At most so many of each layer; None is all.
       per_row: Maps a row, >= 1.
       title: Above everything.
 
@@ -129,42 +137,64 @@ def feature_maps(
     Example:
       >>> len(feature_maps(np.ones((4, 4, 6))).axes)
       6
+      >>> len(feature_maps({"a": np.ones((4, 4, 3)), "b": np.ones((2, 2, 5))}).axes)
+      8
     """
     who = "feature_maps"
-    maps = np.asarray(maps)
-    if maps.ndim != 3 or 0 in maps.shape:
-        raise ValueError(
-            f"{who}: maps must be [H, W, C], one example; got {maps.shape}. "
-            "Pick one example of a batch: activations[0]."
-        )
     if per_row < 1:
         raise ValueError(f"{who}: per_row must be 1 or more; got {per_row}. 8 is usual.")
-    names = check_names(who, names, maps.shape[-1])
-    maps = maps.astype(np.float64)
-    columns = min(per_row, maps.shape[-1])
-    rows = math.ceil(maps.shape[-1] / columns)
-    cell = 0.95
-    height = cell * maps.shape[0] / maps.shape[1]
-    row = height + 0.24
-    size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + rows * row + EDGE)
+    layers = dict(maps) if isinstance(maps, Mapping) else {"": maps}
+    if not layers or (names is not None and len(layers) > 1):
+        raise ValueError(f"{who}: names go with the maps of one layer; got {len(layers)} layers.")
+    sections = []
+    for layer, values in layers.items():
+        values = np.asarray(values)
+        if values.ndim != 3 or 0 in values.shape:
+            raise ValueError(
+                f"{who}: maps must be [H, W, C], one example; got {values.shape}. "
+                "Pick one example of a batch: activations[0]."
+            )
+        values = values.astype(np.float64)
+        strength = np.abs(values).max((0, 1))
+        order = np.argsort(-strength, kind="stable") if ranked else np.arange(len(strength))
+        sections.append((layer, values, check_names(who, names, len(strength)), order[:max_maps]))
+    columns = min(per_row, max(len(order) for *_, order in sections))
+    cell, heading = 0.95, 0.26
+    tall = 0.0
+    for layer, values, _, order in sections:
+        row = cell * values.shape[0] / values.shape[1] + 0.24
+        tall += (heading if layer else 0) + math.ceil(len(order) / columns) * row
+    size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + tall + EDGE)
     figure = Figure(figsize=size, facecolor="white")
     _title(figure, size, title)
-    for unit in range(maps.shape[-1]):
-        line, column = divmod(unit, columns)
-        left, bottom = EDGE + column * (cell + GAP), size[1] - 0.5 - line * row - height
-        ax = _cell(figure, size, left, bottom, cell, height)
-        one = maps[..., unit]
-        spread = one.std()
-        if spread > 0:
-            ax.imshow((one - one.mean()) / spread, cmap="viridis", vmin=-1.5, vmax=3)
-            note = f"{one.flat[np.abs(one).argmax()]:.2g}"
-        else:
-            ax.imshow(np.full_like(one, 0.85), cmap="gray", vmin=0, vmax=1)
-            note = f"all {one.flat[0]:.2g}"
-        ax.set_label(names[unit])
-        _write(figure, size, left, bottom - 0.08, shorten(names[unit], 9), fontsize=7, color=INK)
-        _write(figure, size, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)
+    top = size[1] - 0.5
+    for layer, values, known, order in sections:
+        height = cell * values.shape[0] / values.shape[1]
+        if layer:
+            told = f"{layer}  {' x '.join(map(str, values.shape))}"
+            _write(figure, size, EDGE, top - heading / 2, told, fontsize=9, color=INK)
+            top -= heading
+        for at, unit in enumerate(order):
+            line, column = divmod(at, columns)
+            left, bottom = EDGE + column * (cell + GAP), top - line * (height + 0.24) - height
+            _draw_map(figure, size, (left, bottom, cell, height), values[..., unit], known[unit])
+        top -= math.ceil(len(order) / columns) * (height + 0.24)
     return figure
+
+
+def _draw_map(figure: Figure, size, place, one: np.ndarray, name: str) -> None:
+    left, bottom, cell, height = place
+    ax = _cell(figure, size, left, bottom, cell, height)
+    spread = one.std()
+    if spread > 0:
+        ax.imshow((one - one.mean()) / spread, cmap="viridis", vmin=-1.5, vmax=3)
+        note = f"{one.flat[np.abs(one).argmax()]:.2g}"
+    else:
+        ax.imshow(np.full_like(one, 0.85), cmap="gray", vmin=0, vmax=1)
+        note = f"all {one.flat[0]:.2g}"
+    ax.set_label(name)
+    _write(figure, size, left, bottom - 0.08, shorten(name, 9), fontsize=7, color=INK)
+    _write(figure, size, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)
 
 
 def _title(figure: Figure, size: tuple[float, float], text: str) -> None:
