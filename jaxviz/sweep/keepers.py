@@ -57,7 +57,7 @@ class Store:
 
     def keep(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
         self._pending.append(self._writer.write(chunk.number, chunk.count, arrays))
-        while len(self._pending) > _IN_FLIGHT:
+        while self._pending and (self._pending[0].ready() or len(self._pending) > _IN_FLIGHT):
             self._pending.popleft().commit()
 
     def settle(self) -> None:

@@ -125,6 +125,10 @@ class Pending:
     def __init__(self, writer: Writer, number: int, count: int, futures: list):
         self._writer, self._number, self._count, self._futures = writer, number, count, futures
 
+    def ready(self) -> bool:
+        """Whether `commit` would not wait for them."""
+        return all(future.done() for future in self._futures)
+
     def commit(self) -> None:
         """Waits for the arrays, then counts the chunk as done."""
         for future in self._futures:

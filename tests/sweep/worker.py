@@ -1,8 +1,13 @@
-"""A sweep as a job: `worker.py STORE [process processes port]`, slow enough to be killed midway."""
+"""A sweep as a job: `worker.py STORE [process processes port]`.
+
+With STOP="signal:chunk:seconds" in its environment it sends itself that signal so many seconds
+after it began its chunk-th chunk: before it is done, however busy the machine.
+"""
 
 import functools
 import os
 import sys
+import threading
 import time
 
 if len(sys.argv) > 2:
@@ -20,6 +25,19 @@ def net(w, x):
     return jax.numpy.tanh(x) @ w
 
 
+class Slow:
+    """A method without anything to tell two runs of it apart."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def __call__(self, apply_fn, params, x, target=None):
+        return self.method(apply_fn, params, x, target)
+
+    def __repr__(self):
+        return "Slow"
+
+
 def main(out, process="0", processes="1", port="0"):
     mesh = None
     if int(processes) > 1:
@@ -34,11 +52,18 @@ def main(out, process="0", processes="1", port="0"):
         "path": functools.partial(jv.integrated_gradients, num_steps=4),
     }
 
+    stop, at, delay = (float(v) for v in os.environ.get("STOP", "0:-1:0").split(":"))
+    calls = []
+
     def slowly(apply_fn, params, x, target=None):
+        if len(calls) == at:
+            threading.Timer(delay, os.kill, (os.getpid(), int(stop))).start()
+        calls.append(None)
         time.sleep(0.03)
         return jv.saliency(apply_fn, params, x, target)
 
-    methods["slow"] = slowly
+    # By class, for what a function's closure holds is part of what a store is made with.
+    methods["slow"] = Slow(slowly)
     jv.sweep(methods, net, w, (x, np.arange(ROWS) % 5), out=out, batch_size=SIZE, mesh=mesh,
              key=jax.random.key(1))  # fmt: skip
 
