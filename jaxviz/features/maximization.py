@@ -1,6 +1,7 @@
 """Images that excite a unit, a class or anything else in a network as strongly as they can."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -93,7 +94,8 @@ def maximize_activation(
         compilation; 0 for none.
       num_views: How many draws of the transforms are averaged in each step, >= 1.
       num_frames: How many images along the way are kept, for `plot.save_gif`.
-      chunk_size: How many images at once; memory is linear in it. None is all.
+      chunk_size: How many images go through the model at once, a divisor of M; memory is linear in
+        it. None is all of them, but on a CPU, whose caches reward few, about four of 128x128.
 
     Returns:
       A `Maximization`. On a terminal a bar shows the steps.
@@ -124,6 +126,7 @@ def maximize_activation(
     _check(who, shape, objective, parametrization, num_steps, num_views, num_frames)
     count, *size = shape if len(shape) == 4 else (num_images(objective), *shape)
     shape = (count, *size)
+    total = functools.reduce(lambda a, b: a - b, regularizers, objective)
     fixed = Fixed(
         apply_fn,
         shape,
@@ -133,9 +136,8 @@ def maximize_activation(
         normalize_gradient,
         num_views,
         num_frames,
-        count if chunk_size is None else chunk_size,
+        _chunk(shape, total.coupled) if chunk_size is None else chunk_size,
     )
-    total = functools.reduce(lambda a, b: a - b, regularizers, objective)
     total, objective = _for_all(who, total, count), _for_all(who, objective, count)
     if (
         not 1 <= fixed.chunk_size <= count
@@ -145,7 +147,7 @@ def maximize_activation(
         told = "all, for the images of this objective depend on each other" if total.coupled else ""
         raise ValueError(
             f"{who}: chunk_size must divide the number of images, {count}; got {chunk_size}. "
-            f"Pass None for {told or 'all'}."
+            f"Leave it out: {told or 'it is chosen'}."
         )
     given = None if isinstance(init, str) else jnp.broadcast_to(jnp.asarray(init, float), shape)
     if given is None and init not in ("noise", "blank"):
@@ -157,6 +159,20 @@ def maximize_activation(
         )
     starts = (key, given, init == "noise")
     return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
+
+
+# Numbers of images that go through the model at once on a CPU: 64 images of 128x128 through half a
+# SqueezeNet take 333 ms a step together, 230 by sixteens and 210 by fours.
+_AT_ONCE = 2**18
+
+
+def _chunk(shape: tuple[int, ...], coupled: bool) -> int:
+    """The largest divisor of the number of images that suits the machine."""
+    count, *size = shape
+    most = count
+    if jax.default_backend() == "cpu" and not coupled:
+        most = max(1, _AT_ONCE // math.prod(size))
+    return max(n for n in range(1, count + 1) if count % n == 0 and n <= max(most, 1))
 
 
 class Fixed(NamedTuple):
