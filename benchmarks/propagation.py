@@ -1,7 +1,7 @@
 """Claim: guided backpropagation and the deconvnet cost what saliency costs (1.1 times at most),
 epsilon-LRP and DeepLIFT no more than 2.5 times that.
 
-Run: `python benchmarks/propagation.py [--examples 64] [--repeats 9]`. One JSON line: milliseconds a
+Run: `python -m benchmarks.propagation [--examples 64] [--repeats 9]`. One JSON line: milliseconds a
 batch (median), and ratios to `jaxviz.saliency` on the same net, inputs and threads. Runs are
 interleaved, so that what else the machine does falls on all alike.
 """
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxviz as jv
+from benchmarks.nets import SqueezeNet, ready
 from jaxviz import models
 
 METHODS = {
@@ -27,16 +28,20 @@ METHODS = {
     "lrp_epsilon_plus": functools.partial(jv.lrp, rules="epsilon_plus"),
     "deep_lift": jv.deep_lift,
 }
-NETS = {"mnist_a": (28, 28, 1), "cifar": (32, 32, 3), "resnet20": (32, 32, 3)}
+# Network, image, and which part of the examples are one batch of it.
+NETS = {
+    "mnist_a": (models.MNISTNetA, (28, 28, 1), 1),
+    "cifar": (models.CIFARNet, (32, 32, 3), 1),
+    "resnet20": (models.ResNet20, (32, 32, 3), 1),
+    "squeezenet": (SqueezeNet, (224, 224, 3), 16),
+}
 
 
-def measure(name, shape, examples, repeats):
+def measure(net, shape, examples, repeats):
     """Milliseconds of each method, compiled and warmed up before."""
-    net = models.nets[name]()
-    x = jax.random.normal(jax.random.key(1), (examples, *shape))
-    params = net.init(jax.random.key(0), x[:1])
+    apply_fn, params, x = ready(net(), (examples, *shape))
     target = jnp.zeros(examples, jnp.int32)
-    run = lambda method: jax.block_until_ready(method(net.apply, params, x, target))
+    run = lambda method: jax.block_until_ready(method(apply_fn, params, x, target))
     compile_seconds = {}
     for label, method in METHODS.items():
         start = time.perf_counter()
@@ -62,9 +67,10 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--nets", nargs="*", default=list(NETS))
     options = parser.parse_args()
-    found = {
-        name: measure(name, NETS[name], options.examples, options.repeats) for name in options.nets
-    }
+    found = {}
+    for name in options.nets:
+        net, shape, part = NETS[name]
+        found[name] = measure(net, shape, max(options.examples // part, 1), options.repeats)
     device = jax.devices()[0]
     where = {"jax": jax.__version__, "device": device.device_kind, "machine": platform.machine()}
     print(json.dumps({**where, "examples": options.examples, "nets": found}))

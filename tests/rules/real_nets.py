@@ -1,0 +1,205 @@
+"""Trained networks and what peers say of them: those of real_peers.npz.
+
+`python tests/rules/real_nets.py` prints, for every network and rule, how far ours is from the
+peer's, relative to the largest number of the map, in single and double precision.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxviz as jv
+from jaxviz import models, rules
+from jaxviz.rules.lrp_composites import composite, epsilon
+
+FOLDER = pathlib.Path(__file__).parent.parent / "reference"
+WEIGHTS = pathlib.Path(os.environ.get("JAXVIZ_DATA", "")) / "weights"
+TRAINED = ("mnist_a", "mnist_b", "mnist_c", "cifar")
+PUBLISHED = ("resnet20", "squeezenet")
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+STEP = {"squeezenet": 24, "cifar": 5, "resnet20": 5}  # of the rows and columns that are kept
+
+
+def every(rule, **options):
+    return composite("every", {"conv": rule, "dense": rule}, **options)
+
+
+def box(name):
+    return rules.epsilon_gamma_box(*((-3.0, 3.0) if name in PUBLISHED else (0.0, 1.0)))
+
+
+def averaged(f):
+    """The function with average pooling in place of max pooling."""
+
+    def pooled(op):
+        window = op.options["window_dimensions"]
+        strides, padding = op.options["window_strides"], op.options["padding"]
+
+        def mean(x):
+            zero = np.zeros((), x.dtype)  # known, so that the sum is seen as one
+            sums = jax.lax.reduce_window(x, zero, jax.lax.add, window, strides, padding)
+            return sums / int(np.prod(window))
+
+        return mean
+
+    return jv.rewrite(f, jv.RuleSet("averaged", {"max_pool": pooled}))
+
+
+_TINY = {"stabilizer": 1e-30}
+_lrp = lambda table: functools.partial(jv.lrp, rules=table)
+CASES = {
+    "captum_guided_backprop": jv.guided_backprop,
+    "captum_deconvnet": jv.deconvnet,
+    "captum_epsilon": _lrp(epsilon(1e-30)),
+    "captum_epsilon_025": _lrp(every(rules.lrp.epsilon(0.25), **_TINY)),
+    "captum_gamma_no_bias": _lrp(
+        every(rules.lrp.gamma(0.25, bias=False, stabilizer=1e-9), **_TINY)
+    ),
+    "captum_zplus_no_bias": _lrp(every(rules.lrp.z_plus(bias=False, stabilizer=1e-9), **_TINY)),
+    "captum_deep_lift": lambda f, params, x, target: jv.deep_lift(
+        averaged(f), params, x, target, baseline=jnp.asarray(0.1, x.dtype)
+    ),
+    "zennit_epsilon": _lrp(every(rules.lrp.epsilon(0.1))),
+    "zennit_gamma": _lrp(every(rules.lrp.gamma(0.3))),
+    "zennit_zplus": _lrp(every(rules.lrp.z_plus())),
+    "zennit_zplus_no_bias": _lrp(every(rules.lrp.z_plus(bias=False))),
+    "zennit_alpha2_beta1": _lrp(every(rules.lrp.alpha_beta(2, 1))),
+    "zennit_wsquare_no_bias": _lrp(every(rules.lrp.w_square())),
+    "zennit_flat": _lrp(every(rules.lrp.flat())),
+    "zennit_epsilon_plus": _lrp("epsilon_plus"),
+    "zennit_epsilon_plus_flat": _lrp("epsilon_plus_flat"),
+    "zennit_epsilon_alpha2_beta1": _lrp("epsilon_alpha2_beta1"),
+    "zennit_epsilon_alpha2_beta1_flat": _lrp("epsilon_alpha2_beta1_flat"),
+    "zennit_epsilon_gamma_box": None,  # by the net's range of inputs
+}
+
+
+@functools.cache
+def peers():
+    with np.load(FOLDER / "real_peers.npz") as file:
+        return dict(file)
+
+
+@functools.cache
+def trained():
+    with np.load(FOLDER / "real_weights.npz") as file:
+        return dict(file)
+
+
+def read_safetensors(file):
+    """A length, a JSON table of places, raw values."""
+    content = (WEIGHTS / file).read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    table, content = json.loads(content[8 : 8 + length]), content[8 + length :]
+    place = lambda entry: slice(*entry["data_offsets"])
+    return {
+        name: np.frombuffer(content[place(entry)], "<f4").reshape(entry["shape"])
+        for name, entry in table.items()
+        if entry.get("dtype") == "F32"
+    }
+
+
+def conv(state, name, x, stride=1, padding=0):
+    out = jax.lax.conv_general_dilated(
+        x,
+        state[f"{name}.weight"],
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    )
+    return out + state[f"{name}.bias"][None, None, None]
+
+
+def squeezenet(state, x):
+    """SqueezeNet 1.1 with the names of torchvision."""
+    pool = lambda x: jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"
+    )
+    relu = jax.nn.relu
+    x = relu(conv(state, "features.0", x, stride=2))
+    for number in (3, 4, 6, 7, 9, 10, 11, 12):
+        x = pool(x) if number in (3, 6, 9) else x
+        name = f"features.{number}"
+        x = relu(conv(state, f"{name}.squeeze", x))
+        parts = conv(state, f"{name}.expand1x1", x), conv(state, f"{name}.expand3x3", x, padding=1)
+        x = jnp.concatenate([relu(part) for part in parts], -1)
+    return relu(conv(state, "classifier.1", x)).mean((1, 2))
+
+
+def resnet20():
+    """Variables of `models.ResNet20` from PyTorch's names and layouts."""
+    variables = {"params": {}, "batch_stats": {}}
+    for path, value in read_safetensors("resnet20_cifar10.safetensors").items():
+        *modules, leaf = path.split(".")
+        if modules[0].startswith("layer"):
+            modules[1] = f"block{modules[1]}"
+        modules = ["dense" if m == "fc" else m for m in modules]
+        kind = "batch_stats" if leaf.startswith("running") else "params"
+        norm = modules[-1].startswith("bn")
+        leaf = {"weight": "scale" if norm else "kernel"}.get(leaf, leaf.removeprefix("running_"))
+        order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
+        place = variables[kind]
+        for module in modules:
+            place = place.setdefault(module, {})
+        place[leaf] = value.transpose(order)
+    return variables
+
+
+def net(name, dtype):
+    """`apply_fn, params, x` of a net, in a precision."""
+    if name in TRAINED:
+        variables = {"params": {}}
+        images = trained()[f"{name}/images"].astype(np.float32) / np.float32(255)
+        for key, value in trained().items():
+            start, *path = key.split("/")
+            if start != name or len(path) != 2 or key.endswith("_step"):
+                continue
+            kind = "batch_stats" if path[1] in ("mean", "var") else "params"
+            if path[1] == "kernel":
+                value = np.float32(value) * trained()[f"{key}_step"]
+            variables.setdefault(kind, {}).setdefault(path[0], {})[path[1]] = value
+    else:
+        file = {"resnet20": "resnet20", "squeezenet": "squeezenet1_1"}[name]
+        with np.load(WEIGHTS / f"{file}_reference.npz") as reference:
+            images = reference["inputs_uint8"][: 2 if name == "resnet20" else 1]
+        images = np.float32((images / 255 - MEAN) / STD)
+        if name == "resnet20":
+            variables = resnet20()
+        else:
+            variables = read_safetensors("squeezenet1_1_imagenet.safetensors")
+    f = squeezenet if name == "squeezenet" else models.apply_fn(models.nets[name]())
+    cast = lambda a: jnp.asarray(np.asarray(a), dtype)
+    return f, jax.tree.map(cast, variables), cast(images)
+
+
+def differences(name, case, dtype):
+    """How far ours is from the peer's: of the numbers kept, and of the sum; relative to the
+    largest number and to the largest sum."""
+    with jax.enable_x64(dtype == "float64"):
+        f, params, x = net(name, dtype)
+        method = CASES[case] or _lrp(box(name))
+        out = method(f, params, x, jnp.asarray(peers()[f"{name}/target"], jnp.int32))
+        out = np.asarray(out, np.float64)
+    key, step = f"{name}/{case}", STEP.get(name, 3)
+    expected, total = peers()[key], peers()[f"{key}/sum"]
+    apart = np.abs(out[:, ::step, ::step] - expected).max() / peers()[f"{key}/size"]
+    return float(apart), float(np.abs(out.sum((1, 2, 3)) - total).max() / np.abs(total).max())
+
+
+def main():
+    for name in (*TRAINED, *PUBLISHED):
+        for case in CASES:
+            if f"{name}/{case}" in peers():
+                single, double = (differences(name, case, t) for t in ("float32", "float64"))
+                row = [f"{d:.1e}" for d in (*single, *double)]
+                print(f"{name:12s}{case:36s}", *row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Rules on trained networks against Captum and zennit: see real_nets.py and tests/reference."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from real_nets import CASES, PUBLISHED, TRAINED, differences, net, peers
+
+DATA = "JAXVIZ_DATA" in os.environ
+
+# A few here, all of them where there is time: `python tests/rules/real_nets.py` prints the rest.
+FEW = {
+    "mnist_a": ["captum_deep_lift", "zennit_epsilon_gamma_box"],
+    "mnist_b": ["captum_guided_backprop", "captum_gamma_no_bias"],
+    "mnist_c": ["captum_epsilon", "zennit_epsilon_alpha2_beta1_flat"],
+    "cifar": ["captum_deconvnet", "zennit_epsilon_plus"],
+    "resnet20": ["captum_deep_lift", "zennit_epsilon_plus_flat"],
+    "squeezenet": ["captum_guided_backprop"],
+}
+if "JAXVIZ_SLOW" in os.environ:
+    FEW = {name: [c for c in CASES if f"{name}/{c}" in peers()] for name in (*TRAINED, *PUBLISHED)}
+
+
+@pytest.mark.parametrize(("name", "case"), [(n, c) for n, cases in FEW.items() for c in cases])
+def test_ours_is_the_peers(name, case):  # Captum 0.9.0, zennit 0.5.1, both in double precision
+    if name in PUBLISHED and not DATA:
+        pytest.skip("$JAXVIZ_DATA is not set")
+    maps, sums = differences(name, case, "float64")
+    assert maps < 1e-10
+    assert sums < 1e-8  # of numbers that cancel
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *PUBLISHED])
+def test_logits_are_the_peers(name):
+    if name in PUBLISHED and not DATA:
+        pytest.skip("$JAXVIZ_DATA is not set")
+    f, params, x = net(name, "float32")
+    out = jax.jit(f)(params, x)
+    assert jnp.argmax(out, 1).tolist() == peers()[f"{name}/target"].tolist()
+    np.testing.assert_allclose(out, peers()[f"{name}/logits"], rtol=1e-4, atol=1e-4)
