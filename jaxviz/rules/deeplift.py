@@ -16,6 +16,7 @@ multipliers adds up to the score gained, exactly, whatever the net is made of:
 Rows are as in any `RuleSet`; a function that depends on the input in no row is refused.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules.fast import fast
+from jaxviz.rules.kernels_pool import max_pool_difference
 
 # (value at the input, value at the baseline, carried difference or None where there is none)
 Parts = tuple[jax.Array, jax.Array, jax.Array | None]
@@ -73,7 +75,11 @@ def maximum(op: Op) -> Callable:
         if op.primitive in ("max", "min"):
             return difference_quotient(op)
     falls = op.primitive in ("min", "reduce_min", "reduce_window_min", "cummin", "scatter-min")
-    evaluate = fast.find(op)[1] or op.evaluate
+    quick = fast.find(op)[1]
+    evaluate = quick or op.evaluate
+    if op.primitive == "reduce_window_max" and isinstance(quick, functools.partial):
+        difference = functools.partial(max_pool_difference, **quick.keywords)
+        return lambda bundle: difference(*bundle)
 
     def replaced(*inputs):
         values, baselines = _column(op, inputs, 0), _column(op, inputs, 1)

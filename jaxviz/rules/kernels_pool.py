@@ -61,6 +61,45 @@ def max_pool(x, *, window_dimensions, window_strides, padding, base_dilation, wi
     )
 
 
+def max_pool_difference(
+    x, x0, d, *, window_dimensions, window_strides, padding, base_dilation, window_dilation
+):
+    """The maxima of `x` and of `x0`, and a difference `d` carried linearly from x - x0 to theirs.
+
+    Of each window the place that explains its change carries all: the winner in `x` where the
+    maximum grew, in `x0` where it fell. There d is scaled by the maximum's change over that place's
+    own, at least as large: at most 1.
+
+    Args:
+      x: Floating, any rank.
+      x0: Shape of `x`.
+      d: Shape of `x`; the result is linear in it.
+      window_dimensions: As in `max_pool`, like all the others.
+
+    Returns:
+      `(max_pool(x), max_pool(x0), carried)`; carried is their difference at d = x - x0.
+    """
+    del base_dilation  # ones
+    padding = tuple((low, high) for low, high in padding)
+    windows = Windows(
+        tuple(window_dimensions), tuple(window_strides), padding, tuple(window_dilation)
+    )
+    y, here = _pool_with_winner(windows, x)
+    y0, there = _pool_with_winner(windows, x0)
+
+    def scale(x, x0, y, y0, here, there):
+        winner = jnp.where(y >= y0, here, there)
+        gap = jnp.zeros_like(y)
+        for number, value in enumerate(places(x - x0, windows)):
+            gap = jnp.where(winner == jnp.array(number, winner.dtype), value, gap)
+        none = gap == 0
+        ratio = (y - y0) / jnp.where(none, jnp.ones_like(gap), gap)
+        return winner, jnp.where(none, jnp.zeros_like(ratio), ratio)
+
+    winner, ratio = materialised(scale, x, x0, y, y0, here, there)
+    return y, y0, _take_winner(windows, winner, y, d) * ratio
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _pool(windows, x):
     return materialised(lambda x: _find_winner(windows, x)[0], x)

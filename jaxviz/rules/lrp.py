@@ -37,6 +37,10 @@ class _Layer(NamedTuple):
     w: jax.Array
     b: jax.Array
 
+    def along(self, t: jax.Array, w: jax.Array) -> jax.Array:
+        """`apply(t, w)` of what is carried: a derivative, for it has the quicker transpose."""
+        return jax.jvp(lambda x: self.apply(x, w), (self.x,), (t,))[1]
+
 
 @functools.cache
 def epsilon(epsilon: float = STABILIZER, *, bias: bool = True) -> Rule:
@@ -95,7 +99,7 @@ def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = STABILI
 
         def share(keep, for_pos, for_neg, b):
             whole = layer.apply(_pos(x), for_pos) + layer.apply(_neg(x), for_neg) + b
-            part = layer.apply(_pos(x) * t, for_pos) + layer.apply(_neg(x) * t, for_neg)
+            part = layer.along(_pos(x) * t, for_pos) + layer.along(_neg(x) * t, for_neg)
             return jnp.where(keep, part / _stable(whole, stabilizer), zero)
 
         g = g.astype(b.dtype)
@@ -135,7 +139,7 @@ def alpha_beta(
 
         def share(for_pos, for_neg, b):
             whole = layer.apply(_pos(x), for_pos) + layer.apply(_neg(x), for_neg)
-            part = layer.apply(_pos(x) * t, for_pos) + layer.apply(_neg(x) * t, for_neg)
+            part = layer.along(_pos(x) * t, for_pos) + layer.along(_neg(x) * t, for_neg)
             whole = whole + b if bias else whole
             return part / _stable(whole, stabilizer)
 
@@ -189,10 +193,11 @@ def _z_box(low, high, stabilizer) -> Rule:
         down = jnp.broadcast_to(_at_rank(low, x), x.shape)
         up = jnp.broadcast_to(_at_rank(high, x), x.shape)
 
-        def box(x, down, up):
-            return layer.apply(x, w) - layer.apply(down, _pos(w)) - layer.apply(up, _neg(w))
+        def box(apply, x, down, up):
+            return apply(x, w) - apply(down, _pos(w)) - apply(up, _neg(w))
 
-        return box(x * t, down * t, up * t) / _stable(box(x, down, up), stabilizer)
+        whole = box(layer.apply, x, down, up)
+        return box(layer.along, x * t, down * t, up * t) / _stable(whole, stabilizer)
 
     return _layer_rule("z_box", tangent)
 
@@ -209,7 +214,7 @@ def w_square(*, stabilizer: float = STABILIZER) -> Rule:
     def tangent(layer: _Layer, t):
         square = layer.w * layer.w
         whole = layer.apply(jnp.ones_like(layer.x), square)
-        return layer.apply(t, square) / _stable(whole, stabilizer)
+        return layer.along(t, square) / _stable(whole, stabilizer)
 
     return _layer_rule("w_square", tangent)
 
@@ -225,7 +230,7 @@ def flat(*, stabilizer: float = STABILIZER) -> Rule:
     def tangent(layer: _Layer, t):
         ones = jnp.ones_like(layer.w)
         whole = layer.apply(jnp.ones_like(layer.x), ones)
-        return layer.apply(t, ones) / _stable(whole, stabilizer)
+        return layer.along(t, ones) / _stable(whole, stabilizer)
 
     return _layer_rule("flat", tangent)
 
