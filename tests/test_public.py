@@ -87,6 +87,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
         "explanations.png",
         "conv.png",
         "training.png",
+        "channels.png",
     }
     assert together["slopes"].shape == (4, 32, 32, 3)
     assert together["by_unit"].shape == (4, 16, 16, 8)
