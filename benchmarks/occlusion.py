@@ -203,6 +203,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=30, help="for each net")
     parser.add_argument("--methods", nargs="+", default=["auto", "full"])
     parser.add_argument("--chunk", type=int, help="chunk_size of ours in place of the default")
+    parser.add_argument("--evals", nargs="+", type=int, default=[1, 4, 16, 64], help="to try")
+    parser.add_argument("--layouts", nargs="+", default=["default", "channels_last"])
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
@@ -241,11 +243,11 @@ def main():
             np.savez(folder / "x.npz", x=x, target=target)
             load = {k: str(folder / f"{k}.npz") for k in ("weights", "x")}
             load |= {"net": spec, "window": window, "stride": stride}
-            for layout in ("default", "channels_last"):
+            for layout in arguments.layouts:
                 peer.ask(**load, layout=layout)
-                for evals in (1, 4, 16, 64):
+                for evals in arguments.evals:
                     ask = {"evals": evals, "save": str(folder / "peer.npy")}
-                    best[layout, evals] = min(peer.ask(**ask)["ms"] for _ in range(2))
+                    best[layout, evals] = peer.ask(**ask)["ms"]
             layout, evals = min(best, key=lambda k: best[k])
             peer.ask(**load, layout=layout)
             peer.ask(evals=evals)

@@ -24,6 +24,7 @@ from jaxviz.attribution.gradient import (
     input_x_gradient as input_x_gradient,
     saliency as saliency,
 )
+from jaxviz.attribution.masking import rise as rise
 from jaxviz.attribution.occlusion import (
     occlusion as occlusion,
     occlusion_scores as occlusion_scores,
@@ -47,12 +48,23 @@ from jaxviz.attribution.propagation import (
     guided_backprop as guided_backprop,
     lrp as lrp,
 )
+from jaxviz.attribution.regions import (
+    blurred as blurred,
+    grid_segments as grid_segments,
+    slic_segments as slic_segments,
+)
+from jaxviz.attribution.sensitivity import hsic as hsic, sobol as sobol
+from jaxviz.attribution.shapley import (
+    shapley_sampling as shapley_sampling,
+    shapley_values as shapley_values,
+)
 from jaxviz.attribution.smooth import (
     augmented as augmented,
     smooth_grad as smooth_grad,
     square_grad as square_grad,
     var_grad as var_grad,
 )
+from jaxviz.attribution.surrogate import kernel_shap as kernel_shap, lime as lime
 from jaxviz.attribution.xrai import xrai as xrai
 from jaxviz.features import (
     objectives as objectives,

@@ -52,10 +52,17 @@ METHODS = {
     "ablation_cam": jv.ablation_cam,
     "guided_grad_cam": jv.guided_grad_cam,
     "occlusion": functools.partial(jv.occlusion, window=(3, 3), stride=(3, 3)),
+    "rise": functools.partial(jv.rise, num_samples=5, cells=2),
+    "sobol": functools.partial(jv.sobol, num_designs=4, cells=2),
+    "hsic": functools.partial(jv.hsic, num_samples=6, cells=2),
+    "lime": functools.partial(jv.lime, segments=CELLS, num_samples=6),
+    "kernel_shap": functools.partial(jv.kernel_shap, segments=CELLS, num_samples=4),
+    "shapley_sampling": functools.partial(jv.shapley_sampling, segments=CELLS, num_samples=2),
+    "shapley_values": functools.partial(jv.shapley_values, segments=CELLS),
     "feature_ablation": functools.partial(jv.feature_ablation, segments=CELLS),
 }
 # Their random numbers belong to a place in the batch, so one example alone draws others.
-KEYED = {"expected_gradients"}
+KEYED = {"expected_gradients", "rise", "sobol", "hsic", "lime", "kernel_shap", "shapley_sampling"}
 TARGET = jnp.array([2, 0, 1])
 
 every_method = pytest.mark.parametrize("name", METHODS)

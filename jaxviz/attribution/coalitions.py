@@ -1,0 +1,111 @@
+"""The score of a coalition of segments: these are left as they are, all others are filled."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.attribution.contract import Target, check_inputs, select
+from jaxviz.attribution.copies import (
+    at_least_float32,
+    check_one_array,
+    chunk_length,
+    fixed_target,
+    stacked,
+)
+from jaxviz.attribution.regions import fill_like, grid_segments, per_place, segments_like
+
+CELLS = 7  # along each axis of space, where no segments are given
+
+
+class Segmented(NamedTuple):
+    """Segments as the methods hand them to their compiled part.
+
+    Attributes:
+      numbers: Integers with the axes of `x`, 1 where all share them; traced.
+      count: How many segments there are, which shapes the program.
+      shape: Of a map.
+    """
+
+    numbers: jax.Array
+    count: int
+    shape: tuple[int, ...]
+
+
+class SegmentScores(NamedTuple):
+    """Each segment's part in the score.
+
+    Attributes:
+      map: `[N, *space]`, or the shape of `x` where segments have its channel axis: each segment's
+        value at every place of it, 0 where no segment is.
+      values: `[N, G]`, the values of the G segments, in units of the explained output.
+      standard_errors: `[N, G]`, how far values are from those of unlimited samples (one standard
+        deviation, estimated from the samples).
+      base: `[N]`, the score at no segment: the surrogate's intercept, or the score of the fill.
+    """
+
+    map: jax.Array
+    values: jax.Array
+    standard_errors: jax.Array
+    base: jax.Array
+
+
+def segmented(
+    name: str, apply_fn: Any, x: Any, segments: Any, num_segments: int | None
+) -> Segmented:
+    """The segments that were given, or a grid of 7 cells along each axis of space."""
+    check_inputs(name, apply_fn, x)
+    check_one_array(name, x)
+    if segments is None:
+        space = jnp.shape(x)[1:-1] or jnp.shape(x)[1:]
+        if jnp.ndim(x) == 2:  # a row of numbers: each is its own segment
+            segments = np.arange(space[0], dtype=np.int32)
+        else:
+            segments = grid_segments(space, tuple(min(CELLS, n) for n in space))
+    return Segmented(*segments_like(name, segments, x, num_segments))
+
+
+def coalition_scores(
+    name: str,
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target,
+    numbers: jax.Array,
+    fill: Any,
+    coalition: Callable[[jax.Array], jax.Array],
+    num: int,
+    chunk_size: int | None,
+) -> jax.Array:
+    """Scores `[num, N]` with the segments of `coalition(k)`, `[N or 1, G]` booleans, left.
+
+    What belongs to no segment is always left.
+    """
+    filled = fill_like(name, fill, x)
+    target = fixed_target(apply_fn, params, x, target)
+    chunk = chunk_length(name, num, chunk_size, x)
+
+    def score(k):
+        kept = coalition(k)
+        kept = jnp.broadcast_to(kept, (len(x), kept.shape[1])).astype(jnp.float32)
+        hidden = per_place(1 - kept, numbers) > 0.5
+        return select(apply_fn(params, jnp.where(hidden, filled, x)), target)
+
+    scores = stacked(score, num, chunk)
+    return scores.astype(at_least_float32(scores))
+
+
+def as_scores(
+    values: jax.Array,
+    standard_errors: jax.Array,
+    base: jax.Array,
+    numbers: jax.Array,
+    shape: tuple[int, ...],
+    x: jax.Array,
+) -> SegmentScores:
+    """The result of a method, in the dtype of `x`."""
+    found = per_place(values, numbers).reshape(shape)
+    found = SegmentScores(found, values, standard_errors, base)
+    return jax.tree.map(lambda a: a.astype(x.dtype), found)

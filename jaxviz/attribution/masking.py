@@ -1,0 +1,119 @@
+"""RISE: the mean of random masks, each weighed by the score that the masked input still gets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxviz.attribution.contract import Target, explanation, select
+from jaxviz.attribution.copies import (
+    at_least,
+    at_least_float32,
+    check_one_array,
+    chunk_length,
+    fixed_target,
+    running_sum,
+)
+from jaxviz.attribution.regions import fill_like
+
+
+@explanation("num_samples", "cells", "keep", "chunk_size")
+def rise(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    key: jax.Array,
+    num_samples: int = 4000,
+    cells: int = 7,
+    keep: float = 0.5,
+    fill: Any = 0.0,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Where the score is high on average when a place is left to be seen through a random mask.
+
+    sum_k f(x seen through m_k) m_k / (num_samples * keep). A mask is a coarse grid of zeros and
+    ones, stretched bilinearly and shifted by less than a cell, its own for each example and sample.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function. The
+        paper explains probabilities: `jaxviz.softmax(apply_fn)`.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      key: Key of the masks, which are the same whatever `chunk_size` is.
+      num_samples: Masks for each example, >= 1. Time is linear in it, memory constant.
+      cells: Cells of the coarse grid along each axis, >= 1.
+      keep: Probability that a cell is left to be seen, in (0, 1).
+      fill: What stands where the mask hides: anything that broadcasts to `x`.
+      chunk_size: Masks at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      `[N, *space]`, in units of the explained output: an estimate of the score expected, given that
+      the place is seen. Its differences between places are what says something; their standard
+      error falls with the square root of `num_samples`.
+
+    Raises:
+      ValueError: `x` has no axis of space, or an option is out of its range.
+
+    Example:
+      >>> net = lambda _, x: x[:, 0, 0]
+      >>> x = jnp.ones((1, 4, 4, 1))
+      >>> out = rise(net, None, x, 0, key=jax.random.key(0), cells=2, num_samples=99)
+      >>> bool(out[0, 0, 0] > out[0, 3, 3] + 0.1)
+      True
+
+    Reference:
+      Petsiuk et al. 2018, arXiv:1806.07421, eq. 6, and section 3.2 for the masks. Xplique shifts
+      all masks of a batch alike and divides by each place's own sum of masks.
+    """
+    name = "rise"
+    check_one_array(name, x)
+    if x.ndim < 3:
+        raise ValueError(
+            f"{name}: x must be [N, *space, C]; got {x.shape}. Give it channels: x[..., None]."
+        )
+    at_least(name, "num_samples", num_samples, 1)
+    at_least(name, "cells", cells, 1)
+    if not 0 < keep < 1:
+        raise ValueError(f"{name}: keep must be in (0, 1); got {keep}. The paper takes 0.5.")
+    filled = fill_like(name, fill, x)
+    target = fixed_target(apply_fn, params, x, target)
+    chunk = chunk_length(name, num_samples, chunk_size, x)
+    wide = at_least_float32(x)
+
+    def term(k):
+        masks = random_masks(jax.random.fold_in(key, k), x.shape[:-1], cells, keep, wide)
+        seen = filled + masks[..., None].astype(x.dtype) * (x - filled)
+        score = select(apply_fn(params, seen), target)
+        return masks * score.astype(wide).reshape(-1, *[1] * (masks.ndim - 1))
+
+    total = running_sum(term, num_samples, chunk)
+    return (total / (num_samples * keep)).astype(x.dtype)
+
+
+def random_masks(
+    key: jax.Array, shape: tuple[int, ...], cells: int, keep: float, dtype: Any
+) -> jax.Array:
+    """Coarse random grids, stretched bilinearly and shifted, one for each example.
+
+    Args:
+      key: Of the draws.
+      shape: `[N, *space]` of the masks.
+      cells: Cells that fit along an axis; one more is drawn, for the shift.
+      keep: Probability of a one.
+      dtype: Of the masks.
+    """
+    grid_key, shift_key = jax.random.split(key)
+    count, space = shape[0], shape[1:]
+    grids = jax.random.bernoulli(grid_key, keep, (count, *[cells + 1] * len(space))).astype(dtype)
+    sizes = [-(-n // cells) for n in space]  # of a cell, in pixels
+    large = jax.image.resize(
+        grids, (count, *[(cells + 1) * size for size in sizes]), "bilinear", antialias=False
+    )
+    shifts = jax.random.randint(shift_key, (count, len(space)), 0, jnp.array(sizes)[None])
+    return jax.vmap(lambda mask, shift: lax.dynamic_slice(mask, list(shift), space))(large, shifts)

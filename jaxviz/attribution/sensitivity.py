@@ -1,0 +1,216 @@
+"""Global sensitivity of the score to a grid of masks: total Sobol indices, and HSIC."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.attribution.contract import Target, explanation, select
+from jaxviz.attribution.copies import (
+    at_least,
+    at_least_float32,
+    check_one_array,
+    chunk_length,
+    fixed_target,
+    stacked,
+)
+from jaxviz.attribution.regions import fill_like
+
+
+@explanation("cells", "num_designs", "resize", "chunk_size")
+def sobol(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    key: jax.Array,
+    cells: int = 8,
+    num_designs: int = 32,
+    fill: Any = 0.0,
+    resize: Literal["nearest", "bilinear"] = "nearest",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Which share of the score's variance each cell of a mask has a part in.
+
+    T_i = E[Var(f | all cells but i)] / Var f, where each of the cells' masks is uniform on [0, 1]
+    and fades its part of the input to `fill`; by Jansen's estimator
+    sum_k (f(a_k) - f(a_k with cell i from b_k))^2 / (2 num_designs Var f).
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      key: Key of the shift that makes the Sobol sequence random.
+      cells: Cells of the grid along each axis, >= 1; all of them together at most 10,000.
+      num_designs: Pairs (a, b) of masks, a power of two, >= 2.
+      fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say).
+      resize: How masks become as large as `x`.
+      chunk_size: Masked inputs at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      `[N, *space]`, shares of the variance of the explained output, >= 0; with interactions they
+      sum over cells to more than 1, and they say nothing of the sign. Costs num_designs *
+      (cells ** axes + 2) forward passes.
+
+    Raises:
+      ValueError: `x` has no axis of space, or an option is out of its range.
+
+    Example:
+      >>> net = lambda _, x: x[:, 0, 0]
+      >>> x = jnp.ones((1, 4, 4, 1))
+      >>> out = sobol(net, None, x, 0, key=jax.random.key(0), cells=2)
+      >>> bool(out[0, 0, 0] > 0.9), float(out[0, 3, 3])  # all the variance is the first cell's
+      (True, 0.0)
+
+    Reference:
+      Fel et al. 2021, arXiv:2111.04138, eq. 5 and section 3.2. The variance is that of f at the a
+      and b designs together, as in Jansen 1999; in Xplique that of the a designs.
+    """
+    name = "sobol"
+    axes = _check(name, x, cells)
+    if num_designs < 2 or num_designs & (num_designs - 1):
+        raise ValueError(
+            f"{name}: num_designs must be a power of two, >= 2, as the Sobol sequence is balanced "
+            f"only then; got {num_designs}. Take {2 ** max(1, num_designs.bit_length())}."
+        )
+    count = cells**axes
+    filled = fill_like(name, fill, x)
+    target = fixed_target(apply_fn, params, x, target)
+    chunk = chunk_length(name, num_designs * (count + 2), chunk_size, x)
+    points = jnp.asarray(_sequence(2 * count, num_designs), jnp.float32)
+    # A random shift modulo 1 keeps the sequence as even as it is and makes it unbiased.
+    points = (points + jax.random.uniform(key, (2 * count,))[None, :]) % 1
+    a, b = points[:, :count], points[:, count:]
+
+    def score(k):
+        variant, design = k // num_designs, k % num_designs  # 0: a, 1: b, 2 + i: a with b's cell i
+        swapped = (jnp.arange(count) == variant - 2) | (variant == 1)
+        mask = jnp.where(swapped, b[design], a[design])
+        return _seen(apply_fn, params, x, filled, mask, cells, resize, target)
+
+    scores = stacked(score, num_designs * (count + 2), chunk)
+    scores = scores.reshape(count + 2, num_designs, -1).astype(at_least_float32(scores))
+    variance = scores[:2].reshape(2 * num_designs, -1).var(0)
+    total = jnp.square(scores[2:] - scores[:1]).mean(1) / 2
+    moves = variance > 0
+    indices = jnp.where(moves[:, None], total.T / jnp.where(moves, variance, 1)[:, None], 0)
+    return _map(indices, x, cells, resize)
+
+
+@explanation("cells", "num_samples", "resize", "chunk_size")
+def hsic(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    key: jax.Array,
+    cells: int = 8,
+    num_samples: int = 512,
+    fill: Any = 0.0,
+    resize: Literal["nearest", "bilinear"] = "nearest",
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """How much the score depends, in any way at all, on whether each cell is hidden.
+
+    HSIC_i = tr(K_i H L H) / (n - 1)^2 over n random binary masks: K_i says which masks agree in
+    cell i (a centred kernel of two values), L is a Gaussian kernel of the scores whose width is
+    their median distance, H = 1 - 1/n centres.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      key: Key of the masks; each cell is seen with probability one half.
+      cells: Cells of the grid along each axis, >= 1.
+      num_samples: Masks, >= 2, the same for all N examples. Time is linear in it.
+      fill: What a hidden cell shows: anything that broadcasts to `x`.
+      resize: How masks become as large as `x`.
+      chunk_size: Masked inputs at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      `[N, *space]`, dependence without a unit, >= 0 up to rounding, no sign. Costs one forward pass
+      a mask and `num_samples` squared numbers for each example in turn.
+
+    Raises:
+      ValueError: `x` has no axis of space, or an option is out of its range.
+
+    Example:
+      >>> net = lambda _, x: x[:, 0, 0]
+      >>> out = hsic(net, None, jnp.ones((1, 4, 4, 1)), 0, key=jax.random.key(0), cells=2)
+      >>> bool(out[0, 0, 0] > 20 * out[0, 3, 3])
+      True
+
+    Reference:
+      Novello et al. 2022, arXiv:2206.06219, eq. 7 and section 4: there masks come from a Latin
+      hypercube, here each is drawn on its own.
+    """
+    name = "hsic"
+    axes = _check(name, x, cells)
+    at_least(name, "num_samples", num_samples, 2)
+    filled = fill_like(name, fill, x)
+    target = fixed_target(apply_fn, params, x, target)
+    chunk = chunk_length(name, num_samples, chunk_size, x)
+    masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
+    scores = stacked(
+        lambda k: _seen(apply_fn, params, x, filled, masks[k], cells, resize, target),
+        num_samples,
+        chunk,
+    )
+    scores = scores.astype(at_least_float32(scores))
+
+    def dependence(score):
+        # With z = mask - 1/2, z z' is 1/4 where two masks agree: K_i = 1/2 + 2 z z'. The constant
+        # is centred away, so tr(K H L H) is 2 z' H L H z: no matrix for each cell.
+        distance = jnp.abs(score[:, None] - score[None, :])
+        width = jnp.median(distance)
+        width = jnp.where(width > 0, width, 1)
+        kernel = jnp.exp(-jnp.square(distance / width) / 2)
+        z = (masks - masks.mean(0, keepdims=True)).astype(kernel.dtype)
+        return 2 * (z * (kernel @ z)).sum(0) / (num_samples - 1) ** 2
+
+    return _map(jax.lax.map(dependence, scores.T), x, cells, resize)
+
+
+def _check(name: str, x: jax.Array, cells: int) -> int:
+    check_one_array(name, x)
+    axes = jnp.ndim(x) - 2
+    if axes < 1 or not (1 <= cells <= min(jnp.shape(x)[1:-1], default=0)) or cells**axes > 10_000:
+        raise ValueError(
+            f"{name}: x must be [N, *space, C], and cells 1 to the smallest axis of space, at most "
+            f"10,000 in all; got x {jnp.shape(x)}, cells {cells}. Take 8, say."
+        )
+    return axes
+
+
+@functools.cache
+def _sequence(dimensions: int, count: int) -> np.ndarray:
+    """The first points of a Sobol sequence, `[count, dimensions]` in [0, 1)."""
+    from scipy.stats import qmc
+
+    return qmc.Sobol(dimensions, scramble=False).random_base2(int(math.log2(count)))
+
+
+def _seen(apply_fn, params, x, filled, mask, cells, resize, target):
+    mask = _large(mask[None], x, cells, resize).astype(x.dtype)
+    return select(apply_fn(params, filled + mask[..., None] * (x - filled)), target)
+
+
+def _map(values, x, cells, resize):
+    return _large(values, x, cells, resize).astype(x.dtype)
+
+
+def _large(values, x, cells, resize):
+    """`[M, cells ** axes]` as maps `[M, *space]`."""
+    space = x.shape[1:-1]
+    grid = values.reshape(len(values), *[cells] * len(space))
+    return jax.image.resize(grid, (len(values), *space), resize, antialias=False)

@@ -1,0 +1,207 @@
+"""Shapley values of segments: exact by all coalitions, or sampled by permutations."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.attribution.coalitions import (
+    SegmentScores,
+    as_scores,
+    coalition_scores,
+    segmented,
+)
+from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import at_least
+
+_LARGEST = 20  # segments of which all coalitions are evaluated: a million forward passes
+
+
+def shapley_values(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    segments: Any = None,
+    num_segments: int | None = None,
+    fill: Any = 0.0,
+    chunk_size: int | None = None,
+) -> SegmentScores:
+    """Each segment's fair share of the score gained over the fill: exact, for few segments.
+
+    sum over coalitions S without g of |S|! (G - |S| - 1)! / G! * (f(S and g) - f(S)).
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      segments: Integers `[*space]` or `[N, *space]`, or either with the channel axis at its end;
+        numbers below 0 are never hidden. None is each number of a row `[N, F]` on its own.
+      num_segments: Their number, at most 20; None reads it off `segments`.
+      fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
+      chunk_size: Coalitions at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      `SegmentScores`; values sum to the score less that of the filled input, which is `base`;
+      standard errors are 0. Costs 2 ** G forward passes.
+
+    Raises:
+      ValueError: More than 20 segments; segments that are no integers of the shape of `x`; traced
+        ones without `num_segments`; a fill that does not broadcast; `chunk_size` below 1.
+
+    Example:
+      >>> net = lambda w, x: w * x[:, :1] * x[:, 1:]
+      >>> shapley_values(net, 3.0, jnp.array([[2.0, 5.0]]), 0).values.tolist()
+      [[15.0, 15.0]]
+
+    Reference:
+      Shapley 1953; Lundberg and Lee 2017, arXiv:1705.07874, eq. 4. "ShapleyValues" of Captum goes
+      through all orders instead, G! of them.
+    """
+    name = "shapley_values"
+    found = segmented(name, apply_fn, x, segments, num_segments)
+    if found.count > _LARGEST:
+        raise ValueError(
+            f"{name}: segments must be {_LARGEST} at most, for all their coalitions are evaluated; "
+            f"got {found.count}. Take fewer (`grid_segments((H, W), (4, 4))`), `shapley_sampling` "
+            "or `kernel_shap`."
+        )
+    return _shapley_values(
+        apply_fn,
+        params,
+        x,
+        target,
+        numbers=found.numbers,
+        count=found.count,
+        shape=found.shape,
+        fill=fill,
+        chunk_size=chunk_size,
+    )
+
+
+def _exact(apply_fn, params, x, target=None, *, numbers, count, shape, fill, chunk_size):
+    name = "shapley_values"
+    bits = jnp.arange(count, dtype=jnp.int32)
+    coalition = lambda k: ((k >> bits) & 1).astype(bool)[None]
+    arguments = (apply_fn, params, x, target, numbers, fill, coalition)
+    scores = coalition_scores(name, *arguments, 2**count, chunk_size)
+    # Bit g of a coalition's number says whether g is in it: halves along its axis are S, S and g.
+    sizes = np.array([bin(k).count("1") for k in range(2 ** (count - 1))])
+    weight = [1 / (count * math.comb(count - 1, s)) for s in range(count)]
+    weights = jnp.asarray(np.asarray(weight)[sizes], scores.dtype)
+
+    def value(g):
+        halves = scores.reshape(2 ** (count - 1 - g), 2, 2**g, -1)
+        gains = (halves[:, 1] - halves[:, 0]).reshape(2 ** (count - 1), -1)
+        return jnp.tensordot(weights, gains, 1, precision=jax.lax.Precision.HIGHEST)
+
+    values = jnp.stack([value(g) for g in range(count)], 1)
+    return as_scores(values, jnp.zeros_like(values), scores[0], numbers, shape, x)
+
+
+_exact.__name__ = "shapley_values"  # the name that its errors begin with
+_shapley_values = explanation("count", "shape", "chunk_size")(_exact)
+
+
+def shapley_sampling(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    key: jax.Array,
+    segments: Any = None,
+    num_segments: int | None = None,
+    num_samples: int = 25,
+    fill: Any = 0.0,
+    chunk_size: int | None = None,
+) -> SegmentScores:
+    """Each segment's fair share of the score gained over the fill, estimated from random orders.
+
+    mean over orders of f(with g and all before it) - f(with all before it). Every order is walked
+    forwards and backwards, which evens out much of the chance.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      key: Key of the orders, of which each example has its own.
+      segments: Integers `[*space]` or `[N, *space]`, or either with the channel axis at its end;
+        numbers below 0 are never hidden. None is a grid of 7 cells along each axis of space, or
+        each number of a row `[N, F]` on its own.
+      num_segments: Their number; None reads it off `segments`.
+      num_samples: Pairs of orders, >= 2. Time is linear in it.
+      fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
+      chunk_size: Coalitions at once, for all N examples. None chooses by the size of `x`.
+
+    Returns:
+      `SegmentScores`; values sum to the score less that of the filled input, which is `base`, for
+      any number of samples; standard errors are those of the mean over pairs of orders. Costs 2 *
+      num_samples * (G - 1) + 2 forward passes.
+
+    Raises:
+      ValueError: Segments that are no integers of the shape of `x`; traced ones without
+        `num_segments`; a fill that does not broadcast; `num_samples` below 2, `chunk_size` below 1.
+
+    Example:
+      >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
+      >>> shapley_sampling(lambda w, x: x @ w, w, x, 0, key=jax.random.key(0)).values.tolist()
+      [[1.0, -2.0]]
+
+    Reference:
+      Castro et al. 2009, Computers & Operations Research 36; the backward walk: Mitchell et al.
+      2022, arXiv:2104.12199, section 4.1. Captum's "ShapleyValueSampling" walks forwards only.
+    """
+    name = "shapley_sampling"
+    found = segmented(name, apply_fn, x, segments, num_segments)
+    return _shapley_sampling(
+        apply_fn,
+        params,
+        x,
+        target,
+        key=key,
+        numbers=found.numbers,
+        count=found.count,
+        shape=found.shape,
+        num_samples=num_samples,
+        fill=fill,
+        chunk_size=chunk_size,
+    )
+
+
+def _sampled(
+    apply_fn, params, x, target=None, *, key, numbers, count, shape, num_samples, fill, chunk_size
+):
+    name = "shapley_sampling"
+    at_least(name, "num_samples", num_samples, 2)
+    keys = jax.random.split(key, num_samples * len(x)).reshape(num_samples, len(x))
+    ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, count)))(keys)  # [S, N, G]
+    ranks = jnp.stack([ranks, count - 1 - ranks], 1).reshape(2 * num_samples, len(x), count)
+    inner = count - 1  # coalitions between the empty and the full one, which all orders share
+
+    def coalition(k):
+        order, size = (k - 2) // max(inner, 1), (k - 2) % max(inner, 1) + 1
+        some = ranks[jnp.maximum(order, 0)] < size
+        return jnp.where(k < 2, jnp.broadcast_to(k == 1, some.shape), some)
+
+    arguments = (apply_fn, params, x, target, numbers, fill, coalition)
+    scores = coalition_scores(name, *arguments, 2 + 2 * num_samples * inner, chunk_size)
+    none, every = (jnp.broadcast_to(s, (2 * num_samples, 1, len(x))) for s in scores[:2])
+    walks = scores[2:].reshape(2 * num_samples, inner, len(x))
+    gains = jnp.diff(jnp.concatenate([none, walks, every], 1), axis=1)  # by place in the order
+    gains = jnp.take_along_axis(gains.swapaxes(1, 2), ranks, axis=2)  # by segment
+    pairs = gains.reshape(num_samples, 2, len(x), count).mean(1)
+    errors = pairs.std(0, ddof=1) / math.sqrt(num_samples)
+    return as_scores(pairs.mean(0), errors, scores[0], numbers, shape, x)
+
+
+_sampled.__name__ = "shapley_sampling"
+_shapley_sampling = explanation("count", "shape", "num_samples", "chunk_size")(_sampled)

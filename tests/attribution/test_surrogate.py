@@ -1,0 +1,191 @@
+"""LIME, KernelSHAP and Shapley values: linear models, axioms, enumeration, Captum."""
+
+import functools
+import itertools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_net
+from small_net import close
+
+from jaxviz.attribution.regions import grid_segments
+from jaxviz.attribution.shapley import shapley_sampling, shapley_values
+from jaxviz.attribution.surrogate import kernel_shap, lime
+
+KEY = jax.random.key(7)
+SEGMENTS = grid_segments((6, 6), (2, 3))
+linear = lambda w, x: (x * w).sum((1, 2)) + 3
+# Interactions of all kinds, each example on its own: [N, 6, 6, 1] -> [N, 2].
+curved = lambda w, x: jnp.tanh((x * w).sum((1, 2))) * jnp.ones((1, 2)) + (x * w).max((1, 2)) ** 2
+SAMPLED = {
+    "shapley_sampling": functools.partial(shapley_sampling, key=KEY, num_samples=4),
+    "kernel_shap": functools.partial(kernel_shap, key=KEY, num_samples=40),
+    "lime": functools.partial(lime, key=KEY, num_samples=60, strength=0.0),
+    "lasso": functools.partial(
+        lime, key=KEY, num_samples=60, strength=0.0, penalty="lasso", kernel_width=2.0
+    ),
+}
+
+
+def data(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return jax.random.normal(keys[0], (1, 6, 6, 1)), jax.random.normal(keys[1], (2, 6, 6, 1))
+
+
+def sums(a):
+    """Of each example over each segment."""
+    return np.stack([np.asarray(a)[:, SEGMENTS == g].sum((1, 2)) for g in range(6)], 1)
+
+
+def brute(f, w, x, target):
+    """Shapley values by the definition, one coalition after another."""
+
+    @functools.cache
+    def score(kept):
+        seen = np.isin(SEGMENTS, kept)[None, :, :, None]
+        return np.asarray(jax.jit(f)(w, jnp.where(seen, x, 0)), np.float64)[:, target]
+
+    values = np.zeros((len(x), 6))
+    for g in range(6):
+        others = [i for i in range(6) if i != g]
+        for size in range(6):
+            weight = 1 / (6 * math.comb(5, size))
+            for some in itertools.combinations(others, size):
+                values[:, g] += weight * (score(tuple(sorted((*some, g)))) - score(some))
+    return values
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_linear_models_are_recovered(name):
+    w, x = data()
+    out = SAMPLED[name](linear, w, x, 0, segments=SEGMENTS)
+    np.testing.assert_allclose(out.values, sums(x * w), atol=5e-5)
+    np.testing.assert_allclose(out.base, [3, 3], atol=1e-4)
+    np.testing.assert_allclose(out.standard_errors, np.zeros((2, 6)), atol=1e-4)
+    np.testing.assert_allclose(out.map, np.asarray(out.values)[:, SEGMENTS], rtol=1e-6)
+
+
+def test_exact_values_are_those_of_the_definition():
+    w, x = data(1)
+    expected = brute(curved, w, x, 1)
+    out = shapley_values(curved, w, x, 1, segments=SEGMENTS)
+    np.testing.assert_allclose(out.values, expected, atol=1e-5)
+    # KernelSHAP with all coalitions solves for them.
+    full = kernel_shap(curved, w, x, 1, key=KEY, segments=SEGMENTS, num_samples=62)
+    np.testing.assert_allclose(full.values, expected, atol=1e-5)
+    assert not full.standard_errors.any()
+
+
+def test_exact_values_agree_with_captum():
+    with jax.enable_x64(True), np.load(small_net.FOLDER / "perturbation_peers.npz") as peers:
+        params, x, target, baseline, _ = small_net.inputs(jnp.float64)
+        options = {"segments": peers["grid"], "fill": baseline}
+        out = shapley_values(small_net.apply_fn, params, x, target, **options)
+        close(out.map, peers["shapley"][..., 0], 2e-6)  # 720 orders added in float32
+        full = kernel_shap(small_net.apply_fn, params, x, target, key=KEY, **options)
+        close(full.values, out.values, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["shapley_sampling", "kernel_shap", "lime"])
+def test_estimates_scatter_as_their_standard_errors_say(name):
+    w, x = data(2)
+    explain = lambda key: SAMPLED[name](curved, w, x, 1, segments=SEGMENTS, key=key)
+    runs = jax.vmap(explain)(jax.random.split(jax.random.key(0), 60))
+    values, errors = np.asarray(runs.values, np.float64), np.asarray(runs.standard_errors)
+    scatter, stated = values.std(0, ddof=1), np.sqrt((errors**2).mean(0))
+    # 60 runs know a deviation to 10 %; few samples estimate their own with some bias.
+    assert (scatter < 1.7 * stated + 1e-4).all()
+    assert (stated < 1.7 * scatter + 1e-4).all()
+    if name != "lime":  # whose values are its own, not Shapley's
+        expected = np.asarray(shapley_values(curved, w, x, 1, segments=SEGMENTS).values)
+        off = np.abs(values.mean(0) - expected)
+        assert (off < 4.5 * scatter / np.sqrt(60) + 0.02 * np.abs(expected).max()).all()
+
+
+@pytest.mark.parametrize(
+    "method", [shapley_values, SAMPLED["shapley_sampling"], SAMPLED["kernel_shap"]]
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_axioms(method, seed):
+    w, x = data(seed)
+    blind = jnp.where((SEGMENTS != 4)[None, :, :, None], w, 0)  # segment 4 is never read
+    out = method(curved, blind, x, 0, segments=SEGMENTS)
+    whole, none = (np.asarray(curved(blind, a))[:, 0] for a in (x, 0 * x))
+    np.testing.assert_allclose(out.values.sum(1), whole - none, atol=1e-4)  # efficiency
+    np.testing.assert_allclose(out.base, none, atol=1e-5)
+    if method is not SAMPLED["kernel_shap"]:  # whose samples tell a dummy only on average
+        np.testing.assert_allclose(out.values[:, 4], 0, atol=1e-5)
+    if method is shapley_values:
+        # Symmetry: two segments that hold the same share the same. Linearity in the model.
+        alike = jnp.broadcast_to(x[:, :3, :2], (2, 3, 2, 1))
+        both = x.at[:, :3, :2].set(alike).at[:, :3, 2:4].set(alike)
+        flat = w.at[:, :3, 2:4].set(w[:, :3, :2])
+        even = method(curved, flat, both, 0, segments=SEGMENTS).values
+        np.testing.assert_allclose(even[:, 0], even[:, 1], atol=1e-5)
+        mixed = lambda w, x: 2 * curved(w, x) - 3 * jnp.tile(linear(w, x), 2)
+        expected = 2 * method(curved, w, x, 0, segments=SEGMENTS).values - 3 * sums(x * w)
+        found = method(mixed, w, x, 0, segments=SEGMENTS).values
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", ["ridge", "lasso"])
+def test_lime_solves_its_objective(penalty):  # oracle: scikit-learn on the same coalitions
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    w, x = data(3)
+    count, width = 80, 0.4
+    strength = {"ridge": 1.0, "lasso": 0.02}[penalty]
+    out = lime(
+        curved,
+        w,
+        x,
+        1,
+        key=KEY,
+        segments=SEGMENTS,
+        num_samples=count,
+        kernel_width=width,
+        penalty=penalty,
+        strength=strength,
+    )
+    kept = jax.random.bernoulli(KEY, 0.5, (count, 2, 6)).at[0].set(True)
+    for n in range(2):
+        z = np.asarray(kept[:, n], float)
+        seen = np.asarray(kept[:, n])[:, SEGMENTS][..., None]
+        y = np.asarray(curved(w, jnp.where(seen, x[n][None], 0)), float)[:, 1]
+        d = 1 - z.sum(1) / np.sqrt(np.maximum(z.sum(1), 1e-30) * 6)
+        weights = np.exp(-(d**2) / (2 * width**2))
+        if penalty == "ridge":
+            fit = linear_model.Ridge(alpha=strength)
+        else:
+            fit = linear_model.Lasso(alpha=strength, tol=1e-8, max_iter=10_000)
+        fit.fit(z, y, sample_weight=weights)
+        np.testing.assert_allclose(out.values[n], fit.coef_, atol=2e-4)
+        np.testing.assert_allclose(out.base[n], fit.intercept_, atol=5e-4)
+        np.testing.assert_allclose(out.fit[n], fit.score(z, y, weights), atol=1e-3)
+
+
+def test_rows_of_numbers_are_their_own_segments():
+    w, x = jnp.array([[1.0], [2.0], [-4.0]]), jnp.array([[1.0, 2.0, 3.0]])
+    out = shapley_values(lambda w, x: x @ w, w, x, 0, fill=jnp.array([1.0, 0.0, 0.0]))
+    chex.assert_trees_all_close(out.map, jnp.array([[0.0, 4.0, -12.0]]), atol=1e-5)
+    one = kernel_shap(lambda w, x: x @ w, w, x, 0, key=KEY, segments=jnp.zeros(3, int))
+    chex.assert_trees_all_close(one.values, jnp.array([[-7.0]]))
+
+
+def test_errors_say_what_came():
+    w, x = data()
+    with pytest.raises(ValueError, match=r"shapley_values: segments must be 20 at most.*got 36"):
+        shapley_values(linear, w, x, 0, segments=np.arange(36).reshape(6, 6))
+    with pytest.raises(ValueError, match=r"num_samples must be more than the 6 segments.*got 6"):
+        kernel_shap(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=6)
+    with pytest.raises(ValueError, match="num_samples must be at least 2; got 1"):
+        shapley_sampling(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=1)
+    with pytest.raises(
+        ValueError, match=r"lime: .*penalty 'ridge' or 'lasso'.*got 1000, 0.25, 'l0'"
+    ):
+        lime(linear, w, x, 0, key=KEY, segments=SEGMENTS, penalty="l0")
+    with pytest.raises(ValueError, match="lime: segments must be integers"):
+        lime(linear, w, x, 0, key=KEY, segments=SEGMENTS[:3])
