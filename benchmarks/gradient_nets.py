@@ -1,4 +1,4 @@
-"""Four nets as data, so that JAX and PyTorch can build the same ones: weights, layers, JAX function.
+"""Four nets as data, so that JAX and PyTorch build the same ones: weights, layers, JAX function.
 
 A net is a tuple of (kind, options): `conv` has a name, a stride and a padding; `norm`, `dense`,
 `fire` and `block` a name (a block also its stride); `pool` a size, a stride and a padding. The

@@ -52,7 +52,8 @@ def marked(images, says):
     return images
 
 
-def train(images, labels, weight, num_steps):
+@functools.partial(jax.jit, static_argnames="num_steps")
+def train(params, images, labels, weight, num_steps):
     """Params after Adam on cross entropy + weight * mean squared attribution on the margin."""
     optimizer = optax.adam(3e-3)
 
@@ -68,11 +69,8 @@ def train(images, labels, weight, num_steps):
         updates, state = optimizer.update(slopes, state)
         return (optax.apply_updates(params, updates), state), None
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def run(params):
-        return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(num_steps))[0][0]
-
-    return run(initial(jax.random.key(0)))
+    start = (params, optimizer.init(params))
+    return jax.lax.scan(step, start, jnp.arange(num_steps))[0][0]
 
 
 def main(argv=None):
@@ -87,12 +85,12 @@ def main(argv=None):
     test, truth = read_digits("test")
     images = jnp.asarray(marked(images, labels))
     test = jnp.asarray(marked(test, np.random.default_rng(0).integers(0, 10, len(truth))))
-    accuracy, maps, logits = {}, {}, None
+    accuracy, maps, start = {}, {}, initial(jax.random.key(0))
     for name, weight in (("as usual", 0.0), ("with the prior", arguments.weight)):
-        params = train(images, jnp.asarray(labels), weight, arguments.num_steps)
+        params = train(start, images, jnp.asarray(labels), weight, arguments.num_steps)
         logits = net(params, test)
         accuracy[name] = float((logits.argmax(1) == truth).mean())
-        shares = np.asarray(jv.integrated_gradients(net, params, test, truth))
+        shares = np.asarray(jv.integrated_gradients(net, params, test[:100], truth[:100]))
         on_mark = np.abs(shares[:, :MARGIN]).sum() / np.abs(shares).sum()
         maps[f"{name}: {accuracy[name]:.0%} right"] = shares[:4]
         print(

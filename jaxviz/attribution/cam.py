@@ -51,7 +51,8 @@ def grad_cam(
       x: `[N, *space, C]`, floating, or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
       layer: Name of a layer whose output is `[N, *space, channels]`, or several, whose maps are
-        averaged; None is the last with spatial extent. `jaxviz.layers` lists them.
+        averaged; None is the last with spatial extent. `jaxviz.layers` lists them. Where that is
+        a pooling with few places left (3x3 on a net for digits), the layer before it draws finer.
       relu: Whether to keep positive evidence only.
       resize: Whether to bring the map to the spatial size of `x` (or to the size given, `(h, w)`),
         linearly with half-pixel centres; False gives the layer's own resolution.

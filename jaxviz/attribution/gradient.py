@@ -57,6 +57,12 @@ def gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None) -> 
       >>> gradient(lambda w, x: x @ w, w, x, 0).tolist()
       [[1.0, -2.0]]
 
+      Every class at once, one forward pass for all (so for any method, by its target):
+
+      >>> every = jax.vmap(lambda k: gradient(lambda w, x: x @ w.T, w, x[:, :1], k))
+      >>> every(jnp.arange(2))[:, 0, 0].tolist()
+      [1.0, -2.0]
+
     Reference:
       Simonyan et al. 2013, arXiv:1312.6034, section 3 (there followed by `saliency`'s absolute
       value and a maximum over colours, which belong to `plot`).

@@ -1,0 +1,42 @@
+"""The example scripts run, small."""
+
+import importlib.util
+import pathlib
+
+import jax
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_attribution_prior_moves_the_attribution_off_the_margin(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes its step count
+        load("attribution_prior").main(["--out", str(tmp_path), "--num-steps", "30"])
+    assert (tmp_path / "attribution_prior.png").stat().st_size > 10_000
+    plain, prior = (
+        float(line.split(", ")[1].split("%")[0]) for line in capsys.readouterr().out.splitlines()
+    )
+    assert prior < plain / 2  # per cent of the attribution that falls on the margin
+
+
+def test_all_methods_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAXVIZ_DATA", raising=False)
+    with pytest.raises(SystemExit, match="set JAXVIZ_DATA"):
+        load("all_methods").main(["--out", str(tmp_path)])
+
+
+def test_boxes_follow_the_crop():
+    annotation = {"width": 512, "height": 256, "label": 3}
+    box = {"label": 3, "x0": 200, "y0": 0, "x1": 256, "y1": 256}
+    out = load("all_methods").inside(annotation | {"boxes": [box, box | {"label": 4}]})
+    assert out.all(0).nonzero()[0].tolist() == list(range(56, 112))  # 144 columns cut at the left
