@@ -57,7 +57,17 @@ CASES = {
     "captum_guided_backprop": jv.guided_backprop,
     "captum_deconvnet": jv.deconvnet,
     "captum_epsilon": _lrp(epsilon(1e-30)),
-    "captum_epsilon_025": _lrp(every(rules.lrp.epsilon(0.25), **_TINY)),
+    # Captum shares with the shift of a batch norm that stands alone; zennit passes it.
+    "captum_epsilon_025": _lrp(
+        composite(
+            "every",
+            {
+                **dict.fromkeys(("conv", "dense"), rules.lrp.epsilon(0.25)),
+                **dict.fromkeys(("batch_norm", "affine"), rules.lrp.epsilon(1e-30)),
+            },
+            **_TINY,
+        )
+    ),
     "captum_gamma_no_bias": _lrp(
         every(rules.lrp.gamma(0.25, bias=False, stabilizer=1e-9), **_TINY)
     ),
