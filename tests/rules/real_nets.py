@@ -93,7 +93,8 @@ CASES = {
 @functools.cache
 def peers():
     with np.load(FOLDER / "real_peers.npz") as file:
-        return dict(file)
+        # Captum damps a convolution before its batch norm, ours the two folded: not one rule.
+        return {k: v for k, v in file.items() if "resnet20/captum_epsilon_025" not in k}
 
 
 @functools.cache
