@@ -39,8 +39,6 @@ def main():
                 in_turn_ms=times["in_turn"][0],
                 ratio=times["in_turn"][0] / times["together"][0],
                 flops_share=flops["together"] / flops["in_turn"],
-                compile_ms=times["together"][1],
-                in_turn_compile_ms=times["in_turn"][1],
             )
 
 
