@@ -20,7 +20,8 @@ import numpy as np
 import jaxviz as jv
 from jaxviz.plot.sheet import explanation_sheet
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
 SIZE = 224
 
 
