@@ -24,6 +24,7 @@ from jaxviz.attribution.gradient import (
     input_x_gradient as input_x_gradient,
     saliency as saliency,
 )
+from jaxviz.attribution.learned_mask import learned_mask as learned_mask
 from jaxviz.attribution.masking import rise as rise
 from jaxviz.attribution.occlusion import (
     occlusion as occlusion,
