@@ -53,8 +53,8 @@ def learned_mask(
 
     Climbs s / (f(x) - f(fill)) - penalties, where s is the score of the part seen ("preserve") or
     minus the score of all else ("delete"). With an `area` the penalty is the mean square distance
-    of the sorted mask from one that is 1 on that share and 0 elsewhere, its weight growing from 0.1 to
-    100 (extremal perturbation); with None it is `sparsity` times the mean of the mask
+    of the sorted mask from one that is 1 on that share and 0 elsewhere, its weight growing from 0.1
+    to 100 (extremal perturbation); with None it is `sparsity` times the mean of the mask
     (meaningful perturbation). `smoothness` weighs the mean absolute difference of neighbours.
 
     Args:
