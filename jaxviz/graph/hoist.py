@@ -35,6 +35,7 @@ def hoist(function: Callable, argument: Any) -> Hoisted:
       A `Hoisted`.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> w = jnp.ones((3, 3))
       >>> sums = hoist(lambda k: (w @ w).sum() + k, jax.ShapeDtypeStruct((), jnp.float32))
       >>> float(sums.prepare()(jnp.float32(1))), sums.flops
