@@ -134,9 +134,8 @@ def felzenszwalb_segments(image: Any) -> np.ndarray:
     image = np.asarray(image, np.float64)
     low, high = image.min(), image.max()
     image = (image - low) / (high - low if high > low else 1) * 2 - 1
-    scaled = transform.resize(
-        image, (_SIDE, _SIDE), order=3, mode="constant", preserve_range=True, anti_aliasing=True
-    )
+    size, options = (_SIDE, _SIDE), {"mode": "constant", "anti_aliasing": True}
+    scaled = np.asarray(transform.resize(image, size, order=3, preserve_range=True, **options))
     if scaled.shape[-1] not in (1, 3):
         scaled = scaled.mean(-1, keepdims=True)
     masks = []
@@ -146,7 +145,8 @@ def felzenszwalb_segments(image: Any) -> np.ndarray:
         )
         labels = transform.resize(
             labels, image.shape[:2], order=0, preserve_range=True, anti_aliasing=False
-        ).astype(int)
+        )
+        labels = np.asarray(labels).astype(int)
         disk = morphology.disk(_MARGIN)
         masks += [
             morphology.dilation((labels == label).astype(np.uint8), disk) > 0
