@@ -6,9 +6,9 @@ not depend on the class, so it is run once and only the pullback is run for each
 
 import jax
 import jax.numpy as jnp
-from timing import json_line, side_by_side
 
 import jaxviz as jv
+from benchmarks.timing import json_line, side_by_side
 from jaxviz import models
 
 

@@ -9,11 +9,9 @@ line for each net and method, with each side's rise in memory above the loaded n
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +21,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gradient_nets import NETS, run, weights
-from memory import Peak
-from timing import json_line
 
+from benchmarks.gradient_nets import NETS, run, weights
+from benchmarks.memory import Peak
+from benchmarks.peer import Peer
+from benchmarks.timing import json_line
 from jaxviz.attribution.cam import grad_cam, guided_grad_cam
 from jaxviz.attribution.cam_perturb import ablation_cam, score_cam
 from jaxviz.attribution.gradient import gradient
@@ -75,27 +74,6 @@ def draws(x):
         "where": rows(where).astype(float),
         "which": which,
     }
-
-
-class Peer:
-    """The process that has torch."""
-
-    def __init__(self, python):
-        script = pathlib.Path(__file__).with_name("gradient_peers.py")
-        self.process = subprocess.Popen(
-            [python, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, **command):
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
 
 
 def best_setting(peer, load, method):
@@ -152,7 +130,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=10, help="for each net and method")
     arguments = parser.parse_args()
-    peer = Peer(arguments.peer_python)
+    peer = Peer(arguments.peer_python, "gradient_peers.py")
     folder = pathlib.Path(tempfile.mkdtemp())
     ratios = []
     for name in arguments.nets:

@@ -22,10 +22,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gradient_nets import SQUEEZENET, run, weights
-from timing import json_line
 
 import jaxviz as jv
+from benchmarks.gradient_nets import SQUEEZENET, run, weights
+from benchmarks.timing import json_line
 
 
 def main():

@@ -10,11 +10,9 @@ difference of the maps relative to their largest number. `--memory` measures in 
 import argparse
 import functools
 import itertools
-import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +22,9 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=true")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import json_line
 
+from benchmarks.peer import Peer
+from benchmarks.timing import json_line
 from jaxviz.attribution.occlusion import occlusion
 
 # What to run, as data for both sides: (kind, options).
@@ -160,27 +159,6 @@ def evaluate(spec, look, x):
     return x
 
 
-class Peer:
-    """The process that has torch."""
-
-    def __init__(self, python):
-        script = pathlib.Path(__file__).with_name("occlusion_peers.py")
-        self.process = subprocess.Popen(
-            [python, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def ask(self, **command):
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
 def timed(call):
     start = time.perf_counter()
     jax.block_until_ready(call())
@@ -208,7 +186,11 @@ def main():
     parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
-    peer = None if arguments.alone or arguments.memory else Peer(arguments.peer_python)
+    peer = (
+        None
+        if arguments.alone or arguments.memory
+        else Peer(arguments.peer_python, "occlusion_peers.py")
+    )
     folder = pathlib.Path(tempfile.mkdtemp())
     for name in arguments.nets:
         spec, shape, window, stride = NETS[name]
