@@ -138,9 +138,7 @@ def _parser() -> _Parser:
         "Draws each image with the five most probable classes and a map for each method: which "
         "pixels speak for the class, and which against it.",
     )  # fmt: skip
-    explain.add_argument(
-        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.nets)}"
-    )
+    _model_and_methods(explain)
     explain.add_argument(
         "--data", type=_one_of("data set", data.class_names), metavar="NAME",
         help=f"test images of {_list(data.class_names)}; default: what the run was trained on",
@@ -148,11 +146,6 @@ def _parser() -> _Parser:
     explain.add_argument(
         "--images", nargs="+", metavar="FILE", help="image files instead; cut and scaled to fit"
     )
-    explain.add_argument(
-        "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
-        default=list(commands.DEFAULT_METHODS),
-        help=f"{_list(commands.METHODS)}; default: {' '.join(commands.DEFAULT_METHODS)}",
-    )  # fmt: skip
     explain.add_argument(
         "--examples", type=_count, default=8, metavar="N",
         help="how many of the data set's test images, from the first; default: %(default)s",
@@ -173,17 +166,10 @@ def _parser() -> _Parser:
         "Explains all test images by one or more methods and keeps maps, predictions and "
         "probabilities in a folder (zarr v3). A sweep that was stopped goes on when started again.",
     )  # fmt: skip
-    sweep.add_argument(
-        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.nets)}"
-    )
+    _model_and_methods(sweep)
     sweep.add_argument(
         "--data", type=_one_of("data set", data.class_names), metavar="NAME",
         help=f"{_list(data.class_names)}; default: what the run was trained on",
-    )  # fmt: skip
-    sweep.add_argument(
-        "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
-        default=list(commands.DEFAULT_METHODS),
-        help=f"{_list(commands.METHODS)}; default: {' '.join(commands.DEFAULT_METHODS)}",
     )  # fmt: skip
     sweep.add_argument("--out", metavar="FOLDER", help="default: RUN/sweep")
     sweep.add_argument(
@@ -214,6 +200,17 @@ def _parser() -> _Parser:
     show.add_argument("--out", metavar="FOLDER", help="default: STORE/pictures")
     show.add_argument("--no-download", action="store_true", help="never use the network")
     return parser
+
+
+def _model_and_methods(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.nets)}"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
+        default=list(commands.DEFAULT_METHODS),
+        help=f"{_list(commands.METHODS)}; default: {' '.join(commands.DEFAULT_METHODS)}",
+    )  # fmt: skip
 
 
 def _command(sub, function: Callable, name: str, line: str, text: str) -> argparse.ArgumentParser:
