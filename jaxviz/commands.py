@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,15 +45,17 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
     started = time.perf_counter()
     folder = Path(out)
     train_set, test_set = (datasets.load("digits", split) for split in ("train", "test"))
-    run, _ = _train(
+    run = training.train_run(
+        folder,
         models.MNISTNetA(),
-        "digits",
         train_set,
-        folder=folder,
+        data="digits",
+        key=jax.random.key(seed),
+        optimizer=_optimizer("adam", 2e-3),
         num_epochs=epochs,
         batch_size=64,
-        optimizer=_optimizer("adam", 2e-3),
-        seed=seed,
+        checkpoints=None,
+        on_epoch=_reporter(),
     )
     say = Console()
     logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
@@ -109,20 +110,25 @@ def train(
         "validation": validation,
         "seed": seed,
     }
-    run, seconds = _train(
+    started = time.perf_counter()
+    run = training.train_run(
+        folder,
         models.nets[net](num_classes=len(train_set.class_names)),
-        data,
         train_set,
-        folder=folder,
+        data=data,
+        key=jax.random.key(seed),
+        optimizer=_optimizer(optimizer, learning_rate),
         num_epochs=epochs,
         batch_size=min(batch_size, math.ceil(len(train_set.labels) * (1 - validation))),
-        optimizer=_optimizer(optimizer, learning_rate),
-        seed=seed,
         validation=validation,
         patience=patience,
         augment=training.pad_crop_flip if augment else None,
+        # Another optimizer is another training: it must not go on from this one's state.
+        checkpoints=f"checkpoints/{optimizer}-{learning_rate:g}",
         options=options,
+        on_epoch=_reporter(),
     )
+    seconds = time.perf_counter() - started
     say = Console()
     logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
     predicted = np.asarray(logits.argmax(-1))
@@ -213,53 +219,9 @@ def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
     return OPTIMIZERS[name](learning_rate)
 
 
-def _train(
-    net: nn.Module,
-    data: str,
-    train_set: datasets.Dataset,
-    *,
-    folder: Path,
-    num_epochs: int,
-    batch_size: int,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    validation: float = 0.1,
-    patience: int | None = None,
-    augment: Callable | None = None,
-    options: dict[str, Any] | None = None,
-) -> tuple[training.Run, float]:
-    started = time.perf_counter()
-    split_key, fit_key = jax.random.split(jax.random.key(seed))
-    part, held_out = datasets.train_validation_split(train_set, split_key, validation)
-    checkpoint = None
-    if options is not None:
-        # Another optimizer is another training: it must not go on from this one's state.
-        checkpoint = folder / "checkpoints" / f"{options['optimizer']}-{options['learning_rate']:g}"
-    result = training.fit(
-        net,
-        part,
-        key=fit_key,
-        optimizer=optimizer,
-        num_epochs=num_epochs,
-        batch_size=batch_size,
-        validation=held_out,
-        patience=patience,
-        augment=augment,
-        checkpoint=checkpoint,
-        on_epoch=None if sys.stderr.isatty() else _report,
-    )
-    seconds = time.perf_counter() - started
-    training.save_run(
-        folder,
-        net,
-        result.variables,
-        history=result.history,
-        data=data,
-        class_names=train_set.class_names,
-        input_shape=train_set.images.shape[1:],
-        options={**(options or {}), "best_epoch": result.best_epoch},
-    )
-    return training.load_run(folder), seconds
+def _reporter() -> Callable | None:
+    """What to call after each epoch: nothing on a terminal, which has the progress bar."""
+    return None if sys.stderr.isatty() else _report
 
 
 def _report(epoch: int, history: training.History) -> None:

@@ -9,6 +9,7 @@ from jaxviz.training.evaluation import (
     predict as predict,
 )
 from jaxviz.training.fitting import Fit as Fit, History as History, fit as fit
+from jaxviz.training.recipe import train_run as train_run
 from jaxviz.training.run import (
     Run as Run,
     load_run as load_run,
