@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jaxviz.plot.colour import ACCENT, INK, QUIET, SIGNED, WRONG, interpolation
-from jaxviz.plot.grids import EDGE, GAP, _cell, _title, _write
 from jaxviz.plot.inputs import check_images, check_names, shorten
+from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
 
 
 def stitched(
@@ -54,17 +54,17 @@ def stitched(
     row = height + 0.24
     size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + rows * row + EDGE)
     figure = Figure(figsize=size, facecolor="white")
-    _title(figure, size, title)
+    put_title(figure, title)
     for n, image in enumerate(images):
         line, column = divmod(n, columns)
         left, bottom = EDGE + column * (cell + GAP), size[1] - 0.62 - line * row - height
-        ax = _cell(figure, size, left, bottom, cell, height)
+        ax = frame(figure, left, bottom, cell, height)
         ax.imshow(image, interpolation=interpolation(images.shape[1]))
         ax.set_label(names[n])
         above = bottom + height + 0.08
         room = int(13 * cell) - len(remarks[n])
-        _write(figure, size, left, above, shorten(names[n], room), fontsize=7, color=INK)
-        _write(figure, size, left + cell, above, remarks[n], ha="right", fontsize=7, color=QUIET)
+        write(figure, left, above, shorten(names[n], room), fontsize=7, color=INK)
+        write(figure, left + cell, above, remarks[n], ha="right", fontsize=7, color=QUIET)
     return figure
 
 
@@ -190,17 +190,16 @@ def atlas_page(
     row = large + 0.3
     size = (max(2 * EDGE + columns * block, 4.2), 0.55 + lines * row + EDGE)
     figure = Figure(figsize=size, facecolor="white")
-    _title(figure, size, title)
+    put_title(figure, title)
     most = np.abs(means).max() or 1.0
     for unit in range(count):
         line, column = divmod(unit, columns)
         left, bottom = EDGE + column * block, size[1] - 0.68 - line * row - large
-        ax = _cell(figure, size, left, bottom, large, large)
+        ax = frame(figure, left, bottom, large, large)
         ax.imshow(images[unit], interpolation=interpolation(images.shape[1]), aspect="auto")
         ax.set_label(names[unit])
-        _write(
+        write(
             figure,
-            size,
             left,
             bottom + large + 0.09,
             shorten(names[unit], 16),
@@ -210,15 +209,14 @@ def atlas_page(
         start = left + large + 0.1
         for k in range(rank):
             at = start + k * (small + 0.04)
-            ax = _cell(figure, size, at, bottom + large - small, small, small)
+            ax = frame(figure, at, bottom + large - small, small, small)
             ax.imshow(
                 patches[unit, k], interpolation=interpolation(patches.shape[2]), aspect="auto"
             )
             if scores is not None and np.isfinite(scores[unit][k]):
                 note = f"{scores[unit][k]:.3g}"
-                _write(
+                write(
                     figure,
-                    size,
                     at + small / 2,
                     bottom + large - small - 0.07,
                     note,
@@ -227,12 +225,12 @@ def atlas_page(
                     color=QUIET,
                 )
         wide = rank * (small + 0.04) - 0.04
-        ax = _cell(figure, size, start, bottom, wide, 0.08)
+        ax = frame(figure, start, bottom, wide, 0.08)
         ax.set_xlim(0, 1)
         ax.barh(0, abs(means[unit]) / most, height=1.0, color=ACCENT if means[unit] >= 0 else WRONG)
         ax.set_ylim(-0.5, 0.5)
         note = f"mean {means[unit]:.3g}"
-        _write(figure, size, start, bottom + 0.15, note, fontsize=6, color=QUIET)
+        write(figure, start, bottom + 0.15, note, fontsize=6, color=QUIET)
     return figure
 
 

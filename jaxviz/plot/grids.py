@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxviz.plot.colour import INK, QUIET, WRONG, interpolation
 from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
+from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
 
-CELL, GAP, EDGE = 0.72, 0.06, 0.16  # inches
+CELL = 0.72  # inches
 
 
 def image_grid(
@@ -72,29 +72,28 @@ def image_grid(
     if title is None:
         wrong = "" if labels is None else f", {(predicted != labels).sum()} wrong"
         title = f"{len(images)} images by predicted class{wrong}"
-    _title(figure, size, title)
+    put_title(figure, title)
     for line, index in enumerate(present):
         members = np.flatnonzero(predicted == index)
         bottom = size[1] - top - line * row - height
         right = EDGE + margin - 0.12
         name = shorten(names[index], 16)
         middle = bottom + height / 2
-        _write(figure, size, right, middle + 0.07, name, ha="right", fontsize=9.5, color=INK)
+        write(figure, right, middle + 0.07, name, ha="right", fontsize=9.5, color=INK)
         count = f"{len(members)}"
         if labels is not None:
             count = f"{(labels[members] == index).sum()} of {len(members)} right"
-        _write(figure, size, right, middle - 0.09, count, ha="right", fontsize=7, color=QUIET)
+        write(figure, right, middle - 0.09, count, ha="right", fontsize=7, color=QUIET)
         for column, n in enumerate(members[:columns]):
             left = EDGE + margin + column * (CELL + GAP)
-            ax = _cell(figure, size, left, bottom, CELL, height)
+            ax = frame(figure, left, bottom, CELL, height)
             ax.imshow(images[n], interpolation=interpolation(images.shape[1]))
             if labels is not None and labels[n] != index:
                 for spine in ax.spines.values():
                     spine.set_color(WRONG)
                     spine.set_linewidth(2.2)
-                _write(
+                write(
                     figure,
-                    size,
                     left + CELL / 2,
                     bottom - 0.1,
                     shorten(names[labels[n]], 11),
@@ -164,27 +163,29 @@ def feature_maps(
     for layer, values, _, order in sections:
         row = cell * values.shape[0] / values.shape[1] + 0.24
         tall += (heading if layer else 0) + math.ceil(len(order) / columns) * row
-    size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + tall + EDGE)
+    size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.66 + tall + EDGE)
     figure = Figure(figsize=size, facecolor="white")
-    _title(figure, size, title)
-    top = size[1] - 0.5
+    put_title(figure, title)
+    key = "colour: each map's standard deviations from its mean, -1.5 to 3; grey number: its peak"
+    write(figure, EDGE, size[1] - 0.48, key, fontsize=min(7, 7 * size[0] / 5), color=QUIET)
+    top = size[1] - 0.66
     for layer, values, known, order in sections:
         height = cell * values.shape[0] / values.shape[1]
         if layer:
             told = f"{layer}  {' x '.join(map(str, values.shape))}"
-            _write(figure, size, EDGE, top - heading / 2, told, fontsize=9, color=INK)
+            write(figure, EDGE, top - heading / 2, told, fontsize=9, color=INK)
             top -= heading
         for at, unit in enumerate(order):
             line, column = divmod(at, columns)
             left, bottom = EDGE + column * (cell + GAP), top - line * (height + 0.24) - height
-            _draw_map(figure, size, (left, bottom, cell, height), values[..., unit], known[unit])
+            _draw_map(figure, (left, bottom, cell, height), values[..., unit], known[unit])
         top -= math.ceil(len(order) / columns) * (height + 0.24)
     return figure
 
 
-def _draw_map(figure: Figure, size, place, one: np.ndarray, name: str) -> None:
+def _draw_map(figure: Figure, place, one: np.ndarray, name: str) -> None:
     left, bottom, cell, height = place
-    ax = _cell(figure, size, left, bottom, cell, height)
+    ax = frame(figure, left, bottom, cell, height)
     spread = one.std()
     if spread > 0:
         ax.imshow((one - one.mean()) / spread, cmap="viridis", vmin=-1.5, vmax=3)
@@ -193,34 +194,5 @@ def _draw_map(figure: Figure, size, place, one: np.ndarray, name: str) -> None:
         ax.imshow(np.full_like(one, 0.85), cmap="gray", vmin=0, vmax=1)
         note = f"all {one.flat[0]:.2g}"
     ax.set_label(name)
-    _write(figure, size, left, bottom - 0.08, shorten(name, 9), fontsize=7, color=INK)
-    _write(figure, size, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)
-
-
-def _title(figure: Figure, size: tuple[float, float], text: str) -> None:
-    figure.suptitle(
-        text,
-        x=EDGE / size[0],
-        y=1 - 0.14 / size[1],
-        ha="left",
-        va="top",
-        fontsize=12,
-        color=INK,
-        weight="bold",
-    )
-
-
-def _write(
-    figure: Figure, size: tuple[float, float], x: float, y: float, text: str, **style
-) -> None:
-    figure.text(x / size[0], y / size[1], text, va="center", **style)
-
-
-def _cell(figure: Figure, size, left: float, bottom: float, width: float, height: float) -> Axes:
-    ax = figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_color("#c8ccd2")
-        spine.set_linewidth(0.6)
-    return ax
+    write(figure, left, bottom - 0.08, shorten(name, 9), fontsize=7, color=INK)
+    write(figure, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)

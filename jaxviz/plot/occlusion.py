@@ -9,6 +9,7 @@ from matplotlib.patches import Patch
 
 from jaxviz.plot.colour import INK, QUIET, SIGNED, draw_heat, interpolation, to_heat
 from jaxviz.plot.inputs import check_images, check_names, shorten
+from jaxviz.plot.page import frame, put_title
 
 CELL, GAP, LEFT, TOP, BOTTOM, LEGEND = 2.0, 0.2, 0.36, 0.8, 0.62, 2.1  # inches
 OTHERS = (0.80, 0.80, 0.78, 1.0)  # all classes beyond the ones with a colour
@@ -90,27 +91,13 @@ def occlusion_sheet(
         title = (
             f"Covered by windows of {window[0]}x{window[1]}, in steps of {stride[0]}x{stride[1]}"
         )
-    style = {"ha": "left", "va": "top", "fontsize": 12, "color": INK, "weight": "bold"}
-    figure.suptitle(title, x=LEFT / size[0], y=1 - 0.14 / size[1], **style)
+    put_title(figure, title, left=LEFT)
     for n in range(count):
         bottom = size[1] - TOP - n * row - height
         cells = [
-            figure.add_axes(
-                (
-                    (LEFT + i * (CELL + GAP)) / size[0],
-                    bottom / size[1],
-                    (CELL if i < 3 else LEGEND) / size[0],
-                    height / size[1],
-                )
-            )
+            frame(figure, LEFT + i * (CELL + GAP), bottom, CELL if i < 3 else LEGEND, height)
             for i in range(4)
         ]
-        for ax in cells:
-            ax.set_xticks([])
-            ax.set_yticks([])
-            for spine in ax.spines.values():
-                spine.set_color("#c8ccd2")
-                spine.set_linewidth(0.6)
         cells[0].imshow(images[n], interpolation=interpolation(images.shape[1]))
         cells[0].set_ylabel(shorten(names[clean[n]], 20), fontsize=9, color=INK)
         draw_heat(cells[1], coloured, n, images[n], True)
@@ -131,11 +118,8 @@ def occlusion_sheet(
         cells[1].set_xlabel(
             f"full colour {coloured.limits[n]:.3g}", fontsize=7, color=QUIET, labelpad=2
         )
-    bar = figure.add_axes(
-        ((LEFT + CELL + GAP) / size[0], 0.3 / size[1], CELL / size[0], 0.09 / size[1])
-    )
+    bar = frame(figure, LEFT + CELL + GAP, 0.3, CELL, 0.09)
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=SIGNED)
-    bar.set_yticks([])
     bar.set_xticks([0, 127.5, 255], ["gained", "0", "lost"], fontsize=7, color=QUIET)
     bar.tick_params(length=0, pad=2)
     for spine in bar.spines.values():

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxviz.plot.colour import INK, QUIET, SIGNED, interpolation
-from jaxviz.plot.grids import EDGE, _cell, _title, _write
 from jaxviz.plot.inputs import check_images, shorten
+from jaxviz.plot.page import EDGE, frame, put_title, write
 
 SIDE, BETWEEN, APART = 1.7, 0.12, 0.34  # inches: a square of patches, to its twin, to the next map
 
@@ -61,7 +61,7 @@ def top_projections(
     width, row = 2 * SIDE + BETWEEN, SIDE + 0.42
     size = (2 * EDGE + columns * (width + APART) - APART, 0.5 + rows * row + EDGE)
     figure = Figure(figsize=size, facecolor="white")
-    _title(figure, size, title)
+    put_title(figure, title)
     for number, (name, top) in enumerate(tops.items()):
         patches = check_images(f"{who} ({name!r})", top.patches)
         projections, scores = np.asarray(top.projections), np.asarray(top.scores)
@@ -75,14 +75,14 @@ def top_projections(
         left = EDGE + column * (width + APART)
         bottom = size[1] - 0.5 - line * row - SIDE
         for offset, cells in ((0, patches), (SIDE + BETWEEN, _coloured(projections))):
-            ax = _cell(figure, size, left + offset, bottom, SIDE, SIDE)
+            ax = frame(figure, left + offset, bottom, SIDE, SIDE)
             tiled = _tiled(cells)
             ax.imshow(tiled, interpolation=interpolation(cells.shape[1]))
             ax.set_frame_on(False)
         ax.set_label(name)
-        _write(figure, size, left, bottom - 0.1, shorten(name, 26), fontsize=8, color=INK)
+        write(figure, left, bottom - 0.1, shorten(name, 26), fontsize=8, color=INK)
         note = f"activation {scores.max():.3g} to {scores.min():.3g}"
-        _write(figure, size, left + width, bottom - 0.1, note, ha="right", fontsize=7, color=QUIET)
+        write(figure, left + width, bottom - 0.1, note, ha="right", fontsize=7, color=QUIET)
     return figure
 
 

@@ -19,6 +19,7 @@ from jaxviz.plot.colour import (
     to_heat,
 )
 from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
+from jaxviz.plot.page import bare, put_title
 
 # Inches. A cell holds an image or a map; the bars get a wider one.
 CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
@@ -125,7 +126,7 @@ def explanation_sheet(
         return figure.add_axes(box)
 
     for n, image in enumerate(images):
-        ax = _bare(place(n, 0))
+        ax = bare(place(n, 0))
         ax.imshow(image, interpolation=interpolation(image.shape[0]))
         _under(ax, *_verdict(n, labels, probabilities, names))
         if n == 0:
@@ -135,7 +136,7 @@ def explanation_sheet(
             if n == 0:
                 _head(ax, "probability")
         for column, (name, heat) in enumerate(heats.items(), len(widths) - len(heats)):
-            ax = _bare(place(n, column))
+            ax = bare(place(n, column))
             draw_heat(ax, heat, n, image, name in overlay)
             sign = "±" if heat.signed else "0 to "
             _under(
@@ -149,26 +150,8 @@ def explanation_sheet(
         box = ((left + 0.12) / size[0], 0.26 / size[1], (CELL - 0.24) / size[0], 0.07 / size[1])
         _key(figure.add_axes(box), heat.signed)
     if title:
-        figure.text(
-            LEFT / size[0],
-            1 - 0.12 / size[1],
-            title,
-            ha="left",
-            va="top",
-            fontsize=12,
-            color=INK,
-            weight="bold",
-        )
+        put_title(figure, title, left=LEFT)
     return figure
-
-
-def _bare(ax: Axes) -> Axes:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_color("#c8ccd2")
-        spine.set_linewidth(0.6)
-    return ax
 
 
 def _head(ax: Axes, text: str) -> None:
@@ -229,7 +212,7 @@ def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -
 
 def _key(ax: Axes, signed: bool) -> None:
     ax.imshow(np.linspace(0, 1, 256)[None], cmap=SIGNED if signed else UNSIGNED, aspect="auto")
-    _bare(ax)
+    bare(ax)
     ends = ("against", "for") if signed else ("none", "much")
     for x, text, side in zip((0, 1), ends, ("left", "right"), strict=True):
         ax.text(x, -0.5, text, transform=ax.transAxes, ha=side, va="top", fontsize=7, color=QUIET)

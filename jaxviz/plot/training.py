@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxviz.plot.colour import ACCENT, INK, QUIET, WRONG
 from jaxviz.plot.inputs import check_names, shorten
+from jaxviz.plot.page import put_title
 
 TRAIN = "#b2662b"
 
@@ -63,12 +64,7 @@ def training_history(
         )
 
     panels = [what for what in ("loss", "accuracy") if any(what in name for name in curves)]
-    figure = Figure(
-        figsize=(0.6 + 3.9 * len(panels), 3.3),
-        facecolor="white",
-        layout=ConstrainedLayoutEngine(h_pad=0.1),
-    )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
+    figure = _titled(0.6 + 3.9 * len(panels), 3.3, title)
     for ax, what in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for part, colour in (("train", TRAIN), ("validation", ACCENT)):
             curve = curves.get(what if part == "train" else f"validation_{what}")
@@ -150,12 +146,7 @@ def confusion_matrix(
     hue = np.where(np.eye(classes, dtype=bool)[..., None], good, bad)
     cell = 0.52 if classes <= 20 else 9 / classes
     side = classes * cell
-    figure = Figure(
-        figsize=(side + 2.5, side + 1.6),
-        facecolor="white",
-        layout=ConstrainedLayoutEngine(h_pad=0.1),
-    )
-    figure.suptitle(title, x=0.02, ha="left", fontsize=12, color=INK, weight="bold")
+    figure = _titled(side + 2.5, side + 1.6, title)
     ax = figure.subplots()
     ax.imshow(1 - strength * (1 - hue))
     if classes <= 20:
@@ -202,4 +193,12 @@ def confusion_matrix(
     ax.tick_params(which="minor", length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
+    return figure
+
+
+def _titled(width: float, height: float, title: str) -> Figure:
+    """An empty page of this size in inches, whose axes stay below the title."""
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1, rect=(0, 0, 1, 1 - 0.36 / height))
+    figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
+    put_title(figure, title)
     return figure
