@@ -32,3 +32,17 @@ def _resident(which):
     found = re.search(rf"{which}:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1]) / 1024
+
+
+def peak_mb(call):
+    """By how many megabytes a call of JAX raises the memory of its process, or of its GPU."""
+    import jax  # not at the top: the process with torch imports this file, too
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        with Peak() as peak:
+            jax.block_until_ready(call())
+        return peak.mb
+    # The peak is of the whole process so far: the row that needs most hides the smaller ones.
+    jax.block_until_ready(call())
+    return device.memory_stats()["peak_bytes_in_use"] / 2**20

@@ -6,20 +6,29 @@ import subprocess
 
 
 class Peer:
-    """Runs `script`, which lies beside this file, with another Python."""
+    """Runs peers.py, which lies beside this file, with another Python; closed by `close`."""
 
-    def __init__(self, python, script):
+    def __init__(self, python):
         self.process = subprocess.Popen(
-            [python, str(pathlib.Path(__file__).with_name(script))],
+            [python, str(pathlib.Path(__file__).with_name("peers.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # warnings and progress bars; errors come as answers
             text=True,
         )
 
-    def ask(self, **command):
+    def ask(self, do, **command):
+        """What the peer answers; RuntimeError with the error it met."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.write(json.dumps({"do": do} | command) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        reply = json.loads(self.process.stdout.readline() or '{"error": "the process ended"}')
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return reply
+
+    def close(self):
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()

@@ -9,6 +9,7 @@ told by what lies between, batch norm by its chain of affine steps with params.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 PROBES = np.array([-30.0, -7.5, -3.2, -2.0, -1.0, -0.4, -1e-3, 0.0, 1e-3, 0.3, 1.0, 2.5, 4.0, 9.0])
@@ -239,6 +240,9 @@ def _uniform(program: Any, nodes: Iterable[Any]) -> dict[int, float]:
             "broadcast_in_dim",
             "convert_element_type",
         ):
+            continue
+        dtype = program.avals[node.outputs[0]].dtype
+        if dtype == jax.dtypes.float0 or dtype.kind == "c":  # no real number
             continue
         number = _number(node.operands[0], found)
         if number is not None and np.ndim(number) == 0:
