@@ -83,6 +83,7 @@ from jaxviz.features.inversion import (
 )
 from jaxviz.features.maximization import maximize_activation as maximize_activation
 from jaxviz.features.natural import accentuate as accentuate, maco as maco
+from jaxviz.graph.layer_graph import LayerGraph as LayerGraph, layer_graph as layer_graph
 from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
 from jaxviz.graph.nnx import from_nnx as from_nnx
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax

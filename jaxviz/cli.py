@@ -132,6 +132,14 @@ def _parser() -> _Parser:
         "totals. The names are those that --layer takes.",
     )  # fmt: skip
     layers.add_argument("model", help=f"folder of a run, or a bundled net: {_list(models.nets)}")
+    layers.add_argument(
+        "--diagram", metavar="FILE",
+        help=f"also draw which layer reads which: {_list(commands.DIAGRAMS)} (Graphviz)",
+    )  # fmt: skip
+    layers.add_argument(
+        "--depth", type=_count, metavar="N",
+        help="draw modules N deep instead of their layers; default: every layer",
+    )  # fmt: skip
 
     explain = _command(
         sub, commands.explain, "explain", "draw what a trained net looks at",

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
 from jaxviz.catalogue import METHODS
+from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
 from jaxviz.run_tools import (
@@ -32,6 +33,7 @@ from jaxviz.run_tools import (
     write_pictures,
 )
 
+DIAGRAMS = (".png", ".svg", ".pdf", ".dot")
 OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
 
 
@@ -149,11 +151,21 @@ def train(
     )
 
 
-def layers(*, model: str) -> None:
-    """Prints the layers of a bundled net or of a run."""
+def layers(*, model: str, diagram: str | None, depth: int | None) -> None:
+    """Prints the layers of a bundled net or of a run, and draws what each reads."""
     run = open_run(model)
     apply_fn = models.apply_fn(run.net)
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
+    if diagram is not None:
+        file = Path(diagram)
+        if file.suffix not in DIAGRAMS:
+            raise ValueError(f"--diagram must end in {', '.join(DIAGRAMS)}; got {diagram}.")
+        graph = layer_graph(apply_fn, run.variables, x, depth=depth)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".dot":
+            file.write_text(plot.graphviz(graph) + "\n")
+        else:
+            plot.architecture(graph).savefig(file, dpi=150)
     print(summary(apply_fn, run.variables, x, width=min(max(Console().width, 60), 110)))
 
 

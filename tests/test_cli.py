@@ -181,3 +181,12 @@ def test_python_m_jaxviz_is_the_same_command():
     call = [sys.executable, "-m", "jaxviz", "--version"]
     said = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     assert said == f"jaxviz {jaxviz.__version__}\n"
+
+
+def test_layers_draws_a_diagram(tmp_path, capsys):
+    for name in ("net.png", "net.dot"):
+        assert main(f"layers mnist_b --depth 1 --diagram {tmp_path / name}".split()) == 0
+    assert set(pictures(tmp_path)) == {"net.png"}
+    assert '"conv1" -> "conv2";' in (tmp_path / "net.dot").read_text()
+    capsys.readouterr()
+    assert "must end in .png" in fails(f"layers mnist_b --diagram {tmp_path / 'net.txt'}", capsys)

@@ -55,6 +55,8 @@ class Row(NamedTuple):
     value: Value
     position: tuple
     leaves: frozenset[int]
+    path: str  # of the module that it is, or that it is in
+    nodes: tuple[Node, ...]  # the operations that make it up
 
 
 # Operations that are layers where nobody named them.
@@ -205,7 +207,7 @@ class _Namer:
         absorbing = self._leaf_modules(program, paths)
         found: list[Row] = []
 
-        def row(name, kind, value, nodes, position, submodules=False):
+        def row(name, kind, value, nodes, position, path, submodules=False):
             aval = program.avals[value]
             leaves = frozenset().union(
                 *(
@@ -231,7 +233,7 @@ class _Namer:
                 can_cut=can_cut,
                 submodules=submodules,
             )
-            found.append(Row(layer, value, position, leaves))
+            found.append(Row(layer, value, position, leaves, path, tuple(nodes)))
 
         for i, node in enumerate(program.nodes):
             path = paths[id(node)]
@@ -243,7 +245,7 @@ class _Namer:
                 for row_ in self._body_rows(program, node, origin, outer, name, turns):
                     found.append(row_._replace(position=(i, 0, row_.position)))
                 if node.outputs:
-                    row(name, kind, node.outputs[0], [node], (i, 1), submodules=True)
+                    row(name, kind, node.outputs[0], [node], (i, 1), path, submodules=True)
                 continue
             for part in _listed(program, node):
                 if path in absorbing:
@@ -253,7 +255,7 @@ class _Namer:
                 value, nodes = _with_bias(program, i, part, paths, made)
                 for extra in nodes:
                     self.names[id(extra)] = name
-                row(name, part.kind, value, nodes, (max(made[value], i), 0))
+                row(name, part.kind, value, nodes, (max(made[value], i), 0), path)
         self._tags(program, paths, made, absorbing, row)
         return sorted(found, key=lambda r: _sort_key(r.position))
 
@@ -289,7 +291,7 @@ class _Namer:
             for node in nodes:
                 self.names.setdefault(id(node), name)
                 self._name_members(node, name, own=False)
-            row(name, kind, value, nodes, (position, 2, order), submodules)
+            row(name, kind, value, nodes, (position, 2, order), path, submodules)
 
     def _name_members(self, node: Node, path: str, *, own: bool = False) -> None:
         for member in node.members:
