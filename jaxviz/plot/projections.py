@@ -1,7 +1,7 @@
-"""What excites a layer's feature maps: image patches beside what is projected back to them."""
+"""Feature maps beside what is projected back from them: of an image, and of the best patches."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,88 @@ def top_projections(
         write(figure, left, bottom - 0.1, shorten(name, 26), fontsize=8, color=INK)
         note = f"activation {scores.max():.3g} to {scores.min():.3g}"
         write(figure, left + width, bottom - 0.1, note, ha="right", fontsize=7, color=QUIET)
+    return figure
+
+
+def map_projections(
+    image: Any,
+    layers: Mapping[str, tuple[Any, Any, Sequence[Any]]],
+    *,
+    title: str = "feature maps, and what they are projected back to",
+) -> Figure:
+    """Draws some feature maps of one image, and below each the pixels that made it.
+
+    A block a layer. A map is dark where it is lowest and bright at its peak, which stands beside
+    its name. In a projection zero is the middle tone and the scale ends at the 99.5th percentile of
+    its magnitudes: red and blue for one channel, colours about grey for three.
+
+    Args:
+      image: `[H, W]` or `[H, W, C]`, 1 or 3 channels, 0 to 1 or uint8; drawn first.
+      layers: From a layer's name to K of its maps `[h, w, K]`, their projections `[K, H, W, C]`
+        (of `jaxviz.feature_projection`) and K names.
+      title: Above everything.
+
+    Returns:
+      A Figure for `savefig`.
+
+    Raises:
+      ValueError: No layer, or shapes that do not fit.
+
+    Example:
+      >>> maps, projections = np.ones((3, 3, 2)), np.ones((2, 6, 6, 1))
+      >>> len(map_projections(np.ones((6, 6)), {"conv1": (maps, projections, [4, 7])}).axes)
+      5
+
+    Reference:
+      Zeiler and Fergus 2013, arXiv:1311.2901, section 2.1.
+    """
+    who = "map_projections"
+    picture = check_images(who, np.asarray(image)[None])[0]
+    blocks = []
+    for name, (maps, projections, units) in layers.items():
+        maps, projections = np.asarray(maps), np.asarray(projections)
+        wide = picture.shape[:2] if projections.ndim != 4 else projections.shape[1:3]
+        if maps.ndim != 3 or projections.ndim != 4 or wide != picture.shape[:2]:
+            raise ValueError(
+                f"{who}: {name!r} must have maps [h, w, K] and projections [K, H, W, C] as large "
+                f"as the image {picture.shape[:2]}; got {maps.shape} and {projections.shape}."
+            )
+        if not maps.shape[2] == len(projections) == len(units):
+            raise ValueError(
+                f"{who}: {name!r} must have as many maps as projections and names; got "
+                f"{maps.shape[2]}, {len(projections)} and {len(units)}."
+            )
+        blocks.append((name, maps, _coloured(projections), units))
+    if not blocks:
+        raise ValueError(f"{who}: needs one layer or more; got none.")
+    side, between, head = 0.95, 0.06, 0.42
+    height = side * picture.shape[0] / picture.shape[1]
+    row = 2 * height + between + head
+    columns = max(len(units) for *_, units in blocks)
+    across = EDGE + side + APART
+    size = (across + columns * (side + between) - between + EDGE, 0.42 + len(blocks) * row + EDGE)
+    figure = Figure(figsize=size, facecolor="white")
+    put_title(figure, title)
+    first = size[1] - 0.42 - head - height
+    frame(figure, EDGE, first, side, height).imshow(
+        picture, interpolation=interpolation(picture.shape[0])
+    )
+    write(figure, EDGE, first + height + 0.1, "input", fontsize=8, color=INK)
+    for line, (name, maps, coloured, units) in enumerate(blocks):
+        above = size[1] - 0.42 - line * row - head - height
+        heading = f"{name}: maps above, projections below"
+        write(figure, across, above + height + 0.27, heading, fontsize=9, color=INK)
+        for k, unit in enumerate(units):
+            left = across + k * (side + between)
+            ax = frame(figure, left, above, side, height)
+            ax.imshow(maps[..., k], cmap="viridis", aspect="auto", interpolation="nearest")
+            ax.set_label(f"{name} {unit}")
+            top = above + height + 0.09
+            write(figure, left, top, shorten(str(unit), 9), fontsize=7, color=INK)
+            peak = f"{maps[..., k].max():.3g}"
+            write(figure, left + side, top, peak, ha="right", fontsize=7, color=QUIET)
+            ax = frame(figure, left, above - between - height, side, height)
+            ax.imshow(coloured[k], interpolation=interpolation(picture.shape[0]))
     return figure
 
 

@@ -92,7 +92,7 @@ def training_history(
         ax.grid(axis="y", color="#e6e9ee", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8, colors=INK)
-        ax.legend(fontsize=8, frameon=False, labelcolor=INK)
+        ax.legend(fontsize=8, labelcolor=INK, edgecolor="none", framealpha=0.85)
     return figure
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxviz.plot import top_projections
+from jaxviz.plot import map_projections, top_projections
 
 
 def found(count=9, channels=3, size=5, **changed):
@@ -65,3 +65,37 @@ def test_zero_is_the_middle_tone_and_an_empty_projection_is_all_zero():
 def test_refusals(tops, message):
     with pytest.raises(ValueError, match=message):
         top_projections(tops)
+
+
+def test_each_map_stands_above_its_projection_beside_the_input():
+    rng = np.random.default_rng(0)
+    maps, back = rng.normal(size=(3, 3, 2)), rng.normal(size=(2, 6, 6, 1))
+    image = rng.uniform(size=(6, 6))
+    figure = map_projections(image, {"conv1": (maps, back, [4, 7]), "conv2": (maps, back, "ab")})
+    given, first, below, *_ = axes = figure.axes
+    assert len(axes) == 1 + 2 * 2 * 2
+    np.testing.assert_allclose(np.asarray(given.images[0].get_array())[..., 0], image, atol=1e-6)
+    np.testing.assert_array_equal(first.images[0].get_array(), maps[..., 0])
+    boxes = [ax.get_position() for ax in (given, first, below)]
+    assert boxes[0].x1 < boxes[1].x0 == pytest.approx(boxes[2].x0)
+    assert boxes[2].y1 < boxes[1].y0
+    colours = np.asarray(below.images[0].get_array())
+    redder = colours[..., 0] > colours[..., 2]
+    clear = np.abs(back[0, ..., 0]) > 0.1  # near zero it is white
+    np.testing.assert_array_equal(redder[clear], (back[0, ..., 0] > 0)[clear])
+    said = [text.get_text() for text in figure.texts]
+    assert {"4", "7", "a", "b", f"{maps[..., 1].max():.3g}"} <= set(said)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({}, "needs one layer or more"),
+        ({"a": (np.ones((3, 3, 2)), np.ones((2, 5, 6, 1)), "ab")}, r"as the image \(6, 6\)"),
+        ({"a": (np.ones((3, 3)), np.ones((2, 6, 6, 1)), "ab")}, r"got \(3, 3\)"),
+        ({"a": (np.ones((3, 3, 2)), np.ones((2, 6, 6, 1)), "a")}, "got 2, 2 and 1"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        map_projections(np.ones((6, 6)), layers)
