@@ -1,8 +1,13 @@
 """The process that has torch: asked in lines of JSON, one answer for each."""
 
 import json
+import os
 import pathlib
 import subprocess
+
+
+# glibc keeps large blocks, as `jaxviz.keep_memory` makes it on our side.
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 class Peer:
@@ -15,6 +20,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # warnings and progress bars; errors come as answers
             text=True,
+            env=os.environ | KEPT,
         )
 
     def ask(self, do, **command):

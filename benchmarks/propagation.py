@@ -67,6 +67,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--nets", nargs="*", default=list(NETS))
     options = parser.parse_args()
+    jv.keep_memory()
     found = {}
     for name in options.nets:
         net, shape, part = NETS[name]

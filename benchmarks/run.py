@@ -4,7 +4,8 @@
 
 Same weights, inputs, batch, copies and threads. The two results are compared before anything is
 timed. The peer runs in the better of torch's two memory layouts and with the best number of copies
-at once; then calls alternate, ours and theirs, and medians are taken. `--out` is read first and
+at once; then calls alternate, ours and theirs, and medians are taken. Both processes keep large
+blocks of memory (`jaxviz.keep_memory`). `--out` is read first and
 written after each row, so a long table is built piece by piece; the table shows all of it. Without
 torch, Captum and pytorch-grad-cam (extra `bench`, or another interpreter by `--peer-python`) only
 our side is timed.
@@ -224,6 +225,7 @@ def processor():
 
 def main():
     options = arguments_of_command()
+    jaxviz.keep_memory()
     if AFFINITY:  # XLA takes one thread for each core it is given
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the GPU, too
@@ -247,7 +249,7 @@ def main():
         for net in options.nets or NETS:
             weights = None
             if peer:
-                weights = folder / f"{net}.npz"
+                weights = folder / f"{net}.pth"
                 named = {"net": net, "layer": NETS[net].peer_layer, "weights": str(weights)}
                 machine |= peer.ask("build", **named, threads=options.threads)["versions"]
             of_weight = cases(net, weights)

@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
       SystemExit: 2
     """
     arguments = _parser().parse_args(argv)
+    if argv is None:  # the process is the command's own
+        jaxviz.keep_memory()
     if arguments.command is None:
         print(_OVERVIEW)
         return 0
