@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 
-
 # glibc keeps large blocks, as `jaxviz.keep_memory` makes it on our side.
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 

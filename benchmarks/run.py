@@ -2,13 +2,12 @@
 
     python -m benchmarks.run --nets mnist_a --methods saliency ig --out results.json
 
-Same weights, inputs, batch, copies and threads. The two results are compared before anything is
-timed. The peer runs in the better of torch's two memory layouts and with the best number of copies
-at once; then calls alternate, ours and theirs, and medians are taken. Both processes keep large
-blocks of memory (`jaxviz.keep_memory`). `--out` is read first and
-written after each row, so a long table is built piece by piece; the table shows all of it. Without
-torch, Captum and pytorch-grad-cam (extra `bench`, or another interpreter by `--peer-python`) only
-our side is timed.
+Same weights, inputs, batch, copies and threads; both processes keep large blocks of memory
+(`jaxviz.keep_memory`). The two results are compared before anything is timed. The peer runs in the
+better of torch's two memory layouts and with the best number of copies at once; then calls
+alternate, ours and theirs, and medians are taken. `--out` is read first and written after each row,
+so a long table is built piece by piece; the table shows all of it. Without torch, Captum and
+pytorch-grad-cam (extra `bench`, or another interpreter by `--peer-python`) only our side is timed.
 """
 
 import argparse

@@ -10,10 +10,9 @@ _LARGEST = 2**31 - 1  # bytes; mallopt takes a C int
 def keep_memory() -> bool:
     """Lets this process keep freed blocks below 2 GB instead of giving them back at once.
 
-    On a CPU an XLA program asks the C library for one block of temporaries at each call. glibc takes
-    blocks above 32 MB fresh from the kernel and gives them back afterwards, so every call pays for
-    touching each page for the first time: for DeepLIFT on 64 MNIST images as much as for the
-    arithmetic. This raises glibc's two limits for the whole process, NumPy's arrays included, which
+    On a CPU an XLA program asks the C library for one block of temporaries at each call. glibc
+    takes blocks above 32 MB fresh from the kernel and gives them back afterwards, so every call
+    pays for touching each page for the first time, which can take as long as the arithmetic. This raises glibc's two limits for the whole process, NumPy's arrays included, which
     is why no other function of the library does it. The process then stays as large as it ever was.
 
     Call it once, before the first explanation. The environment variables `MALLOC_MMAP_THRESHOLD_`
