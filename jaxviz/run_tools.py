@@ -15,9 +15,6 @@ from rich.table import Table
 from jaxviz import data as datasets, models, training
 from jaxviz.graph.layers import Layer, layers as list_layers
 
-_IMAGE_SHAPES = {"cifar": (32, 32, 3), "resnet20": (32, 32, 3)}  # the other nets take digits
-_DIGIT = (28, 28, 1)
-
 
 class Picture(NamedTuple):
     """A figure, the file it goes to, and what it shows."""
@@ -43,10 +40,11 @@ def open_run(model: str) -> training.Run:
                 "Or pass the folder that 'jaxviz train' wrote."
             )
         return training.load_run(model)
-    net, shape = models.nets[model](), _IMAGE_SHAPES.get(model, _DIGIT)
+    net: Any = models.nets[model]()
+    shape = net.input_shape
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), example)
-    data = "digits" if shape == _DIGIT else "cifar10"
+    data = "digits" if shape == (28, 28, 1) else "cifar10"
     config = {"input_shape": shape, "mean": [0.0], "std": [1.0], "options": {}}
     empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
     return training.Run(net, variables, empty, datasets.class_names[data], data, config)

@@ -1,9 +1,17 @@
-"""The bundled networks: small, plain Flax modules to train and explain."""
+"""The bundled networks, small ones to train and torchvision's, and PyTorch's weights for them."""
 
-from jaxviz.models.cifar import CIFARNet as CIFARNet, ResNet20 as ResNet20
+from jaxviz.models.chains import VGG as VGG, AlexNet as AlexNet
+from jaxviz.models.cifar import CIFARNet as CIFARNet
 from jaxviz.models.mnist import (
     MNISTNetA as MNISTNetA,
     MNISTNetB as MNISTNetB,
     MNISTNetC as MNISTNetC,
 )
-from jaxviz.models.registry import apply_fn as apply_fn, nets as nets
+from jaxviz.models.mobilenet import MobileNetV2 as MobileNetV2
+from jaxviz.models.registry import apply_fn as apply_fn, name_of as name_of, nets as nets
+from jaxviz.models.resnet import ResNet as ResNet, ResNet20 as ResNet20
+from jaxviz.models.squeezenet import SqueezeNet as SqueezeNet
+from jaxviz.models.weights import (
+    load_torchvision as load_torchvision,
+    save_torchvision as save_torchvision,
+)

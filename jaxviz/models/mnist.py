@@ -1,6 +1,6 @@
 """Three small convolutional networks for 28x28 images of one channel, such as MNIST."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,9 @@ class MNISTNetA(nn.Module):
 
     num_classes: int = 10
     dtype: Any = None
+
+    input_shape: ClassVar = (28, 28, 1)
+    flattened: ClassVar = {"dense1": 64}
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -63,6 +66,9 @@ class MNISTNetB(nn.Module):
     num_classes: int = 10
     dtype: Any = None
 
+    input_shape: ClassVar = (28, 28, 1)
+    flattened: ClassVar = {"dense1": 64}
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Logits `[N, num_classes]` of images `[N, 28, 28, 1]`; `train` turns dropout on."""
@@ -96,6 +102,9 @@ class MNISTNetC(nn.Module):
 
     num_classes: int = 10
     dtype: Any = None
+
+    input_shape: ClassVar = (28, 28, 1)
+    flattened: ClassVar = {"dense1": 64}
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -1,13 +1,20 @@
 """The bundled networks by name, and a network's pure inference function."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
-from jaxviz.models.cifar import CIFARNet, ResNet20
+from jaxviz.models.chains import VGG, AlexNet
+from jaxviz.models.cifar import CIFARNet
 from jaxviz.models.mnist import MNISTNetA, MNISTNetB, MNISTNetC
+from jaxviz.models.mobilenet import MobileNetV2
+from jaxviz.models.resnet import ResNet, ResNet20
+from jaxviz.models.squeezenet import SqueezeNet
+
+_VGG_DEPTHS = {"11": (1, 1, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 
 nets: dict[str, Callable[..., nn.Module]] = {
     "mnist_a": MNISTNetA,
@@ -15,8 +22,40 @@ nets: dict[str, Callable[..., nn.Module]] = {
     "mnist_c": MNISTNetC,
     "cifar": CIFARNet,
     "resnet20": ResNet20,
+    "alexnet": AlexNet,
+    **{f"vgg{n}": functools.partial(VGG, depths=depths) for n, depths in _VGG_DEPTHS.items()},
+    **{
+        f"vgg{n}_bn": functools.partial(VGG, depths=depths, batch_norm=True)
+        for n, depths in _VGG_DEPTHS.items()
+    },
+    "resnet18": functools.partial(ResNet, depths=(2, 2, 2, 2)),
+    "resnet34": functools.partial(ResNet, depths=(3, 4, 6, 3)),
+    "resnet50": functools.partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
+    "squeezenet1_0": functools.partial(SqueezeNet, version="1.0"),
+    "squeezenet1_1": functools.partial(SqueezeNet, version="1.1"),
+    "mobilenet_v2": MobileNetV2,
 }
-"""Constructor of each bundled network; the command line and run folders use these names."""
+"""Constructor of each bundled network, which takes `num_classes` and `dtype`.
+
+The command line and run folders use these names; those of networks for photographs are
+torchvision's.
+"""
+
+
+def name_of(net: nn.Module) -> str | None:
+    """The name in `nets` of a network, or None if it is not a bundled one.
+
+    Example:
+      >>> name_of(nets["vgg16_bn"](num_classes=5)), name_of(nn.Dense(3))
+      ('vgg16_bn', None)
+    """
+    for name, constructor in nets.items():
+        other = constructor()
+        if type(other) is type(net):
+            varied = {"num_classes": net.num_classes, "dtype": net.dtype}
+            if constructor(**varied) == net:
+                return name
+    return None
 
 
 def apply_fn(net: nn.Module) -> Callable[[Any, Any], Any]:

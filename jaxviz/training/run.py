@@ -187,15 +187,14 @@ def _read_config(folder):
 
 
 def _describe(net):
-    names = [name for name, constructor in models.nets.items() if type(net) is constructor]
-    if not names:
-        return {"name": None, "class": type(net).__name__, "options": {}}
-    options = {}
-    for field in dataclasses.fields(net):
-        value = getattr(net, field.name)
-        if field.name not in ("parent", "name") and value != field.default:
-            options[field.name] = jnp.dtype(value).name if field.name == "dtype" else value
-    return {"name": names[0], "class": type(net).__name__, "options": options}
+    name, options = models.name_of(net), {}
+    if name is not None:
+        usual = models.nets[name]()
+        for field in dataclasses.fields(net):
+            value = getattr(net, field.name)
+            if field.name not in ("parent", "name") and value != getattr(usual, field.name):
+                options[field.name] = jnp.dtype(value).name if field.name == "dtype" else value
+    return {"name": name, "class": type(net).__name__, "options": options}
 
 
 def _rebuild(description):

@@ -28,7 +28,7 @@ LAYERS = {
     "mnist_c": "relu_1",
     "cifar": "relu_1",
     "resnet20": "layer3",
-    "squeezenet": "concatenate_7",
+    "squeezenet": "features",
 }
 STEPS, SAMPLES, NOISE = 6, 3, 0.15
 KEY = 11

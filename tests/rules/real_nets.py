@@ -5,10 +5,8 @@ peer's, relative to the largest number of the map, in single and double precisio
 """
 
 import functools
-import json
 import os
 import pathlib
-import struct
 
 import jax
 import jax.numpy as jnp
@@ -103,67 +101,9 @@ def trained():
         return dict(file)
 
 
-def read_safetensors(file):
-    """A length, a JSON table of places, raw values."""
-    content = (WEIGHTS / file).read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    table, content = json.loads(content[8 : 8 + length]), content[8 + length :]
-    place = lambda entry: slice(*entry["data_offsets"])
-    return {
-        name: np.frombuffer(content[place(entry)], "<f4").reshape(entry["shape"])
-        for name, entry in table.items()
-        if entry.get("dtype") == "F32"
-    }
-
-
-def conv(state, name, x, stride=1, padding=0):
-    out = jax.lax.conv_general_dilated(
-        x,
-        state[f"{name}.weight"],
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "OIHW", "NHWC"),
-    )
-    return out + state[f"{name}.bias"][None, None, None]
-
-
-def squeezenet(state, x):
-    """SqueezeNet 1.1 with the names of torchvision."""
-    pool = lambda x: jax.lax.reduce_window(
-        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"
-    )
-    relu = jax.nn.relu
-    x = relu(conv(state, "features.0", x, stride=2))
-    for number in (3, 4, 6, 7, 9, 10, 11, 12):
-        x = pool(x) if number in (3, 6, 9) else x
-        name = f"features.{number}"
-        x = relu(conv(state, f"{name}.squeeze", x))
-        parts = conv(state, f"{name}.expand1x1", x), conv(state, f"{name}.expand3x3", x, padding=1)
-        x = jnp.concatenate([relu(part) for part in parts], -1)
-    return relu(conv(state, "classifier.1", x)).mean((1, 2))
-
-
-def resnet20():
-    """Variables of `models.ResNet20` from PyTorch's names and layouts."""
-    variables = {"params": {}, "batch_stats": {}}
-    for path, value in read_safetensors("resnet20_cifar10.safetensors").items():
-        *modules, leaf = path.split(".")
-        if modules[0].startswith("layer"):
-            modules[1] = f"block{modules[1]}"
-        modules = ["dense" if m == "fc" else m for m in modules]
-        kind = "batch_stats" if leaf.startswith("running") else "params"
-        norm = modules[-1].startswith("bn")
-        leaf = {"weight": "scale" if norm else "kernel"}.get(leaf, leaf.removeprefix("running_"))
-        order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
-        place = variables[kind]
-        for module in modules:
-            place = place.setdefault(module, {})
-        place[leaf] = value.transpose(order)
-    return variables
-
-
 def net(name, dtype):
     """`apply_fn, params, x` of a net, in a precision."""
+    module = models.nets["squeezenet1_1" if name == "squeezenet" else name]()
     if name in TRAINED:
         variables = {"params": {}}
         images = trained()[f"{name}/images"].astype(np.float32) / np.float32(255)
@@ -180,13 +120,10 @@ def net(name, dtype):
         with np.load(WEIGHTS / f"{file}_reference.npz") as reference:
             images = reference["inputs_uint8"][: 2 if name == "resnet20" else 1]
         images = np.float32((images / 255 - MEAN) / STD)
-        if name == "resnet20":
-            variables = resnet20()
-        else:
-            variables = read_safetensors("squeezenet1_1_imagenet.safetensors")
-    f = squeezenet if name == "squeezenet" else models.apply_fn(models.nets[name]())
+        (weights,) = WEIGHTS.glob(f"{file}_*.safetensors")
+        variables = models.load_torchvision(module, weights)
     cast = lambda a: jnp.asarray(np.asarray(a), dtype)
-    return f, jax.tree.map(cast, variables), cast(images)
+    return models.apply_fn(module), jax.tree.map(cast, variables), cast(images)
 
 
 def differences(name, case, dtype):
