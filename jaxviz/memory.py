@@ -12,8 +12,9 @@ def keep_memory() -> bool:
 
     On a CPU an XLA program asks the C library for one block of temporaries at each call. glibc
     takes blocks above 32 MB fresh from the kernel and gives them back afterwards, so every call
-    pays for touching each page for the first time, which can take as long as the arithmetic. This raises glibc's two limits for the whole process, NumPy's arrays included, which
-    is why no other function of the library does it. The process then stays as large as it ever was.
+    pays for touching each page for the first time, which can take as long as the arithmetic.
+    This raises glibc's two limits for the whole process, NumPy's arrays included, which is why no
+    other function of the library does it. The process then stays as large as it ever was.
 
     Call it once, before the first explanation. The environment variables `MALLOC_MMAP_THRESHOLD_`
     and `MALLOC_TRIM_THRESHOLD_` do the same from outside.
