@@ -129,7 +129,7 @@ def _idx_files(train_images, train_labels, test_images, test_labels):
     def file(part, kind, md5):
         stem = f"{part}-{kind}-ubyte"
         dotted = stem.replace("-idx", ".idx")  # A spelling that many copies have.
-        return File((f"{stem}.gz", stem, f"{dotted}.gz", dotted), md5)
+        return File((f"{stem}.gz", stem, f"{dotted}.gz", dotted), f"md5:{md5}")
 
     return {
         "train": (
@@ -153,7 +153,7 @@ _CIFAR10 = Source(
         "test": (_cifar_file("test_batch"),),
     },
     mirrors=("https://www.cs.toronto.edu/~kriz/",),
-    bundle=File(("cifar-10-binary.tar.gz",), "c32a1d4ab5d03f1284b67883e8d87530"),
+    bundle=File(("cifar-10-binary.tar.gz",), "md5:c32a1d4ab5d03f1284b67883e8d87530"),
 )
 
 _SOURCES = {

@@ -1,4 +1,4 @@
-"""Where a data set's files are found: a given folder, $JAXVIZ_DATA, the cache, the network."""
+"""Where files of data and weights are found: a given folder, $JAXVIZ_DATA, cache, network."""
 
 import logging
 import os
@@ -11,15 +11,16 @@ import rich.progress
 
 
 class File(NamedTuple):
-    """One file of a data set.
+    """One file of a data set, or of weights.
 
     Attributes:
       names: Accepted names on disk; the first is the one a download gets.
-      md5: Published sum of the download; None where it is not published as a single file.
+      checksum: Published sum of the download, "md5:" or "sha256:" and all or the first of its
+        hexadecimal digits; None where it is not published as a single file.
     """
 
     names: tuple[str, ...]
-    md5: str | None = None
+    checksum: str | None = None
 
 
 class Source(NamedTuple):
@@ -112,7 +113,7 @@ def _present(place, file):
 
 
 def _download(file, mirrors, folder):
-    """Fetches one file; pooch moves it into place only once its checksum is right."""
+    """Fetches one file; pooch moves it into place only once it is there and `_checked`."""
     name, failures = file.names[0], []
     logger = pooch.get_logger()
     level = logger.level
@@ -121,13 +122,12 @@ def _download(file, mirrors, folder):
         for mirror in mirrors:
             try:
                 with _Bar(name) as bar:
-                    downloader: Any = pooch.HTTPDownloader(progressbar=bar, timeout=30)
                     path = pooch.retrieve(
                         mirror + name,
-                        known_hash=f"md5:{file.md5}",
+                        known_hash=None,  # pooch knows whole sums only
                         fname=name,
                         path=folder,
-                        downloader=downloader,
+                        downloader=_checked(file, bar),
                     )
                 return Path(path)
             except (ValueError, OSError) as error:
@@ -138,6 +138,20 @@ def _download(file, mirrors, folder):
         f"load: {name} must come whole from one of its mirrors; got "
         f"{'; '.join(failures)}. Check the network, or put the file into {folder} yourself."
     )
+
+
+def _checked(file, bar) -> Any:
+    """A downloader that fails if what came has another checksum."""
+    fetch: Any = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+    algorithm, digits = file.checksum.split(":")
+
+    def download(url, output_file, pooch_object):
+        fetch(url, output_file, pooch_object)
+        came = pooch.file_hash(output_file, alg=algorithm)
+        if not came.startswith(digits):
+            raise ValueError(f"its {algorithm} must be {digits}; it is {came[: len(digits)]}")
+
+    return download
 
 
 class _Bar:

@@ -2,12 +2,18 @@
 
 from jaxviz.models.chains import VGG as VGG, AlexNet as AlexNet
 from jaxviz.models.cifar import CIFARNet as CIFARNet
+from jaxviz.models.imagenet import (
+    imagenet_classes as imagenet_classes,
+    photographs as photographs,
+    preprocess as preprocess,
+)
 from jaxviz.models.mnist import (
     MNISTNetA as MNISTNetA,
     MNISTNetB as MNISTNetB,
     MNISTNetC as MNISTNetC,
 )
 from jaxviz.models.mobilenet import MobileNetV2 as MobileNetV2
+from jaxviz.models.published import published_weights as published_weights
 from jaxviz.models.registry import apply_fn as apply_fn, name_of as name_of, nets as nets
 from jaxviz.models.resnet import ResNet as ResNet, ResNet20 as ResNet20
 from jaxviz.models.squeezenet import SqueezeNet as SqueezeNet

@@ -18,6 +18,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxviz.models.pth import read_pth
+from jaxviz.models.published import published_weights
 from jaxviz.models.registry import name_of
 
 _LEAVES = {
@@ -31,7 +32,9 @@ _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # axes of convolutions, dense
 _TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
-def load_torchvision(net: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
+def load_torchvision(
+    net: nn.Module, path: str | os.PathLike | None = None, *, download: bool = True
+) -> dict[str, Any]:
     """Variables of a bundled network from a file with PyTorch's names and layouts.
 
     Every tensor of the file is used and every one that the network needs is there, each of the
@@ -42,13 +45,16 @@ def load_torchvision(net: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
     Args:
       net: One of `jaxviz.models.nets`, with as many classes as the file's.
       path: A `.safetensors` file, or a `.pth` or `.pt` file that `torch.save` made of a state dict;
-        nothing in it is executed, whatever it holds.
+        nothing in it is executed, whatever it holds. None is what torchvision publishes for the
+        network, as `published_weights` finds it.
+      download: Whether the network may be used for that.
 
     Returns:
       The variables that `net.apply` takes, float32.
 
     Raises:
       FileNotFoundError: There is no such file.
+      ConnectionError: A download failed.
       ValueError: The file is damaged, of another kind, or holds another network's tensors; the
         first tensor that does not fit is named.
       TypeError: `net` is not a bundled network.
@@ -64,9 +70,11 @@ def load_torchvision(net: nn.Module, path: str | os.PathLike) -> dict[str, Any]:
       >>> all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, loaded)))
       True
     """
+    wanted = _places(net, "load_torchvision")
+    if path is None:
+        path = published_weights(str(name_of(net)), download=download)
     state = {k: v for k, v in _read(path).items() if not k.endswith(".num_batches_tracked")}
     who = f"load_torchvision: {path}"
-    wanted = _places(net, "load_torchvision")
     title = f"{name_of(net)} with {net.num_classes} classes"
     if missing := [key for key in wanted if key not in state]:
         raise ValueError(
@@ -140,7 +148,7 @@ def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(
             f"load_torchvision: path must be a file of weights; there is none at {path}. "
-            "torchvision's are at https://download.pytorch.org/models."
+            "Without a path, torchvision's are looked for and downloaded."
         )
     if path.suffix != ".safetensors":
         return read_pth(path)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import re
 import struct
 
 import numpy as np
@@ -142,7 +143,7 @@ def fake_network(monkeypatch, answers, calls):
 
 CONTENT = b"the whole file"
 MD5 = hashlib.md5(CONTENT).hexdigest()
-SOURCE = Source({"train": (File(("part.bin",), MD5),)}, ("http://a/", "http://b/"))
+SOURCE = Source({"train": (File(("part.bin",), f"md5:{MD5}"),)}, ("http://a/", "http://b/"))
 
 
 def test_a_download_is_kept_and_not_repeated(cache, monkeypatch, capfd):
@@ -178,7 +179,7 @@ def test_every_download_has_a_checksum():
         files = (
             [source.bundle] if source.bundle else [f for fs in source.files.values() for f in fs]
         )
-        assert all(len(file.md5) == 32 for file in files)
+        assert all(re.fullmatch("md5:[0-9a-f]{32}", file.checksum) for file in files)
 
 
 def test_digits_are_the_originals_enlarged():
