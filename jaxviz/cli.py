@@ -95,7 +95,7 @@ def _parser() -> _Parser:
         "Trains a network and writes its weights, history and pictures into one folder, which "
         "'jaxviz explain' and 'jaxviz layers' read. A stopped training goes on when started again.",
     )  # fmt: skip
-    train.add_argument("net", type=_one_of("net", models.nets), help=_list(models.nets))
+    train.add_argument("net", type=_one_of("net", models.small_nets), help=_list(models.small_nets))
     train.add_argument(
         "data", type=_one_of("data set", data.class_names), help=_list(data.class_names)
     )
@@ -133,7 +133,9 @@ def _parser() -> _Parser:
         "Prints each layer with its output's shape, parameters and FLOPs for one example, and the "
         "totals. The names are those that --layer takes.",
     )  # fmt: skip
-    layers.add_argument("model", help=f"folder of a run, or a bundled net: {_list(models.nets)}")
+    layers.add_argument(
+        "model", help=f"folder of a run, or a bundled net: {_list(models.small_nets)}"
+    )
     layers.add_argument(
         "--diagram", metavar="FILE",
         help=f"also draw which layer reads which: {_list(commands.DIAGRAMS)} (Graphviz)",
@@ -214,7 +216,7 @@ def _parser() -> _Parser:
 
 def _model_and_methods(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.nets)}"
+        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.small_nets)}"
     )
     parser.add_argument(
         "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",

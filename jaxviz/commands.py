@@ -115,7 +115,7 @@ def train(
     started = time.perf_counter()
     run = training.train_run(
         folder,
-        models.nets[net](num_classes=len(train_set.class_names)),
+        models.small_nets[net](num_classes=len(train_set.class_names)),
         train_set,
         data=data,
         key=jax.random.key(seed),

@@ -33,14 +33,14 @@ def no_such(what: str, given: str, known: Iterable[str]) -> str:
 
 def open_run(model: str) -> training.Run:
     """A run folder, or a bundled net that has only its shapes yet (`with_weights`)."""
-    if model not in models.nets:
+    if model not in models.small_nets:
         if not Path(model).exists():
             raise ValueError(
-                f"{no_such('folder and no bundled net', model, models.nets)}. "
+                f"{no_such('folder and no bundled net', model, models.small_nets)}. "
                 "Or pass the folder that 'jaxviz train' wrote."
             )
         return training.load_run(model)
-    net: Any = models.nets[model]()
+    net: Any = models.small_nets[model]()
     shape = net.input_shape
     example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), example)

@@ -72,7 +72,7 @@ def test_a_training_goes_on_where_it_stopped(run, capfd):
     assert "epoch 1:" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", [*models.nets, "a run"])
+@pytest.mark.parametrize("name", [*models.small_nets, "a run"])
 def test_layers_prints_the_number_of_parameters(name, run, capsys):
     # Hand-counted for the two nets whose architecture was given with its count.
     known = {"mnist_a": "113,514", "a run": "113,514", "mnist_b": "1,199,882", "cifar": "167,562"}

@@ -14,7 +14,12 @@ from jaxviz.models.mnist import (
 )
 from jaxviz.models.mobilenet import MobileNetV2 as MobileNetV2
 from jaxviz.models.published import published_weights as published_weights
-from jaxviz.models.registry import apply_fn as apply_fn, name_of as name_of, nets as nets
+from jaxviz.models.registry import (
+    apply_fn as apply_fn,
+    name_of as name_of,
+    nets as nets,
+    small_nets as small_nets,
+)
 from jaxviz.models.resnet import ResNet as ResNet, ResNet20 as ResNet20
 from jaxviz.models.squeezenet import SqueezeNet as SqueezeNet
 from jaxviz.models.weights import (

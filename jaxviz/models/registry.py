@@ -16,12 +16,17 @@ from jaxviz.models.squeezenet import SqueezeNet
 
 _VGG_DEPTHS = {"11": (1, 1, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 
-nets: dict[str, Callable[..., nn.Module]] = {
+small_nets: dict[str, Callable[..., nn.Module]] = {
     "mnist_a": MNISTNetA,
     "mnist_b": MNISTNetB,
     "mnist_c": MNISTNetC,
     "cifar": CIFARNet,
     "resnet20": ResNet20,
+}
+"""Those of `nets` for small images, which the command line trains and explains."""
+
+nets: dict[str, Callable[..., nn.Module]] = {
+    **small_nets,
     "alexnet": AlexNet,
     **{f"vgg{n}": functools.partial(VGG, depths=depths) for n, depths in _VGG_DEPTHS.items()},
     **{
@@ -37,7 +42,7 @@ nets: dict[str, Callable[..., nn.Module]] = {
 }
 """Constructor of each bundled network, which takes `num_classes` and `dtype`.
 
-The command line and run folders use these names; those of networks for photographs are
+Run folders use these names; those of networks for photographs are
 torchvision's.
 """
 
