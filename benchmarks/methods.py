@@ -66,6 +66,7 @@ class Method(NamedTuple):
       check: What of our result is compared, `(case) -> array`; None is the result itself.
       turns: The field of `Options` that says how often a `while` loop of ours turns, which its
         program does not tell.
+      complete: Whether it has to add up to the score gained over zeros.
       tolerance: How far the two may be apart, |ours - theirs| / |theirs| in the Euclidean norm.
     """
 
@@ -77,6 +78,7 @@ class Method(NamedTuple):
     copies: tuple[int | None, ...] = (None,)
     check: Callable[[Case], Any] | None = None
     turns: str | None = None
+    complete: bool = False
     tolerance: float = 1e-2
 
 
@@ -131,7 +133,9 @@ METHODS = {
     "deconvnet": Method(
         "deconvnet", "Captum Deconvolution", lambda c: jv.deconvnet(*c.main), heavy=False
     ),
-    "deeplift": Method("DeepLIFT", "Captum DeepLift", lambda c: jv.deep_lift(*c.main), heavy=False),
+    "deeplift": Method(
+        "DeepLIFT", "Captum DeepLift", lambda c: jv.deep_lift(*c.main), heavy=False, complete=True
+    ),
     "lrp": Method(
         "LRP epsilon", "Captum LRP", lambda c: jv.lrp(*c.main, rules=epsilon(1e-9)), heavy=False
     ),

@@ -312,7 +312,7 @@ class Session:
         torch.set_num_threads(threads)
         self.net, state = build(net)
         self.layer = layer
-        np.savez(weights, **{key: value.numpy() for key, value in state.items()})
+        torch.save(state, weights)
         names = ("torch", "captum", "grad-cam", "torchvision")
         return {"versions": {name: importlib.metadata.version(name) for name in names}}
 

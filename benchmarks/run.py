@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxviz
-from benchmarks.counting import flops
 from benchmarks.memory import peak_mb
 from benchmarks.methods import METHODS, draws
 from benchmarks.peer import Peer
 from benchmarks.suite import NETS, cases
+from jaxviz.graph.flops import call_flops
 
 
 def arguments_of_command():
@@ -94,7 +94,12 @@ def best_setting(peer, name, load):
 
 
 def difference(peer, name, case, load, folder):
-    """How far our result and the peer's are apart, given the same draws."""
+    """How far our result and the peer's are apart, given the same draws, and each from the score.
+
+    Returns:
+      The distance relative to the peer's norm; `gap` and `peer_gap`, how far an attribution is from
+      adding up to the score gained over zeros, relative to that.
+    """
     method = METHODS[name]
     precise = "highest" if jax.default_backend() != "cpu" else None
     with jax.default_matmul_precision(precise):
@@ -106,7 +111,17 @@ def difference(peer, name, case, load, folder):
     theirs = np.load(saved)
     if theirs.ndim == 4 and ours.ndim == 3:  # one value for all channels of a place
         theirs = theirs[..., 0]
-    return float(np.linalg.norm(ours - theirs.reshape(ours.shape)) / np.linalg.norm(theirs))
+    theirs = theirs.reshape(ours.shape)
+    outputs = [np.asarray(case.apply_fn(case.params, x)) for x in (case.x, 0 * case.x)]
+    chosen = np.arange(len(case.x)), np.asarray(case.target)
+    gained = outputs[0][chosen] - outputs[1][chosen]
+    axes = tuple(range(1, ours.ndim))
+    gaps = {
+        key: float(np.linalg.norm(a.sum(axes) - gained) / np.linalg.norm(gained))
+        for key, a in (("gap", ours), ("peer_gap", theirs))
+        if method.complete
+    }
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)), gaps
 
 
 def row(peer, net, name, case, options, folder, peak):
@@ -119,14 +134,15 @@ def row(peer, net, name, case, options, folder, peak):
     found["first_call_ms"] = timed(ours)[0]
     traced = lambda params, x: method.ours(case._replace(params=params, x=x))
     turns = getattr(case.options, method.turns) if method.turns else 1
-    found["flops"] = turns * flops(traced, case.params, case.x)
+    found["flops"] = turns * call_flops(traced, case.params, case.x)
     timed(ours)
     if peer:
         np.savez(folder / "inputs.npz", x=np.asarray(case.x), target=np.asarray(case.target))
         load = {"inputs": str(folder / "inputs.npz"), "options": case.options._asdict()}
         try:
-            found["difference"] = difference(peer, name, case, load, folder)
+            found["difference"], gaps = difference(peer, name, case, load, folder)
             found["agrees"] = found["difference"] <= method.tolerance
+            found |= gaps
             layout, copies = best_setting(peer, name, load)
             peer.ask("load", **load, layout=layout, copies=copies)
             peer.ask("run", method=name)
@@ -163,6 +179,10 @@ def table(results):
         notes = [found["peer_error"]] if "peer_error" in found else []
         if found.get("agrees") is False:
             notes.append(f"results differ by {found['difference']:.1g}: not counted")
+            if "gap" in found:
+                notes.append(
+                    f"off the score by {found['gap']:.0e}, the peer's {found['peer_gap']:.0e}"
+                )
         if found["pairs"] < 7:
             notes.append(f"{found['pairs']} pairs")
         count, peer_ms = found["batch"], found.get("peer_ms")

@@ -1,12 +1,10 @@
 """The nets of run.py: shapes, the layer of the layer methods on both sides, numbers of copies."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks.methods import Case, Options
 from jaxviz import models
@@ -14,11 +12,10 @@ from jaxviz.attribution.regions import grid_segments
 
 
 class Net(NamedTuple):
-    """A net of the table.
+    """A net of the table; its name is the one in `models.nets` and of the peer.
 
     Attributes:
       title: As the table names it.
-      make: Its constructor.
       shape: `(N, H, W, C)` of a batch.
       heavy: Examples for methods that make copies of each.
       layer: Of class activation maps and of maximization; `peer_layer` is the same in torch.
@@ -26,7 +23,6 @@ class Net(NamedTuple):
     """
 
     title: str
-    make: Callable[[], Any]
     shape: tuple[int, int, int, int]
     heavy: int
     layer: str
@@ -34,9 +30,17 @@ class Net(NamedTuple):
     options: Any = ()
 
 
+PHOTO = (("window", (32, 32)), ("stride", (16, 16)), ("samples", 100), ("images", 4))
+SIDE = 224
 NETS = {
-    "mnist_a": Net("MNIST net A", models.MNISTNetA, (64, 28, 28, 1), 8, "relu_2", "relu3"),
-    "cifar": Net("CIFAR net", models.CIFARNet, (64, 32, 32, 3), 8, "relu_1", "relu2"),
+    "mnist_a": Net("MNIST net A", (64, 28, 28, 1), 8, "relu_2", "relu3"),
+    "cifar": Net("CIFAR net", (64, 32, 32, 3), 8, "relu_1", "relu2"),
+    "squeezenet1_1": Net(
+        "SqueezeNet 1.1", (4, SIDE, SIDE, 3), 1, "features/12", "features.12", PHOTO
+    ),
+    "resnet18": Net("ResNet-18", (4, SIDE, SIDE, 3), 1, "layer4", "layer4", PHOTO),
+    "vgg16": Net("VGG-16", (1, SIDE, SIDE, 3), 1, "features/relu_12", "features.29", PHOTO),
+    "mobilenet_v2": Net("MobileNetV2", (4, SIDE, SIDE, 3), 1, "features/18", "features.18", PHOTO),
 }
 
 
@@ -45,16 +49,12 @@ def cases(name: str, weights: pathlib.Path | None) -> dict[bool, Case]:
 
     Args:
       name: Of `NETS`.
-      weights: The torch net's state, `.npz`; None draws weights here.
+      weights: The torch net's state, `.pth`; None draws weights here.
     """
-    net = NETS[name]
-    module = net.make()
+    net, module = NETS[name], models.nets[name]()
     x = jax.random.normal(jax.random.key(1), net.shape)
-    if weights is None:
-        params = jax.jit(module.init)(jax.random.key(0), x[:1])
-    else:
-        with np.load(weights) as file:
-            params = _small(dict(file))
+    init = lambda: jax.jit(module.init)(jax.random.key(0), x[:1])
+    params = models.load_torchvision(module, weights) if weights else init()
     apply_fn = models.apply_fn(module)
     target = jax.jit(apply_fn)(params, x).argmax(1).astype(jnp.int32)
     cells = grid_segments(net.shape[1:3], (7, 7)).tolist()
@@ -63,24 +63,3 @@ def cases(name: str, weights: pathlib.Path | None) -> dict[bool, Case]:
         heavy: Case(apply_fn, params, x[:count], target[:count], net.layer, options)
         for heavy, count in ((False, net.shape[0]), (True, net.heavy))
     }
-
-
-def _small(state):
-    """Variables of net A and the CIFAR net from torch's: channels last, also where flattened."""
-    params = {}
-    channels = 0
-    for name, value in state.items():
-        layer, kind = name.split(".")
-        if kind == "bias":
-            params[layer]["bias"] = jnp.asarray(value)
-            continue
-        if value.ndim == 4:
-            value, channels = value.transpose(2, 3, 1, 0), value.shape[0]
-        elif layer == "dense1":
-            side = int(np.sqrt(value.shape[1] // channels))
-            value = value.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
-            value = value.reshape(-1, value.shape[-1])
-        else:
-            value = value.T
-        params[layer] = {"kernel": jnp.asarray(value)}
-    return {"params": params}

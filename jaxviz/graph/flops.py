@@ -1,9 +1,12 @@
 """Floating-point operations of a program's nodes, counted as XLA's cost analysis counts them."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from jaxviz.graph.interpreter import Node, Program, equation_of
+import jax
+
+from jaxviz.graph.interpreter import Node, Program, build, equation_of
 
 # XLA books these apart, as transcendentals.
 TRANSCENDENTAL = frozenset(
@@ -19,6 +22,23 @@ _MOVES = frozenset(
 _REDUCTIONS = frozenset(
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or cumsum".split()
 )
+
+
+def call_flops(function: Callable, *arguments: Any) -> int:
+    """FLOPs of `function(*arguments)`, any function of arrays (or of their shapes), as it stands.
+
+    Unlike XLA's analysis of the compiled program, this counts all turns of a `scan`; a `while`,
+    whose turns are not known, counts once.
+
+    Example:
+      >>> x = jax.ShapeDtypeStruct((2, 3), float)
+      >>> call_flops(lambda x: jax.lax.map(lambda row: 2 * row, x), x)
+      6
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    depends = [True] * len(closed.jaxpr.invars)
+    program = build(closed.jaxpr, closed.consts, depends, flat=True)
+    return sum(node_flops(program, node) for node in program.nodes)
 
 
 def node_flops(program: Program, node: Node) -> int:
