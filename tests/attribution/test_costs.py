@@ -1,7 +1,9 @@
 """No method comes to cost more unnoticed: FLOPs and bytes of the compiled programs, not seconds.
 
 `costs.json` holds what each method cost when it was last looked at, for each version of JAX. After
-a change that is meant, `JAXVIZ_WRITE_COSTS=1 python -m pytest tests/attribution/test_costs.py` writes it anew.
+a change that is meant, this writes it anew:
+
+    JAXVIZ_WRITE_COSTS=1 python -m pytest tests/attribution/test_costs.py
 """
 
 import json
