@@ -1,5 +1,7 @@
 """Training with the fast rules: the gradients to parameters stay what they are."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,12 @@ from jaxviz import models
 from jaxviz.rules.fast import fast
 from jaxviz.training.epoch import TrainingFunction
 
+NETS = [("mnist_c", (28, 28, 1))]
+if "JAXVIZ_SLOW" in os.environ:
+    NETS.append(("resnet20", (8, 8, 3)))
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("mnist_c", (28, 28, 1)), ("resnet20", (8, 8, 3))],
-)
+
+@pytest.mark.parametrize(("name", "shape"), NETS)
 def test_a_networks_gradients_stay_the_same(name, shape):
     """To parameters, in training mode: dropout, batch statistics and all."""
     net = models.nets[name]()
