@@ -1,11 +1,15 @@
 """The example scripts run, small."""
 
 import importlib.util
+import os
 import pathlib
 
 import jax
 import pytest
 
+from jaxviz import data, training
+
+slow = pytest.mark.skipif("JAXVIZ_SLOW" not in os.environ, reason="$JAXVIZ_SLOW is not set")
 EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"
 
 
@@ -40,3 +44,36 @@ def test_boxes_follow_the_crop():
     box = {"label": 3, "x0": 200, "y0": 0, "x1": 256, "y1": 256}
     out = load("all_methods").inside(annotation | {"boxes": [box, box | {"label": 4}]})
     assert out.all(0).nonzero()[0].tolist() == list(range(56, 112))  # 144 columns cut at the left
+
+
+def pictures(folder):
+    """The names of the pictures, none of them blank."""
+    files = list(folder.glob("*.png"))
+    assert all(file.stat().st_size > 5_000 for file in files)
+    return {file.stem for file in files}
+
+
+@slow
+def test_end_to_end_finds_its_run_again_and_says_how_good_it_is(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    arguments = ["--out", str(tmp_path), "--data", "digits", "--epochs", "3"]
+    script = load("mnist_end_to_end")
+    with jax.numpy_dtype_promotion("standard"):
+        accuracy = script.main(arguments)
+    test_set = data.load("digits", "test")
+    run = training.load_run(tmp_path / "runs" / "mnist_c-digits")
+    right = training.predict(run.net, run.variables, test_set.images).argmax(1) == test_set.labels
+    assert accuracy == pytest.approx(float(right.mean()))
+    assert accuracy > 0.2  # one in ten by chance
+    assert f"{accuracy:.2%} of 360 test digits are right" in capsys.readouterr().out
+    found = pictures(tmp_path)
+    assert found == {
+        "history",
+        "confusion",
+        "predictions",
+        "feature_maps_of_an_8",
+        "surest_mistakes",
+    }
+
+
+@slow
