@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from jaxviz import data, training
@@ -77,3 +78,35 @@ def test_end_to_end_finds_its_run_again_and_says_how_good_it_is(tmp_path, capsys
 
 
 @slow
+def test_deconstruction_climbs_to_its_classes(tmp_path):
+    pytest.importorskip("sklearn")
+    options = ["--data", "digits", "--epochs", "6", "--num-steps", "16"]
+    with jax.numpy_dtype_promotion("standard"):
+        accuracy, sure = load("deconstruct_mnist").main(["--out", str(tmp_path), *options])
+    assert accuracy > 0.5
+    assert sure.shape == (20,)
+    assert sure[:10].mean() > 0.5  # 0.1 by chance
+    patterns = {f"patterns_{number}" for number in (1, 2, 3)}
+    assert pictures(tmp_path) == {"activations", "classes", "projections"} | patterns
+
+
+@slow
+def test_cifar_example_on_colours(tmp_path, monkeypatch, capsys):
+    names = data.class_names["cifar10"]
+
+    def colours(name, split):
+        """Noise about a colour for each class: what a small net learns in one epoch."""
+        rng = np.random.default_rng(len(split))
+        labels = np.arange(640, dtype=np.int32) % 10
+        tones = np.random.default_rng(0).uniform(size=(10, 3))[labels]
+        images = 0.8 * tones[:, None, None] + 0.2 * rng.uniform(size=(640, 32, 32, 3))
+        return data.Dataset(images.astype(np.float32), labels, names)
+
+    monkeypatch.setattr(data, "load", colours)
+    with jax.numpy_dtype_promotion("standard"):
+        accuracy = load("cifar_cnn").main(["--out", str(tmp_path), "--epochs", "4"])
+    assert accuracy > 0.3
+    assert f"{accuracy:.2%} of the test images" in capsys.readouterr().out
+    assert {"feature_maps_of_a_cat", "units_of_the_second_convolution", "why_a_cat"} < pictures(
+        tmp_path
+    )
