@@ -203,13 +203,10 @@ class State(NamedTuple):
 
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
-    x = jax.eval_shape(
-        lambda key: compose(fixed.transforms, key, jnp.zeros(fixed.shape)), jax.random.key(0)
-    )
+    x = _seen.eval_shape(fixed)
     check_inputs(who, fixed.apply_fn, x)
     try:
-        values = jax.eval_shape(_values(fixed.apply_fn, total, who), params, x)
-        jax.eval_shape(_kept_values(fixed.apply_fn, total, who), params, jnp.zeros(fixed.shape))
+        values = _read.eval_shape(fixed, who, params, total)
     except Exception as error:  # the model's own, of whatever kind
         if str(error).startswith(who):
             raise
@@ -230,6 +227,21 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
                 if not nested:
                     jax.block_until_ready(state.history)
     return finish(fixed, params, objective, parametrization, key, state)
+
+
+# Never run: compiled functions remember the shapes they were traced with, so that checks cost a
+# trace at the first call only.
+@functools.partial(jax.jit, static_argnums=0)
+def _seen(fixed):
+    """What the model is given."""
+    return compose(fixed.transforms, jax.random.key(0), jnp.zeros(fixed.shape))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read(fixed, who, params, total):
+    """The layers that an objective reads."""
+    _kept_values(fixed.apply_fn, total, who)(params, jnp.zeros(fixed.shape))
+    return _values(fixed.apply_fn, total, who)(params, _seen(fixed))
 
 
 @functools.cache
