@@ -20,6 +20,7 @@ class Method(NamedTuple):
       random: It takes the keyword `key`.
       layer: It takes the keyword `layer`, which names maps.
       coarse: Its map has no pixel's detail: it is read over the image.
+      linear: From its layer to the outputs all must be linear: it takes the very last maps.
     """
 
     title: str
@@ -27,10 +28,11 @@ class Method(NamedTuple):
     random: bool = False
     layer: bool = False
     coarse: bool = False
+    linear: bool = False
 
 
-def _cam(title: str, explain: Callable) -> Method:
-    return Method(title, explain, layer=True, coarse=True)
+def _cam(title: str, explain: Callable, linear: bool = False) -> Method:
+    return Method(title, explain, layer=True, coarse=True, linear=linear)
 
 
 METHODS: dict[str, Method] = {
@@ -48,7 +50,7 @@ METHODS: dict[str, Method] = {
     "deconvnet": Method("deconvnet", propagation.deconvnet),
     "lrp": Method("LRP", propagation.lrp),
     "deep_lift": Method("DeepLIFT", deep_lift),
-    "cam": _cam("CAM", cam.cam),
+    "cam": _cam("CAM", cam.cam, linear=True),
     "grad_cam": _cam("Grad-CAM", cam.grad_cam),
     "grad_cam_pp": _cam("Grad-CAM++", cam.grad_cam_pp),
     "xgrad_cam": _cam("XGrad-CAM", cam.xgrad_cam),

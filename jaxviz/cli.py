@@ -18,6 +18,8 @@ jaxviz explains what a neural network in JAX looks at.
   jaxviz train mnist_a digits               train a bundled net; everything goes to one folder
   jaxviz layers mnist_a                     print a net's layers, shapes, parameters and FLOPs
   jaxviz explain runs/mnist_a-digits        draw what that trained net looks at
+  jaxviz explain --net resnet50 --images dog.jpg
+                                            what a net trained on ImageNet sees in a photograph
   jaxviz sweep runs/mnist_a-digits          explain every test image, into a store
   jaxviz show runs/mnist_a-digits/sweep     draw what the sweep found
 
@@ -133,9 +135,7 @@ def _parser() -> _Parser:
         "Prints each layer with its output's shape, parameters and FLOPs for one example, and the "
         "totals. The names are those that --layer takes.",
     )  # fmt: skip
-    layers.add_argument(
-        "model", help=f"folder of a run, or a bundled net: {_list(models.small_nets)}"
-    )
+    _model(layers)
     layers.add_argument(
         "--diagram", metavar="FILE",
         help=f"also draw which layer reads which: {_list(commands.DIAGRAMS)} (Graphviz)",
@@ -156,8 +156,9 @@ def _parser() -> _Parser:
         help=f"test images of {_list(data.class_names)}; default: what the run was trained on",
     )  # fmt: skip
     explain.add_argument(
-        "--images", nargs="+", metavar="FILE", help="image files instead; cut and scaled to fit"
-    )
+        "--images", "--image", nargs="+", action="extend", metavar="FILE",
+        help="image files instead; scaled, and the middle cut out, to fit",
+    )  # fmt: skip
     explain.add_argument(
         "--examples", type=_count, default=8, metavar="N",
         help="how many of the data set's test images, from the first; default: %(default)s",
@@ -169,7 +170,9 @@ def _parser() -> _Parser:
     explain.add_argument(
         "--layer", metavar="NAME", help="also draw this layer's feature maps of the first image"
     )
-    explain.add_argument("--out", metavar="FOLDER", help="default: RUN/explanations")
+    explain.add_argument(
+        "--out", metavar="FOLDER", help="default: RUN/explanations or NET-explanations"
+    )
     explain.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     _data_options(explain)
 
@@ -183,7 +186,7 @@ def _parser() -> _Parser:
         "--data", type=_one_of("data set", data.class_names), metavar="NAME",
         help=f"{_list(data.class_names)}; default: what the run was trained on",
     )  # fmt: skip
-    sweep.add_argument("--out", metavar="FOLDER", help="default: RUN/sweep")
+    sweep.add_argument("--out", metavar="FOLDER", help="default: RUN/sweep or NET-sweep")
     sweep.add_argument(
         "--examples", type=_count, metavar="N", help="only the first N test images; default: all"
     )
@@ -214,10 +217,24 @@ def _parser() -> _Parser:
     return parser
 
 
-def _model_and_methods(parser: argparse.ArgumentParser) -> None:
+def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", help=f"folder of a run, or a bundled net (untrained): {_list(models.small_nets)}"
-    )
+        "model", nargs="?", metavar="RUN",
+        help=f"folder of a run, or a bundled net (untrained): {_list(models.small_nets)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--net", type=_one_of("net", models.nets), metavar="NAME",
+        help=f"instead of RUN, a bundled net with published weights: {_list(models.nets)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", metavar="FILE",
+        help="the net's, .safetensors or .pth with PyTorch's names; default: what is published, "
+        "from $JAXVIZ_DATA/weights, then the cache, then a download",
+    )  # fmt: skip
+
+
+def _model_and_methods(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
     parser.add_argument(
         "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
         default=list(commands.DEFAULT_METHODS),

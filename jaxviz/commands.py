@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
-from jaxviz.catalogue import METHODS
+from jaxviz.catalogue import METHODS, Method
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
@@ -26,9 +25,11 @@ from jaxviz.run_tools import (
     class_index,
     is_trained,
     last_maps,
-    open_run,
+    open_model,
     prepared,
+    read_images,
     run_layers,
+    title_of,
     with_weights,
     write_pictures,
 )
@@ -151,9 +152,18 @@ def train(
     )
 
 
-def layers(*, model: str, diagram: str | None, depth: int | None) -> None:
+def layers(
+    *,
+    model: str | None,
+    net: str | None,
+    weights: str | None,
+    diagram: str | None,
+    depth: int | None,
+) -> None:
     """Prints the layers of a bundled net or of a run, and draws what each reads."""
-    run = open_run(model)
+    run = open_model(model, net, weights)
+    if weights is not None:  # only to see that they fit: nothing is computed
+        run = with_weights(run, 0)
     apply_fn = models.apply_fn(run.net)
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
     if diagram is not None:
@@ -171,7 +181,9 @@ def layers(*, model: str, diagram: str | None, depth: int | None) -> None:
 
 def explain(
     *,
-    model: str,
+    model: str | None,
+    net: str | None,
+    weights: str | None,
     data: str | None,
     images: Sequence[str] | None,
     methods: Sequence[str],
@@ -184,27 +196,29 @@ def explain(
     data_folder: str | None,
     no_download: bool,
 ) -> None:
-    """Writes explanation sheets of a run, or of an untrained bundled net."""
-    run = open_run(model)
+    """Writes explanation sheets of a run, or of a bundled net with published or random weights."""
+    run = open_model(model, net, weights)
+    given, name = model or net, data or run.data
+    labels, same_classes = None, False
     if images is not None:
-        for option, given in (("--data", data), ("--wrong", wrong)):
-            if given:
+        for option, value in (("--data", data), ("--wrong", wrong)):
+            if value:
                 raise ValueError(f"--images cannot go with {option}. Leave one of them out.")
-        pixels, labels = _read_images(images, run.config["input_shape"]), None
-        same_classes = False
+        pixels = read_images(run, images)
+    elif not name:
+        raise ValueError(f"{given} is for photographs, and none is bundled. Pass --images FILE.")
     else:
-        name = data or run.data
         test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
         pixels, labels = test_set.images, test_set.labels
         same_classes = test_set.class_names == run.class_names
     if pixels.shape[1:] != tuple(run.config["input_shape"]):
         raise ValueError(
-            f"{model} takes images {tuple(run.config['input_shape'])}; {name} has "
+            f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
             f"{pixels.shape[1:]}. Choose another data set, or pass image files with --images."
         )
     labels = labels if same_classes else None
     index = None if target is None else class_index(target, run.class_names)
-    run = with_weights(run, seed)
+    run = with_weights(run, seed, download=not no_download)
     if wrong:
         if labels is None:
             raise ValueError(
@@ -213,14 +227,13 @@ def explain(
         logits = training.predict(run.net, run.variables, prepared(run, pixels))
         found = np.flatnonzero(np.asarray(logits.argmax(-1)) != labels)
         if not len(found):
-            raise ValueError(f"{model} gets every one of the {len(labels)} images right.")
+            raise ValueError(f"{given} gets every one of the {len(labels)} images right.")
         pixels, labels = pixels[found], labels[found]
     if images is None:
         pixels, labels = pixels[:examples], None if labels is None else labels[:examples]
 
-    folder = Path(
-        out or (Path(model) / "explanations" if Path(model).is_dir() else f"{model}-explanations")
-    )
+    is_folder = net is None and Path(str(model)).is_dir()
+    folder = Path(out or (f"{model}/explanations" if is_folder else f"{given}-explanations"))
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
     write_pictures(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])
@@ -253,18 +266,12 @@ def _sheets(
     target: int | None,
     seed: int,
 ) -> list[Picture]:
-    apply_fn, x = models.apply_fn(run.net), prepared(run, pixels)
-    probabilities = np.asarray(jax.nn.softmax(training.predict(run.net, run.variables, x)))
-    maps = {}
-    for name in methods:
-        method = METHODS[name]
-        options: dict[str, Any] = {"key": jax.random.key(seed)} if method.random else {}
-        if method.layer:
-            options["layer"] = last_maps(run)
-        values = method.explain(apply_fn, run.variables, x, target, **options)
-        maps[method.title] = np.asarray(values)
+    x = prepared(run, pixels)
+    logits = training.predict(run.net, run.variables, x, batch_size=_ROWS)
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    maps = {METHODS[name].title: _maps(run, x, METHODS[name], target, seed) for name in methods}
     untrained = "" if is_trained(run) else " (untrained)"
-    title = f"What {type(run.net).__name__}{untrained} looks at"
+    title = f"What {title_of(run)}{untrained} looks at"
     pictures = []
     for number, start in enumerate(range(0, len(pixels), _ROWS), 1):
         rows = slice(start, start + _ROWS)
@@ -281,6 +288,23 @@ def _sheets(
         suffix = f"_{number}" if len(pixels) > _ROWS else ""
         pictures.append(Picture(f"explanations{suffix}.png", "why, pixel by pixel", figure))
     return pictures
+
+
+def _maps(
+    run: training.Run, x: jax.Array, method: Method, target: int | None, seed: int
+) -> np.ndarray:
+    """A sheet's images at a time; the last of several sheets is filled up with its last image."""
+    apply_fn = models.apply_fn(run.net)
+    options: dict[str, Any] = {"key": jax.random.key(seed)} if method.random else {}
+    if method.layer:
+        options["layer"] = last_maps(run, of_classes=method.linear)
+    size = min(len(x), _ROWS)
+    maps = []
+    for start in range(0, len(x), size):
+        rows = jnp.minimum(jnp.arange(start, start + size), len(x) - 1)
+        values = method.explain(apply_fn, run.variables, x[rows], target, **options)
+        maps.append(np.asarray(values))
+    return np.concatenate(maps)[: len(x)]
 
 
 def _result_pictures(
@@ -315,7 +339,12 @@ def _feature_maps(run: training.Run, pixels: np.ndarray, layer: str) -> Picture:
             f"layer {layer} must give maps [H, W, C] to be drawn; it gives {values.shape}. "
             "Choose a convolution or a pooling."
         )
-    figure = plot.feature_maps(values, title=f"{layer}: what its {values.shape[-1]} units see")
+    count, most = values.shape[-1], 64  # more make a picture taller than any screen shows
+    words = f"what its {count} units see"
+    if count > most:
+        words = f"what {most} of its {count} units see, strongest first"
+    ranked = count > most
+    figure = plot.feature_maps(values, ranked=ranked, max_maps=most, title=f"{layer}: {words}")
     return Picture(f"feature_maps_{layer.replace('/', '_')}.png", f"the units of {layer}", figure)
 
 
@@ -337,22 +366,3 @@ def _some_mistakes_first(predicted: np.ndarray, labels: np.ndarray) -> np.ndarra
     ]
     first = np.concatenate(mistakes)
     return np.concatenate([first, np.setdiff1d(np.arange(len(labels)), first)])
-
-
-def _read_images(files: Sequence[str], shape: Sequence[int]) -> np.ndarray:
-    """Image files as `[N, H, W, C]` in 0 to 1: scaled to cover the size, the middle cut out."""
-    height, width, channels = shape
-    pixels = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                image = image.convert("L" if channels == 1 else "RGB")
-        except OSError as error:  # not found, no image, or a broken one
-            raise ValueError(f"{file} must be an image file; {error}.") from None
-        scale = max(height / image.height, width / image.width)
-        size = (max(round(image.width * scale), width), max(round(image.height * scale), height))
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        cut = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
-        pixels.append(cut.reshape(height, width, channels))
-    return np.stack(pixels)

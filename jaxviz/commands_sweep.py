@@ -17,7 +17,7 @@ from jaxviz.run_tools import (
     Picture,
     class_index,
     last_maps,
-    open_run,
+    open_model,
     with_weights,
     write_pictures,
 )
@@ -29,7 +29,9 @@ _ERRORS = 6  # rows of a sheet
 
 def sweep(
     *,
-    model: str,
+    model: str | None,
+    net: str | None,
+    weights: str | None,
     data: str | None,
     methods: Sequence[str],
     out: str | None,
@@ -43,19 +45,23 @@ def sweep(
 ) -> None:
     """Explains every test image of a data set by a run, into a store."""
     started = time.perf_counter()
-    run = with_weights(open_run(model), seed)
-    name = data or run.data
+    run = open_model(model, net, weights)
+    given, name = model or net, data or run.data
+    if not name:
+        raise ValueError(f"{given} is for photographs, and no set of them is bundled.")
     test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
     if test_set.images.shape[1:] != tuple(run.config["input_shape"]):
         raise ValueError(
-            f"{model} takes images {tuple(run.config['input_shape'])}; {name} has "
+            f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
             f"{test_set.images.shape[1:]}. Choose another data set."
         )
     x, y = test_set.images[:examples], test_set.labels[:examples]
-    place = Path(out or (Path(model) / "sweep" if Path(model).is_dir() else f"{model}-sweep"))
+    is_folder = net is None and Path(str(model)).is_dir()
+    place = Path(out or (f"{model}/sweep" if is_folder else f"{given}-sweep"))
     explained: Any = target
     if target is not None and target != "label":
         explained = class_index(target, run.class_names)
+    run = with_weights(run, seed, download=not no_download)
     result = sweep_set(
         {method: _bound(method, run) for method in methods},
         models.apply_fn(run.net),
@@ -68,7 +74,7 @@ def sweep(
         mesh=jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None,
         key=jax.random.key(seed),
     )
-    source = {"model": str(model), "data": name, "seed": seed, "data_folder": data_folder}
+    source = {"model": model, "net": net, "data": name, "data_folder": data_folder}
     (place / _SOURCE).write_text(json.dumps(source))
     lost = {method: len(result.not_finite(method)) for method in methods}
     say = Console()
@@ -93,7 +99,7 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
             f"{store} must be a finished sweep of 'jaxviz sweep'; there is no {_SOURCE} in it. "
             "Run that command again: it goes on where it stopped."
         ) from None
-    run = with_weights(open_run(source["model"]), source["seed"])
+    run = open_model(source["model"], source.get("net"))
     test_set = datasets.load(
         source["data"], "test", folder=source["data_folder"], download=not no_download
     )
@@ -113,7 +119,9 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
 def _bound(name: str, run: training.Run):
     method = METHODS[name]
     return (
-        functools.partial(method.explain, layer=last_maps(run)) if method.layer else method.explain
+        functools.partial(method.explain, layer=last_maps(run, of_classes=method.linear))
+        if method.layer
+        else method.explain
     )
 
 

@@ -12,8 +12,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxviz import data as datasets, models, training
+from jaxviz import models, training
+from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
+from jaxviz.training import Run
+
+_FEW = 40  # names that an error lists
+_PUBLISHED, _RANDOM = "published", "random"  # a run's "weights" that are no file
+# Not modules, whose value is that of a layer in them, and not what passes maps on.
+_MAKES_MAPS = ACTIVATION_KINDS | {"conv", "add", "concatenate"}
 
 
 class Picture(NamedTuple):
@@ -25,57 +32,102 @@ class Picture(NamedTuple):
 
 
 def no_such(what: str, given: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not there: the nearest one, and all."""
-    near = difflib.get_close_matches(given, known := list(known), n=1)
-    hint = f", did you mean {near[0]}?" if near else "."
-    return f"no {what} {given!r}{hint} There are: {', '.join(known)}"
+    """What to say of a name that is not there: the nearest ones, and all if they are few."""
+    known = list(known)
+    few = len(known) <= _FEW
+    near = difflib.get_close_matches(given, known, n=1 if few else 5)
+    hint = f", did you mean {' or '.join(near)}?" if near else "."
+    return f"no {what} {given!r}{hint} There are" + (
+        f": {', '.join(known)}" if few else f" {len(known)}"
+    )
 
 
-def open_run(model: str) -> training.Run:
-    """A run folder, or a bundled net that has only its shapes yet (`with_weights`)."""
-    if model not in models.small_nets:
-        if not Path(model).exists():
-            raise ValueError(
-                f"{no_such('folder and no bundled net', model, models.small_nets)}. "
-                "Or pass the folder that 'jaxviz train' wrote."
-            )
-        return training.load_run(model)
-    net: Any = models.small_nets[model]()
-    shape = net.input_shape
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    variables = jax.eval_shape(net.init, jax.random.key(0), example)
-    data = "digits" if shape == (28, 28, 1) else "cifar10"
-    config = {"input_shape": shape, "mean": [0.0], "std": [1.0], "options": {}}
+def open_model(model: str | None, net: str | None = None, weights: str | None = None) -> Run:
+    """What a command was given: a run's folder, or a bundled net of which only shapes are there.
+
+    `with_weights` reads the net's weights, or draws them for one given without `net`.
+    """
+    if weights is not None and net is None:
+        raise ValueError("--weights needs the net that they are of. Add --net NAME.")
+    if (model is None) == (net is None):
+        came = "neither" if model is None else f"{model} and --net {net}"
+        raise ValueError(f"pass the folder of a run, or --net NAME; got {came}.")
+    if net is not None:
+        return _bundled(net, weights or _PUBLISHED)
+    if model in models.small_nets:
+        return _bundled(model, _RANDOM)
+    if not Path(str(model)).exists():
+        hint = f"--net {model} is one with published weights. " if model in models.nets else ""
+        raise ValueError(
+            f"{no_such('folder and no bundled net', str(model), models.small_nets)}. {hint}"
+            "Or pass the folder that 'jaxviz train' wrote."
+        )
+    return training.load_run(str(model))
+
+
+def _bundled(name: str, weights: str) -> Run:
+    net: Any = models.nets[name]()
+    image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
+    given = models.inputs[name]
+    config = {
+        **{"input_shape": net.input_shape, "mean": given.mean, "std": given.std, "options": {}},
+        **{"title": name, "border": given.border, "weights": weights},
+    }
     empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
-    return training.Run(net, variables, empty, datasets.class_names[data], data, config)
+    variables = jax.eval_shape(net.init, jax.random.key(0), image)
+    return Run(net, variables, empty, given.class_names(), given.data, config)
 
 
-def is_trained(run: training.Run) -> bool:
-    return len(run.history.loss) > 0
+def is_trained(run: Run) -> bool:
+    return run.config.get("weights") != _RANDOM
 
 
-def with_weights(run: training.Run, seed: int) -> training.Run:
-    """The run itself, or a bundled net with random weights, and a word that they are."""
-    if is_trained(run):
+def with_weights(run: Run, seed: int, *, download: bool = True) -> Run:
+    """The run itself, or a bundled net with its weights; a word if they are random."""
+    source = run.config.get("weights")
+    if source is None:
         return run
+    if source != _RANDOM:
+        path = None if source == _PUBLISHED else source
+        return run._replace(variables=models.load_torchvision(run.net, path, download=download))
     print(f"jaxviz: {type(run.net).__name__} is untrained; its weights are random", file=sys.stderr)
     example = jnp.zeros((1, *run.config["input_shape"]))
     return run._replace(variables=jax.jit(run.net.init)(jax.random.key(seed), example))
 
 
-def prepared(run: training.Run, pixels: np.ndarray) -> jax.Array:
+def title_of(run: Run) -> str:
+    return run.config.get("title", type(run.net).__name__)
+
+
+def read_images(run: Run, files: Sequence[str]) -> np.ndarray:
+    """The middle of each picture, as large as the run's network takes it, 0 to 1."""
+    size, _, channels = run.config["input_shape"]
+    shorter = size + run.config.get("border", 0)
+    return models.photographs(files, size=size, shorter=shorter, channels=channels)
+
+
+def prepared(run: Run, pixels: np.ndarray) -> jax.Array:
     return jnp.asarray(training.preprocess(run, pixels))
 
 
-def run_layers(run: training.Run) -> tuple[Layer, ...]:
+def run_layers(run: Run) -> tuple[Layer, ...]:
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
     return list_layers(models.apply_fn(run.net), run.variables, x)
 
 
-def last_maps(run: training.Run) -> str:
-    """The last maps that no pooling has made coarser yet."""
-    maps = (m for m in run_layers(run) if len(m.shape) == 4 and m.can_cut and "pool" not in m.kind)
-    return list(maps)[-1].name
+def last_maps(run: Run, *, of_classes: bool = False) -> str:
+    """The last maps that no pooling has made coarser yet.
+
+    Maps that have one channel a class, as at the end of SqueezeNet, are the net's answers place by
+    place, and count with `of_classes` only.
+    """
+    found = [
+        layer
+        for layer in run_layers(run)
+        if layer.can_cut and len(layer.shape) == 4 and layer.kind in _MAKES_MAPS
+    ]
+    inner = [layer for layer in found if layer.shape[-1] != len(run.class_names)]
+    return (inner if inner and not of_classes else found)[-1].name
 
 
 def class_index(text: str, class_names: Sequence[str]) -> int:

@@ -15,7 +15,9 @@ from jaxviz.models.mnist import (
 from jaxviz.models.mobilenet import MobileNetV2 as MobileNetV2
 from jaxviz.models.published import published_weights as published_weights
 from jaxviz.models.registry import (
+    Input as Input,
     apply_fn as apply_fn,
+    inputs as inputs,
     name_of as name_of,
     nets as nets,
     small_nets as small_nets,

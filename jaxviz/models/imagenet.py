@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxviz.data.dataset import normalize
 
@@ -25,7 +25,8 @@ def photographs(
     (Pillow's bilinear filter, as torchvision's default), and the middle `size` x `size` cut out.
 
     Args:
-      images: Files, Pillow images, or uint8 arrays `[H, W, 3]` or `[H, W]`, of any sizes.
+      images: Files, Pillow images, or uint8 arrays `[H, W, 3]` or `[H, W]`, of any sizes. A file
+        that says how the camera was turned is turned upright.
       size: Sides of the result.
       shorter: What the shorter side is scaled to, >= `size`.
       channels: 3 for red, green and blue, 1 for grey.
@@ -34,7 +35,8 @@ def photographs(
       float32 `[N, size, size, channels]`, 0 is black and 1 full intensity.
 
     Raises:
-      ValueError: A file is no image, `images` is a single one, or `shorter < size`.
+      ValueError: A file is no image or has more than 8 bits a channel, an array is none of those
+        above, `images` is a single one, or `shorter < size`.
 
     Example:
       >>> photographs([np.zeros((300, 400, 3), np.uint8)]).shape
@@ -105,6 +107,13 @@ def imagenet_classes(path: str | os.PathLike | None = None) -> tuple[str, ...]:
 
 def _middle(given, size, shorter, channels):
     image = given if isinstance(given, Image.Image) else _opened(given)
+    if image.mode[0] in "IF":  # what Pillow makes of these is white or black
+        raise ValueError(
+            f"photographs: an image must have 8 bits a channel; got Pillow's mode {image.mode} "
+            f"({getattr(given, 'filename', given)}). Scale it to 0 to 255 first."
+        )
+    if image.mode == "P":  # a palette with transparent colours goes by way of them
+        image = image.convert("RGBA")
     image = image.convert("L" if channels == 1 else "RGB")
     # The longer side is rounded down, by whole numbers: 256 * 512 / 384 must not come out below.
     width, height = (shorter * side // min(image.size) for side in image.size)
@@ -116,10 +125,14 @@ def _middle(given, size, shorter, channels):
 
 def _opened(given):
     if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or not (given.ndim == 2 or given.shape[2:] == (3,)):
+            raise ValueError(
+                f"photographs: an array must be uint8, [H, W, 3] or [H, W]; got {given.dtype}, "
+                f"{given.shape}. Pass (255 * pixels).round().astype(np.uint8), channels last."
+            )
         return Image.fromarray(given)
     try:
         with Image.open(given) as image:
-            image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except OSError as error:  # not found, no image, or a broken one
         raise ValueError(f"photographs: {given} must be an image file; {error}.") from None

@@ -1,8 +1,8 @@
-"""Where torchvision's weights for ImageNet are found: a folder, the cache, the network."""
+"""Where published weights are found: a folder, the cache, and torchvision's on the network."""
 
 from pathlib import Path
 
-from jaxviz.data.sources import File, Source, find
+from jaxviz.data.sources import File, Source, cache_folder, find
 
 # The end of a name is the beginning of its SHA-256. The first weights published for each network:
 # all were trained on, and are for, photographs scaled to 256 and cut to 224.
@@ -29,26 +29,39 @@ def _file(net: str, name: str) -> File:
     return File((name, *local), f"sha256:{Path(name).stem.rsplit('-', 1)[1]}")
 
 
-SOURCE = Source({net: (_file(net, name),) for net, name in _FILES.items()}, (_FOLDER,))
+# These are no state dict as they are published: a file made of them is taken, none downloaded.
+_MADE = {"resnet20": "resnet20_cifar10.safetensors"}
+_ORIGINALS = {
+    "resnet20": "in github.com/akamaster/pytorch_resnet_cifar10, pretrained_models/resnet20-"
+    "12fca82f.th: save its 'state_dict' as .safetensors, keys without 'module.' and 'fc' for "
+    "'linear'"
+}
+
+SOURCE = Source(
+    {net: (_file(net, name),) for net, name in _FILES.items()}
+    | {net: (File((name, f"{net}.safetensors")),) for net, name in _MADE.items()},
+    (_FOLDER,),
+)
 
 
 def published_weights(net: str, *, download: bool = True) -> Path:
-    """The file of torchvision's ImageNet weights of a network.
+    """The file of a network's published weights: torchvision's, or those of ResNet-20 for CIFAR-10.
 
     It is looked for in `$JAXVIZ_DATA/weights`, then in the user's cache, under torchvision's name
     or as `NET.safetensors`, `NET_imagenet.safetensors` or `NET.pth`; what is nowhere is downloaded
     into the cache, 5 MB (SqueezeNet) to 575 MB (VGG-19), and kept only if its checksum begins with
-    the eight digits that its name ends in.
+    the eight digits that its name ends in. ResNet-20's is looked for as
+    `resnet20_cifar10.safetensors` or `resnet20.safetensors` and never downloaded.
 
     Args:
-      net: A name in `nets` that is torchvision's.
+      net: A name in `nets` that is torchvision's, or "resnet20".
       download: Whether the network may be used.
 
     Returns:
       The file's path.
 
     Raises:
-      ValueError: No weights of that network are published there.
+      ValueError: No weights of that network are published.
       FileNotFoundError: The file is nowhere and was not to be downloaded.
       ConnectionError: The download failed.
 
@@ -56,18 +69,24 @@ def published_weights(net: str, *, download: bool = True) -> Path:
       >>> published_weights("mnist_a")
       Traceback (most recent call last):
       ...
-      ValueError: published_weights: net must be one that torchvision publishes, ...
+      ValueError: published_weights: net must be one with published weights, ...
     """
-    if net not in _FILES:
+    if net not in SOURCE.files:
         raise ValueError(
-            f"published_weights: net must be one that torchvision publishes, one of "
-            f"{', '.join(_FILES)}; got {net}. Pass a file of weights."
+            f"published_weights: net must be one with published weights, one of "
+            f"{', '.join(SOURCE.files)}; got {net}. Pass a file of weights."
         )
     try:
-        (path,) = find("weights", SOURCE, net, None, download)
+        (path,) = find("weights", SOURCE, net, None, download and net in _FILES)
     except (FileNotFoundError, ConnectionError) as error:
+        if net in _MADE:
+            raise FileNotFoundError(
+                f"published_weights: {net} needs {_MADE[net]} in $JAXVIZ_DATA/weights or "
+                f"{cache_folder() / 'weights'}; it is not there. The weights are "
+                f"{_ORIGINALS[net]}."
+            ) from None
         raise type(error)(
-            f"{error} torchvision's weights of {net} are at {_FOLDER}{_FILES[net]}; a file that is "
+            f"{error} The published weights of {net} are at {_FOLDER}{_FILES[net]}; a file that is "
             "elsewhere can be passed by its path."
         ) from None
     return path

@@ -1,14 +1,16 @@
-"""The bundled networks by name, and a network's pure inference function."""
+"""The bundled networks by name, what each takes for an image, and its pure inference function."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from jaxviz.data import class_names
 from jaxviz.models.chains import VGG, AlexNet
 from jaxviz.models.cifar import CIFARNet
+from jaxviz.models.imagenet import MEAN, STD, imagenet_classes
 from jaxviz.models.mnist import MNISTNetA, MNISTNetB, MNISTNetC
 from jaxviz.models.mobilenet import MobileNetV2
 from jaxviz.models.resnet import ResNet, ResNet20
@@ -23,7 +25,7 @@ small_nets: dict[str, Callable[..., nn.Module]] = {
     "cifar": CIFARNet,
     "resnet20": ResNet20,
 }
-"""Those of `nets` for small images, which the command line trains and explains."""
+"""Those of `nets` for small images, which the command line trains."""
 
 nets: dict[str, Callable[..., nn.Module]] = {
     **small_nets,
@@ -44,6 +46,40 @@ nets: dict[str, Callable[..., nn.Module]] = {
 
 Run folders use these names; those of networks for photographs are
 torchvision's.
+"""
+
+
+class Input(NamedTuple):
+    """What a network's published weights, or ours, were trained on.
+
+    Attributes:
+      class_names: Gives one name a class.
+      data: The set of such images for `jaxviz.data.load`; "" where none is bundled.
+      mean: Of each channel where full intensity is 1: the network takes `(pixels - mean) / std`.
+      std: The same.
+      border: Of a photograph's shorter side, the pixels beyond the middle that is cut out.
+    """
+
+    class_names: Callable[[], tuple[str, ...]]
+    data: str = ""
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    border: int = 0
+
+
+_DIGITS = Input(lambda: class_names["digits"], "digits")
+_OBJECTS = Input(lambda: class_names["cifar10"], "cifar10")
+_PHOTOGRAPHS = Input(imagenet_classes, mean=MEAN, std=STD, border=32)
+
+inputs: dict[str, Input] = {
+    **dict.fromkeys(nets, _PHOTOGRAPHS),
+    **dict.fromkeys(("mnist_a", "mnist_b", "mnist_c"), _DIGITS),
+    "cifar": _OBJECTS,
+    "resnet20": _OBJECTS._replace(mean=MEAN, std=STD),  # as its published weights were trained
+}
+"""What each of `nets` takes; the size of an image is the network's `input_shape`.
+
+Networks trained here keep their own numbers in their run folder.
 """
 
 

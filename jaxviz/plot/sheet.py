@@ -206,7 +206,8 @@ def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -
     ax.set_ylim(4.55, -0.55)
     ax.axis("off")
     if explained is not None:
-        _under(ax, f"explained: {shorten(names[explained], 18)}", ACCENT)
+        share = "" if explained in best else f" ({row[explained]:.1%})"
+        _under(ax, f"explained: {shorten(names[explained], 18)}{share}", ACCENT)
     return ax
 
 
