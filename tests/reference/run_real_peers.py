@@ -88,11 +88,13 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
         self.act1, self.act2, self.add = nn.ReLU(), nn.ReLU(), small.Add(peer)
-        self.shortcut = Shortcut(outputs - inputs, stride) if stride > 1 else nn.Identity()
+        # With an nn.Identity here Captum's hooks of it and of conv1 sit on one tensor and undo each
+        # other: the relevance of the block's input comes out divided by the input.
+        self.shortcut = Shortcut(outputs - inputs, stride) if stride > 1 else None
 
     def forward(self, x):
         y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(self.add(y, self.shortcut(x)))
+        return self.act2(self.add(y, x if self.shortcut is None else self.shortcut(x)))
 
 
 class ResNet20(nn.Module):
@@ -151,6 +153,19 @@ def fold(net):
                 conv.bias = nn.Parameter(norm.bias.data - norm.running_mean * scale)
                 setattr(module, f"bn{number}", nn.Identity())
     return net
+
+
+def with_identities(build):
+    """The same ResNet with an nn.Identity on every skip that is none."""
+
+    def made():
+        net = build()
+        for module in net.modules():
+            if isinstance(module, Block) and module.shortcut is None:
+                module.shortcut = nn.Identity()
+        return net
+
+    return made
 
 
 def published(net, file):
@@ -260,6 +275,10 @@ def main():
     build = lambda **k: published(ResNet20(**k), "resnet20_cifar10.safetensors")
     folded = lambda: fold(build(peer="zennit"))
     found["resnet20"] = values(build, folded, build, images, -3.0, 3.0)
+    target = found["resnet20"]["target"]
+    for name, make in (("025_folded", lambda: fold(build())), ("identity", with_identities(build))):
+        rule = lambda name=name: EpsilonRule(small.TINY if name == "identity" else 0.25)
+        found["resnet20"][f"captum_epsilon_{name}"] = captum_lrp(make(), images, target, rule)
     print("resnet20", flush=True)
     images = normal(np.load(DATA / "squeezenet1_1_reference.npz")["inputs_uint8"][:1])
     build = lambda: published(SqueezeNet(), "squeezenet1_1_imagenet.safetensors")

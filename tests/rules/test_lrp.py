@@ -1,5 +1,7 @@
 """LRP: rules against a slow definition and against peers, conservation, refusals, tables."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ def test_rules_agree_with_zennit(name, case):  # zennit 0.5.1
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_epsilon_agrees_with_captum(name):  # Captum 0.9.0; batch norm unfolded there
+def test_epsilon_agrees_with_captum(name):  # Captum 0.9.0; undamped, so that folding makes no odds
     with net(name) as (f, params, x, target):
         close(lrp(f, params, x, target, rules=LRP_0), f"{name}/captum_epsilon")
 
@@ -164,6 +166,37 @@ def test_a_rule_is_its_definition_with_batch_norm_folded_in(name, norm):
         out = lrp(f, p, jnp.asarray(x), lambda o: o.sum(1), rules=every(RULES[name]))
         r = np.asarray(f(p, jnp.asarray(x)))
     np.testing.assert_allclose(out, slow(name, x, w_folded, b_folded, r), rtol=1e-9, atol=1e-9)
+
+
+def test_two_spellings_of_one_net_have_one_explanation_because_batch_norm_is_folded():
+    """A dense layer c times as large before a batch norm that takes c out again: the same function.
+
+    Equation 58 of Bach et al. damps the z that the nonlinearity sees, which is the norm's output;
+    so batch norm is fused with the layer (Guillemot et al. 2020, arXiv:2002.11018). Captum
+    damps the layer's own output, in whatever units that is: its rule tells the spellings apart.
+    """
+    rng = np.random.default_rng(4)
+    w, s, m = rng.normal(size=(5, 3)), rng.uniform(0.5, 2, 3), rng.normal(size=3)
+    damped = rules.lrp.epsilon(0.25)
+    alone = {"dense": damped, **dict.fromkeys(("batch_norm", "affine"), rules.lrp.epsilon(1e-30))}
+
+    def explained(c, folded):
+        f = lambda p, x: (x @ p["w"] - p["m"][None]) * p["s"][None]
+        p = {"w": jnp.asarray(c * w), "m": jnp.asarray(c * m), "s": jnp.asarray(s / c)}
+        table = dataclasses.replace(composite("t", alone, stabilizer=1e-30), folded=folded)
+        return np.asarray(lrp(f, p, jnp.asarray(x), 1, rules=table))
+
+    with double():
+        x = rng.normal(size=(2, 5))
+        ours = [explained(c, True) for c in (1, 10)]
+        captum = [explained(c, False) for c in (1, 10)]
+    z = (x @ w - m)[:, 1] * s[1]
+    expected = x * (w * s)[:, 1] * (z / (z + 0.25 * np.sign(z)))[:, None]
+    np.testing.assert_allclose(ours, [expected, expected], rtol=1e-12)
+    layer = (x @ w)[:, 1]
+    expected = x * (w * s)[:, 1] * (layer / (layer + 0.25 * np.sign(layer)))[:, None]
+    np.testing.assert_allclose(captum[0], expected, rtol=1e-12)
+    assert np.abs(captum[0] - captum[1]).max() > 0.1 * np.abs(captum[0]).max()
 
 
 # Without a damping epsilon and with ReLUs and winners only, LRP is gradient times input exactly

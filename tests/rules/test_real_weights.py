@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from real_nets import CASES, PUBLISHED, TRAINED, differences, net, peers
+from real_nets import CASES, PUBLISHED, STEP, TRAINED, differences, net, peers
+
+import jaxviz as jv
 
 DATA = "JAXVIZ_DATA" in os.environ
 
@@ -30,6 +32,28 @@ def test_ours_is_the_peers(name, case):  # Captum 0.9.0, zennit 0.5.1, both in d
     maps, sums = differences(name, case, "float64")
     assert maps < 1e-10
     assert sums < 1e-8  # of numbers that cancel
+
+
+@pytest.mark.skipif(not DATA, reason="$JAXVIZ_DATA is not set")
+def test_captum_is_wrong_where_a_skip_is_an_identity_module():
+    """LRP-0 is gradient times input on a ReLU net (Ancona et al. 2018, proposition 1).
+
+    Ours is, and Captum's where the skip hands on its tensor. With an nn.Identity there, two hooks
+    of Captum sit on one tensor and cancel, and its relevance is up to 80 times too large.
+    """
+    with jax.enable_x64(True):
+        f, params, x = net("resnet20", "float64")
+        target = jnp.asarray(peers()["resnet20/target"])
+        relevance = CASES["captum_epsilon"]
+        both = jax.jit(
+            lambda x: [m(f, params, x, target) for m in (relevance, jv.input_x_gradient)]
+        )
+        ours, by_gradient = (np.asarray(out) for out in both(x))
+    np.testing.assert_allclose(ours, by_gradient, rtol=0, atol=1e-12 * np.abs(ours).max())
+    kept = ours[:, :: STEP["resnet20"], :: STEP["resnet20"]]
+    plain, identity = (peers()[f"resnet20/captum_epsilon{s}"] for s in ("", "_identity"))
+    np.testing.assert_allclose(kept, plain, rtol=0, atol=1e-10 * np.abs(plain).max())
+    assert np.abs(identity).max() > 10 * np.abs(kept).max()
 
 
 @pytest.mark.parametrize("name", [*TRAINED, *PUBLISHED])
