@@ -20,7 +20,7 @@ _connect = socket.socket.connect
 
 
 def _refuse_network(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] != "127.0.0.1":
         raise OSError(f"tests use no network; something tried to reach {address}")
     return _connect(self, address)
 

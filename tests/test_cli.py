@@ -1,15 +1,20 @@
 """The command line: every command end to end on a small run, and what it says to wrong use."""
 
+import os
+import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxviz
-from jaxviz import data, models, training
+from jaxviz import data, models, plot, training
 from jaxviz.cli import main
+from jaxviz.run_tools import last_maps, no_such, open_model, prepared
 
 TRAIN = "train mnist_a digits --batch-size 72 --validation 0.9"  # two steps an epoch
 
@@ -107,6 +112,113 @@ def test_explain_draws_image_files_with_an_untrained_net(tmp_path, capsys):
     assert set(pictures(out)) == {"explanations.png"}
 
 
+@pytest.fixture
+def sheets(monkeypatch):
+    """What every sheet of a command was drawn of: `(images, maps, options)`."""
+    drawn, draw = [], plot.explanation_sheet
+
+    def noted(images, maps, **options):
+        drawn.append((images, maps, options))
+        return draw(images, maps, **options)
+
+    monkeypatch.setattr(plot, "explanation_sheet", noted)
+    return drawn
+
+
+def test_more_images_than_a_sheet_holds_are_explained_one_by_one(run, sheets, tmp_path):
+    assert main(f"explain {run} --examples 10 --methods gradient --out {tmp_path}".split()) == 0
+    loaded, x = training.load_run(run), data.load("digits", "test").images[:10]
+    call = lambda x: jaxviz.gradient(models.apply_fn(loaded.net), loaded.variables, x)
+    out = np.concatenate([maps["gradient"] for _, maps, _ in sheets])
+    np.testing.assert_allclose(out, np.concatenate([call(x[:8]), call(x[2:])[-2:]]), atol=1e-5)
+
+
+def test_explain_a_net_with_a_file_of_weights(sheets, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    Image.fromarray(image).save("photo.png")
+    net, rng = models.CIFARNet(), np.random.default_rng(1)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = jax.tree.map(lambda like: rng.normal(0, 0.1, like.shape).astype("f4"), shapes)
+    models.save_torchvision(net, variables, tmp_path / "net.safetensors")
+    words = "explain --net cifar --weights net.safetensors --methods gradient"
+    assert main([*words.split(), "--image", "photo.png", "--images", "photo.png"]) == 0
+    assert "untrained" not in capsys.readouterr().err
+    assert set(pictures(tmp_path / "cifar-explanations")) == {"explanations.png"}
+    ((images, maps, options),) = sheets
+    pixels = np.stack([image[:, 8:40] / np.float32(255)] * 2)  # the middle, not scaled
+    np.testing.assert_array_equal(images, pixels)
+    logits = training.predict(net, variables, pixels)
+    np.testing.assert_allclose(options["probabilities"], jax.nn.softmax(logits), atol=1e-5)
+    out = jaxviz.gradient(models.apply_fn(net), variables, pixels)
+    np.testing.assert_allclose(maps["gradient"], out, atol=1e-5)
+    assert options["class_names"] == data.class_names["cifar10"]
+
+
+def test_images_are_normalised_as_the_published_weights_want_them():
+    run = open_model(None, "resnet20")
+    x = prepared(run, np.full((1, 32, 32, 3), 0.5, np.float32))
+    expected = [(0.5 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0.5 - 0.406) / 0.225]
+    np.testing.assert_allclose(x[0, 0, 0], expected, rtol=1e-6)
+    assert run.class_names == data.class_names["cifar10"]
+    assert set(models.inputs) == set(models.nets)
+
+
+@pytest.mark.parametrize(
+    ("net", "maps", "of_classes"),
+    [
+        ("mnist_b", "relu_1", "relu_1"),  # not the dropout after the pooling
+        ("resnet20", "layer3/2/relu_1", "layer3/2/relu_1"),
+        ("vgg11", "features/relu_7", "features/relu_7"),  # not the module that ends in a pooling
+        ("squeezenet1_1", "features/12/concatenate_0", "classifier/relu_0"),
+    ],
+)
+def test_class_activation_maps_are_of_the_last_maps_before_pooling(net, maps, of_classes):
+    run = open_model(None, net)
+    assert last_maps(run) == maps
+    assert last_maps(run, of_classes=True) == of_classes
+
+
+def test_layers_of_a_net_and_its_weights(tmp_path, capsys):
+    net = models.nets["squeezenet1_1"]()
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), image)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    path = models.save_torchvision(net, zeros, tmp_path / "net.safetensors")
+    assert main(["layers", "--net", "squeezenet1_1", "--weights", str(path)]) == 0
+    assert "1,235,496" in capsys.readouterr().out  # torchvision's count
+    assert main(["layers", "--net", "cifar"]) == 0
+    assert "167,562" in capsys.readouterr().out
+    words = f"layers --net squeezenet1_0 --weights {path}"
+    assert "52 tensors of squeezenet1_0 with 1000 classes; it lacks" in fails(words, capsys)
+
+
+@pytest.mark.skipif("JAXVIZ_SLOW" not in os.environ, reason="$JAXVIZ_SLOW is not set (30 s)")
+@pytest.mark.skipif("JAXVIZ_DATA" not in os.environ, reason="$JAXVIZ_DATA has no weights")
+def test_explain_photographs_with_published_weights(sheets, tmp_path):
+    """Oracle: torchvision's logits of the same ten photographs with the same weights."""
+    folder = pathlib.Path(os.environ["JAXVIZ_DATA"])
+    with np.load(folder / "weights" / "squeezenet1_1_reference.npz") as file:
+        reference = dict(file)
+    stems = [pathlib.Path(str(name)).stem for name in reference["names"]]
+    files = [str(next((folder / "imagenet").glob(f"{stem}.*"))) for stem in stems]
+    words = ["explain", "--net", "squeezenet1_1", "--no-download", "--methods", "grad_cam", "cam"]
+    assert main([*words, "--images", *files, "--out", str(tmp_path)]) == 0
+    assert set(pictures(tmp_path)) == {"explanations_1.png", "explanations_2.png"}
+    images = np.concatenate([images for images, _, _ in sheets])
+    np.testing.assert_array_equal((images * 255).round(), reference["inputs_uint8"])
+    probabilities = np.concatenate([options["probabilities"] for _, _, options in sheets])
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(reference["logits"]), atol=1e-4)
+    names = sheets[0][2]["class_names"]
+    assert names[258] == "Samoyed"
+    right = probabilities.argmax(1) == reference["labels"]
+    assert right.sum() == 9  # the tenth is a tie of two breeds, in torchvision too
+    for title in ("Grad-CAM", "CAM"):
+        heat = np.concatenate([maps[title] for _, maps, _ in sheets])
+        assert heat.shape == (10, 224, 224)
+        assert (heat.reshape(10, -1).max(1) > 0).all()
+
+
 def test_sweep_fills_a_store_and_show_draws_it(run, tmp_path, capsys):
     store = tmp_path / "maps"
     words = f"sweep {run} --methods saliency grad_cam --examples 40 --batch-size 16 --out {store}"
@@ -150,10 +262,34 @@ def test_sweep_fills_a_store_and_show_draws_it(run, tmp_path, capsys):
         ("explain {run} --images a.png --wrong", "--images cannot go with --wrong"),
         ("explain cifar --data digits", "cifar takes images (32, 32, 3); digits has (28, 28, 1)"),
         ("explore", "invalid choice: 'explore'"),
+        ("explain", "pass the folder of a run, or --net NAME; got neither"),
+        ("layers", "pass the folder of a run, or --net NAME; got neither"),
+        ("explain {run} --net cifar", "and --net cifar"),
+        ("explain {run} --weights a.pth", "--weights needs the net that they are of"),
+        ("layers --net squeezenet", "no net 'squeezenet', did you mean squeezenet1_"),
+        ("layers resnet18", "--net resnet18 is one with published weights"),
+        ("layers --net cifar --weights {empty}/a.pth", "there is none at"),
+        ("explain --net alexnet", "alexnet is for photographs, and none is bundled. Pass --images"),
+        ("sweep --net alexnet", "alexnet is for photographs"),
+        ("explain --net mnist_a", "must be one with published weights, one of alexnet"),
+        ("explain --net alexnet --images {empty}/a.png", "a.png must be an image file"),
     ],
 )
 def test_wrong_use_gets_one_line_and_status_2(words, message, run, tmp_path, capsys):
     assert message in fails(words.format(run=run, empty=tmp_path), capsys)
+
+
+def test_a_net_without_its_weights_says_where_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXVIZ_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file := tmp_path / "a.png")
+    said = fails(f"explain --net alexnet --no-download --image {file}", capsys)
+    assert "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth" in said
+
+
+def test_a_name_among_many_gets_the_nearest():
+    said = no_such("class", "samoied", ["Samoyed", *map(str, range(999))])
+    assert said == "no class 'samoied', did you mean Samoyed? There are 1000"
 
 
 def test_trace_shows_where_an_error_arose(capsys):
