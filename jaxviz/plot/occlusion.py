@@ -99,7 +99,9 @@ def occlusion_sheet(
             for i in range(4)
         ]
         cells[0].imshow(images[n], interpolation=interpolation(images.shape[1]))
-        cells[0].set_ylabel(shorten(names[clean[n]], 20), fontsize=9, color=INK)
+        name = shorten(names[clean[n]], 20)
+        turned = 0 if len(name) < 3 else 90  # a lone 9 on its side would be a 6 as well
+        cells[0].set_ylabel(name, fontsize=9, color=INK, rotation=turned, va="center", labelpad=8)
         draw_heat(cells[1], coloured, n, images[n], True)
         _winners(
             cells[2],
