@@ -1,6 +1,6 @@
 """Does it matter what a model is written in? One net by hand, in NNX, in Equinox.
 
-`python examples/your_own_model.py --out FOLDER`, a minute on a CPU, no download. Equinox may be absent.
+`python examples/your_own_model.py --out FOLDER`, a minute on a CPU; Equinox may be absent.
 """
 
 import argparse
