@@ -7,6 +7,7 @@ from flax import linen as nn
 from zoo import NETS, build
 
 import jaxviz as jv
+from jaxviz.graph.flops import call_flops
 
 
 def names(net):
@@ -131,6 +132,14 @@ def test_names_survive_rewriting():
 
 # A loop's body is counted by XLA once, by us for each turn; a branch has no one count.
 COUNTED = [n for n in NETS if n not in ("scan", "linen_scan", "while", "cond")]
+
+
+def test_flops_of_a_gradient_through_clipped_activations():
+    net = lambda w, x: nn.relu6(nn.relu6(x @ w) @ w)
+    w, x = jnp.ones((4, 4)), jnp.ones((2, 4))
+    products = 4 * (2 * 2 * 4 * 4)  # two forward, two backward
+    found = call_flops(lambda w, x: jv.saliency(net, w, x), w, x)
+    assert products < found < 3 * products  # the rest is pointwise
 
 
 @pytest.mark.parametrize("net", COUNTED)

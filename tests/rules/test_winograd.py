@@ -1,0 +1,63 @@
+"""Winograd's filtering beside the convolution it replaces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxviz.rules.kernels_conv import conv
+from jaxviz.rules.winograd import winograd
+
+LAST = ("NHWC", "HWIO", "NHWC")
+
+
+def direct(x, kernel, padding):
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAST)
+
+
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [
+        ((6, 6), ((1, 1), (1, 1))),
+        ((7, 4), ((0, 0), (0, 0))),
+        ((3, 5), ((2, 0), (0, 3))),
+        ((8, 9), ((-1, 1), (2, -2))),
+    ],
+)
+def test_equal_to_the_convolution(size, padding):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, *size, 5)), rng.normal(size=(3, 3, 5, 4))
+    with jax.enable_x64(True):
+        wide = np.asarray(direct(jnp.asarray(x), jnp.asarray(kernel), padding))
+        np.testing.assert_allclose(winograd(x, jnp.asarray(kernel), padding), wide, atol=1e-13)
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    np.testing.assert_allclose(winograd(x, kernel, padding), wide, atol=1e-5)
+
+
+def test_many_channels_are_filtered_both_ways_and_stay_equal():
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (1, 14, 14, 256))
+    kernel = jax.random.normal(key, (3, 3, 256, 256)) / 48
+    f = lambda conv: lambda x: jnp.sin(conv(x)).sum()
+    ours = f(lambda x: fast_conv(x, kernel))
+    plain = f(lambda x: direct(x, kernel, "SAME"))
+    program = str(jax.make_jaxpr(jax.grad(ours))(x))
+    assert "conv_general_dilated" not in program
+    got, expected = (jax.jit(jax.grad(f))(x) for f in (ours, plain))
+    assert float(jnp.abs(got - expected).max() / jnp.abs(expected).max()) < 1e-5
+
+
+def fast_conv(x, kernel):
+    options = dict(lhs_dilation=(1, 1), rhs_dilation=(1, 1), feature_group_count=1)
+    return conv(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=lax.conv_dimension_numbers(x.shape, kernel.shape, LAST),
+        batch_group_count=1,
+        precision=None,
+        preferred_element_type=None,
+        **options,
+    )
