@@ -13,6 +13,7 @@ import numpy as np
 
 import jaxviz as jv
 from jaxviz.attribution import surrogate
+from jaxviz.graph.rewrite import RuleSet, rewrite
 from jaxviz.rules.lrp_composites import epsilon
 
 
@@ -29,6 +30,7 @@ class Options(NamedTuple):
     steps: int = 50  # integrated gradients
     noisy: int = 25  # SmoothGrad and GradientSHAP
     samples: int = 200  # KernelSHAP and LIME
+    strength: float = 0.01  # of LIME's penalty
     channels: int = 64  # Score-CAM
     images: int = 16  # activation maximization
     climb_steps: int = 8
@@ -66,7 +68,6 @@ class Method(NamedTuple):
       check: What of our result is compared, `(case) -> array`; None is the result itself.
       turns: The field of `Options` that says how often a `while` loop of ours turns, which its
         program does not tell.
-      complete: Whether it has to add up to the score gained over zeros.
       tolerance: How far the two may be apart, |ours - theirs| / |theirs| in the Euclidean norm.
     """
 
@@ -78,7 +79,6 @@ class Method(NamedTuple):
     copies: tuple[int | None, ...] = (None,)
     check: Callable[[Case], Any] | None = None
     turns: str | None = None
-    complete: bool = False
     tolerance: float = 1e-2
 
 
@@ -102,6 +102,19 @@ def _climb(case, **changed):
 def _surrogate(method, case, **settings):
     options = {"segments": case.segments, "num_samples": case.options.samples, "key": _key()}
     return method(*case.main, **options, **settings).map
+
+
+def _mean_pool(op):
+    """Each window's mean over what lies inside the image."""
+    names = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
+    options = [op.options[name] for name in names]
+    total = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, *options)
+    return lambda x: total(x) / total(jnp.ones_like(x[:1, ..., :1]))
+
+
+def averaged(apply_fn):
+    """The net with average pooling for max pooling."""
+    return rewrite(apply_fn, RuleSet("averaged", {"reduce_window_max": _mean_pool}))
 
 
 METHODS = {
@@ -134,7 +147,13 @@ METHODS = {
         "deconvnet", "Captum Deconvolution", lambda c: jv.deconvnet(*c.main), heavy=False
     ),
     "deeplift": Method(
-        "DeepLIFT", "Captum DeepLift", lambda c: jv.deep_lift(*c.main), heavy=False, complete=True
+        "DeepLIFT",
+        "Captum DeepLift",
+        lambda c: jv.deep_lift(*c.main),
+        heavy=False,
+        # Captum's rule for max pooling is not complete, so the two are compared on the net with
+        # average pooling in its place.
+        check=lambda c: jv.deep_lift(averaged(c.apply_fn), *c.main[1:]),
     ),
     "lrp": Method(
         "LRP epsilon", "Captum LRP", lambda c: jv.lrp(*c.main, rules=epsilon(1e-9)), heavy=False
@@ -175,7 +194,9 @@ METHODS = {
     "lime": Method(
         "LIME-{}",
         "Captum Lime",
-        lambda c: _surrogate(jv.lime, c, penalty="lasso", strength=0.01, kernel_width=1.0),
+        lambda c: _surrogate(
+            jv.lime, c, penalty="lasso", strength=c.options.strength, kernel_width=1.0
+        ),
         "samples",
         copies=(200, 32),
     ),

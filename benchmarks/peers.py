@@ -6,6 +6,7 @@ grad-cam, and nothing of jaxviz.
 """
 
 import contextlib
+import copy
 import importlib.metadata
 import itertools
 import json
@@ -93,6 +94,17 @@ def build(name, seed=0):
                 if isinstance(block, torchvision.models.resnet.BasicBlock):
                     setattr(stage, key, Block(block))
     return net.eval().to(DEVICE), weights
+
+
+def averaged(net):
+    """A copy with average pooling for max pooling: where the two sides' DeepLIFT is one formula."""
+    net = copy.deepcopy(net)
+    for parent in list(net.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.MaxPool2d):
+                shape = module.kernel_size, module.stride, module.padding, module.ceil_mode
+                setattr(parent, name, nn.AvgPool2d(*shape, count_include_pad=False))
+    return net
 
 
 class SomeScoreCAM(ScoreCAM):
@@ -236,7 +248,7 @@ def methods(net, layer, x, target, options, copies, given):
         return call(*arguments, **settings)
 
     noisy = attr.NoiseTunnel(attr.Saliency(net))
-    lime = lambda: attr.Lime(net, SkLearnLasso(alpha=0.01), near)
+    lime = lambda: attr.Lime(net, SkLearnLasso(alpha=options["strength"]), near)
     return {
         "saliency": lambda: attr.Saliency(net).attribute(x, target),
         "ig": lambda: attr.IntegratedGradients(net).attribute(
@@ -259,7 +271,9 @@ def methods(net, layer, x, target, options, copies, given):
         ),
         "guided": lambda: attr.GuidedBackprop(net).attribute(x, target),
         "deconvnet": lambda: attr.Deconvolution(net).attribute(x, target),
-        "deeplift": lambda: attr.DeepLift(net).attribute(x, zeros, target),
+        "deeplift": lambda: attr.DeepLift(averaged(net) if given else net).attribute(
+            x, zeros, target
+        ),
         "lrp": lambda: attr.LRP(net).attribute(x, target),
         "gradcam": lambda: attr.LayerGradCam(net, module).attribute(x, target),
         "scorecam": lambda: raw(SomeScoreCAM, some=options["channels"]),

@@ -30,7 +30,7 @@ class Net(NamedTuple):
     options: Any = ()
 
 
-PHOTO = (("window", (32, 32)), ("stride", (16, 16)), ("samples", 100), ("images", 4))
+PHOTO = (("window", (32, 32)), ("stride", (16, 16)), ("strength", 1e-4), ("images", 4))
 SIDE = 224
 NETS = {
     "mnist_a": Net("MNIST net A", (64, 28, 28, 1), 8, "relu_2", "relu3"),
