@@ -58,10 +58,10 @@ NETS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "mnist_c": (registry.nets["mnist_c"], (128, 28, 28, 1)),
     "cifar": (registry.nets["cifar"], (128, 32, 32, 3)),
     "resnet20": (registry.nets["resnet20"], (64, 32, 32, 3)),
-    "squeezenet 1.1": (nets.SqueezeNet, (8, 224, 224, 3)),
-    "mobilenet_v2": (nets.MobileNetV2, (8, 224, 224, 3)),
-    "resnet18": (nets.ResNet18, (4, 224, 224, 3)),
-    "vgg11": (nets.VGG11, (2, 224, 224, 3)),
+    "squeezenet 1.1": (registry.nets["squeezenet1_1"], (8, 224, 224, 3)),
+    "mobilenet_v2": (registry.nets["mobilenet_v2"], (8, 224, 224, 3)),
+    "resnet18": (registry.nets["resnet18"], (4, 224, 224, 3)),
+    "vgg11": (registry.nets["vgg11"], (2, 224, 224, 3)),
 }
 
 

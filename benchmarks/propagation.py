@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxviz as jv
-from benchmarks.nets import SqueezeNet, ready
+from benchmarks.nets import ready
 from jaxviz import models
 
 METHODS = {
@@ -33,7 +33,7 @@ NETS = {
     "mnist_a": (models.MNISTNetA, (28, 28, 1), 1),
     "cifar": (models.CIFARNet, (32, 32, 3), 1),
     "resnet20": (models.ResNet20, (32, 32, 3), 1),
-    "squeezenet": (SqueezeNet, (224, 224, 3), 16),
+    "squeezenet": (models.SqueezeNet, (224, 224, 3), 16),
 }
 
 
