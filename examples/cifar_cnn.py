@@ -32,12 +32,9 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
     parser.add_argument("--epochs", type=int, default=12, help="at most so many")
-    parser.add_argument("--images", type=int, default=50_000, help="at most so many to train on")
     arguments = parser.parse_args(argv)
     train_set, test_set = (data.load("cifar10", split) for split in ("train", "test"))
     names, labels = test_set.class_names, test_set.labels
-    count = min(arguments.images, len(train_set.labels))
-    train_set = train_set._replace(images=train_set.images[:count], labels=train_set.labels[:count])
 
     # A fifth is held out; training stops when three epochs bring nothing, the best one is kept.
     run = training.train_run(

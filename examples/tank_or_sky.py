@@ -17,7 +17,6 @@ import pathlib
 import jax
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
 import jaxviz as jv
 from jaxviz import data, models, plot, training
@@ -66,11 +65,9 @@ def main(argv=None):
     explain = functools.partial(jv.integrated_gradients, baseline=x.mean(0), num_steps=16)
 
     shares, means, sheets, accuracy = {}, {}, {}, {}
-    liars = None
-    for name, bright in (
-        ("trained with the shortcut", train.labels),
-        ("trained without", chance.integers(0, 2, len(train.labels))),
-    ):
+    trainings = {"with the shortcut": train.labels}
+    trainings["without"] = chance.integers(0, 2, len(train.labels))
+    for name, bright in trainings.items():
         place = arguments.out / f"{arguments.data}_{name.replace(' ', '_')}"
         run = training.train_run(
             place,
@@ -83,56 +80,33 @@ def main(argv=None):
             batch_size=64,
         )
         net = models.apply_fn(run.net)
-        accuracy[name] = {
-            sky: float((training.predict(run.net, run.variables, t).argmax(1) == labels).mean())
-            for sky, t in tests.items()
-        }
+        logits = {sky: training.predict(run.net, run.variables, t) for sky, t in tests.items()}
+        right = {sky: np.asarray(told.argmax(1)) == labels for sky, told in logits.items()}
+        accuracy[name] = {sky: float(found.mean()) for sky, found in right.items()}
         # Every image of the test set explained, into a store that a second start reads.
         swept = jv.sweep(
             {"why": explain}, net, run.variables, (x, labels), target=SECOND, out=place / "maps"
         )
         maps = np.asarray(swept.maps["why"]).sum(-1)
         mass = np.abs(maps)
-        shares[name] = mass[:, :sky_rows].sum((1, 2)) / mass.sum((1, 2))
-        means[name] = np.stack([maps[rows].mean(0) for _, rows in swept.by_class()])
-        if liars is None:  # images that the first network gets wrong once their sky lies
-            predicted = training.predict(run.net, run.variables, tests["lies"]).argmax(1)
-            wrong = [np.flatnonzero((predicted != labels) & (labels == c))[:2] for c in (0, 1)]
-            liars = np.concatenate(wrong)
-        told = explain(net, run.variables, tests["lies"][liars], SECOND)
-        sheets[name] = np.asarray(told)
+        shares[name] = (mass[:, :sky_rows].sum((1, 2)) / mass.sum((1, 2))).mean()
+        told = f"trained {name}:\n{shares[name]:.0%} on the sky"
+        means[told] = np.stack([maps[rows].mean(0) for _, rows in swept.by_class()])
+        if not sheets:  # images that the first network gets wrong once their sky lies
+            wrong = ~right["lies"]
+            liars = np.concatenate([np.flatnonzero(wrong & (labels == c))[:2] for c in (0, 1)])
+        sheets[f"trained {name}"] = explain(net, run.variables, tests["lies"][liars], SECOND)
+        told = ", ".join(f"{share:.1%} where it {sky}" for sky, share in accuracy[name].items())
+        print(f"trained {name}: {shares[name]:.0%} of the attribution on the sky; right {told}")
 
-    print(f"{'':28s}{'  '.join(f'sky {sky}' for sky in skies)}  attribution on the sky")
-    for name, row in accuracy.items():
-        numbers = "".join(f"{row[sky]:>{len(sky) + 4}.1%}  " for sky in skies)
-        print(f"{name:28s}{numbers}{shares[name].mean():>22.0%}")
-
-    figures = {}
-    figures["mean_maps"] = plot.explanation_sheet(
-        np.stack([x[labels == c].mean(0) for c in (0, 1)]),
-        means,
-        class_names=test.class_names,
-        labels=np.array([0, 1]),
-        target=1,
-        title=f"The mean explanation of all {len(x)} images: red says {test.class_names[1]}",
-    )
-    figures["lying_skies"] = plot.explanation_sheet(
-        tests["lies"][liars],
-        sheets,
-        class_names=test.class_names,
-        labels=labels[liars],
-        target=1,
-        title=f"Under the other class's sky: red says {test.class_names[1]}",
-    )
-    figures["shares"] = figure = Figure(figsize=(6.0, 2.8), layout="constrained")
-    ax = figure.subplots()
-    for (name, share), colour in zip(shares.items(), ("#c1272d", "#2166ac"), strict=True):
-        ax.hist(share, np.linspace(0, 1, 41).tolist(), color=colour, alpha=0.65, label=name)
-    ax.axvline(0.25, color="#222222", linewidth=1, linestyle=":")
-    ax.set(xlabel="share of an image's attribution that lies on the sky", ylabel="images")
-    ax.set_title("The sky is a quarter of the image (dotted)", loc="left", fontsize=11)
-    ax.margins(y=0.3)
-    ax.legend(frameon=False, ncols=2, loc="upper center")
+    sheet = functools.partial(plot.explanation_sheet, class_names=test.class_names, target=1)
+    second = f"red says {test.class_names[1]}"
+    typical = np.stack([x[labels == c].mean(0) for c in (0, 1)])
+    title = f"Mean explanation of all {len(x)} images: {second}"
+    figures = {"mean_maps": sheet(typical, means, labels=np.array([0, 1]), title=title)}
+    title = f"Under the other class's sky: {second}"
+    lying = tests["lies"][liars]
+    figures["lying_skies"] = sheet(lying, sheets, labels=labels[liars], title=title)
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=130)
     return accuracy, shares
