@@ -11,7 +11,7 @@ from jaxviz.plot.colour import INK, QUIET, SIGNED, draw_heat, interpolation, to_
 from jaxviz.plot.inputs import check_images, check_names, shorten
 from jaxviz.plot.page import frame, put_title
 
-CELL, GAP, LEFT, TOP, BOTTOM, LEGEND = 2.0, 0.2, 0.36, 0.8, 0.62, 2.1  # inches
+CELL, GAP, LEFT, TOP, BOTTOM, LEGEND = 2.0, 0.2, 0.36, 0.8, 0.62, 2.4  # inches
 OTHERS = (0.80, 0.80, 0.78, 1.0)  # all classes beyond the ones with a colour
 COLOURS = [c for c in matplotlib.colormaps["tab10"].colors if c != (127 / 255,) * 3]  # type: ignore[attr-defined]
 

@@ -49,6 +49,9 @@ def epsilon(epsilon: float = STABILIZER, *, bias: bool = True) -> Rule:
     For any operation: of one that is not linear, its derivative takes the place of w, so R is what
     the first-order (gradient times input) share is.
 
+    Where winners of a max pooling nearly tie, rounding turns some: on a SqueezeNet photograph,
+    float32 moves single relevances by 3e-4 of the largest (3e-3 in PyTorch), else by 1e-7.
+
     Args:
       epsilon: Added to |z|, in units of z; relevance where |z| is below it fades out.
       bias: Whether the bias of a convolution or dense layer takes its share.
@@ -206,6 +209,10 @@ def _z_box(low, high, stabilizer) -> Rule:
 def w_square(*, stabilizer: float = STABILIZER) -> Rule:
     """For a first layer of unbounded inputs: shares by squared weights, whatever the input is.
 
+    Deeper in a residual net it feeds dead units too, and sums there that nearly cancel enlarge what
+    they get: in every layer of a CIFAR ResNet-20, rounding weights to float32 moves the relevance
+    by up to 13 % of the largest (PyTorch's float32 is off by 5 %, ours by 2 %). So does `flat`.
+
     Reference:
       Montavon et al. 2017, arXiv:1512.02479, section IV-C. Biases have no part there nor here;
       zennit's WSquare adds their squares to the denominator unless told not to.
@@ -222,6 +229,8 @@ def w_square(*, stabilizer: float = STABILIZER) -> Rule:
 @functools.cache
 def flat(*, stabilizer: float = STABILIZER) -> Rule:
     """For a first layer: shares evenly among the inputs that an output sees.
+
+    In every layer of a residual net it is as ill-conditioned as `w_square`.
 
     Reference:
       Lapuschkin et al. 2019, arXiv:1902.10178, methods.

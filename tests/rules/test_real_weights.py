@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from real_nets import CASES, PUBLISHED, STEP, TRAINED, differences, net, peers
+from real_nets import CASES, PUBLISHED, STEP, TRAINED, differences, net, peers, sensitivity
 
 import jaxviz as jv
 
@@ -30,8 +30,19 @@ def test_ours_is_the_peers(name, case):  # Captum 0.9.0, zennit 0.5.1, both in d
     if name in PUBLISHED and not DATA:
         pytest.skip("$JAXVIZ_DATA is not set")
     maps, sums = differences(name, case, "float64")
-    assert maps < 1e-10
+    # Evenly shared through residual sums: see `flat`; half a unit in the last place moves it 3e-10.
+    assert maps < (1e-9 if (name, case) == ("resnet20", "zennit_flat") else 1e-10)
     assert sums < 1e-8  # of numbers that cancel
+
+
+@pytest.mark.skipif("JAXVIZ_SLOW" not in os.environ, reason="takes minutes")
+@pytest.mark.parametrize(("name", "case"), [(n, c) for n, cases in FEW.items() for c in cases])
+def test_float32_is_as_near_as_rounding_the_weights_lets_it(name, case):
+    if name in PUBLISHED and not DATA:
+        pytest.skip("$JAXVIZ_DATA is not set")
+    maps, _ = differences(name, case, "float32")
+    if maps >= 1e-5:  # the rule's conditioning, not our arithmetic
+        assert maps < 2 * sensitivity(name, case, 6e-8)
 
 
 @pytest.mark.skipif(not DATA, reason="$JAXVIZ_DATA is not set")
