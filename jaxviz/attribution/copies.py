@@ -24,19 +24,18 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
     return jnp.argmax(rewrite(apply_fn, fast)(params, x), axis=1) if target is None else target
 
 
-def default_chunk(x: Any) -> int:
-    """How many copies of `x` are alive at once where nobody said."""
+def default_chunk(x: Any, fewest: int = _FEWEST) -> int:
+    """How many copies of `x` are alive at once where nobody said: of `fewest` examples or more."""
     leaves = jax.tree.leaves(x)
     numbers = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
     alive = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE)
-    fewest = _FEWEST // max(jnp.shape(leaves[0])[0], 1)
-    return max(1, fewest, alive // max(numbers, 1))
+    return max(1, fewest // max(jnp.shape(leaves[0])[0], 1), alive // max(numbers, 1))
 
 
-def chunk_length(name: str, num: int, chunk_size: int | None, x: Any) -> int:
+def chunk_length(name: str, num: int, chunk_size: int | None, x: Any, fewest: int = _FEWEST) -> int:
     """How many of `num` copies of `x` to take at once: at most `chunk_size`, none wasted if so."""
     if chunk_size is None:
-        chunk_size = default_chunk(x)
+        chunk_size = default_chunk(x, fewest)
     if chunk_size < 1:
         raise ValueError(
             f"{name}: chunk_size must be at least 1, the copies alive at once; got {chunk_size}. "

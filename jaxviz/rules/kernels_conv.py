@@ -37,7 +37,7 @@ FEW_OUTPUTS = 512  # places of the output, over the batch, up to which columns b
 MOST_COLUMNS = 2**22  # their numbers, beyond which memory costs more than they save
 # Channels from which Winograd's filtering gains, the squares of 2x2 outputs that it takes, and the
 # numbers it may write for each channel before memory costs more than it saves.
-WINOGRAD = ((256, 49), (64, 784))
+WINOGRAD = ((256, 98), (64, 784))
 MOST_SQUARES = 2**18
 
 
