@@ -157,7 +157,7 @@ def maximize_activation(
             f"{who}: this parametrization cannot start from a given image. Take pixels() or "
             "fourier()."
         )
-    starts = (key, given, init == "noise")
+    starts = (key, given, given is None and init == "noise")
     return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
 
 

@@ -180,7 +180,7 @@ def test_staged_runs_go_on_from_images(small):
         key=KEY,
         num_steps=30,
         optimizer=ADAM,
-        init=first.images,
+        init=np.asarray(first.images),  # as users keep them
         regularizers=[regularizers.total_variation(5.0)],
         **PLAIN,
     )
