@@ -1,70 +1,30 @@
-"""Do the methods find the object? Ten photographs, SqueezeNet 1.1, gradient, path and CAM methods.
+"""Do the methods find the object? Ten photographs, SqueezeNet 1.1, every family of methods.
 
-`python examples/all_methods.py --out FOLDER`, some minutes on a CPU. Needs the folder $JAXVIZ_DATA
-with the photographs, their boxes and the trained weights. Draws two sheets, and prints for each
-method on how many photographs its strongest place lies in the object's box, and how much denser
-its positive part is inside the box than on the whole photograph.
+`python examples/all_methods.py --out FOLDER`, some minutes on a CPU. Needs $JAXVIZ_DATA, with the
+photographs and their boxes. Draws a sheet a family, and prints for each method on how many of them
+its strongest place lies in the object's box, and how much denser it is there than everywhere.
 """
 
 import argparse
 import json
 import os
 import pathlib
-import struct
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxviz as jv
-from jaxviz.plot.sheet import explanation_sheet
+from jaxviz import models, plot
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
 SIZE = 224
-
-
-def squeezenet(weights, x):
-    """SqueezeNet 1.1, [N, 224, 224, 3] -> [N, 1000], with the names of torchvision."""
-
-    def conv(name, x, stride=1, pad=0):
-        kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        numbers = ("NHWC", "OIHW", "NHWC")
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=numbers
-        )
-        return jax.nn.relu(y + bias[None, None, None, :])
-
-    x = conv("features.0", x, stride=2)
-    for number in (3, 4, 6, 7, 9, 10, 11, 12):
-        if number in (3, 6, 9):
-            size, step = (1, 3, 3, 1), (1, 2, 2, 1)
-            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, step, "VALID")
-        name = f"features.{number}"
-        x = conv(f"{name}.squeeze", x)
-        parts = conv(f"{name}.expand1x1", x), conv(f"{name}.expand3x3", x, pad=1)
-        x = jnp.concatenate(parts, -1)
-    return conv("classifier.1", x).mean((1, 2))
-
-
-def read_safetensors(path):
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    table, content = json.loads(content[8 : 8 + length]), content[8 + length :]
-    place = lambda entry: slice(*entry["data_offsets"])
-    return {
-        name: jnp.asarray(np.frombuffer(content[place(entry)], "<f4").reshape(entry["shape"]))
-        for name, entry in table.items()
-        if entry.get("dtype") == "F32"
-    }
+WRAPPERS = "smooth_grad square_grad var_grad"  # of any method; here of the gradient
 
 
 def inside(annotation):
     """Which pixels of the centre crop lie in a box of the object, [224, 224]."""
     scale = 256 / min(annotation["width"], annotation["height"])
-    left = (annotation["width"] * scale - SIZE) / 2
-    top = (annotation["height"] * scale - SIZE) / 2
+    left, top = ((annotation[side] * scale - SIZE) / 2 for side in ("width", "height"))
     out = np.zeros((SIZE, SIZE), bool)
     for box in annotation["boxes"]:
         if box["label"] == annotation["label"]:
@@ -73,59 +33,54 @@ def inside(annotation):
     return out
 
 
-def explanations(x, weights, target, steps):
-    """Column title -> map, for the two sheets; `steps` passes where a method takes many."""
-    key, last = jax.random.key(0), {"layer": "concatenate_7"}  # of the last fire module
-    black = jnp.broadcast_to((0 - MEAN) / STD, x.shape[1:])
-    noisy = {"num_samples": max(1, steps // 2)}
-    one = lambda method, **options: method(squeezenet, weights, x, target, **options)
-    paths = {
-        "saliency": one(jv.saliency),
-        "input x gradient": one(jv.input_x_gradient),
-        "integrated": one(jv.integrated_gradients, baseline=black, num_steps=steps),
-        "expected": one(jv.expected_gradients, baselines=x, key=key, num_samples=steps),
-        "guided integrated": one(
-            jv.guided_integrated_gradients, baseline=black, num_steps=2 * steps
-        ),
-        "blur integrated": one(jv.blur_integrated_gradients, num_steps=steps, max_sigma=20.0),
-        "SmoothGrad": one(jv.smooth_grad(jv.gradient, **noisy), key=key),
-        "SquareGrad": one(jv.square_grad(jv.gradient, **noisy), key=key),
-        "VarGrad": one(jv.var_grad(jv.gradient, **noisy), key=key),
-        "FullGrad": one(jv.full_grad),
-        "XRAI": jv.xrai(squeezenet, weights, x, target, num_steps=max(1, steps // 2)),
+def sheets(x, steps):
+    """Sheet -> method -> its options; `steps` passes where a method takes many."""
+    black = {"baseline": models.preprocess(np.zeros(x.shape[1:], np.float32))}
+    key, last, line = {"key": jax.random.key(0)}, {"layer": "features/12"}, {"num_steps": steps}
+    cells = {"segments": jv.grid_segments((SIZE, SIZE), (7, 7))}
+    sampled, few = key | {"num_samples": 8 * steps}, max(2, steps // 8)
+    alike = lambda names, options: dict.fromkeys(names.split(), options)
+    return {
+        "gradients": {
+            **alike("saliency input_x_gradient full_grad", {}) | alike(WRAPPERS, key),
+            **alike("integrated_gradients guided_integrated_gradients", black | line),
+            **{"blur_integrated_gradients": {"max_sigma": 20.0} | line, "xrai": line},
+            "expected_gradients": {"baselines": x, "num_samples": steps} | key,
+        },
+        "propagation": alike("guided_backprop deconvnet lrp", {})
+        | {"deep_lift": black, "guided_grad_cam": last},
+        "class_activation_maps": {
+            **{"cam": {"layer": "classifier/relu_0"}, "score_cam": last | {"num_channels": 64}},
+            **alike("grad_cam grad_cam_pp xgrad_cam hires_cam layer_cam shapley_cam", last),
+            **alike("eigen_cam eigen_grad_cam ablation_cam", last),
+        },
+        "perturbation": {
+            "occlusion": {"window": (48, 48), "stride": (16, 16)},
+            **{"feature_ablation": cells, "rise": sampled, "hsic": {"cells": 7} | sampled},
+            **{"sobol": {"cells": 7, "num_designs": few} | key, "learned_mask": {"num_steps": 64}},
+            **alike("lime kernel_shap", cells | sampled),
+            "shapley_sampling": cells | key | {"num_samples": few},
+        },
     }
-    cams = {
-        "CAM": one(jv.cam, layer="relu_25"),
-        "Grad-CAM": one(jv.grad_cam, **last),
-        "Grad-CAM++": one(jv.grad_cam_pp, **last),
-        "XGrad-CAM": one(jv.xgrad_cam, **last),
-        "HiResCAM": one(jv.hires_cam, **last),
-        "LayerCAM": one(jv.layer_cam, **last),
-        "Shapley-CAM": one(jv.shapley_cam, **last),
-        "EigenCAM": one(jv.eigen_cam, **last),
-        "Eigen-Grad-CAM": one(jv.eigen_grad_cam, **last),
-        "Score-CAM": one(jv.score_cam, num_channels=2 * steps, **last),
-        "Ablation-CAM": one(jv.ablation_cam, **last),
-        "guided Grad-CAM": one(jv.guided_grad_cam, **last),
-    }
-    return paths, cams
+
+
+def explained(name, options, *arguments):
+    """A method's map by its name, `[N, 224, 224]` or with colours; RISE's above its least place."""
+    method = getattr(jv, name)
+    method = method(jv.gradient, num_samples=16) if name in WRAPPERS else method
+    out = method(*arguments, **options)
+    out = np.asarray(getattr(out, "mask" if name == "learned_mask" else "map", out))
+    return out - out.min((1, 2), keepdims=True) if name == "rise" else out
 
 
 def found(name, heat, boxes):
-    """One line: hits of the strongest place, and density inside the boxes over that of the whole.
-
-    Single pixels are noise: maps are averaged over 15x15 pixels first.
-    """
-    heat = np.maximum(np.asarray(heat, np.float64), 0)
-    heat = heat.sum(-1) if heat.ndim == 4 else heat
-    padded = np.pad(heat, ((0, 0), (7, 7), (7, 7))).cumsum(1).cumsum(2)
-    padded = np.pad(padded, ((0, 0), (1, 0), (1, 0)))
-    smooth = padded[:, 15:, 15:] - padded[:, :-15, 15:] - padded[:, 15:, :-15]
-    smooth = (smooth + padded[:, :-15, :-15]).reshape(len(heat), -1)
-    hits = int(boxes.reshape(len(heat), -1)[np.arange(len(heat)), smooth.argmax(1)].sum())
+    """One line: hits of the strongest 15x15 pixels, density inside the boxes over the whole's."""
+    heat = np.maximum(heat.sum(-1) if heat.ndim == 4 else heat, 0)
+    smooth = jax.lax.reduce_window(heat, 0.0, jax.lax.add, (1, 15, 15), (1, 1, 1), "SAME")
+    places = np.asarray(smooth).reshape(len(heat), -1).argmax(1)
+    hits = int(sum(box.ravel()[place] for box, place in zip(boxes, places, strict=True)))
     dense = [h[b].mean() / h.mean() if h.any() else 0 for h, b in zip(heat, boxes, strict=True)]
-    print(f"{name:20s}{hits:3d} of {len(heat)}   {np.median(dense):.2f} times as dense", flush=True)
-    return hits
+    print(f"{name:28s}{hits:3d} of {len(heat)}   {np.median(dense):.2f} times as dense", flush=True)
 
 
 def main(argv=None):
@@ -133,41 +88,31 @@ def main(argv=None):
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the sheets")
     parser.add_argument("--photos", type=int, default=10)
     parser.add_argument("--steps", type=int, default=32)
-    arguments = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     if "JAXVIZ_DATA" not in os.environ:
-        sys.exit("all_methods: set JAXVIZ_DATA to the folder with imagenet/ and weights/.")
-    data = pathlib.Path(os.environ["JAXVIZ_DATA"])
-    arguments.out.mkdir(parents=True, exist_ok=True)
-
-    with np.load(data / "weights" / "squeezenet1_1_reference.npz") as file:
-        photos, labels = file["inputs_uint8"][: arguments.photos], file["labels"]
-        files = [pathlib.Path(str(name)).stem for name in file["names"]][: arguments.photos]
-    weights = read_safetensors(data / "weights" / "squeezenet1_1_imagenet.safetensors")
-    lines = (data / "imagenet" / "labels.txt").read_text().splitlines()
-    names = [line.split(",")[0] for line in lines]
-    labels = labels[: arguments.photos]
-    annotations = json.loads((data / "imagenet" / "annotations.json").read_text())
-    annotations = {pathlib.Path(file).stem: entry for file, entry in annotations.items()}
-    boxes = np.stack([inside(annotations[file]) for file in files])
-    x = jnp.asarray((photos / np.float32(255) - MEAN) / STD)
-    logits = jax.jit(squeezenet)(weights, x)
-
-    hits = {}
-    sheets = explanations(x, weights, jnp.asarray(labels), arguments.steps)
-    for sheet, maps in zip(("gradients", "class_activation_maps"), sheets, strict=True):
-        hits |= {name: found(name, heat, boxes) for name, heat in maps.items()}
-        figure = explanation_sheet(
-            photos,
-            {name: np.asarray(heat) for name, heat in maps.items()},
-            probabilities=np.asarray(jax.nn.softmax(logits)),
-            class_names=names,
-            labels=labels,
-            target=labels,
-            overlay=[name for name, heat in maps.items() if np.ndim(heat) == 3],
-            title=f"SqueezeNet 1.1, the photograph's own class: {sheet.replace('_', ' ')}",
-        )
-        figure.savefig(arguments.out / f"{sheet}.png", dpi=80)
-    return hits
+        raise SystemExit("all_methods: set JAXVIZ_DATA to the folder with imagenet/ and weights/.")
+    folder = pathlib.Path(os.environ["JAXVIZ_DATA"]) / "imagenet"
+    options.out.mkdir(parents=True, exist_ok=True)
+    annotations = json.loads((folder / "annotations.json").read_text())
+    files, chosen = zip(*list(annotations.items())[: options.photos], strict=True)
+    boxes, labels = [inside(one) for one in chosen], np.array([one["label"] for one in chosen])
+    photos = models.photographs([folder / file for file in files])
+    module, x = models.SqueezeNet(), jnp.asarray(models.preprocess(photos))
+    net, params = models.apply_fn(module), models.load_torchvision(module)
+    said = {
+        "probabilities": np.asarray(jax.jit(jv.softmax(net))(params, x)),
+        **{"class_names": models.imagenet_classes(), "labels": labels, "target": labels},
+    }
+    for sheet, methods in sheets(x, options.steps).items():
+        maps = {}
+        for name, given in methods.items():
+            title = name.replace("integrated_gradients", "IG").replace("_", " ")
+            maps[title] = explained(name, given, net, params, x, jnp.asarray(labels))
+            found(title, maps[title], boxes)
+        coarse = [name for name, heat in maps.items() if heat.ndim == 3]
+        title = f"SqueezeNet 1.1, the photograph's own class: {sheet.replace('_', ' ')}"
+        figure = plot.explanation_sheet(photos, maps, overlay=coarse, title=title, **said)
+        figure.savefig(options.out / f"{sheet}.png", dpi=80)
 
 
 if __name__ == "__main__":
