@@ -17,14 +17,7 @@ import optax
 import jaxviz as jv
 from jaxviz import data, models, plot, training
 
-# The rate falls by a quarter every 400 steps, about an epoch of MNIST.
-ADAM = optax.adam(optax.exponential_decay(2e-3, 400, 0.75))
-climb = functools.partial(
-    jv.maximize_activation,
-    key=jax.random.key(0),
-    transforms=(jv.transforms.jitter(2),),
-    parametrization=jv.parametrizations.pixels(),
-)
+ADAM = optax.adam(optax.exponential_decay(2e-3, 400, 0.75))  # a quarter less each epoch of MNIST
 RELUS = ("relu_0", "relu_1", "relu_2")  # of the three convolutions
 
 
@@ -34,16 +27,23 @@ def two_stages(apply_fn, variables, objective, num_steps, smooth, dark=0.0):
     Both stages are one compiled program: at first the penalties (on total variation and on ink)
     weigh nothing. From a flat image many units would never get away against them.
     """
-    found, init = [], "noise"
+    stages: list = ["noise"]
     for share in (0.0, 1.0):
-        penalties = (
-            jv.regularizers.total_variation(share * smooth),
-            jv.regularizers.l2(share * dark),
+        smoothness = jv.regularizers.total_variation(share * smooth)
+        climb = jv.maximize_activation(
+            apply_fn,
+            variables,
+            (28, 28, 1),
+            objective,
+            key=jax.random.key(0),
+            num_steps=num_steps,
+            transforms=(jv.transforms.jitter(2),),
+            regularizers=(smoothness, jv.regularizers.l2(share * dark)),
+            parametrization=jv.parametrizations.pixels(),
+            init=stages[-1],
         )
-        options = {"num_steps": num_steps, "regularizers": penalties, "init": init}
-        init = climb(apply_fn, variables, (28, 28, 1), objective, **options).images
-        found.append(np.asarray(init))
-    return found
+        stages.append(np.asarray(climb.images))
+    return stages[1:]
 
 
 def main(argv=None):
@@ -66,17 +66,13 @@ def main(argv=None):
     )
     apply_fn, variables = models.apply_fn(run.net), run.variables
     x = jnp.asarray(test_set.images[:1])
-    probabilities = jax.nn.softmax(apply_fn(variables, x)[0])
-    digit = test_set.labels[0]
-    told = f"a {digit} that net A gives {probabilities[digit]:.1%}"
-    figures = {}
+    told, figures = f"a {test_set.labels[0]}", {}
 
     # 1. What each unit of the three convolutions sees in one digit.
     seen = jv.activations(apply_fn, variables, x, RELUS)
     seen = {name: np.asarray(values[0]) for name, values in seen.items()}
-    maps = {f"after convolution {n}": a for n, a in enumerate(seen.values(), 1)}
     title = f"What the three convolutions make of {told}"
-    figures["activations"] = plot.feature_maps(maps, per_row=16, title=title)
+    figures["activations"] = plot.feature_maps(seen, per_row=16, title=title)
 
     # 2. What each unit would like to see, all units of a layer at once.
     for number, (layer, smooth) in enumerate(zip(RELUS, (0.1, 0.4, 1.0), strict=True), 1):
@@ -104,15 +100,8 @@ def main(argv=None):
     rows = {}
     for number, (name, maps) in enumerate(seen.items(), 1):
         units = np.argsort(-maps.max((0, 1)), kind="stable")[:8]
-        # Eight copies of the digit, a unit for each: one call.
-        back = jv.feature_projection(
-            apply_fn,
-            variables,
-            x.repeat(8, 0),
-            layer=name,
-            channel=jnp.asarray(units),
-            strongest=False,
-        )
+        whole = functools.partial(jv.feature_projection, layer=name, strongest=False)
+        back = whole(apply_fn, variables, x.repeat(8, 0), channel=jnp.asarray(units))
         rows[f"convolution {number}"] = (maps[..., units], back, units)
     title = f"The strongest maps of {told}, projected back by the deconvnet"
     figures["projections"] = plot.map_projections(test_set.images[0], rows, title=title)
@@ -121,10 +110,8 @@ def main(argv=None):
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=130)
     accuracy = float(training.evaluate(run.net, variables, test_set).accuracy)
-    print(
-        f"{accuracy:.2%} of {len(test_set.labels)} test digits are right; class images get "
-        f"{sure[:10].min():.1%} or more, smoothed {sure[10:].min():.1%}. In {arguments.out}."
-    )
+    least = f"{sure[:10].min():.1%} or more, smoothed {sure[10:].min():.1%}"
+    print(f"{accuracy:.2%} of {len(test_set.labels)} test digits; class images get {least}.")
     return accuracy, sure
 
 
