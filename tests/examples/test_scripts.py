@@ -110,3 +110,22 @@ def test_cifar_example_on_colours(tmp_path, monkeypatch, capsys):
     assert {"feature_maps_of_a_cat", "units_of_the_second_convolution", "why_a_cat"} < pictures(
         tmp_path
     )
+
+
+def test_filters_and_features_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAXVIZ_DATA", raising=False)
+    with pytest.raises(SystemExit, match="Set JAXVIZ_DATA, or pass --weights"):
+        load("filters_and_features").main(["--out", str(tmp_path), "--image", "none.jpg"])
+
+
+@slow
+def test_the_shortcut_is_seen_on_the_whole_test_set(tmp_path):
+    pytest.importorskip("sklearn")
+    options = ["--data", "digits"]
+    with jax.numpy_dtype_promotion("standard"):
+        accuracy, shares = load("tank_or_sky").main(["--out", str(tmp_path), *options])
+    cheat, honest = accuracy["with the shortcut"], accuracy["without"]
+    assert cheat["says the class"] > 0.95
+    assert cheat["lies"] < 0.5 < 0.7 < honest["lies"]
+    assert shares["with the shortcut"] > 1.5 * shares["without"]
+    assert pictures(tmp_path) == {"mean_maps", "lying_skies"}
