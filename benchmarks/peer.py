@@ -12,14 +12,14 @@ KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(
 class Peer:
     """Runs peers.py, which lies beside this file, with another Python; closed by `close`."""
 
-    def __init__(self, python):
+    def __init__(self, python, keeps=True):
         self.process = subprocess.Popen(
             [python, str(pathlib.Path(__file__).with_name("peers.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # warnings and progress bars; errors come as answers
             text=True,
-            env=os.environ | KEPT,
+            env=os.environ | (KEPT if keeps else {}),
         )
 
     def ask(self, do, **command):

@@ -3,11 +3,12 @@
     python -m benchmarks.run --nets mnist_a --methods saliency ig --out results.json
 
 Same weights, inputs, batch, copies and threads; both processes keep large blocks of memory
-(`jaxviz.keep_memory`). The two results are compared before anything is timed. The peer runs in the
-better of torch's two memory layouts and with the best number of copies at once; then calls
-alternate, ours and theirs, and medians are taken. `--out` is read first and written after each row,
-so a long table is built piece by piece; the table shows all of it. Without torch, Captum and
-pytorch-grad-cam (extra `bench`, or another interpreter by `--peer-python`) only our side is timed.
+(`jaxviz.keep_memory`), but for `--memory`, a run of its own that adds peaks to the rows of `--out`.
+The two results are compared before anything is timed. The peer runs in the better of torch's two
+memory layouts and with the best number of copies at once; then calls alternate, ours and theirs,
+and medians are taken. `--out` is read first and written after each row, so a long table is built
+piece by piece; the table shows all of it. Without torch, Captum and pytorch-grad-cam (extra
+`bench`, or another interpreter by `--peer-python`) only our side is timed.
 """
 
 import argparse
@@ -45,7 +46,9 @@ def arguments_of_command():
     parser.add_argument("--repeats", type=int, default=7, help="least pairs of calls, 3 or more")
     parser.add_argument("--seconds", type=float, default=90, help="for a row's pairs, then it ends")
     parser.add_argument("--threads", type=int, default=CORES)
-    parser.add_argument("--memory", action="store_true", help="peak memory too, a call more each")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory of the rows in --out, not time"
+    )
     parser.add_argument("--table", action="store_true", help="only print the table of --out")
     return parser.parse_args()
 
@@ -145,11 +148,20 @@ def row(peer, net, name, case, options, folder, peak):
         pairs.append((timed(ours)[0], theirs))
     ms, peer_ms = (statistics.median(column) for column in zip(*pairs, strict=True))
     found |= {"ms": ms, "pairs": len(pairs)} | ({"peer_ms": peer_ms} if peer else {})
-    if options.memory:
-        found["mb"] = peak_mb(ours)
-        if peer:
-            found["peer_mb"] = peer.ask("run", method=name, memory=True)["mb"]
     return found
+
+
+def memory(peer, name, case, found, folder):
+    """Adds to a row by how much a call raises each process's memory, once it has run before."""
+    ours = lambda: METHODS[name].ours(case)
+    timed(ours)
+    found["mb"] = peak_mb(ours)
+    if peer and "peer_ms" in found:
+        np.savez(folder / "inputs.npz", x=np.asarray(case.x), target=np.asarray(case.target))
+        load = {"inputs": str(folder / "inputs.npz"), "options": case.options._asdict()}
+        peer.ask("load", **load, layout=found["peer_layout"], copies=found["peer_copies"])
+        peer.ask("run", method=name)
+        found["peer_mb"] = peer.ask("run", method=name, memory=True)["mb"]
 
 
 def table(results):
@@ -227,7 +239,8 @@ def processor():
 
 def main():
     options = arguments_of_command()
-    jaxviz.keep_memory()
+    if not options.memory:  # what a process keeps does not count as risen
+        jaxviz.keep_memory()
     if AFFINITY:  # XLA takes one thread for each core it is given
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the GPU, too
@@ -240,14 +253,14 @@ def main():
         if unknown := set(given or ()) - set(known):
             raise SystemExit(f"unknown: {', '.join(sorted(unknown))}. Known: {', '.join(known)}.")
     has_peer = subprocess.run([options.peer_python, "-c", NEEDED], capture_output=True)
-    peer = None if has_peer.returncode else Peer(options.peer_python)
+    peer = None if has_peer.returncode else Peer(options.peer_python, keeps=not options.memory)
     if peer is None:
         print(f"Only jaxviz is timed: {options.peer_python} cannot `{NEEDED}`.", file=sys.stderr)
     machine = {"device": processor(), "threads": options.threads, "jaxviz": jaxviz.__version__}
     machine |= {"python": platform.python_version(), "jax": jax.__version__}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        peak = matmul_peak(peer)
+        peak = None if options.memory else matmul_peak(peer)
         for net in options.nets or NETS:
             weights = None
             if peer:
@@ -263,10 +276,16 @@ def main():
             results["machine"] = machine
             for method in options.methods or METHODS:
                 case = of_weight[METHODS[method].heavy]
-                found = row(peer, net, method, case, options, folder, peak)
-                results["rows"][f"{net}/{method}"] = found
+                if not options.memory:
+                    found = row(peer, net, method, case, options, folder, peak)
+                    results["rows"][f"{net}/{method}"] = found
+                elif found := results["rows"].get(f"{net}/{method}"):
+                    memory(peer, method, case, found, folder)
+                else:
+                    continue
                 options.out.write_text(json.dumps(results, indent=1))
-                told = {k: found[k] for k in ("ms", "peer_ms", "difference") if k in found}
+                keys = ("mb", "peer_mb") if options.memory else ("ms", "peer_ms", "difference")
+                told = {k: found[k] for k in keys if k in found}
                 print(
                     f"{net} {method}", {k: float(f"{v:.3g}") for k, v in told.items()}, flush=True
                 )
