@@ -88,7 +88,8 @@ def main(argv=None):
     for layer in layers[1:]:
         units = np.argsort(-np.asarray(seen[layer][0]).max((0, 1)), kind="stable")[:8]
         sought.append(climb(jv.objectives.channel(layer, units)).images)
-        titles += [f"{layer.removeprefix('features/')} {unit}" for unit in units]
+        short = layer.removeprefix("features/").removesuffix("/expand3x3")
+        titles += [f"{short}: {unit}" for unit in units]
     figures["activation_maximization"] = plot.stitched(
         np.concatenate(sought), titles=titles, title="What units seek, from early layers to late"
     )
@@ -106,7 +107,9 @@ def main(argv=None):
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=110)
-    print(f"The photograph is called {told}; class images get {given.min():.1%} or more.")
+    print(
+        f"The photograph is called {told}; {(given > 0.5).sum()} of 8 class images by their name."
+    )
     return sure, given
 
 
