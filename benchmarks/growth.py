@@ -79,7 +79,10 @@ def figure(found):
                 axes.plot(numbers, linear, color="0.6", linestyle=":", linewidth=1)
             axes.plot(numbers, values, marker="o", markersize=4, color="#1b6ca8")
             axes.set_xscale("log", base=2)
-            axes.set_yscale("log")
+            if "devices" in name:
+                axes.set_ylim(0, 1.2 * max(values))
+            else:
+                axes.set_yscale("log")
             axes.set_xticks(numbers, [str(n) for n in numbers], fontsize=8)
             axes.minorticks_off()
             axes.spines[["top", "right"]].set_visible(False)
