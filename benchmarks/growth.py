@@ -105,6 +105,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # as `keep_memory` does, but early
     module = models.nets["squeezenet1_1"]()
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
     found = {"device": processor(), "jax": jax.__version__, "axes": {}}

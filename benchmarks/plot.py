@@ -46,7 +46,7 @@ def ratio_bars(results):
         axes.set_xscale("log")
         axes.axvline(1, color="0.2", linewidth=0.9)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="y", length=0, labelsize=9)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes.xaxis.set_minor_formatter(lambda *_: "")

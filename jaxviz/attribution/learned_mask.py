@@ -43,7 +43,7 @@ def learned_mask(
     goal: Goal = "preserve",
     area: float | None = 0.1,
     sparsity: float = 1.0,
-    smoothness: float = 0.1,
+    smoothness: float = 1.0,
     cells: int = 28,
     fill: Any = None,
     num_steps: int = 200,
