@@ -5,10 +5,12 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxviz import data, training
+import jaxviz as jv
+from jaxviz import data, models, training
 
 slow = pytest.mark.skipif("JAXVIZ_SLOW" not in os.environ, reason="$JAXVIZ_SLOW is not set")
 EXAMPLES = pathlib.Path(__file__).parent.parent.parent / "examples"
@@ -112,10 +114,64 @@ def test_cifar_example_on_colours(tmp_path, monkeypatch, capsys):
     )
 
 
+@slow
+def test_six_ways_are_what_they_are_called(tmp_path):
+    pytest.importorskip("sklearn")
+    options = ["--data", "digits", "--epochs", "2", "--num-steps", "32"]
+    with jax.numpy_dtype_promotion("standard"):
+        (free, bounded), changed, maps = load("six_ways").main(["--out", str(tmp_path), *options])
+    assert free.mean() > bounded.mean() > 1.0  # a wider range of pixels climbs higher
+    assert 0 < changed.mean() < 0.5
+    run = training.load_run(tmp_path / "runs" / "mnist_b-digits")
+    test_set = data.load("digits", "test")
+    rows = np.unique(test_set.labels[:100], return_index=True)[1]
+    x, labels = jnp.asarray(test_set.images[rows]), test_set.labels[rows]
+    net = models.apply_fn(run.net)
+    for column, method in (
+        ("saliency, vanilla", jv.gradient),
+        ("saliency, guided", jv.guided_backprop),
+        ("saliency, rectified", jv.deconvnet),
+    ):
+        expected = np.abs(method(net, run.variables, x, labels))
+        np.testing.assert_allclose(maps[column], expected, atol=1e-5 * expected.max())
+    assert pictures(tmp_path) == {
+        "architecture",
+        "filters",
+        "maximal",
+        "occlusion",
+        "saliency_and_cam",
+    }
+
+
 def test_filters_and_features_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.delenv("JAXVIZ_DATA", raising=False)
     with pytest.raises(SystemExit, match="Set JAXVIZ_DATA, or pass --weights"):
         load("filters_and_features").main(["--out", str(tmp_path), "--image", "none.jpg"])
+
+
+@slow
+@pytest.mark.skipif("JAXVIZ_DATA" not in os.environ, reason="$JAXVIZ_DATA is not set")
+def test_filters_and_features_knows_the_photograph_and_climbs(tmp_path):
+    options = ["--num-steps", "48", "--size", "64"]
+    with jax.numpy_dtype_promotion("standard"):
+        sure, given = load("filters_and_features").main(["--out", str(tmp_path), *options])
+    assert sure.argmax() == 88  # macaw
+    assert np.median(given) > 0.1  # one in a thousand by chance
+    filters = {f"filters_{place}" for place in ("early", "middle", "late")}
+    assert pictures(tmp_path) == {"feature_maps", "activation_maximization", "classes"} | filters
+
+
+@slow
+def test_one_net_three_ways_is_explained_alike(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("equinox")
+    # The three models are written as users would, with broadcasting.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        apart = load("your_own_model").main(["--out", str(tmp_path)])
+    assert set(apart) == {"integrated gradients", "LRP", "occlusion"}
+    assert max(apart.values()) < 1e-4  # sums in another order
+    assert capsys.readouterr().out.count("by hand, NNX, Equinox differ by") == 3
+    assert pictures(tmp_path) == {"your_own_model"}
 
 
 @slow
