@@ -113,6 +113,13 @@ def difference(peer, name, case, load, folder):
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
+def handed_over(case, folder):
+    """What the peer's `load` is told of a case, whose arrays go through a file."""
+    inputs = folder / "inputs.npz"
+    np.savez(inputs, x=np.asarray(case.x), target=np.asarray(case.target))
+    return {"inputs": str(inputs), "options": case.options._asdict()}
+
+
 def row(peer, net, name, case, options, folder, peak):
     """One row: compare, choose the peer's setting, time in turn."""
     method, ours = METHODS[name], lambda: METHODS[name].ours(case)
@@ -126,8 +133,7 @@ def row(peer, net, name, case, options, folder, peak):
     found["flops"] = turns * call_flops(traced, case.params, case.x)
     timed(ours)
     if peer:
-        np.savez(folder / "inputs.npz", x=np.asarray(case.x), target=np.asarray(case.target))
-        load = {"inputs": str(folder / "inputs.npz"), "options": case.options._asdict()}
+        load = handed_over(case, folder)
         try:
             found["difference"] = difference(peer, name, case, load, folder)
             found["agrees"] = found["difference"] <= method.tolerance
@@ -157,8 +163,7 @@ def memory(peer, name, case, found, folder):
     timed(ours)
     found["mb"] = peak_mb(ours)
     if peer and "peer_ms" in found:
-        np.savez(folder / "inputs.npz", x=np.asarray(case.x), target=np.asarray(case.target))
-        load = {"inputs": str(folder / "inputs.npz"), "options": case.options._asdict()}
+        load = handed_over(case, folder)
         peer.ask("load", **load, layout=found["peer_layout"], copies=found["peer_copies"])
         peer.ask("run", method=name)
         found["peer_mb"] = peer.ask("run", method=name, memory=True)["mb"]

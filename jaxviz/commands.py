@@ -23,6 +23,7 @@ from jaxviz.graph.split import activations
 from jaxviz.run_tools import (
     Picture,
     class_index,
+    folder_of,
     is_trained,
     last_maps,
     open_model,
@@ -232,8 +233,7 @@ def explain(
     if images is None:
         pixels, labels = pixels[:examples], None if labels is None else labels[:examples]
 
-    is_folder = net is None and Path(str(model)).is_dir()
-    folder = Path(out or (f"{model}/explanations" if is_folder else f"{given}-explanations"))
+    folder = Path(out or folder_of(model, net, "explanations"))
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
     write_pictures(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])

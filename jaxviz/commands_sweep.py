@@ -16,6 +16,7 @@ from jaxviz.catalogue import METHODS
 from jaxviz.run_tools import (
     Picture,
     class_index,
+    folder_of,
     last_maps,
     open_model,
     with_weights,
@@ -56,8 +57,7 @@ def sweep(
             f"{test_set.images.shape[1:]}. Choose another data set."
         )
     x, y = test_set.images[:examples], test_set.labels[:examples]
-    is_folder = net is None and Path(str(model)).is_dir()
-    place = Path(out or (f"{model}/sweep" if is_folder else f"{given}-sweep"))
+    place = Path(out or folder_of(model, net, "sweep"))
     explained: Any = target
     if target is not None and target != "label":
         explained = class_index(target, run.class_names)

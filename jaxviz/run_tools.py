@@ -95,6 +95,12 @@ def with_weights(run: Run, seed: int, *, download: bool = True) -> Run:
     return run._replace(variables=jax.jit(run.net.init)(jax.random.key(seed), example))
 
 
+def folder_of(model: str | None, net: str | None, what: str) -> str:
+    """Where a command's results go: into the run's folder, or beside, for a net without one."""
+    in_run = net is None and Path(str(model)).is_dir()
+    return f"{model}/{what}" if in_run else f"{model or net}-{what}"
+
+
 def title_of(run: Run) -> str:
     return run.config.get("title", type(run.net).__name__)
 
