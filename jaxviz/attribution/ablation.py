@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.contract import Target, check_inputs, explanation, select
-from jaxviz.attribution.copies import check_one_array, fixed_target
+from jaxviz.attribution.copies import check_one_array, fixed_target, score_of
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like, per_place, segments_like
 from jaxviz.rules.spans import span
@@ -129,7 +129,7 @@ def _ablated(
         chunk_size=chunk_size,
         method=method,
     )
-    lost = select(apply_fn(params, x), target)[:, None] - scores.T
+    lost = score_of(apply_fn, params, x, target)[:, None] - scores.T
     return per_place(lost, segments).reshape(shape).astype(x.dtype)
 
 

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least, check_one_array, chunk_length, fixed_target, stacked
+from jaxviz.attribution.copies import (
+    at_least,
+    check_one_array,
+    chunk_length,
+    fixed_target,
+    score_of,
+    stacked,
+)
 from jaxviz.attribution.feature_maps import (
     Layers,
     Resize,
@@ -70,7 +77,6 @@ def score_cam(
       tf-keras-vis. A map that is flat masks everything.
     """
     name = "score_cam"
-    net = rewrite(apply_fn, fast)
     check_one_array(name, x)
     at_least(name, "num_channels", 1 if num_channels is None else num_channels, 1)
     target = fixed_target(apply_fn, params, x, target)
@@ -86,7 +92,7 @@ def score_cam(
             space = tuple(range(1, mask.ndim))
             low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
             mask = (mask - low) / jnp.where(high > low, high - low, 1)
-            return select(net(params, x * mask[..., None].astype(x.dtype)), target)
+            return score_of(apply_fn, params, x * mask[..., None].astype(x.dtype), target)
 
         chunk = chunk_length(name, a.shape[-1], chunk_size, x)
         weights = jax.nn.softmax(stacked(score, a.shape[-1], chunk), axis=0)

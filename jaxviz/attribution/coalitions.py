@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, check_inputs, select
+from jaxviz.attribution.contract import Target, check_inputs
 from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
     chunk_length,
     fixed_target,
+    score_of,
     stacked,
 )
 from jaxviz.attribution.regions import fill_like, grid_segments, per_place, segments_like
@@ -91,7 +92,7 @@ def coalition_scores(
         kept = coalition(k)
         kept = jnp.broadcast_to(kept, (len(x), kept.shape[1])).astype(jnp.float32)
         hidden = per_place(1 - kept, numbers) > 0.5
-        return select(apply_fn(params, jnp.where(hidden, filled, x)), target)
+        return score_of(apply_fn, params, jnp.where(hidden, filled, x), target)
 
     scores = stacked(score, num, chunk)
     return scores.astype(at_least_float32(scores))

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.copies import chunk_length, stacked
+from jaxviz.attribution.copies import chunk_length, outputs_of, stacked
 from jaxviz.graph.hoist import hoist
+from jaxviz.rules.fast import fast
 from jaxviz.rules.incremental import evaluate_changed
 from jaxviz.rules.spans import Spans, cut
 
@@ -54,7 +55,7 @@ def covered(
     chunk = chunk_length(name, num, chunk_size, x)
 
     def full(k):
-        return read(apply_fn(params, jnp.where(mask(k), filled, x)))
+        return read(outputs_of(apply_fn, params, jnp.where(mask(k), filled, x)))
 
     def local(k):
         assert spans is not None
@@ -68,7 +69,7 @@ def covered(
     if method == "full" or spans is None or not any(spans(jnp.int32(0))):
         return stacked(full, num, chunk)
     position = jax.ShapeDtypeStruct((), jnp.int32)
-    changes = hoist(local, position)
+    changes = hoist(local, position, fast)
     if method == "auto" and _OVERHEAD * changes.flops > hoist(full, position).flops:
         return stacked(full, num, chunk)
     chunk = chunk_length(name, num, chunk_size, x, _FEWEST)

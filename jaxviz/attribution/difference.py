@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import chunk_length, is_floating, running_sum
+from jaxviz.attribution.copies import chunk_length, fixed_target, is_floating, running_sum
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import baseline_like
 from jaxviz.graph.lift import lift
@@ -124,8 +124,7 @@ def deep_lift_shap(
             "One baseline is baseline[None]."
         )
     chunk = chunk_length(name, count, chunk_size, x)
-    if target is None:
-        target = jnp.argmax(apply_fn(params, x), axis=1)
+    target = fixed_target(apply_fn, params, x, target)
 
     def term(k):
         start = jax.tree.map(lambda b, a: b[k] if is_floating(a) else a, baselines, x)

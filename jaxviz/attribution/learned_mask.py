@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least, at_least_float32, check_one_array, fixed_target
+from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import (
+    at_least,
+    at_least_float32,
+    check_one_array,
+    fixed_target,
+    score_of,
+)
 from jaxviz.attribution.regions import blurred, fill_like
 
 Goal = Literal["preserve", "delete"]
@@ -108,7 +114,7 @@ def learned_mask(
     space = x.shape[1:-1]
     filled = blurred(x, min(space) / 10) if fill is None else fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
-    score = lambda x: select(apply_fn(params, x), target)
+    score = lambda x: score_of(apply_fn, params, x, target)
     clean, nothing = score(x), score(filled)
     wide = at_least_float32(clean)
     gain = jnp.abs(clean - nothing).astype(wide)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxviz.attribution.contract import Target, explanation, select
+from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
@@ -15,6 +15,7 @@ from jaxviz.attribution.copies import (
     chunk_length,
     fixed_target,
     running_sum,
+    score_of,
 )
 from jaxviz.attribution.regions import fill_like
 
@@ -89,7 +90,7 @@ def rise(
     def term(k):
         masks = random_masks(jax.random.fold_in(key, k), x.shape[:-1], cells, keep, wide)
         seen = filled + masks[..., None].astype(x.dtype) * (x - filled)
-        score = select(apply_fn(params, seen), target)
+        score = score_of(apply_fn, params, seen, target)
         return masks * score.astype(wide).reshape(-1, *[1] * (masks.ndim - 1))
 
     total = running_sum(term, num_samples, chunk)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least_float32, check_one_array
+from jaxviz.attribution.copies import at_least_float32, check_one_array, outputs_of
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like
 from jaxviz.rules.spans import span
@@ -159,7 +159,7 @@ def _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, met
 def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size, method):
     _check(name, x, window, stride)
     filled = fill_like(name, fill, x)
-    clean = apply_fn(params, x)
+    clean = outputs_of(apply_fn, params, x)
     target = jnp.argmax(clean, axis=1) if target is None else target
     grid = [
         _starts(n, size, step) for n, size, step in zip(x.shape[1:], window, stride, strict=False)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, explanation, select
+from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
@@ -15,6 +15,7 @@ from jaxviz.attribution.copies import (
     fixed_target,
     is_floating,
     running_sum,
+    score_of,
     with_noise,
 )
 from jaxviz.attribution.gradient import input_gradient
@@ -205,7 +206,8 @@ def _measured_gap(apply_fn, params, x, target=None, *, baseline, attribution):
             "Pass what the method returned for this x."
         )
     target = fixed_target(apply_fn, params, x, target)
-    gained = select(apply_fn(params, x), target) - select(apply_fn(params, start), target)
+    score = lambda x: score_of(apply_fn, params, x, target)
+    gained = score(x) - score(start)
     shares = [a.reshape(a.shape[0], -1).sum(1) for a in jax.tree.leaves(attribution)]
     return sum(share.astype(gained.dtype) for share in shares) - gained
 

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, explanation, select
+from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
     check_one_array,
     chunk_length,
     fixed_target,
+    score_of,
     stacked,
 )
 from jaxviz.attribution.regions import fill_like
@@ -202,7 +203,7 @@ def _sequence(dimensions: int, count: int) -> np.ndarray:
 
 def _seen(apply_fn, params, x, filled, mask, cells, resize, target):
     mask = _large(mask[None], x, cells, resize).astype(x.dtype)
-    return select(apply_fn(params, filled + mask[..., None] * (x - filled)), target)
+    return score_of(apply_fn, params, filled + mask[..., None] * (x - filled), target)
 
 
 def _map(values, x, cells, resize):

@@ -1,5 +1,6 @@
 """What a loop's body computes anew at every turn, told from what is the same at each."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.interpreter import build, run_nodes
+from jaxviz.graph.rewrite import RuleSet, replacements
 
 
 class Hoisted(NamedTuple):
@@ -22,7 +24,7 @@ class Hoisted(NamedTuple):
     flops: int
 
 
-def hoist(function: Callable, argument: Any) -> Hoisted:
+def hoist(function: Callable, argument: Any, rules: RuleSet | None = None) -> Hoisted:
     """Tells what in `function` does not depend on its argument, to be computed once.
 
     XLA leaves most of it in a loop, where it is computed again at every turn.
@@ -30,6 +32,7 @@ def hoist(function: Callable, argument: Any) -> Hoisted:
     Args:
       function: Of one pytree; closes over all else.
       argument: Shapes and dtypes it will be called with, arrays or `jax.ShapeDtypeStruct`.
+      rules: Replacements for what depends on the argument, as in `rewrite`; no layer names.
 
     Returns:
       A `Hoisted`.
@@ -43,16 +46,19 @@ def hoist(function: Callable, argument: Any) -> Hoisted:
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(argument)
     program = build(closed.jaxpr, closed.consts, [True] * len(closed.jaxpr.invars), flat=True)
+    still = [n for n in program.nodes if program.depends.isdisjoint(n.inputs)]
     rest = [n for n in program.nodes if not program.depends.isdisjoint(n.inputs)]
+    program = dataclasses.replace(program, nodes=tuple(rest))
+    plan = {} if rules is None else replacements(program, rules, {})
 
     def prepare():
         known: dict[int, Any] = dict(program.constants)
-        run_nodes([n for n in program.nodes if program.depends.isdisjoint(n.inputs)], known, {})
+        run_nodes(still, known, {})
 
         def turn(argument):
             given = zip(program.inputs, jax.tree.leaves(argument), strict=True)
             values = known | dict(given)
-            run_nodes(rest, values, {})
+            run_nodes(rest, values, plan)
             outputs = [values[v] for v in program.outputs]
             return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 

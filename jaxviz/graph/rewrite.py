@@ -136,7 +136,7 @@ class Rewritten:
         if self.rules.folded:
             program, names = fold(program, names)
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
-        plan = _plan(program, self.rules, names, frozenset(after))
+        plan = replacements(program, self.rules, names, frozenset(after))
         if not plan:
             return self.apply_fn(params, x)
         outputs = evaluate(program, jax.tree.leaves((params, x)), plan)
@@ -182,8 +182,8 @@ def rewrite(apply_fn: Callable, rules: RuleSet) -> Callable:
     return Rewritten(apply_fn, rules)
 
 
-def _plan(
-    program: Program, rules: RuleSet, names: Mapping[int, str], after: frozenset
+def replacements(
+    program: Program, rules: RuleSet, names: Mapping[int, str], after: frozenset = frozenset()
 ) -> dict[int, Any]:
     """What to do at each node, by position; nodes left alone are not in it.
 
@@ -206,7 +206,8 @@ def _plan(
             return nodes_plan(node.members) or None
         if node.bodies and (rules.into_custom or node.equation.primitive.name not in CUSTOM):
             bodies = tuple(
-                _plan(body, rules, names, inner_after(node, body, mixed)) for body in node.bodies
+                replacements(body, rules, names, inner_after(node, body, mixed))
+                for body in node.bodies
             )
             if any(
                 v in program.depends and _has_linear(b) for b in node.bodies for v in node.inputs
