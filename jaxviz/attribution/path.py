@@ -18,7 +18,7 @@ from jaxviz.attribution.copies import (
     score_of,
     with_noise,
 )
-from jaxviz.attribution.gradient import input_gradient
+from jaxviz.attribution.gradient import PULLED, gradient_sum, input_gradient
 
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 
@@ -74,15 +74,14 @@ def integrated_gradients(
     name = "integrated_gradients"
     points, weights = quadrature(name, rule, num_steps)
     start = baseline_like(name, baseline, x)
-    chunk = chunk_length(name, num_steps, chunk_size, x)
     target = fixed_target(apply_fn, params, x, target)
 
-    def term(k):
-        at = _between(start, x, points[k])
-        gradient = input_gradient(apply_fn, params, at, target)
-        return jax.tree.map(lambda g: g * weights[k].astype(g.dtype), gradient)
+    def term(begin):
+        ends = begin(start), begin(x)  # an affine function maps a line to a line
+        return lambda k: (_between(*ends, points[k]), weights[k])
 
-    return _times_difference(x, start, running_sum(term, num_steps, chunk))
+    total = gradient_sum(name, apply_fn, params, x, target, term, num_steps, chunk_size)
+    return _times_difference(x, start, total)
 
 
 @explanation("num_samples", "noise_scale", "chunk_size")
@@ -146,13 +145,25 @@ def expected_gradients(
     which = jax.random.randint(which_key, (num_samples, num_examples), 0, count)
     where = jax.random.uniform(where_key, (num_samples, num_examples))
 
-    def term(k):
+    def ends(k):
         start = jax.tree.map(lambda b: jnp.asarray(b)[which[k]], baselines)
         end = with_noise(jax.random.fold_in(noise_key, k), x, noise_scale) if noise_scale else x
-        gradient = input_gradient(apply_fn, params, _between(start, end, where[k]), target)
+        return start, end
+
+    def point(k):
+        return _between(*ends(k), where[k])
+
+    def share(k):
+        start, end = ends(k)
+        gradient = input_gradient(apply_fn, params, point(k), target)
         return _times_difference(end, start, gradient)
 
-    total = running_sum(term, num_samples, chunk)
+    if count == 1 and not noise_scale:  # every draw has the same difference from its baseline
+        along = lambda begin: lambda k: (begin(point(k)), 1 / num_samples)
+        given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
+        total = gradient_sum(*given, PULLED)
+        return _times_difference(x, ends(0)[0], total)
+    total = running_sum(share, num_samples, chunk)
     return jax.tree.map(lambda a, t: _as_floating(t / num_samples, a), x, total)
 
 

@@ -17,6 +17,7 @@ from jaxviz.attribution.copies import (
     running_sum,
     with_noise,
 )
+from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
 
 
 @functools.cache
@@ -175,6 +176,11 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
             noisy = with_noise(noise_key, x, noise_scale)
             return method(apply_fn, params, noisy, target, **dict(fixed), **options, **own)
 
+        if method is gradient and reduce is _mean:
+            noisy = lambda k: with_noise(jax.random.fold_in(key, k), x, noise_scale)
+            term = lambda start: lambda k: (start(noisy(k)), 1 / num_samples)
+            given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
+            return gradient_sum(*given, PULLED)
         like = jax.eval_shape(sample, jnp.int32(0))
         reduced = reduce(sample, num_samples, chunk)
         return jax.tree.map(lambda a, b: a.astype(b.dtype), reduced, like)
