@@ -73,19 +73,21 @@ def build(name, seed=0):
         "cifar": lambda: Small((3, 32, 64), 0, (2304, 64, 10)),
     }
     net = made[name]() if name in made else getattr(torchvision.models, name)(weights=None)
+    # torchvision's own first weights let nothing of the image through MobileNet's depthwise layers.
+    fades = name == "mobilenet_v2"
     for module in net.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
             module.inplace = False
         if isinstance(module, nn.BatchNorm2d):
             for tensor, low, high in (
-                (module.weight, 0.5, 1.0),
+                (module.weight, *((0.8, 1.2) if fades else (0.5, 1.0))),
                 (module.bias, -0.1, 0.1),
                 (module.running_mean, -0.1, 0.1),
                 (module.running_var, 0.5, 2.0),
             ):
                 assert tensor is not None
                 nn.init.uniform_(tensor, low, high)
-        if isinstance(module, nn.Conv2d | nn.Linear) and name in made:
+        if isinstance(module, nn.Conv2d | nn.Linear) and (fades or name in made):
             nn.init.kaiming_normal_(module.weight)
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     for stage in net.modules():
