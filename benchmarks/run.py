@@ -57,6 +57,7 @@ AFFINITY = hasattr(os, "sched_getaffinity")
 CORES = len(os.sched_getaffinity(0)) if AFFINITY else os.cpu_count() or 1
 NEEDED = "import torch, torchvision, captum, pytorch_grad_cam"
 PEAK_SIZE = {"cpu": 2048}  # of the matrices whose product is the machine's peak; 8192 elsewhere
+SHORT = 500  # milliseconds
 
 
 def timed(call):
@@ -131,7 +132,8 @@ def row(peer, net, name, case, options, folder, peak):
     traced = lambda params, x: method.ours(case._replace(params=params, x=x))
     turns = getattr(case.options, method.turns) if method.turns else 1
     found["flops"] = turns * call_flops(traced, case.params, case.x)
-    timed(ours)
+    # What one side does cools the other's caches: a short call is timed right after another one.
+    calls = 2 if timed(ours)[0] < SHORT else 1
     if peer:
         load = handed_over(case, folder)
         try:
@@ -150,8 +152,8 @@ def row(peer, net, name, case, options, folder, peak):
     while len(pairs) < options.repeats or spent() < 2:
         if len(pairs) >= 3 and spent() > options.seconds:
             break
-        theirs = peer.ask("run", method=name)["ms"] if peer else 0.0
-        pairs.append((timed(ours)[0], theirs))
+        theirs = [peer.ask("run", method=name)["ms"] if peer else 0.0 for _ in range(calls)]
+        pairs.append(([timed(ours)[0] for _ in range(calls)][-1], theirs[-1]))
     ms, peer_ms = (statistics.median(column) for column in zip(*pairs, strict=True))
     found |= {"ms": ms, "pairs": len(pairs)} | ({"peer_ms": peer_ms} if peer else {})
     return found
