@@ -216,12 +216,11 @@ def methods(net, layer, x, target, options, copies, given):
     }
 
     def raw(method, **settings):
-        cam = method(net, [module])
-        for name, value in settings.items():
-            setattr(cam, name, value)
-        get, found = cam.get_cam_image, []
-        cam.get_cam_image = lambda *a, **k: found.append(get(*a, **k)) or found[-1]
-        with torch.no_grad():
+        with method(net, [module]) as cam, torch.no_grad():  # else its hooks stay, and slow others
+            for name, value in settings.items():
+                setattr(cam, name, value)
+            get, found = cam.get_cam_image, []
+            cam.get_cam_image = lambda *a, **k: found.append(get(*a, **k)) or found[-1]
             cam(x, [ClassifierOutputTarget(int(t)) for t in target])
         return found[-1]
 
