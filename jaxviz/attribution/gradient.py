@@ -27,7 +27,7 @@ def input_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = Non
     apply_fn = rewrite(apply_fn, fast)
     moving, whole = _moving(x)
     score = lambda moving: select(apply_fn(params, whole(moving, x)), target).sum()
-    return whole(jax.grad(score)(moving), jax.tree.map(jnp.zeros_like, x))
+    return whole(jax.grad(score)(moving), _nothing(x))
 
 
 def _moving(x: Any) -> tuple[list, Callable]:
@@ -41,6 +41,11 @@ def _moving(x: Any) -> tuple[list, Callable]:
         return jax.tree.unflatten(structure, [next(moving) if m else a for m, a in pairs])
 
     return [a for a, m in zip(leaves, moves, strict=True) if m], whole
+
+
+def _nothing(x: Any) -> Any:
+    """What integer leaves get, in floating numbers like the others."""
+    return jax.tree.map(lambda a: jnp.zeros(jnp.shape(a)), x)
 
 
 def gradient_sum(
@@ -82,7 +87,7 @@ def gradient_sum(
     moving, whole = _moving(x)
     values, pull = jax.vjp(lambda moving: start(whole(moving, x)), moving)
     pulled = pull(jax.tree.map(lambda t, v: t.astype(v.dtype), total, values))[0]
-    return whole(pulled, jax.tree.map(jnp.zeros_like, x))
+    return whole(pulled, _nothing(x))
 
 
 @explanation()

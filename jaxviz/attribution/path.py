@@ -48,8 +48,8 @@ def integrated_gradients(
         which is chosen once, at `x`.
       baseline: `[...]` or `[N, ...]`, or a number: the input that stands for "nothing there"; for a
         pytree `x` a pytree of such. None is zeros.
-      num_steps: Points on the path, >= 1. Time is linear in it, memory constant. What of the model is
-        affine in its input (the first layer, mostly) is run at the path's ends alone.
+      num_steps: Points on the path, >= 1. Time is linear in it, memory constant. What of the model
+        is affine in its input (the first layer, mostly) is run at the path's ends alone.
       rule: Where the points lie: "gausslegendre", or equal steps at their "left", "right" or
         "middle", or "trapezoid" (`num_steps` points, both ends among them).
       chunk_size: Points of the path at once, for all N examples. None chooses by the size of `x`.

@@ -83,7 +83,7 @@ def test_integer_leaves_and_conversions():
     assert [v.shape for v in values] == [(2, 4)]  # rounding is not linear
     chex.assert_trees_all_equal(parts.rest(w, values), net(w, x))
     out = jv.integrated_gradients(net, w, x, 0, num_steps=3)
-    chex.assert_trees_all_equal(out["n"], jnp.zeros(2))
+    chex.assert_trees_all_equal(out["n"], jnp.zeros(2), strict=True)
 
 
 def test_batch_norm_belongs_to_the_start():
