@@ -5,8 +5,11 @@ import os
 import pathlib
 import subprocess
 
+from benchmarks.memory import BLOCK
+
 # glibc keeps large blocks, as `jaxviz.keep_memory` makes it on our side.
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**31 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(BLOCK)}  # as `memory.give_back` does
 
 
 class Peer:
@@ -19,7 +22,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # warnings and progress bars; errors come as answers
             text=True,
-            env=os.environ | (KEPT if keeps else {}),
+            env=os.environ | (KEPT if keeps else GIVEN_BACK),
         )
 
     def ask(self, do, **command):

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxviz
-from benchmarks.memory import peak_mb
+from benchmarks.memory import give_back, peak_mb
 from benchmarks.methods import METHODS, draws
 from benchmarks.peer import Peer
 from benchmarks.suite import NETS, cases
@@ -246,8 +246,7 @@ def processor():
 
 def main():
     options = arguments_of_command()
-    if not options.memory:  # what a process keeps does not count as risen
-        jaxviz.keep_memory()
+    (give_back if options.memory else jaxviz.keep_memory)()
     if AFFINITY:  # XLA takes one thread for each core it is given
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs the GPU, too
