@@ -25,6 +25,7 @@ def load(name):
     return module
 
 
+@slow
 def test_attribution_prior_moves_the_attribution_off_the_margin(tmp_path, capsys):
     pytest.importorskip("sklearn")
     with jax.numpy_dtype_promotion("standard"):  # optax promotes its step count

@@ -1,6 +1,7 @@
 """Evaluating what changes against evaluating all: nets of every kind, windows anywhere."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jaxviz.graph.trace import trace
 from jaxviz.models import CIFARNet, MNISTNetA, MNISTNetB, MNISTNetC, ResNet20
 from jaxviz.rules.incremental import evaluate_changed
 from jaxviz.rules.spans import span
+
+slow = pytest.mark.skipif("JAXVIZ_SLOW" not in os.environ, reason="$JAXVIZ_SLOW is not set")
 
 
 def compare(apply_fn, params, x, window, stride, fill=0.7, tolerance=1e-5):
@@ -53,7 +56,7 @@ def variables_of(module, shape, seed=0):
         (MNISTNetB, 28, 1),
         (MNISTNetC, 28, 1),
         (CIFARNet, 32, 3),
-        (ResNet20, 32, 3),
+        pytest.param(ResNet20, 32, 3, marks=slow),
     ],
 )
 def test_bundled_nets(module, side, channels):
@@ -92,7 +95,7 @@ class Photographs(nn.Module):
         return nn.Dense(5)(nn.relu(nn.Dense(9)(x.reshape(x.shape[0], -1))))
 
 
-@pytest.mark.parametrize("kind", ["squeeze", "residual", "plain"])
+@pytest.mark.parametrize("kind", [pytest.param("squeeze", marks=slow), "residual", "plain"])
 def test_topologies_of_photograph_nets(kind):
     net = Photographs(kind)
     variables, x = variables_of(net, (1, 64, 49, 3))
