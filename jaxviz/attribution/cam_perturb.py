@@ -12,6 +12,7 @@ from jaxviz.attribution.copies import (
     check_one_array,
     chunk_length,
     fixed_target,
+    outputs_of,
     score_of,
     stacked,
 )
@@ -22,8 +23,6 @@ from jaxviz.attribution.feature_maps import (
     over_space,
     resized,
 )
-from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules.fast import fast
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 
@@ -152,8 +151,7 @@ def ablation_cam(
 
     def one(cut):
         a = cut.maps(cut.a)
-        tail = rewrite(cut.tail, fast)
-        outputs = tail(cut.params, cut.a)
+        outputs = outputs_of(cut.tail, cut.params, cut.a)
         chosen = jnp.argmax(outputs, axis=1) if target is None else target
         whole = select(outputs, chosen)
 
@@ -163,7 +161,7 @@ def ablation_cam(
             if reshape is not None:  # the numbers of the layer's own output that reshape puts there
                 (here,) = jax.linear_transpose(cut.maps, cut.a)(here)
             without = jnp.where(here == 0, cut.a, 0)
-            return select(tail(cut.params, without), chosen)
+            return score_of(cut.tail, cut.params, without, chosen)
 
         chunk = chunk_length(name, a.shape[-1], chunk_size, cut.a)
         scores = stacked(score, a.shape[-1], chunk)

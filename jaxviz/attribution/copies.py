@@ -25,7 +25,7 @@ def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
 
 
 def score_of(apply_fn: Callable, params: Any, x: Any, target: Target) -> jax.Array:
-    """The explained number of each example, `[N]`: what every method without gradients takes."""
+    """The explained number of each example, `[N]`: what every method takes."""
     return select(outputs_of(apply_fn, params, x), target)
 
 

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target
+from jaxviz.attribution.copies import outputs_of
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.graph.layers import layers
-from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import split
-from jaxviz.rules.fast import fast
 
 Layers = str | tuple[str, ...] | None
 Resize = bool | tuple[int, ...]
@@ -20,7 +19,7 @@ Resize = bool | tuple[int, ...]
 class Cut(NamedTuple):
     """A model cut at a layer: `tail((params, carry), a)` gives the outputs.
 
-    It is the model's own: rewrite it with `fast` to run it.
+    It is the model's own: run it by `outputs_of` or `score_of`.
     """
 
     tail: Callable
@@ -68,7 +67,7 @@ def cuts(
         layer = last_spatial_layer(name, apply_fn, params, x)
     for one in (layer,) if isinstance(layer, str) else tuple(layer):
         head, tail = split(apply_fn, params, x, one)
-        a, carry = rewrite(head, fast)(params, x)
+        a, carry = outputs_of(head, params, x)
         maps = reshape or (lambda a: a)
         shape = jax.eval_shape(maps, a).shape
         if len(shape) < 3 or shape[0] != a.shape[0]:

@@ -6,11 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import chunk_length, is_floating, running_sum
+from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import chunk_length, is_floating, outputs_of, running_sum, score_of
 from jaxviz.graph.affine import affine_start
-from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules.fast import fast
 
 # FLOPs for each number that the affine start of a model makes, from which on one pullback for all
 # gradients saves more than adding up what lies behind it costs: a 7x7 first layer, no 3x3 one.
@@ -24,9 +22,8 @@ def input_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = Non
     gradient. Nothing is pulled back to `params` nor to integer leaves of `x`, which get zeros. The
     model's slow operations are replaced by exact fast ones (`jaxviz.rules.fast`).
     """
-    apply_fn = rewrite(apply_fn, fast)
     moving, whole = _moving(x)
-    score = lambda moving: select(apply_fn(params, whole(moving, x)), target).sum()
+    score = lambda moving: score_of(apply_fn, params, whole(moving, x), target).sum()
     return whole(jax.grad(score)(moving), _nothing(x))
 
 
@@ -74,7 +71,7 @@ def gradient_sum(
       least: FLOPs for each of these values from which on `start` is kept out of the sum.
     """
     parts = affine_start(apply_fn, params, x, least)
-    start = lambda x: rewrite(parts.start, fast)(params, x)
+    start = lambda x: outputs_of(parts.start, params, x)
     at = term(start)
     chunk = chunk_length(name, num, chunk_size, jax.eval_shape(start, x))
 

@@ -170,14 +170,14 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
         chunk = chunk_length(name, num_samples, chunk_size, x)
         target = fixed_target(apply_fn, params, x, target)
 
+        def noisy(k):
+            return with_noise(jax.random.fold_in(key, k), x, noise_scale)
+
         def sample(k):
-            noise_key = jax.random.fold_in(key, k)
-            own = {"key": jax.random.fold_in(noise_key, 1)} if random else {}
-            noisy = with_noise(noise_key, x, noise_scale)
-            return method(apply_fn, params, noisy, target, **dict(fixed), **options, **own)
+            own = {"key": jax.random.fold_in(jax.random.fold_in(key, k), 1)} if random else {}
+            return method(apply_fn, params, noisy(k), target, **dict(fixed), **options, **own)
 
         if method is gradient and reduce is _mean:
-            noisy = lambda k: with_noise(jax.random.fold_in(key, k), x, noise_scale)
             term = lambda start: lambda k: (start(noisy(k)), 1 / num_samples)
             given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
             return gradient_sum(*given, PULLED)

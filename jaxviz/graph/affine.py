@@ -8,7 +8,7 @@ import jax
 
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.interpreter import Node, Program, Value, run_nodes
-from jaxviz.graph.split import needed
+from jaxviz.graph.split import environment, needed
 from jaxviz.graph.trace import trace
 
 
@@ -63,14 +63,13 @@ def affine_start(apply_fn: Callable, params: Any, x: Any, least: float = 0) -> A
     leaves = jax.tree.leaves(x)
 
     def start(params, x):
-        env = dict(zip(program.inputs, jax.tree.leaves((params, x)), strict=True))
-        env |= program.constants
+        env = environment(program, jax.tree.leaves((params, x)))
         run_nodes(before, env, {})
         return [env[v] for v in border]
 
     def rest(params, values):
-        env = dict(zip(program.inputs, [*jax.tree.leaves(params), *leaves], strict=True))
-        env |= {**program.constants, **dict(zip(border, values, strict=True))}
+        env = environment(program, [*jax.tree.leaves(params), *leaves])
+        env.update(zip(border, values, strict=True))
         run_nodes(after, env, {})
         return jax.tree.map(lambda value: env[value], traced.outputs)
 

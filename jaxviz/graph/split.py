@@ -103,7 +103,7 @@ class Values:
             else reachable(find(found, name, self.who), self.who).value
             for name in self.layers
         }
-        env = _environment(traced.program, jax.tree.leaves((params, x)))
+        env = environment(traced.program, jax.tree.leaves((params, x)))
         run_nodes(needed(traced.program.nodes, jax.tree.leaves(wanted)), env, {})
         return jax.tree.map(lambda value: env[value], wanted)
 
@@ -118,7 +118,7 @@ class Head:
     def __call__(self, params: Any, x: Any) -> tuple[jax.Array, tuple]:
         traced = trace(self.apply_fn, params, x)
         row, (_, carried) = find_cut(traced, params, self.layer, "split")
-        env = _environment(traced.program, jax.tree.leaves((params, x)))
+        env = environment(traced.program, jax.tree.leaves((params, x)))
         run_nodes(needed(traced.program.nodes, [row.value, *carried]), env, {})
         return env[row.value], tuple(env[v] for v in carried)
 
@@ -142,7 +142,7 @@ class Tail:
                 f"split: the tail at {self.layer!r} takes ((params, carry), a) with a carry of "
                 f"{len(carried)} arrays; got {len(carry)}. Pass the carry of head(params, x)."
             )
-        env = _environment(traced.program, jax.tree.leaves(params))
+        env = environment(traced.program, jax.tree.leaves(params))
         env[row.value] = a
         for value, array in zip(carried, carry, strict=True):
             shape = traced.program.avals[value].shape
@@ -227,7 +227,8 @@ def _reached(program: Program, values: Sequence[Value]) -> set[Value]:
     return reached
 
 
-def _environment(program: Program, arguments: Sequence[Any]) -> dict[Value, Any]:
+def environment(program: Program, arguments: Sequence[Any]) -> dict[Value, Any]:
+    """What is known before any node has run: constants, and the first inputs."""
     env = Tagged(program)  # so that rules find the layers of a head or tail by name
     env.update({**program.constants, **dict(zip(program.inputs, arguments, strict=False))})
     return env
