@@ -35,10 +35,12 @@ LARGEST_SUM = 64  # places of a kernel up to which its gradient is one matrix pr
 COLUMNS = 49  # places of a kernel up to which adding columns beats phases
 FEW_OUTPUTS = 512  # places of the output, over the batch, up to which columns beat a convolution
 MOST_COLUMNS = 2**22  # their numbers, beyond which memory costs more than they save
-# Channels from which Winograd's filtering gains, the squares of 2x2 outputs that it takes, and the
-# numbers it may write for each channel before memory costs more than it saves.
-WINOGRAD = ((256, 98), (64, 784))
-MOST_SQUARES = 2**18
+# Winograd's filtering gains from so many channels, squares of outputs and products at each
+# pair of points, and up to so many values there before memory costs more than it saves.
+LEAST_CHANNELS = 64
+LEAST_SQUARES = 49
+LEAST_PRODUCTS = 2**20
+MOST_VALUES = 2**23
 
 
 class Geometry(NamedTuple):
@@ -175,8 +177,9 @@ def _conv(geometry, x, kernel):
     taps = math.prod(kernel.shape[:-2]) * channels
     if geometry.depthwise or (channels <= FEW_CHANNELS and taps <= TAPS and outputs > 1):
         return materialised(functools.partial(_taps, geometry), x, kernel)
-    if _filters(geometry, geometry.padding, x, kernel):
-        return _winograd(geometry, geometry.padding, x, kernel)
+    side = _square(geometry, x, kernel)
+    if side:
+        return winograd(x, kernel, geometry.padding, side, geometry.precision)
     return _native(geometry, x, kernel)
 
 
@@ -211,8 +214,8 @@ def _pull_back(geometry, shape, y, kernel):
         phased = strided and max(geometry.dilation) == 1
         many = _phases_as_channels if phased else _convolve_back
         back = _add_columns if places_ <= COLUMNS else many
-    elif _filters(geometry, _pads_back(geometry, kernel, shape, y), y, kernel):
-        back = _filter_back
+    elif side := _square(geometry, y, kernel):
+        back = functools.partial(_filter_back, side)
     elif (
         places_ <= COLUMNS
         and positions * places_ * channels <= MOST_COLUMNS
@@ -221,30 +224,31 @@ def _pull_back(geometry, shape, y, kernel):
         back = _add_columns
     else:
         back = _convolve_back
-    return functools.partial(back, geometry, kernel)
+    return lambda shape, g: back(geometry, kernel, shape, g)
 
 
-def _filters(geometry, padding, x, kernel):
-    """Whether Winograd's filtering is the quicker way here; only in 32 bits it was measured."""
+def _square(geometry, x, kernel):
+    """Side of the squares with which Winograd's filtering is quickest; 0 where the plain sum is.
+
+    It was measured in 32 bits alone, and the highest precision asks for the sum, which rounds less.
+    """
     *size, channels, outputs = kernel.shape
     if (
         size != [3, 3]
         or geometry.depthwise
         or {*geometry.strides, *geometry.dilation} != {1}
+        or min(channels, outputs) < LEAST_CHANNELS
         or x.dtype != jnp.float32
+        or geometry.precision == (lax.Precision.HIGHEST,) * 2
     ):
-        return False
-    squares = len(x)
-    for n, (low, high) in zip(x.shape[1:3], padding, strict=True):
-        squares *= -(-(n + low + high - 2) // 2)
-    least = min(channels, outputs)
-    many = any(least >= wide and squares >= enough for wide, enough in WINOGRAD)
-    return many and 16 * squares * (channels + outputs) <= MOST_SQUARES * least
-
-
-def _winograd(geometry, padding, x, kernel):
-    filtered = functools.partial(winograd, padding=padding, precision=geometry.precision)
-    return materialised(filtered, x, kernel)  # its input is read sixteen times
+        return 0
+    for side in (4, 2):
+        squares = len(x) * math.prod(-(-n // side) for n in x.shape[1:3])
+        values = squares * (side + 2) ** 2 * (channels + outputs)
+        many = squares >= LEAST_SQUARES and squares * channels * outputs >= LEAST_PRODUCTS
+        if many and values <= MOST_VALUES:
+            return side
+    return 0
 
 
 def _native(geometry, x, kernel):
@@ -343,9 +347,10 @@ def _convolve_back(geometry, kernel, shape, g):
     )
 
 
-def _filter_back(geometry, kernel, shape, g):
+def _filter_back(side, geometry, kernel, shape, g):
     """Backward, 3x3: the same convolution as `_convolve_back` by Winograd's filtering."""
-    return _winograd(geometry, _pads_back(geometry, kernel, shape, g), g, _turned(kernel))
+    pads = _pads_back(geometry, kernel, shape, g)
+    return winograd(g, kernel, pads, side, geometry.precision, turned=True)
 
 
 def _turned(kernel):

@@ -1,37 +1,75 @@
-"""A 3x3 convolution with 4 products for each output instead of 9: Winograd's minimal filtering.
+"""A 3x3 convolution with fewer products than the sum takes: Winograd's minimal filtering.
 
-Every 2x2 square of the output reads a 4x4 square of the input. Both squares and the kernel go over
-into sums and differences of themselves, where the convolution is 16 products number by number: 16
-matrix products over the channels, one for each of the 4x4 places. Their factors are 1, -1 and 1/2,
-so rounding stays that of an ordinary convolution.
+Every square of m x m outputs reads a square of m + 2 by m + 2 inputs. Along each axis inputs and
+kernel go over into their values at m + 2 points; there the convolution is a product number by
+number: a matrix product over the channels for each pair of points. The outputs are read off those.
+With m = 2 there are 4 products for an output, with m = 4 it is 2.25, where the plain sum has 9.
 """
 
-import functools
-import itertools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxviz.rules.windows import Windows, places
-
-# One-dimensional F(2, 3): outputs = OUT @ ((KERNEL @ kernel) * (IN @ inputs)).
-_IN = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-_KERNEL = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
-_OUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+_TAPS = 3
 
 
-def winograd(x, kernel, padding, precision=None):
+class _Filter(NamedTuple):
+    """`out @ ((kernel @ taps) * (into @ inputs))` is the filter along one axis.
+
+    A kernel turned round has at each point what it had at the `inverse` one, times `turn`.
+    """
+
+    into: np.ndarray
+    kernel: np.ndarray
+    out: np.ndarray
+    inverse: list[int]
+    turn: np.ndarray
+
+
+def _toom_cook(points: list[float], inverse: list[int]) -> _Filter:
+    """The filter with values at these points and at infinity."""
+    size = len(points) + 1
+    outputs = size - _TAPS + 1
+    into, kernel, out = np.zeros((size, size)), np.zeros((size, _TAPS)), np.zeros((outputs, size))
+    for i, point in enumerate(points):
+        others = points[:i] + points[i + 1 :]
+        into[i, :-1] = np.poly(others)[::-1]
+        kernel[i] = point ** np.arange(_TAPS) / np.prod(point - np.array(others))
+        out[:, i] = point ** np.arange(outputs)
+    into[-1] = np.poly(points)[::-1]
+    kernel[-1, -1] = out[-1, -1] = 1
+    turned, there = kernel[:, ::-1], kernel[inverse]
+    turn = (turned * there).sum(1) / (there * there).sum(1)
+    return _Filter(into, kernel, out, inverse, turn)
+
+
+# With 2/3 and 3/2 rounding is half of what the usual 1 and 2 leave.
+_FILTERS = {
+    2: _toom_cook([0, 1, -1], [3, 1, 2, 0]),
+    4: _toom_cook([0, 2 / 3, -2 / 3, 3 / 2, -3 / 2], [5, 3, 4, 1, 2, 0]),
+}
+
+
+def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     """Convolution of stride 1 with a 3x3 kernel, equal up to rounding.
 
+    Of a result in 32 bits over 512 channels the rounding is 0.6e-6 of its norm, with 4 outputs
+    1.2e-6, where the plain sum's is 0.2e-6. What becomes of the kernel is the same both ways, and
+    XLA takes it out of a loop.
+
     Args:
-      x: `[N, H, W, C]`, floating.
+      x: `[N, H, W, C]`, floating; `[N, H, W, O]` if `turned`.
       kernel: `[3, 3, C, O]`, dtype of `x`.
       padding: Pairs (low, high) for height and width; negative ones crop.
+      outputs: Side of the squares of outputs, 2 or 4.
       precision: Of the matrix products.
+      turned: Whether the kernel is turned round and its channels swapped first: the way back from
+        a convolution's gradient to its input's.
 
     Returns:
-      `[N, H + low + high - 2, W + low + high - 2, O]`.
+      `[N, H + low + high - 2, W + low + high - 2, O]`; C channels if `turned`.
 
     Example:
       >>> import jax
@@ -40,35 +78,49 @@ def winograd(x, kernel, padding, precision=None):
       [[4.0, 6.0, 6.0], [6.0, 9.0, 9.0]]
 
     Reference:
-      Lavin and Gray 2015, arXiv:1509.09308, section 4.1.
+      Lavin and Gray 2015, arXiv:1509.09308, sections 4.1 and 4.2, with other points.
     """
-    count, channels, outputs = len(x), *kernel.shape[2:]
+    f = _FILTERS[outputs]
+    into, out = f.into, f.out
+    if turned:  # the points are taken in the order of their inverses, the kernel stays as it is
+        into, out = into[f.inverse], (out * f.turn)[:, f.inverse]
     size = [n + low + high - 2 for n, (low, high) in zip(x.shape[1:3], padding, strict=True)]
-    squares = [-(-n // 2) for n in size]
-    pads = [(low, high + n % 2) for n, (low, high) in zip(size, padding, strict=True)]
-    windows = Windows((1, 4, 4, 1), (1, 2, 2, 1), ((0, 0), *pads, (0, 0)), (1, 1, 1, 1))
-    inputs = _transformed(_IN, places(x, windows))
-    kernels = _transformed(_KERNEL, [kernel[i, j] for i in range(3) for j in range(3)])
-    axes = (((1,), (0,)), ((), ()))
+    tall, wide = [-(-n // outputs) for n in size]
+    ends = [(low, high + -n % outputs, 0) for n, (low, high) in zip(size, padding, strict=True)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+
+    # Barriers keep in memory what several of the next results read: XLA would find it again for
+    # each. Points of the height are an axis; those of the width are separate arrays.
+    lines = lax.optimization_barrier(jnp.stack(_combined(into, _steps(x, 1, tall, outputs))))
+    columns = _combined(into, _steps(lines, 3, wide, outputs))
+    axes = (((4,), (2 if turned else 1,)), ((0,), (0,)))
     products = [
-        lax.dot_general(a.reshape(-1, channels), b, axes, precision)
-        for a, b in zip(inputs, kernels, strict=True)
+        lax.dot_general(v, k, axes, precision)
+        for v, k in zip(columns, _kernels(f, kernel), strict=True)
     ]
-    parts = jnp.stack(_transformed(_OUT, products)).reshape(2, 2, count, *squares, outputs)
-    whole = parts.transpose(2, 3, 0, 4, 1, 5).reshape(count, *(2 * n for n in squares), outputs)
+    rows = lax.optimization_barrier(_combined(out, products))
+    whole = jnp.stack([jnp.stack(_combined(out, list(r)), 2) for r in rows], 4)
+    whole = whole.reshape(len(x), tall * outputs, wide * outputs, -1)
     return whole[:, : size[0], : size[1]]
 
 
-def _transformed(matrix, grid):
-    """`matrix @ grid @ matrix.T` of a square grid of arrays, row after row."""
-    size = matrix.shape[1]
-    rows = [grid[i * size : (i + 1) * size] for i in range(size)]
-    half = [[_combined(m, column) for column in zip(*rows, strict=True)] for m in matrix]
-    return [_combined(m, row) for row, m in itertools.product(half, matrix)]
+def _kernels(f, kernel):
+    """For each point of the width the kernel's values at all points of the height: `[m, C, O]`."""
+    size = len(f.into)
+    flat = kernel.reshape(_TAPS**2, -1)
+    pairs = np.einsum("ia,jb->jiab", f.kernel, f.kernel).reshape(size, size, -1)
+    values = [lax.dot(jnp.asarray(m, kernel.dtype), flat) for m in pairs]
+    return [v.reshape(size, *kernel.shape[2:]) for v in values]
 
 
-def _combined(factors, arrays):
-    terms = ((f, a) for f, a in zip(factors, arrays, strict=True) if f)
-    # Only 1, -1 and 1/2: negation and halving are exact.
-    scaled = (a if f == 1 else -a if f == -1 else a * jnp.array(f, a.dtype) for f, a in terms)
-    return functools.reduce(lambda a, b: a + b, scaled)
+def _steps(x, axis, count, step):
+    """For each place of a square along an axis its numbers in all `count` squares."""
+    reach = (count - 1) * step + 1
+    return [lax.slice_in_dim(x, i, i + reach, step, axis) for i in range(step + _TAPS - 1)]
+
+
+def _combined(matrix, arrays):
+    """`matrix @ arrays`, entry by entry."""
+    pairs = lambda row: [(f, a) for f, a in zip(row, arrays, strict=True) if f]
+    scaled = lambda f, a: a if f == 1 else a * jnp.array(f, a.dtype)
+    return [sum(scaled(f, a) for f, a in pairs(row)) for row in matrix]

@@ -16,6 +16,7 @@ def direct(x, kernel, padding):
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAST)
 
 
+@pytest.mark.parametrize("outputs", [2, 4])
 @pytest.mark.parametrize(
     ("size", "padding"),
     [
@@ -25,14 +26,25 @@ def direct(x, kernel, padding):
         ((8, 9), ((-1, 1), (2, -2))),
     ],
 )
-def test_equal_to_the_convolution(size, padding):
+def test_equal_to_the_convolution(size, padding, outputs):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, 5)), rng.normal(size=(3, 3, 5, 4))
     with jax.enable_x64(True):
         wide = np.asarray(direct(jnp.asarray(x), jnp.asarray(kernel), padding))
-        np.testing.assert_allclose(winograd(x, jnp.asarray(kernel), padding), wide, atol=1e-13)
+        got = winograd(x, jnp.asarray(kernel), padding, outputs)
+        np.testing.assert_allclose(got, wide, atol=1e-13)
+        turned = np.flip(kernel, (0, 1)).swapaxes(2, 3)
+        got = winograd(x, jnp.asarray(turned), padding, outputs, turned=True)
+        np.testing.assert_allclose(got, wide, atol=1e-13)
     x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-    np.testing.assert_allclose(winograd(x, kernel, padding), wide, atol=1e-5)
+    np.testing.assert_allclose(winograd(x, kernel, padding, outputs), wide, atol=3e-5)
+
+
+def test_the_highest_precision_is_the_plain_sum():
+    x, kernel = jnp.ones((2, 28, 28, 128)), jnp.ones((3, 3, 128, 128))
+    program = lambda precision: str(jax.make_jaxpr(lambda x: fast_conv(x, kernel, precision))(x))
+    assert "conv_general_dilated" not in program(None)
+    assert "conv_general_dilated" in program((lax.Precision.HIGHEST,) * 2)
 
 
 def test_many_channels_are_filtered_both_ways_and_stay_equal():
@@ -48,7 +60,7 @@ def test_many_channels_are_filtered_both_ways_and_stay_equal():
     assert float(jnp.abs(got - expected).max() / jnp.abs(expected).max()) < 1e-5
 
 
-def fast_conv(x, kernel):
+def fast_conv(x, kernel, precision=None):
     options = dict(lhs_dilation=(1, 1), rhs_dilation=(1, 1), feature_group_count=1)
     return conv(
         x,
@@ -57,7 +69,7 @@ def fast_conv(x, kernel):
         padding=((1, 1), (1, 1)),
         dimension_numbers=lax.conv_dimension_numbers(x.shape, kernel.shape, LAST),
         batch_group_count=1,
-        precision=None,
+        precision=precision,
         preferred_element_type=None,
         **options,
     )
