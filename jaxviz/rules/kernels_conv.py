@@ -39,7 +39,7 @@ MOST_COLUMNS = 2**22  # their numbers, beyond which memory costs more than they 
 # pair of points, and up to so many values there before memory costs more than it saves.
 LEAST_CHANNELS = 64
 LEAST_SQUARES = 49
-LEAST_PRODUCTS = 2**20
+LEAST_PRODUCTS = 2**19
 MOST_VALUES = 2**23
 
 
