@@ -52,8 +52,8 @@ def chunk_length(name: str, num: int, chunk_size: int | None, x: Any, fewest: in
             "Pass None to have it chosen."
         )
     most = min(chunk_size, num)
-    # 50 copies in chunks of at most 8 are ten chunks of 5, not seven of 8 with six copies wasted. But
-    # 25 in chunks of at most 2 are thirteen of 2, one copy wasted: one at a time is slower.
+    # 50 copies in chunks of at most 8 are ten chunks of 5, not seven of 8 with six copies wasted;
+    # but 25 in chunks of at most 2 are thirteen of 2, for one at a time is slower.
     return min(range(most // 2 + 1, most + 1), key=lambda c: (-num % c, -c))
 
 
