@@ -226,7 +226,7 @@ def _pull_back(geometry, shape, y, kernel):
         back = _add_columns
     else:
         back = _convolve_back
-    return lambda shape, g: back(geometry, kernel, shape, g)
+    return functools.partial(back, geometry, kernel)
 
 
 def _square(geometry, x, kernel):
