@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.rules.fast import compiler_options
+from jaxviz.rules.fast import compiler_options, is_large
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
 
@@ -45,8 +45,8 @@ def explanation(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         run.__name__ = run.__qualname__ = name
 
         @functools.cache
-        def compiled(nested: bool):
-            options = None if nested else compiler_options() or None
+        def compiled(nested: bool, large: bool):
+            options = None if nested else compiler_options(large=large) or None
             return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=options)
 
         @functools.wraps(method)
@@ -65,7 +65,8 @@ def explanation(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             traced = None if callable(target) else target
             # JAX takes options for the compiler from the outermost program alone.
             nested = under_trace((params, x, traced, bound))
-            return compiled(nested)(apply_fn, target_fn, fixed, params, x, traced, bound)
+            program = compiled(nested, not nested and is_large(params))
+            return program(apply_fn, target_fn, fixed, params, x, traced, bound)
 
         return public  # type: ignore[return-value]
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import Values
-from jaxviz.rules.fast import compiler_options, fast
+from jaxviz.rules.fast import compiler_options, fast, is_large
 
 
 class TopExamples(NamedTuple):
@@ -125,9 +125,8 @@ class _Collection:
         if length < self.size:  # the last batch is filled up: one program
             fill = [batch[-1:]] * (self.size - length)
             batch = np.concatenate([batch, *fill])
-        strongest, places, means = (
-            np.asarray(a)[:length] for a in _compiled()(self.apply_fn, self.layer, params, batch)
-        )
+        found = _compiled(is_large(params))(self.apply_fn, self.layer, params, batch)
+        strongest, places, means = (np.asarray(a)[:length] for a in found)
         self.total += means.sum(0)
         self.count += length
         scores = np.concatenate([self.scores, strongest.T], 1)
@@ -153,8 +152,9 @@ class _Collection:
 
 
 @functools.cache
-def _compiled():
-    return jax.jit(_strongest, static_argnums=(0, 1), compiler_options=compiler_options() or None)
+def _compiled(large: bool):
+    options = compiler_options(large=large) or None
+    return jax.jit(_strongest, static_argnums=(0, 1), compiler_options=options)
 
 
 def _strongest(apply_fn, layer, params, x):

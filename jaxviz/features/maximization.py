@@ -17,7 +17,7 @@ from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import Values
-from jaxviz.rules.fast import compiler_options, fast
+from jaxviz.rules.fast import compiler_options, fast, is_large
 from jaxviz.rules.relu import redirected_relu
 
 ADAM = optax.adam(0.05)
@@ -216,7 +216,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
         ) from error
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
-    start, run, finish = _compiled(nested)
+    start, run, finish = _compiled(nested, not nested and is_large(params))
     state = start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
     for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):
@@ -245,9 +245,9 @@ def _read(fixed, who, params, total):
 
 
 @functools.cache
-def _compiled(nested: bool):
+def _compiled(nested: bool, large: bool):
     """The programs; JAX takes options for the compiler from the outermost one alone."""
-    options = None if nested else compiler_options() or None
+    options = None if nested else compiler_options(large=large) or None
     return (
         jax.jit(_start, static_argnums=(0, 4)),
         jax.jit(_run, static_argnums=(0, 1), compiler_options=options),

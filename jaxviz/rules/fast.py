@@ -7,6 +7,7 @@ faults in place, of any function; elsewhere than on a CPU it changes nothing.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,10 @@ from jaxviz.rules.kernels_pool import max_pool
 # YNNPACK for matrix products, where XLA's own are up to 16 times slower (a transposed matrix, few
 # rows), and not for convolutions, where XLA's own are as fast or up to 6 times faster.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# XLA's own schedule lets small operations run side by side (5 % of SqueezeNet's time) and does
+# early what needs the weights alone, which for large nets is all that memory goes to.
+_LARGE_NET_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+_LARGE_NET = 64_000_000  # bytes of weights
 _POOL_OPTIONS = (
     "window_dimensions",
     "window_strides",
@@ -78,15 +83,16 @@ fast = RuleSet(
 
 
 @functools.cache
-def compiler_options(backend: str | None = None) -> dict[str, str]:
+def compiler_options(backend: str | None = None, large: bool = False) -> dict[str, str]:
     """Options for `jax.jit(f, compiler_options=...)` with which gradients run best.
 
-    On a CPU they leave the YNNPACK library only the matrix products, where this JAX knows the
-    option. JAX takes such options for the outermost `jit` only and raises a ValueError for one
-    inside another trace.
+    On a CPU they leave the YNNPACK library only the matrix products, and order the work of large
+    nets for the least memory, where this JAX knows the options. JAX takes such options for the
+    outermost `jit` only and raises a ValueError for one inside another trace.
 
     Args:
       backend: "cpu", "gpu", ...; None is the default one.
+      large: Whether the weights are many, as `is_large` says.
 
     Returns:
       A dict, empty where there is nothing to set.
@@ -98,10 +104,25 @@ def compiler_options(backend: str | None = None) -> dict[str, str]:
     """
     if (backend or jax.default_backend()) != "cpu":
         return {}
+    known = {}
+    for options in (_CPU_OPTIONS, _LARGE_NET_OPTIONS if large else {}):
+        if _compiles(options):
+            known |= options
+    return known
+
+
+def is_large(params: Any) -> bool:
+    """Whether the weights are more than 64 MB, so that what is made of them counts in memory."""
+    leaves = jax.tree.leaves(params)
+    sizes = (getattr(leaf, "size", 1) * jnp.result_type(leaf).itemsize for leaf in leaves)
+    return sum(sizes) > _LARGE_NET
+
+
+def _compiles(options: dict[str, str]) -> bool:
     device = jax.local_devices(backend="cpu")[0]
     try:
         with jax.default_device(device):
-            jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+            jax.jit(lambda: 0, compiler_options=options or None).lower().compile()
     except Exception:  # what an unknown option raises is not documented
-        return {}
-    return dict(_CPU_OPTIONS)
+        return False
+    return True

@@ -6,6 +6,7 @@ number: a matrix product over the channels for each pair of points. The outputs 
 With m = 2 there are 4 products for an output, with m = 4 it is 2.25, where the plain sum has 9.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -56,8 +57,8 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     """Convolution of stride 1 with a 3x3 kernel, equal up to rounding.
 
     Of a result in 32 bits over 512 channels the rounding is 0.6e-6 of its norm, with 4 outputs
-    1.2e-6, where the plain sum's is 0.2e-6. What becomes of the kernel is the same both ways, and
-    XLA takes it out of a loop.
+    1.2e-6, where the plain sum's is 0.2e-6. What becomes of the kernel is the same both ways where
+    it has fewer numbers than the map, and XLA takes it out of a loop.
 
     Args:
       x: `[N, H, W, C]`, floating; `[N, H, W, O]` if `turned`.
@@ -80,12 +81,15 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     Reference:
       Lavin and Gray 2015, arXiv:1509.09308, sections 4.1 and 4.2, with other points.
     """
-    f = _FILTERS[outputs]
-    into, out = f.into, f.out
-    if turned:  # the points are taken in the order of their inverses, the kernel stays as it is
-        into, out = into[f.inverse], (out * f.turn)[:, f.inverse]
     size = [n + low + high - 2 for n, (low, high) in zip(x.shape[1:3], padding, strict=True)]
     tall, wide = [-(-n // outputs) for n in size]
+    f = _FILTERS[outputs]
+    into, taps, out = f.into, f.kernel, f.out
+    values, numbers = len(into) ** 2, len(x) * math.prod(size)
+    if turned and values * math.prod(kernel.shape[2:]) > numbers * sum(kernel.shape[2:]):
+        taps = taps[:, ::-1]  # found again: kept from the way there, it would be most of the memory
+    elif turned:  # the points are taken in the order of their inverses, the kernel stays as it is
+        into, out = into[f.inverse], (out * f.turn)[:, f.inverse]
     ends = [(low, high + -n % outputs, 0) for n, (low, high) in zip(size, padding, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
@@ -96,7 +100,7 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     axes = (((4,), (2 if turned else 1,)), ((0,), (0,)))
     products = [
         lax.dot_general(v, k, axes, precision)
-        for v, k in zip(columns, _kernels(f, kernel), strict=True)
+        for v, k in zip(columns, _kernels(taps, kernel), strict=True)
     ]
     rows = lax.optimization_barrier(_combined(out, products))
     whole = jnp.stack([jnp.stack(_combined(out, list(r)), 2) for r in rows], 4)
@@ -104,13 +108,11 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     return whole[:, : size[0], : size[1]]
 
 
-def _kernels(f, kernel):
+def _kernels(taps, kernel):
     """For each point of the width the kernel's values at all points of the height: `[m, C, O]`."""
-    size = len(f.into)
-    flat = kernel.reshape(_TAPS**2, -1)
-    pairs = np.einsum("ia,jb->jiab", f.kernel, f.kernel).reshape(size, size, -1)
-    values = [lax.dot(jnp.asarray(m, kernel.dtype), flat) for m in pairs]
-    return [v.reshape(size, *kernel.shape[2:]) for v in values]
+    columns = [_combined(taps, list(column)) for column in kernel.swapaxes(0, 1)]
+    points = [_combined(taps, list(row)) for row in zip(*columns, strict=True)]
+    return [jnp.stack(v) for v in zip(*points, strict=True)]
 
 
 def _steps(x, axis, count, step):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxviz.rules.fast import compiler_options, is_large
 from jaxviz.rules.kernels_conv import conv
 from jaxviz.rules.winograd import winograd
 
@@ -58,6 +59,23 @@ def test_many_channels_are_filtered_both_ways_and_stay_equal():
     assert "conv_general_dilated" not in program
     got, expected = (jax.jit(jax.grad(f))(x) for f in (ours, plain))
     assert float(jnp.abs(got - expected).max() / jnp.abs(expected).max()) < 1e-5
+
+
+def test_the_kernels_values_of_a_large_net_are_never_all_in_memory():
+    kernels = [jax.ShapeDtypeStruct((3, 3, 512, 512), jnp.float32)] * 7
+    x = jax.ShapeDtypeStruct((1, 14, 14, 512), jnp.float32)
+
+    def score(x, kernels):
+        for kernel in kernels:
+            x = jnp.sin(fast_conv(x, kernel))
+        return x.sum()
+
+    assert is_large(kernels)
+    options = compiler_options(large=True)
+    program = jax.jit(jax.grad(score), compiler_options=options or None).lower(x, kernels)
+    values = 16 * 512 * 512 * 4  # bytes of one kernel's
+    assert "conv" not in program.as_text()
+    assert program.compile().memory_analysis().temp_size_in_bytes < 2 * values
 
 
 def fast_conv(x, kernel, precision=None):
