@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 import jaxviz as jv
-from benchmarks.memory import peak_mb
+from benchmarks.memory import give_back, peak_mb
 from benchmarks.run import processor, timed
 from jaxviz import models
 
@@ -111,6 +111,7 @@ def main():
     found = {"device": processor(), "jax": jax.__version__, "axes": {}}
     points = measures(models.apply_fn(module), params)
     # Memory first: what a process keeps does not count as risen.
+    give_back()
     used = {}
     for name, row in points.items():
         for number, call in row:

@@ -139,7 +139,6 @@ def expected_gradients(
     at_least(name, "num_samples", num_samples, 1)
     count = _count_baselines(name, baselines, x)
     num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
-    chunk = chunk_length(name, num_samples, chunk_size, x)
     target = fixed_target(apply_fn, params, x, target)
 
     which_key, where_key, noise_key = jax.random.split(key, 3)
@@ -164,7 +163,7 @@ def expected_gradients(
         given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
         total = gradient_sum(*given, PULLED)
         return _times_difference(x, ends(0)[0], total)
-    total = running_sum(share, num_samples, chunk)
+    total = running_sum(share, num_samples, chunk_length(name, num_samples, chunk_size, x))
     return jax.tree.map(lambda a, t: _as_floating(t / num_samples, a), x, total)
 
 
