@@ -5,6 +5,7 @@ and a memory layout, `run` a method, `peak` of matrix products. Needs torch, tor
 grad-cam, and nothing of jaxviz.
 """
 
+import collections
 import contextlib
 import copy
 import importlib.metadata
@@ -29,26 +30,44 @@ CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
 
-class Small(nn.Module):
-    """Convolutions, each with a ReLU and a pooling, and two dense layers."""
+def chain(*convolutions, dense):
+    """Parts of convolutions, numbered as they are named, then two dense layers."""
+    named = itertools.chain(*(part.items() for part in convolutions))
+    layers = {name: layer for name, layer in named if layer}
+    inputs, hidden, classes = dense
+    ends = {
+        "flatten": nn.Flatten(),
+        "dense1": nn.Linear(inputs, hidden),
+        "relu": nn.ReLU(),
+        "dense2": nn.Linear(hidden, classes),
+    }
+    return nn.Sequential(collections.OrderedDict(layers | ends))
 
-    def __init__(self, channels, padding, dense):
-        super().__init__()
-        for number, widths in enumerate(itertools.pairwise(channels), start=1):
-            self.add_module(f"conv{number}", nn.Conv2d(*widths, 3, padding=padding))
-            self.add_module(f"relu{number}", nn.ReLU())
-            self.add_module(f"pool{number}", nn.MaxPool2d(2))
-        inputs, hidden, classes = dense
-        self.dense1, self.relu, self.dense2 = (
-            nn.Linear(inputs, hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, classes),
-        )
 
-    def forward(self, x):
-        for name, module in self.named_children():
-            x = module(x.flatten(1) if name == "dense1" else x)
-        return x
+def part(number, widths, size=3, padding=0, pool=True, norm=False):
+    """A convolution, a ReLU, a pooling and a norm, the last two where asked for."""
+    return {
+        f"conv{number}": nn.Conv2d(*widths, size, padding=padding),
+        f"relu{number}": nn.ReLU(),
+        f"pool{number}": nn.MaxPool2d(2) if pool else None,
+        f"bn{number}": nn.BatchNorm2d(widths[1]) if norm else None,
+    }
+
+
+def small(name):
+    """The nets for digits and small photographs; None for any other name."""
+    if name == "mnist_a":
+        widths = (1, 24), (24, 48), (48, 64)
+        parts = [part(n, w, padding=1) for n, w in enumerate(widths, start=1)]
+        return chain(*parts, dense=(576, 128, 10))
+    if name == "mnist_b":
+        return chain(part(1, (1, 32), pool=False), part(2, (32, 64)), dense=(9216, 128, 10))
+    if name == "mnist_c":
+        parts = part(1, (1, 32), norm=True), part(2, (32, 64), size=2, norm=True)
+        return chain(*parts, dense=(2304, 256, 10))
+    if name == "cifar":
+        return chain(part(1, (3, 32)), part(2, (32, 64)), dense=(2304, 64, 10))
+    return None
 
 
 class Block(nn.Module):
@@ -68,11 +87,8 @@ class Block(nn.Module):
 def build(name, seed=0):
     """The net with random weights, norms that are not the identity, and no ReLU in place."""
     torch.manual_seed(seed)
-    made = {
-        "mnist_a": lambda: Small((1, 24, 48, 64), 1, (576, 128, 10)),
-        "cifar": lambda: Small((3, 32, 64), 0, (2304, 64, 10)),
-    }
-    net = made[name]() if name in made else getattr(torchvision.models, name)(weights=None)
+    own = small(name)
+    net = own or getattr(torchvision.models, name)(weights=None)
     # torchvision's own first weights let nothing of the image through MobileNet's depthwise layers.
     fades = name == "mobilenet_v2"
     for module in net.modules():
@@ -87,7 +103,7 @@ def build(name, seed=0):
             ):
                 assert tensor is not None
                 nn.init.uniform_(tensor, low, high)
-        if isinstance(module, nn.Conv2d | nn.Linear) and (fades or name in made):
+        if isinstance(module, nn.Conv2d | nn.Linear) and (fades or own):
             nn.init.kaiming_normal_(module.weight)
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     for stage in net.modules():

@@ -34,6 +34,8 @@ PHOTO = (("window", (32, 32)), ("stride", (16, 16)), ("strength", 1e-4), ("image
 SIDE = 224
 NETS = {
     "mnist_a": Net("MNIST net A", (64, 28, 28, 1), 8, "relu_2", "relu3"),
+    "mnist_b": Net("MNIST net B", (64, 28, 28, 1), 8, "relu_1", "relu2"),
+    "mnist_c": Net("MNIST net C", (64, 28, 28, 1), 8, "relu_1", "relu2"),
     "cifar": Net("CIFAR net", (64, 32, 32, 3), 8, "relu_1", "relu2"),
     "squeezenet1_1": Net(
         "SqueezeNet 1.1", (4, SIDE, SIDE, 3), 1, "features/12", "features.12", PHOTO

@@ -47,9 +47,8 @@ class MNISTNetA(nn.Module):
 class MNISTNetB(nn.Module):
     """Two valid 3x3 convolutions (32, 64), one pooling, dense 128, dense 10, dropout twice.
 
-    Layers: `conv1` `conv2` `dropout1` `dense1` `dropout2` `dense2`. 1,199,882 parameters, nearly
-      all
-    of them in `dense1`. The maps after `conv2` are 24x24: the sharpest of the three nets.
+    Layers: `conv1` `conv2` `dropout1` `dense1` `dropout2` `dense2`. 1,199,882 parameters, most of
+    them in `dense1`. The maps after `conv2` are 24x24: the sharpest of the three nets.
 
     Attributes:
       num_classes: Length of the logits.
@@ -84,9 +83,8 @@ class MNISTNetC(nn.Module):
     """Valid convolutions 32 (3x3), 64 (2x2), each pooled and batch-normalised; dense 256, 10.
 
     Layers: `conv1` `bn1` `conv2` `bn2` `dropout` `dense1` `dense2`. 601,418 parameters and 192
-      running
-    statistics. Batch normalisation stands *after* pooling here, so folding it into the convolution
-    before it would change the function: a case an explanation method must get right.
+    running statistics. Batch normalisation stands *after* pooling here, so folding it into the
+    convolution before it would change the function: a case an explanation method must get right.
 
     Attributes:
       num_classes: Length of the logits.

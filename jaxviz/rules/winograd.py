@@ -14,6 +14,9 @@ import numpy as np
 from jax import lax
 
 _TAPS = 3
+# Of a kernel's values at the points so many are kept from forward to backward; more are found
+# again, for in a large net they would be most of the memory.
+_MOST_KEPT = 2**21
 
 
 class _Filter(NamedTuple):
@@ -57,8 +60,8 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     """Convolution of stride 1 with a 3x3 kernel, equal up to rounding.
 
     Of a result in 32 bits over 512 channels the rounding is 0.6e-6 of its norm, with 4 outputs
-    1.2e-6, where the plain sum's is 0.2e-6. What becomes of the kernel is the same both ways where
-    it has fewer numbers than the map, and XLA takes it out of a loop.
+    1.2e-6, where the plain sum's is 0.2e-6. What becomes of the kernel is the same both ways, but
+    for large kernels, and XLA takes it out of a loop.
 
     Args:
       x: `[N, H, W, C]`, floating; `[N, H, W, O]` if `turned`.
@@ -85,9 +88,8 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     tall, wide = [-(-n // outputs) for n in size]
     f = _FILTERS[outputs]
     into, taps, out = f.into, f.kernel, f.out
-    values, numbers = len(into) ** 2, len(x) * math.prod(size)
-    if turned and values * math.prod(kernel.shape[2:]) > numbers * sum(kernel.shape[2:]):
-        taps = taps[:, ::-1]  # found again: kept from the way there, it would be most of the memory
+    if turned and len(into) ** 2 * math.prod(kernel.shape[2:]) > _MOST_KEPT:
+        taps = taps[:, ::-1]
     elif turned:  # the points are taken in the order of their inverses, the kernel stays as it is
         into, out = into[f.inverse], (out * f.turn)[:, f.inverse]
     ends = [(low, high + -n % outputs, 0) for n, (low, high) in zip(size, padding, strict=True)]

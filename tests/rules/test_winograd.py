@@ -41,6 +41,17 @@ def test_equal_to_the_convolution(size, padding, outputs, rounding):
     np.testing.assert_allclose(winograd(x, kernel, padding, outputs), wide, atol=rounding)
 
 
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_the_way_back_is_the_same_whether_the_kernels_values_are_kept(monkeypatch, outputs):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 7, 4)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 4)), jnp.float32)
+    back = lambda: winograd(x, kernel, ((1, 1), (1, 1)), outputs, turned=True)
+    kept = back()
+    monkeypatch.setattr("jaxviz.rules.winograd._MOST_KEPT", 0)
+    np.testing.assert_allclose(back(), kept, atol=3e-5)
+
+
 def test_the_highest_precision_is_the_plain_sum():
     x, kernel = jnp.ones((2, 28, 28, 128)), jnp.ones((3, 3, 128, 128))
     program = lambda precision: str(jax.make_jaxpr(lambda x: fast_conv(x, kernel, precision))(x))
