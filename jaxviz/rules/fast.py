@@ -113,9 +113,7 @@ def compiler_options(backend: str | None = None, large: bool = False) -> dict[st
 
 def is_large(params: Any) -> bool:
     """Whether the weights are more than 64 MB, so that what is made of them counts in memory."""
-    leaves = jax.tree.leaves(params)
-    sizes = (getattr(leaf, "size", 1) * jnp.result_type(leaf).itemsize for leaf in leaves)
-    return sum(sizes) > _LARGE_NET
+    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(params)) > _LARGE_NET
 
 
 def _compiles(options: dict[str, str]) -> bool:

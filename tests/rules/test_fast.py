@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules.fast import compiler_options, fast
+from jaxviz.rules.fast import compiler_options, fast, is_large
 
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="`fast` is for the CPU backend")
 
@@ -116,3 +116,11 @@ def test_compiler_options_compile():
     assert compiler_options("tpu") == {}
     double = jax.jit(lambda x: 2 * x, compiler_options=options or None)
     assert float(double(1.5)) == 3.0
+    large = jax.jit(lambda x: 2 * x, compiler_options=compiler_options(large=True) or None)
+    assert float(large(1.5)) == 3.0
+
+
+def test_a_net_is_large_by_the_bytes_of_its_weights():
+    weights = {"w": np.zeros((4, 1000, 1000), np.float32), "b": jnp.zeros(3), "number": 1.0}
+    assert not is_large(weights)
+    assert is_large([weights] * 5)
