@@ -105,7 +105,7 @@ def compiler_options(backend: str | None = None, large: bool = False) -> dict[st
     if (backend or jax.default_backend()) != "cpu":
         return {}
     known = {}
-    for options in (_CPU_OPTIONS, _LARGE_NET_OPTIONS if large else {}):
+    for options in (_CPU_OPTIONS, _LARGE_NET_OPTIONS)[: 1 + large]:
         if _compiles(options):
             known |= options
     return known
@@ -120,7 +120,7 @@ def _compiles(options: dict[str, str]) -> bool:
     device = jax.local_devices(backend="cpu")[0]
     try:
         with jax.default_device(device):
-            jax.jit(lambda: 0, compiler_options=options or None).lower().compile()
+            jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except Exception:  # what an unknown option raises is not documented
         return False
     return True

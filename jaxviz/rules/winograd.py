@@ -84,14 +84,14 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     Reference:
       Lavin and Gray 2015, arXiv:1509.09308, sections 4.1 and 4.2, with other points.
     """
-    size = [n + low + high - 2 for n, (low, high) in zip(x.shape[1:3], padding, strict=True)]
-    tall, wide = [-(-n // outputs) for n in size]
     f = _FILTERS[outputs]
     into, taps, out = f.into, f.kernel, f.out
     if turned and len(into) ** 2 * math.prod(kernel.shape[2:]) > _MOST_KEPT:
         taps = taps[:, ::-1]
     elif turned:  # the points are taken in the order of their inverses, the kernel stays as it is
         into, out = into[f.inverse], (out * f.turn)[:, f.inverse]
+    size = [n + low + high - 2 for n, (low, high) in zip(x.shape[1:3], padding, strict=True)]
+    tall, wide = [-(-n // outputs) for n in size]
     ends = [(low, high + -n % outputs, 0) for n, (low, high) in zip(size, padding, strict=True)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
 
