@@ -10,7 +10,6 @@ from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
     at_least,
     check_one_array,
-    chunk_length,
     fixed_target,
     outputs_of,
     score_of,
@@ -27,7 +26,7 @@ from jaxviz.attribution.feature_maps import (
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 
 
-@explanation(*_SHARED, "num_channels")
+@explanation(*_SHARED, "num_channels", sweeps=True)
 def score_cam(
     apply_fn: Callable,
     params: Any,
@@ -93,8 +92,8 @@ def score_cam(
             mask = (mask - low) / jnp.where(high > low, high - low, 1)
             return score_of(apply_fn, params, x * mask[..., None].astype(x.dtype), target)
 
-        chunk = chunk_length(name, a.shape[-1], chunk_size, x)
-        weights = jax.nn.softmax(stacked(score, a.shape[-1], chunk), axis=0)
+        scores = stacked(name, score, a.shape[-1], chunk_size, x)
+        weights = jax.nn.softmax(scores, axis=0)
         return (a * _channels_last(weights, a)).sum(-1)
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
@@ -163,8 +162,7 @@ def ablation_cam(
             without = jnp.where(here == 0, cut.a, 0)
             return score_of(cut.tail, cut.params, without, chosen)
 
-        chunk = chunk_length(name, a.shape[-1], chunk_size, cut.a)
-        scores = stacked(score, a.shape[-1], chunk)
+        scores = stacked(name, score, a.shape[-1], chunk_size, cut.a)
         weights = (whole[None, :] - scores) / whole[None, :]
         return (a * _channels_last(weights, a)).sum(-1)
 

@@ -11,7 +11,6 @@ from jaxviz.attribution.contract import Target, check_inputs
 from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
-    chunk_length,
     fixed_target,
     score_of,
     stacked,
@@ -86,7 +85,6 @@ def coalition_scores(
     """
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
-    chunk = chunk_length(name, num, chunk_size, x)
 
     def score(k):
         kept = coalition(k)
@@ -94,7 +92,7 @@ def coalition_scores(
         hidden = per_place(1 - kept, numbers) > 0.5
         return score_of(apply_fn, params, jnp.where(hidden, filled, x), target)
 
-    scores = stacked(score, num, chunk)
+    scores = stacked(name, score, num, chunk_size, x)
     return scores.astype(at_least_float32(scores))
 
 

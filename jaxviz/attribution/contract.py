@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.graph.shares import cores, side_by_side
 from jaxviz.rules.fast import compiler_options, is_large
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
@@ -18,7 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def explanation(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
 
     The result refuses wrong input before any work, is compiled once for each `apply_fn`, shapes and
@@ -27,6 +28,8 @@ def explanation(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     Args:
       *static: Names of the options that shape the program (counts, layer names, modes).
+      sweeps: Whether the method goes through many forward passes (`copies.stacked`), which cores
+        share. Models with many weights are left alone: each share keeps what is made of them.
 
     Returns:
       A decorator. The decorated function keeps its signature and docstring.
@@ -46,8 +49,13 @@ def explanation(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.cache
         def compiled(nested: bool, large: bool):
+            shape = (0, 1, 2)
             options = None if nested else compiler_options(large=large) or None
-            return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=options)
+            count = cores() if sweeps and not nested and not large else 1
+            if count > 1:
+                alone = compiler_options(alone=True) or None
+                return side_by_side(run, count, static_argnums=shape, options=options, alone=alone)
+            return jax.jit(run, static_argnums=shape, compiler_options=options)
 
         @functools.wraps(method)
         def public(*args, **kwargs):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, select
 from jaxviz.graph.rewrite import rewrite
+from jaxviz.graph.shares import shared, width
 from jaxviz.rules.fast import fast
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
@@ -17,6 +18,8 @@ from jaxviz.rules.fast import fast
 _ALIVE = {"cpu": 2**16}
 _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples
+# Numbers in all copies together from which on it pays to share forward passes among cores.
+_SHARED = 2**20
 
 
 def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
@@ -37,9 +40,12 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
 def default_chunk(x: Any, fewest: int = _FEWEST) -> int:
     """How many copies of `x` are alive at once where nobody said: of `fewest` examples or more."""
     leaves = jax.tree.leaves(x)
-    numbers = sum(math.prod(jnp.shape(leaf)) for leaf in leaves)
     alive = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE)
-    return max(1, fewest // max(jnp.shape(leaves[0])[0], 1), alive // max(numbers, 1))
+    return max(1, fewest // max(jnp.shape(leaves[0])[0], 1), alive // max(_numbers(x), 1))
+
+
+def _numbers(x):
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
 
 
 def chunk_length(name: str, num: int, chunk_size: int | None, x: Any, fewest: int = _FEWEST) -> int:
@@ -84,16 +90,45 @@ def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
     return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, _firsts(num, chunk))[0]
 
 
-def stacked(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
-    """`[term(0), ..., term(num - 1)]` along a new first axis, `chunk` of them at a time."""
+def stacked(
+    name: str,
+    term: Callable[[jax.Array], Any],
+    num: int,
+    chunk_size: int | None,
+    x: Any,
+    fewest: int = _FEWEST,
+) -> Any:
+    """`[term(0), ..., term(num - 1)]` along a new first axis.
+
+    Args:
+      name: Of the method, for errors.
+      term: Of an integer: what is read off the model's outputs for one copy of `x`.
+      num: Number of copies.
+      chunk_size: Copies alive at once; None chooses by `x`.
+      x: Of what `term` makes copies.
+      fewest: Examples at once where None chooses.
+
+    Returns:
+      `term`'s pytree. Cores share the copies where the program is traced for that.
+    """
+    chunk = chunk_length(name, num, chunk_size, x, fewest)
+    lanes = min(width(), chunk) if num * _numbers(x) >= _SHARED else 1
+    count = -(-num // lanes)
+    if lanes > 1:
+        chunk = chunk_length(name, count, chunk // lanes, x)
 
     def one_chunk(_, first):
         return None, jax.checkpoint(_terms, static_argnums=(0, 2, 3))(term, first, num, chunk)
 
-    if chunk >= num:
+    def share(firsts):
+        return jax.lax.scan(one_chunk, None, firsts)[1]
+
+    if lanes == 1 and chunk == num:
         return _terms(term, jnp.int32(0), num, num)
-    found = jax.lax.scan(one_chunk, None, _firsts(num, chunk))[1]
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num], found)
+    starts = [lane * count + _firsts(count, chunk) for lane in range(lanes)]
+    found = shared(share, [jnp.minimum(first, num - 1) for first in starts])
+    rows = lambda a: a.reshape(-1, *a.shape[2:])[:count]
+    return jax.tree.map(lambda *a: jnp.concatenate(list(map(rows, a)))[:num], *found)
 
 
 def _firsts(num, chunk):

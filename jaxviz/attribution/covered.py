@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.copies import chunk_length, outputs_of, stacked
+from jaxviz.attribution.copies import outputs_of, stacked
 from jaxviz.graph.hoist import hoist
 from jaxviz.rules.fast import fast
 from jaxviz.rules.incremental import evaluate_changed
@@ -52,7 +52,6 @@ def covered(
         raise ValueError(
             f"{name}: method must be 'auto', 'full' or 'incremental'; got {method!r}. Leave it out."
         )
-    chunk = chunk_length(name, num, chunk_size, x)
 
     def full(k):
         return read(outputs_of(apply_fn, params, jnp.where(mask(k), filled, x)))
@@ -67,10 +66,9 @@ def covered(
         return read(evaluate_changed(apply_fn, params, x, part, where))
 
     if method == "full" or spans is None or not any(spans(jnp.int32(0))):
-        return stacked(full, num, chunk)
+        return stacked(name, full, num, chunk_size, x)
     position = jax.ShapeDtypeStruct((), jnp.int32)
     changes = hoist(local, position, fast)
     if method == "auto" and _OVERHEAD * changes.flops > hoist(full, position).flops:
-        return stacked(full, num, chunk)
-    chunk = chunk_length(name, num, chunk_size, x, _FEWEST)
-    return stacked(changes.prepare(), num, chunk)
+        return stacked(name, full, num, chunk_size, x)
+    return stacked(name, changes.prepare(), num, chunk_size, x, _FEWEST)

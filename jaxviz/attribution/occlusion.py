@@ -31,7 +31,7 @@ class OcclusionScores(NamedTuple):
     clean_predicted: jax.Array
 
 
-@explanation("window", "stride", "chunk_size", "method")
+@explanation("window", "stride", "chunk_size", "method", sweeps=True)
 def occlusion(
     apply_fn: Callable,
     params: Any,
@@ -87,7 +87,7 @@ def occlusion(
     return _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, method)
 
 
-@explanation("window", "stride", "chunk_size", "method")
+@explanation("window", "stride", "chunk_size", "method", sweeps=True)
 def occlusion_scores(
     apply_fn: Callable,
     params: Any,

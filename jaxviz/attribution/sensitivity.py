@@ -14,7 +14,6 @@ from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
     check_one_array,
-    chunk_length,
     fixed_target,
     score_of,
     stacked,
@@ -22,7 +21,7 @@ from jaxviz.attribution.copies import (
 from jaxviz.attribution.regions import fill_like
 
 
-@explanation("cells", "num_designs", "resize", "chunk_size")
+@explanation("cells", "num_designs", "resize", "chunk_size", sweeps=True)
 def sobol(
     apply_fn: Callable,
     params: Any,
@@ -84,7 +83,6 @@ def sobol(
     count = cells**axes
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
-    chunk = chunk_length(name, num_designs * (count + 2), chunk_size, x)
     points = jnp.asarray(_sequence(2 * count, num_designs), jnp.float32)
     # A random shift modulo 1 keeps the sequence as even as it is and makes it unbiased.
     points = (points + jax.random.uniform(key, (2 * count,))[None, :]) % 1
@@ -96,7 +94,7 @@ def sobol(
         mask = jnp.where(swapped, b[design], a[design])
         return _seen(apply_fn, params, x, filled, mask, cells, resize, target)
 
-    scores = stacked(score, num_designs * (count + 2), chunk)
+    scores = stacked(name, score, num_designs * (count + 2), chunk_size, x)
     scores = scores.reshape(count + 2, num_designs, -1).astype(at_least_float32(scores))
     variance = scores[:2].reshape(2 * num_designs, -1).var(0)
     total = jnp.square(scores[2:] - scores[:1]).mean(1) / 2
@@ -105,7 +103,7 @@ def sobol(
     return _map(indices, x, cells, resize)
 
 
-@explanation("cells", "num_samples", "resize", "chunk_size")
+@explanation("cells", "num_samples", "resize", "chunk_size", sweeps=True)
 def hsic(
     apply_fn: Callable,
     params: Any,
@@ -160,12 +158,13 @@ def hsic(
     at_least(name, "num_samples", num_samples, 2)
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
-    chunk = chunk_length(name, num_samples, chunk_size, x)
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
     scores = stacked(
+        name,
         lambda k: _seen(apply_fn, params, x, filled, masks[k], cells, resize, target),
         num_samples,
-        chunk,
+        chunk_size,
+        x,
     )
     scores = scores.astype(at_least_float32(scores))
 

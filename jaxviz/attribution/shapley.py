@@ -106,7 +106,7 @@ def _exact(apply_fn, params, x, target=None, *, numbers, count, shape, fill, chu
 
 
 _exact.__name__ = "shapley_values"  # the name that its errors begin with
-_shapley_values = explanation("count", "shape", "chunk_size")(_exact)
+_shapley_values = explanation("count", "shape", "chunk_size", sweeps=True)(_exact)
 
 
 def shapley_sampling(
@@ -204,4 +204,6 @@ def _sampled(
 
 
 _sampled.__name__ = "shapley_sampling"
-_shapley_sampling = explanation("count", "shape", "num_samples", "chunk_size")(_sampled)
+_shapley_sampling = explanation("count", "shape", "num_samples", "chunk_size", sweeps=True)(
+    _sampled
+)

@@ -167,9 +167,9 @@ def _fitted(
 
 
 _fitted.__name__ = "lime"  # the name that its errors begin with
-_lime = explanation("count", "shape", "num_samples", "kernel_width", "penalty", "chunk_size")(
-    _fitted
-)
+_lime = explanation(
+    "count", "shape", "num_samples", "kernel_width", "penalty", "chunk_size", sweeps=True
+)(_fitted)
 
 
 def _dot(a, b):
@@ -316,7 +316,7 @@ def _kernel(
 
 
 _kernel.__name__ = "kernel_shap"
-_kernel_shap = explanation("count", "shape", "num_samples", "chunk_size")(_kernel)
+_kernel_shap = explanation("count", "shape", "num_samples", "chunk_size", sweeps=True)(_kernel)
 
 
 def _every(count: int, examples: int):

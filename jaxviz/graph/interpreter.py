@@ -162,7 +162,7 @@ class _Builder:
             Scalar(atom.val) if isinstance(atom, jex.Literal) else env[atom]
             for atom in equation.invars
         )
-        inputs = tuple(env[v] for v in _variables(equation))
+        inputs = tuple(env[v] for v in _variables(equation.invars))
         moves = any(value in self.depends for value in inputs)
         bodies = ()
         if kind is None:
@@ -186,8 +186,8 @@ def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def _variables(equation: Any) -> list[Any]:
-    return list(dict.fromkeys(a for a in equation.invars if not isinstance(a, jex.Literal)))
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(a for a in atoms if not isinstance(a, jex.Literal)))
 
 
 def _kept(equation: Any) -> list[Any]:
@@ -320,17 +320,43 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
     env.update(zip(node.outputs, outputs, strict=True))
 
 
+class Section(NamedTuple):
+    """Some equations as a function of flat values: which it reads, and which it makes."""
+
+    function: Callable
+    reads: list[Any]
+    makes: list[Any]
+
+
+def section(equations: Sequence[Any], makes: Sequence[Any]) -> Section:
+    """Equations of a jaxpr, in order, as a function that makes the given variables."""
+    own = {v for e in equations for v in e.outvars}
+    atoms = [a for e in equations for a in e.invars] + list(makes)
+    reads = _variables([a for a in atoms if isinstance(a, jex.Literal) or a not in own])
+    effects = set().union(*(e.effects for e in equations))
+    names = jex.DebugInfo("jaxviz", "bind", ("",) * len(reads), ("",) * len(makes))
+    one = jex.Jaxpr((), reads, makes, equations, effects, names)
+    return Section(jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ())), reads, list(makes))
+
+
+def called(equation: Any) -> Callable:
+    """The function that a `jit` equation calls, of its operands in order."""
+    return jex.jaxpr_as_fun(equation.params["jaxpr"])
+
+
+def operands(equation: Any, env: dict[Any, Any]) -> list[Any]:
+    """What the equation reads, in order, where `env` has the values of variables."""
+    return [_number(a) if isinstance(a, jex.Literal) else env[a] for a in equation.invars]
+
+
 def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     """The equation applied to other values of the same shapes."""
-    inputs, outputs = _variables(equation), _kept(equation)
-    names = jex.DebugInfo("jaxviz", "bind", ("",) * len(inputs), ("",) * len(outputs))
-    one = jex.Jaxpr((), inputs, outputs, [equation], equation.effects, names)
-    return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*values)
+    return section([equation], _kept(equation)).function(*values)
 
 
 def bind_resized(equation: Any, values: Sequence[Any]) -> Any:
     """The equation of a function of each place alone, applied to values of other sizes."""
-    env = dict(zip(_variables(equation), values, strict=True))
+    env = dict(zip(_variables(equation.invars), values, strict=True))
     _run_resized(equation, env)
     return env[_kept(equation)[0]]
 
@@ -341,7 +367,7 @@ def _run_resized(equation: Any, env: dict) -> None:
     wrapped = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
     if wrapped is not None:
         inner, consts = _open(wrapped)
-        given = [_number(a) if isinstance(a, jex.Literal) else env[a] for a in equation.invars]
+        given = operands(equation, env)
         inside = dict(zip(inner.constvars, consts, strict=True))
         inside.update(zip(inner.invars, given, strict=True))
         for one in inner.eqns:
@@ -349,7 +375,7 @@ def _run_resized(equation: Any, env: dict) -> None:
         results = [_number(a) if isinstance(a, jex.Literal) else inside[a] for a in inner.outvars]
         env.update(zip(equation.outvars, results, strict=True))
         return
-    values = [env[v] for v in _variables(equation)]
+    values = [env[v] for v in _variables(equation.invars)]
     if name == "broadcast_in_dim" and jnp.ndim(values[0]) == 0:  # one number stays one
         env[equation.outvars[0]] = values[0]
         return

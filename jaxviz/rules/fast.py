@@ -22,6 +22,8 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_IND
 # XLA's own schedule lets small operations run side by side (5 % of SqueezeNet's time) and does
 # early what needs the weights alone, which for large nets is all that memory goes to.
 _LARGE_NET_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# One core's own program has nobody to divide an operation with.
+_ALONE_OPTIONS = {"xla_cpu_multi_thread_eigen": False}
 _LARGE_NET = 64_000_000  # bytes of weights
 _POOL_OPTIONS = (
     "window_dimensions",
@@ -83,7 +85,9 @@ fast = RuleSet(
 
 
 @functools.cache
-def compiler_options(backend: str | None = None, large: bool = False) -> dict[str, str]:
+def compiler_options(
+    backend: str | None = None, large: bool = False, alone: bool = False
+) -> dict[str, Any]:
     """Options for `jax.jit(f, compiler_options=...)` with which gradients run best.
 
     On a CPU they leave the YNNPACK library only the matrix products, and order the work of large
@@ -93,6 +97,7 @@ def compiler_options(backend: str | None = None, large: bool = False) -> dict[st
     Args:
       backend: "cpu", "gpu", ...; None is the default one.
       large: Whether the weights are many, as `is_large` says.
+      alone: Whether the program is to run on one core, beside others.
 
     Returns:
       A dict, empty where there is nothing to set.
@@ -105,8 +110,9 @@ def compiler_options(backend: str | None = None, large: bool = False) -> dict[st
     if (backend or jax.default_backend()) != "cpu":
         return {}
     known = {}
-    for options in (_CPU_OPTIONS, _LARGE_NET_OPTIONS)[: 1 + large]:
-        if _compiles(options):
+    wanted = (_CPU_OPTIONS, True), (_LARGE_NET_OPTIONS, large), (_ALONE_OPTIONS, alone)
+    for options, asked in wanted:
+        if asked and _compiles(options):
             known |= options
     return known
 
@@ -116,7 +122,7 @@ def is_large(params: Any) -> bool:
     return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(params)) > _LARGE_NET
 
 
-def _compiles(options: dict[str, str]) -> bool:
+def _compiles(options: dict[str, Any]) -> bool:
     device = jax.local_devices(backend="cpu")[0]
     try:
         with jax.default_device(device):

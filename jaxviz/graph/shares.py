@@ -1,0 +1,167 @@
+"""A program whose loop over independent chunks is shared out: a thread for each core.
+
+XLA's CPU backend gives one operation after the other to all cores, and all wait for the slowest.
+Executions of their own, each with a share of the chunks and one core, wait for nobody.
+
+Data flow: `side_by_side(f)` traces f; where f calls `shared(function, parts)`, each part becomes a
+marked call; the traced program is cut into what comes before the calls, one call, and what comes
+after; the calls run on threads.
+"""
+
+import contextvars
+import functools
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.interpreter import INLINED, called, operands, section
+
+_MARK = "jaxviz_share"
+_MOST = 8  # threads: each has its own chunks in memory
+_width = contextvars.ContextVar("jaxviz_width", default=1)
+
+
+def width() -> int:
+    """In how many shares a loop that is being traced is to be divided; 1 is not at all."""
+    return _width.get()
+
+
+def cores() -> int:
+    """How many shares one call is worth on this machine.
+
+    1 but on CPUs, and where JAX has several devices: those are the caller's to divide work among.
+    """
+    if jax.default_backend() != "cpu" or len(jax.local_devices()) > 1:
+        return 1
+    allowed = getattr(os, "sched_getaffinity", None)  # not on every system
+    return min(len(allowed(0)) if allowed else os.cpu_count() or 1, _MOST)
+
+
+def shared(function: Callable, parts: Sequence[Any]) -> list[Any]:
+    """`[function(part) for part in parts]`, all of one shape; side by side if traced for that."""
+    if width() == 1:
+        return [function(part) for part in parts]
+
+    def share(part):
+        return _traced_with(1, function, part)  # a loop within a share is that share's own
+
+    share.__name__ = _MARK
+    call = jax.jit(share)
+    return [call(part) for part in parts]
+
+
+def side_by_side(
+    function: Callable,
+    count: int,
+    *,
+    static_argnums: tuple[int, ...] = (),
+    options: dict[str, Any] | None = None,
+    alone: dict[str, Any] | None = None,
+) -> Callable:
+    """`jax.jit(function)`, whose calls of `shared` are divided among `count` threads.
+
+    Args:
+      function: Pure, of pytrees.
+      count: Threads.
+      static_argnums: As for `jax.jit`.
+      options: For the compiler.
+      alone: The same, for the program of a share, which has one core.
+
+    Returns:
+      The function, for calls outside any trace. Compiled once for shapes and static arguments;
+      with the results of `jax.jit`, except that XLA may add in another order.
+    """
+
+    def traced(*arguments):
+        return _traced_with(count, function, *arguments)
+
+    traced.__name__ = function.__name__
+    whole = jax.jit(traced, static_argnums=static_argnums, compiler_options=options)
+    cuts: Any = weakref.WeakKeyDictionary()  # by traced program, which JAX finds again
+    whole_ones = set()  # calls that share nothing, as hashes: finding their program takes time
+
+    def call(*arguments):
+        fixed = [a for i, a in enumerate(arguments) if i in static_argnums]
+        moving = [a for i, a in enumerate(arguments) if i not in static_argnums]
+        leaves, structure = jax.tree.flatten(moving)
+        known = hash((*fixed, structure, *map(jax.typeof, leaves)))
+        if known in whole_ones:
+            return whole(*arguments)
+        trace = whole.trace(*arguments)
+        if trace.jaxpr not in cuts:
+            cut = _cut(trace.jaxpr, count, options, alone)
+            cuts[trace.jaxpr] = cut, jax.tree.structure(trace.out_info)
+        run, outputs = cuts[trace.jaxpr]
+        if run is None or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            whole_ones.add(known)
+            return whole(*arguments)
+        return jax.tree.unflatten(outputs, run(leaves))
+
+    return call
+
+
+def _traced_with(count: int, function: Callable, *arguments: Any) -> Any:
+    token = _width.set(count)
+    try:
+        return function(*arguments)
+    finally:
+        _width.reset(token)
+
+
+def _cut(
+    closed: Any, count: int, options: dict[str, Any] | None, alone: dict[str, Any] | None
+) -> Callable | None:
+    """The program in three parts, `leaves -> flat outputs`; None where nothing is shared."""
+    jaxpr = closed.jaxpr
+    marked = lambda e: e.primitive.name in INLINED and e.params.get("name") == _MARK
+    calls = [e for e in jaxpr.eqns if marked(e)]
+    if not calls or jaxpr.effects:
+        return None
+    # The first loop alone: a later one may need its results, and runs with what comes after.
+    first = calls[0].params["jaxpr"]
+    ours = lambda e: marked(e) and e.params["jaxpr"] is first
+    calls = [e for e in calls if ours(e)]
+    made = [v for e in calls for v in e.outvars]
+    behind, before, after = set(made), [], []
+    for equation in jaxpr.eqns:
+        if ours(equation):
+            continue
+        if behind.isdisjoint(section([equation], []).reads):
+            before.append(equation)
+        else:
+            after.append(equation)
+            behind.update(equation.outvars)
+    finish = section(after, jaxpr.outvars)
+    early = {v for e in before for v in e.outvars}
+    late = [*finish.reads, *(v for e in calls for v in section([e], []).reads)]
+    start = section(before, list(dict.fromkeys(v for v in late if v in early)))
+
+    begin = jax.jit(start.function, compiler_options=options)
+    end = jax.jit(finish.function, compiler_options=options)
+    one = jax.jit(called(calls[0]), compiler_options=alone)
+    consts = dict(zip(jaxpr.constvars, map(jnp.asarray, closed.consts), strict=True))
+    compiled: list[Any] = []
+
+    def run(leaves):
+        env = consts | dict(zip(jaxpr.invars, leaves, strict=True))
+        env.update(zip(start.makes, begin(*(env[v] for v in start.reads)), strict=True))
+        # Threads do not see this one's configuration: here arrays get their types, and the compiler
+        # its own.
+        given = [list(map(jnp.asarray, operands(e, env))) for e in calls]
+        if not compiled:
+            compiled.append(one.lower(*given[0]).compile())
+        found = _threads(count).map(lambda values: compiled[0](*values), given)
+        env.update(zip(made, (a for arrays in found for a in arrays), strict=True))
+        return end(*(env[v] for v in finish.reads))
+
+    return run
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "jaxviz")
