@@ -1,13 +1,10 @@
 """Claim: a second call of an explanation costs under 1 ms above the bare compiled program."""
 
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
 
 import jaxviz as jv
-from benchmarks.timing import json_line
+from benchmarks.timing import in_turn, json_line
 from jaxviz import models
 from jaxviz.attribution.gradient import input_gradient
 
@@ -22,15 +19,8 @@ def main(repeats=60):
         "bare": lambda: bare(variables, x, target),
         "jaxviz": lambda: jv.gradient(apply_fn, variables, x, target),
     }
-    times = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(1e3 * (time.perf_counter() - start))
-    bare_ms, ours_ms = (statistics.median(times[name]) for name in ("bare", "jaxviz"))
+    times = in_turn(calls, repeats)
+    bare_ms, ours_ms = times["bare"], times["jaxviz"]
     json_line(
         claim="call overhead", net="mnist_a", bare_ms=bare_ms, jaxviz_ms=ours_ms,
         overhead_ms=ours_ms - bare_ms,

@@ -1,5 +1,6 @@
 """Times compiled functions side by side: compile time apart, interleaved calls, medians."""
 
+import functools
 import json
 import os
 import platform
@@ -34,23 +35,30 @@ def side_by_side(candidates, args, *, repeats=11, seconds=4.0):
     Returns:
       Dict name -> (milliseconds a call, milliseconds to compile).
     """
-    compiled, compile_ms = {}, {}
+    calls, compile_ms = {}, {}
     for name, function in candidates.items():
         function = function if hasattr(function, "lower") else jax.jit(function)
         start = time.perf_counter()
-        compiled[name] = function.lower(*args).compile()
+        calls[name] = functools.partial(function.lower(*args).compile(), *args)
         compile_ms[name] = 1e3 * (time.perf_counter() - start)
-        jax.block_until_ready(compiled[name](*args))
-    runs = {name: [] for name in candidates}
+    medians = in_turn(calls, repeats, seconds)
+    return {name: (medians[name], compile_ms[name]) for name in candidates}
+
+
+def in_turn(calls, repeats=11, seconds=4.0):
+    """Median milliseconds of each of `calls`, functions without arguments, called once before."""
+    runs = {name: [] for name in calls}
+    for call in calls.values():
+        jax.block_until_ready(call())
     begin = time.perf_counter()
     for repeat in range(repeats):
         if repeat >= 3 and time.perf_counter() - begin > seconds:
             break
-        for name, function in compiled.items():
+        for name, call in calls.items():
             start = time.perf_counter()
-            jax.block_until_ready(function(*args))
+            jax.block_until_ready(call())
             runs[name].append(1e3 * (time.perf_counter() - start))
-    return {name: (statistics.median(runs[name]), compile_ms[name]) for name in candidates}
+    return {name: statistics.median(times) for name, times in runs.items()}
 
 
 def json_line(**fields):

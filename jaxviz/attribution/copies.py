@@ -96,7 +96,7 @@ def stacked(
     num: int,
     chunk_size: int | None,
     x: Any,
-    fewest: int = _FEWEST,
+    fewest: int | None = None,
 ) -> Any:
     """`[term(0), ..., term(num - 1)]` along a new first axis.
 
@@ -106,12 +106,12 @@ def stacked(
       num: Number of copies.
       chunk_size: Copies alive at once; None chooses by `x`.
       x: Of what `term` makes copies.
-      fewest: Examples at once where None chooses.
+      fewest: Examples at once, at least, where None chooses; None is two for each core.
 
     Returns:
       `term`'s pytree. Cores share the copies where the program is traced for that.
     """
-    chunk = chunk_length(name, num, chunk_size, x, fewest)
+    chunk = chunk_length(name, num, chunk_size, x, fewest or _FEWEST * width())
     lanes = min(width(), chunk) if num * _numbers(x) >= _SHARED else 1
     count = -(-num // lanes)
     if lanes > 1:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxviz.graph.interpreter import INLINED, called, operands, section
 
@@ -120,7 +121,8 @@ def _cut(
     jaxpr = closed.jaxpr
     marked = lambda e: e.primitive.name in INLINED and e.params.get("name") == _MARK
     calls = [e for e in jaxpr.eqns if marked(e)]
-    if not calls or jaxpr.effects:
+    traced = any(isinstance(c, Tracer) for c in closed.consts)  # closed over, under `grad`
+    if not calls or jaxpr.effects or traced:
         return None
     # The first loop alone: a later one may need its results, and runs with what comes after.
     first = calls[0].params["jaxpr"]

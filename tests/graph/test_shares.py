@@ -75,6 +75,18 @@ def test_a_loop_that_needs_the_results_of_another():
     chex.assert_trees_all_close(side_by_side(function, 2)(x), function(x), rtol=1e-6)
 
 
+def test_what_the_function_closes_over():
+    weights = jnp.arange(3.0)
+
+    def loss(scale):
+        loop = lambda x: shared(lambda k: (k * scale * weights).sum(), [x, 2 * x])
+        return sum(side_by_side(loop, 2)(jnp.float32(2)))
+
+    assert float(loss(jnp.float32(1))) == 18
+    assert float(jax.grad(loss)(jnp.float32(1))) == 18
+    assert jax.vmap(loss)(jnp.arange(3.0)).tolist() == [0, 18, 36]
+
+
 def test_a_function_without_shares_is_compiled_as_it_is():
     function = side_by_side(lambda x: x + 1, 2)
     assert [float(function(jnp.float32(k))) for k in range(3)] == [1, 2, 3]
