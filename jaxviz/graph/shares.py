@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxviz.graph.interpreter import INLINED, called, operands, section
 
@@ -95,7 +94,7 @@ def side_by_side(
             return whole(*arguments)
         trace = whole.trace(*arguments)
         if trace.jaxpr not in cuts:
-            cut = _cut(trace.jaxpr, count, options, alone)
+            cut = _cut(trace.jaxpr, len(leaves), count, options, alone)
             cuts[trace.jaxpr] = cut, jax.tree.structure(trace.out_info)
         run, outputs = cuts[trace.jaxpr]
         if run is None or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
@@ -115,14 +114,18 @@ def _traced_with(count: int, function: Callable, *arguments: Any) -> Any:
 
 
 def _cut(
-    closed: Any, count: int, options: dict[str, Any] | None, alone: dict[str, Any] | None
+    closed: Any,
+    arguments: int,
+    count: int,
+    options: dict[str, Any] | None,
+    alone: dict[str, Any] | None,
 ) -> Callable | None:
     """The program in three parts, `leaves -> flat outputs`; None where nothing is shared."""
     jaxpr = closed.jaxpr
     marked = lambda e: e.primitive.name in INLINED and e.params.get("name") == _MARK
     calls = [e for e in jaxpr.eqns if marked(e)]
-    traced = any(isinstance(c, Tracer) for c in closed.consts)  # closed over, under `grad`
-    if not calls or jaxpr.effects or traced:
+    # More inputs than arguments: values under `grad` or `vmap` that the function closes over.
+    if not calls or jaxpr.effects or len(jaxpr.invars) != arguments:
         return None
     # The first loop alone: a later one may need its results, and runs with what comes after.
     first = calls[0].params["jaxpr"]
