@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.graph.shares import cores, side_by_side
+from jaxviz.graph.shares import MOST, cores, side_by_side
 from jaxviz.rules.fast import compiler_options, is_large
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
@@ -51,9 +51,10 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
         def compiled(nested: bool, large: bool):
             shape = (0, 1, 2)
             options = None if nested else compiler_options(large=large) or None
-            count = cores() if sweeps and not nested and not large else 1
+            here = cores() if sweeps and not nested and not large else 1
+            count = min(here, MOST)
             if count > 1:
-                alone = compiler_options(alone=True) or None
+                alone = compiler_options(alone=count == here) or None
                 return side_by_side(run, count, static_argnums=shape, options=options, alone=alone)
             return jax.jit(run, static_argnums=shape, compiler_options=options)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxviz.graph.interpreter import INLINED, called, operands, section
 
 _MARK = "jaxviz_share"
-_MOST = 8  # threads: each has its own chunks in memory
+MOST = 8  # threads: each has its own chunks in memory
 _width = contextvars.ContextVar("jaxviz_width", default=1)
 
 
@@ -32,14 +32,14 @@ def width() -> int:
 
 
 def cores() -> int:
-    """How many shares one call is worth on this machine.
+    """How many cores a call has here.
 
     1 but on CPUs, and where JAX has several devices: those are the caller's to divide work among.
     """
     if jax.default_backend() != "cpu" or len(jax.local_devices()) > 1:
         return 1
     allowed = getattr(os, "sched_getaffinity", None)  # not on every system
-    return min(len(allowed(0)) if allowed else os.cpu_count() or 1, _MOST)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def shared(function: Callable, parts: Sequence[Any]) -> list[Any]:
@@ -70,7 +70,7 @@ def side_by_side(
       count: Threads.
       static_argnums: As for `jax.jit`.
       options: For the compiler.
-      alone: The same, for the program of a share, which has one core.
+      alone: The same, for the program of a share.
 
     Returns:
       The function, for calls outside any trace. Compiled once for shapes and static arguments;
@@ -97,8 +97,9 @@ def side_by_side(
             cut = _cut(trace.jaxpr, len(leaves), count, options, alone)
             cuts[trace.jaxpr] = cut, jax.tree.structure(trace.out_info)
         run, outputs = cuts[trace.jaxpr]
-        if run is None or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        if run is None:
             whole_ones.add(known)
+        if run is None or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return whole(*arguments)
         return jax.tree.unflatten(outputs, run(leaves))
 
