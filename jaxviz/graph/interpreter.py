@@ -162,7 +162,7 @@ class _Builder:
             Scalar(atom.val) if isinstance(atom, jex.Literal) else env[atom]
             for atom in equation.invars
         )
-        inputs = tuple(env[v] for v in _variables(equation.invars))
+        inputs = tuple(env[v] for v in variables(equation.invars))
         moves = any(value in self.depends for value in inputs)
         bodies = ()
         if kind is None:
@@ -186,7 +186,8 @@ def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def _variables(atoms: Iterable[Any]) -> list[Any]:
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Those of an equation's operands that are no literals, each once."""
     return list(dict.fromkeys(a for a in atoms if not isinstance(a, jex.Literal)))
 
 
@@ -332,7 +333,7 @@ def section(equations: Sequence[Any], makes: Sequence[Any]) -> Section:
     """Equations of a jaxpr, in order, as a function that makes the given variables."""
     own = {v for e in equations for v in e.outvars}
     atoms = [a for e in equations for a in e.invars] + list(makes)
-    reads = _variables([a for a in atoms if isinstance(a, jex.Literal) or a not in own])
+    reads = variables([a for a in atoms if isinstance(a, jex.Literal) or a not in own])
     effects = set().union(*(e.effects for e in equations))
     names = jex.DebugInfo("jaxviz", "bind", ("",) * len(reads), ("",) * len(makes))
     one = jex.Jaxpr((), reads, makes, equations, effects, names)
@@ -356,7 +357,7 @@ def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
 
 def bind_resized(equation: Any, values: Sequence[Any]) -> Any:
     """The equation of a function of each place alone, applied to values of other sizes."""
-    env = dict(zip(_variables(equation.invars), values, strict=True))
+    env = dict(zip(variables(equation.invars), values, strict=True))
     _run_resized(equation, env)
     return env[_kept(equation)[0]]
 
@@ -375,7 +376,7 @@ def _run_resized(equation: Any, env: dict) -> None:
         results = [_number(a) if isinstance(a, jex.Literal) else inside[a] for a in inner.outvars]
         env.update(zip(equation.outvars, results, strict=True))
         return
-    values = [env[v] for v in _variables(equation.invars)]
+    values = [env[v] for v in variables(equation.invars)]
     if name == "broadcast_in_dim" and jnp.ndim(values[0]) == 0:  # one number stays one
         env[equation.outvars[0]] = values[0]
         return

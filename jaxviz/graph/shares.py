@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.interpreter import INLINED, called, operands, section
+from jaxviz.graph.interpreter import INLINED, called, operands, section, variables
 
 _MARK = "jaxviz_share"
 MOST = 8  # threads: each has its own chunks in memory
@@ -137,15 +137,15 @@ def _cut(
     for equation in jaxpr.eqns:
         if ours(equation):
             continue
-        if behind.isdisjoint(section([equation], []).reads):
+        if behind.isdisjoint(variables(equation.invars)):
             before.append(equation)
         else:
             after.append(equation)
             behind.update(equation.outvars)
     finish = section(after, jaxpr.outvars)
     early = {v for e in before for v in e.outvars}
-    late = [*finish.reads, *(v for e in calls for v in section([e], []).reads)]
-    start = section(before, list(dict.fromkeys(v for v in late if v in early)))
+    late = variables([*finish.reads, *(a for e in calls for a in e.invars)])
+    start = section(before, [v for v in late if v in early])
 
     begin = jax.jit(start.function, compiler_options=options)
     end = jax.jit(finish.function, compiler_options=options)
