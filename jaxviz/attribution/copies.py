@@ -14,12 +14,12 @@ from jaxviz.rules.fast import fast
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
 # chunks on a CPU (84 digits), but not of one photograph: two take 10 to 20 % less time each. A GPU
-# wants to be filled (27 photographs).
+# wants to be filled (27 photographs). Where cores work side by side, these are for each.
 _ALIVE = {"cpu": 2**16}
 _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples
 # Numbers in all copies together from which on it pays to share forward passes among cores.
-_SHARED = 2**20
+_SHARED = 2**19
 
 
 def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
@@ -37,21 +37,30 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
     return jnp.argmax(outputs_of(apply_fn, params, x), axis=1) if target is None else target
 
 
-def default_chunk(x: Any, fewest: int = _FEWEST) -> int:
-    """How many copies of `x` are alive at once where nobody said: of `fewest` examples or more."""
-    leaves = jax.tree.leaves(x)
-    alive = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE)
-    return max(1, fewest // max(jnp.shape(leaves[0])[0], 1), alive // max(_numbers(x), 1))
+def default_chunk(x: Any, cores: int = 1, examples: int | None = None) -> int:
+    """How many copies of `x` are alive at once where nobody said.
+
+    Args:
+      x: Of what there are copies.
+      cores: That work side by side.
+      examples: For each core of a CPU, where the cost does not depend on the size of `x`.
+    """
+    batch = max(jnp.shape(jax.tree.leaves(x)[0])[0], 1)
+    backend = jax.default_backend()
+    fit = _ALIVE.get(backend, _ALIVE_ELSEWHERE) // max(_numbers(x), 1)
+    if backend == "cpu" and examples:
+        return max(cores if fit else 1, cores * examples // batch)
+    return max(cores if fit else 1, cores * _FEWEST // batch, fit)
 
 
 def _numbers(x):
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
 
 
-def chunk_length(name: str, num: int, chunk_size: int | None, x: Any, fewest: int = _FEWEST) -> int:
+def chunk_length(name: str, num: int, chunk_size: int | None, x: Any) -> int:
     """How many of `num` copies of `x` to take at once: at most `chunk_size`, none wasted if so."""
     if chunk_size is None:
-        chunk_size = default_chunk(x, fewest)
+        chunk_size = default_chunk(x)
     if chunk_size < 1:
         raise ValueError(
             f"{name}: chunk_size must be at least 1, the copies alive at once; got {chunk_size}. "
@@ -96,7 +105,7 @@ def stacked(
     num: int,
     chunk_size: int | None,
     x: Any,
-    fewest: int | None = None,
+    examples: int | None = None,
 ) -> Any:
     """`[term(0), ..., term(num - 1)]` along a new first axis.
 
@@ -106,12 +115,14 @@ def stacked(
       num: Number of copies.
       chunk_size: Copies alive at once; None chooses by `x`.
       x: Of what `term` makes copies.
-      fewest: Examples at once, at least, where None chooses; None is two for each core.
+      examples: At once on each core of a CPU, where None chooses; None goes by the size of `x`.
 
     Returns:
       `term`'s pytree. Cores share the copies where the program is traced for that.
     """
-    chunk = chunk_length(name, num, chunk_size, x, fewest or _FEWEST * width())
+    if chunk_size is None:
+        chunk_size = default_chunk(x, width(), examples)
+    chunk = chunk_length(name, num, chunk_size, x)
     lanes = min(width(), chunk) if num * _numbers(x) >= _SHARED else 1
     count = -(-num // lanes)
     if lanes > 1:

@@ -15,8 +15,9 @@ from jaxviz.rules.spans import Spans, cut
 Method = Literal["auto", "full", "incremental"]
 # FLOPs of incremental evaluation are worth this much more: smaller arrays, and cutting them out.
 _OVERHEAD = 1.25
-# Examples at once there: on windows of one photograph two at a time take twice as long as sixteen.
-_FEWEST = 16
+# Examples at once there: on windows of one photograph two at a time take twice as long as sixteen,
+# of many digits more than one place at a time takes half as long again (cutting out goes slowly).
+_EXAMPLES = 8
 
 
 def covered(
@@ -71,4 +72,4 @@ def covered(
     changes = hoist(local, position, fast)
     if method == "auto" and _OVERHEAD * changes.flops > hoist(full, position).flops:
         return stacked(name, full, num, chunk_size, x)
-    return stacked(name, changes.prepare(), num, chunk_size, x, _FEWEST)
+    return stacked(name, changes.prepare(), num, chunk_size, x, _EXAMPLES)

@@ -32,7 +32,7 @@ def hoist(function: Callable, argument: Any, rules: RuleSet | None = None) -> Ho
     Args:
       function: Of one pytree; closes over all else.
       argument: Shapes and dtypes it will be called with, arrays or `jax.ShapeDtypeStruct`.
-      rules: Replacements for what depends on the argument, as in `rewrite`; no layer names.
+      rules: Replacements, as in `rewrite`; no layer names.
 
     Returns:
       A `Hoisted`.
@@ -48,17 +48,22 @@ def hoist(function: Callable, argument: Any, rules: RuleSet | None = None) -> Ho
     program = build(closed.jaxpr, closed.consts, [True] * len(closed.jaxpr.invars), flat=True)
     still = [n for n in program.nodes if program.depends.isdisjoint(n.inputs)]
     rest = [n for n in program.nodes if not program.depends.isdisjoint(n.inputs)]
-    program = dataclasses.replace(program, nodes=tuple(rest))
-    plan = {} if rules is None else replacements(program, rules, {})
+
+    def plan(nodes, depends):
+        part = dataclasses.replace(program, nodes=tuple(nodes), depends=depends)
+        return {} if rules is None else replacements(part, rules, {})
+
+    at_once = plan(still, frozenset(program.avals))  # as if all of it depended on an argument
+    each_time = plan(rest, program.depends)
 
     def prepare():
         known: dict[int, Any] = dict(program.constants)
-        run_nodes(still, known, {})
+        run_nodes(still, known, at_once)
 
         def turn(argument):
             given = zip(program.inputs, jax.tree.leaves(argument), strict=True)
             values = known | dict(given)
-            run_nodes(rest, values, plan)
+            run_nodes(rest, values, each_time)
             outputs = [values[v] for v in program.outputs]
             return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 

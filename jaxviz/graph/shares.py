@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core as jex
 
 from jaxviz.graph.interpreter import INLINED, called, operands, section, variables
 
@@ -44,7 +45,7 @@ def cores() -> int:
 
 def shared(function: Callable, parts: Sequence[Any]) -> list[Any]:
     """`[function(part) for part in parts]`, all of one shape; side by side if traced for that."""
-    if width() == 1:
+    if width() == 1 or len(parts) == 1:
         return [function(part) for part in parts]
 
     def share(part):
@@ -150,15 +151,18 @@ def _cut(
     begin = jax.jit(start.function, compiler_options=options)
     end = jax.jit(finish.function, compiler_options=options)
     one = jax.jit(called(calls[0]), compiler_options=alone)
-    consts = dict(zip(jaxpr.constvars, map(jnp.asarray, closed.consts), strict=True))
+    # Threads do not see this one's configuration: here arrays get their types, and the compiler its
+    # own. Once, as far as possible, for there are hundreds.
+    array = lambda a: a if isinstance(a, jax.Array | jex.Var) else jnp.asarray(a)
+    consts = dict(zip(jaxpr.constvars, map(array, closed.consts), strict=True))
+    reads = [map(array, operands(e, {v: v for v in variables(e.invars)})) for e in calls]
+    reads = list(map(list, reads))
     compiled: list[Any] = []
 
     def run(leaves):
-        env = consts | dict(zip(jaxpr.invars, leaves, strict=True))
+        env = consts | dict(zip(jaxpr.invars, map(array, leaves), strict=True))
         env.update(zip(start.makes, begin(*(env[v] for v in start.reads)), strict=True))
-        # Threads do not see this one's configuration: here arrays get their types, and the compiler
-        # its own.
-        given = [list(map(jnp.asarray, operands(e, env))) for e in calls]
+        given = [[env[a] if isinstance(a, jex.Var) else a for a in row] for row in reads]
         if not compiled:
             compiled.append(one.lower(*given[0]).compile())
         found = _threads(count).map(lambda values: compiled[0](*values), given)

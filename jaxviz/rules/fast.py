@@ -23,7 +23,10 @@ _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_IND
 # early what needs the weights alone, which for large nets is all that memory goes to.
 _LARGE_NET_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # One core's own program has nobody to divide an operation with.
-_ALONE_OPTIONS = {"xla_cpu_multi_thread_eigen": False}
+_ALONE_OPTIONS = {
+    "xla_cpu_multi_thread_eigen": False,
+    "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
+}
 _LARGE_NET = 64_000_000  # bytes of weights
 _POOL_OPTIONS = (
     "window_dimensions",

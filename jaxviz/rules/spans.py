@@ -169,3 +169,18 @@ def widened(clean: jax.Array, part: jax.Array, spans: Spans, wider: Spans) -> ja
         for s, w in zip(spans, wider, strict=True)
     )
     return paste(cut(clean, wider), part, places)
+
+
+def moved(part: jax.Array, spans: Spans, wanted: Spans) -> jax.Array:
+    """Numbers on spans that may hang over the array's ends, on others: zeros beside them."""
+    before, behind, places = [], [], []
+    for s, w in zip(spans, wanted, strict=True):
+        offset = np.zeros(1, int) if s is None or w is None else s.starts - w.starts
+        rest = 0 if s is None or w is None else s.size - w.size
+        before.append(max(0, -int(offset.min())))
+        behind.append(max(0, int(offset.max()) + rest))
+        places.append(s and w and Span(offset + before[-1], s.size, s.at))
+    sizes = [n if w is None else w.size for n, w in zip(part.shape, wanted, strict=True)]
+    room = [b + n + a for b, n, a in zip(before, sizes, behind, strict=True)]
+    laid = paste(jnp.zeros(room, part.dtype), part, tuple(places))
+    return lax.slice(laid, before, [b + n for b, n in zip(before, sizes, strict=True)])

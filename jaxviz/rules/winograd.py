@@ -55,6 +55,8 @@ _FILTERS = {
     4: _toom_cook([0, 2 / 3, -2 / 3, 3 / 2, -3 / 2], [5, 3, 4, 1, 2, 0]),
 }
 
+MOST_SPREAD = 4  # side of the largest square that `spread` takes
+
 
 def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     """Convolution of stride 1 with a 3x3 kernel, equal up to rounding.
@@ -108,6 +110,46 @@ def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     whole = jnp.stack([jnp.stack(_combined(out, list(r)), 2) for r in rows], 4)
     whole = whole.reshape(len(x), tall * outputs, wide * outputs, -1)
     return whole[:, : size[0], : size[1]]
+
+
+def spread(x, kernel, precision=None):
+    """What a convolution of stride 1 with a 3x3 kernel makes of a few numbers amid zeros.
+
+    The filter transposed: a square of up to 4x4 goes over into its values at 6x6 points, these
+    times the kernel's into a square with 2 more a side. There are 36 products where the sum has 9
+    for each of up to 36 outputs, and all steps are matrix products.
+
+    Args:
+      x: `[N, H, W, C]`, floating, H and W at most 4.
+      kernel: `[3, 3, C, O]`, dtype of `x`.
+      precision: Of the matrix products.
+
+    Returns:
+      `[N, H + 2, W + 2, O]`: up to rounding the convolution of `x` with two zeros on each side.
+
+    Example:
+      >>> x, kernel = jnp.ones((1, 1, 2, 1)), jnp.ones((3, 3, 1, 1))
+      >>> spread(x, kernel)[0, 0, :, 0].round(5).tolist()
+      [1.0, 2.0, 2.0, 1.0]
+
+    Reference:
+      Lavin and Gray 2015, arXiv:1509.09308, sections 4.1 and 4.2, their filter transposed.
+    """
+    f, (n, h, w, channels) = _FILTERS[MOST_SPREAD], x.shape
+
+    # Axes stay as they are between products: under `vmap` a reshape would move its axis each time.
+    def through(rows, columns, numbers):
+        matrix = jnp.asarray(np.kron(rows, columns), x.dtype)
+        return lax.dot_general(matrix, numbers, (((1,), (0,)), ((), ())), precision)
+
+    square = x.transpose(1, 2, 0, 3).reshape(h * w, n, channels)
+    values = through(f.out.T[:, :h], f.out.T[:, :w], square)
+    turned = f.kernel[:, ::-1]
+    kernels = through(turned, turned, kernel.reshape(_TAPS**2, *kernel.shape[2:]))
+    products = lax.dot_general(values, kernels, (((2,), (1,)), ((0,), (0,))), precision)
+    h, w = h + _TAPS - 1, w + _TAPS - 1
+    y = through(f.into.T[:h], f.into.T[:w], products)
+    return y.reshape(h, w, n, -1).transpose(2, 0, 1, 3)
 
 
 def _kernels(taps, kernel, precision):

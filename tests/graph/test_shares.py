@@ -108,6 +108,17 @@ def test_a_loop_within_a_share_is_that_shares_own():
     assert width() == 1
 
 
+def test_one_part_is_no_share():
+    """It would have one core, and the others nothing to do."""
+
+    def function(x):
+        return shared(lambda k: (jnp.sin(k), widths.append(width()))[0], [x])[0]
+
+    widths: list[int] = []
+    assert float(side_by_side(function, 2)(jnp.float32(0))) == 0
+    assert widths == [2]
+
+
 def test_double_precision_reaches_the_threads():
     with jax.enable_x64(True):
         found = side_by_side(lambda x: shared(lambda k: k / 3, [x, 2 * x]), 2)(np.float64(1))

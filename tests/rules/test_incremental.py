@@ -14,8 +14,10 @@ from jax import lax
 from jaxviz.attribution.occlusion import occlusion_scores
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.hoist import hoist
+from jaxviz.graph.rewrite import RuleSet
 from jaxviz.graph.trace import trace
 from jaxviz.models import CIFARNet, MNISTNetA, MNISTNetB, MNISTNetC, ResNet20
+from jaxviz.rules.fast import fast
 from jaxviz.rules.incremental import evaluate_changed
 from jaxviz.rules.spans import span
 
@@ -244,6 +246,116 @@ def test_only_what_depends_on_the_place_is_in_the_loop():
     assert 0 <= few < 100
     whole = x.at[:, 16:24, 16:24].set(0)
     np.testing.assert_allclose(changes.prepare()(jnp.int32(1)), net(kernel, whole), rtol=1e-6)
+
+
+def in_the_loop(net, params, x, size, at=1):
+    """What `hoist` says of `net` with a square of ones that begins at 0, 2 or at the end."""
+    side = x.shape[1]
+    starts = np.array([0, 2, side - size])
+
+    def local(k):
+        rows, columns = (span(starts, np.full(3, size), side, k) for _ in range(2))
+        part = jnp.ones((len(x), size, size, x.shape[-1]), x.dtype)
+        return evaluate_changed(net, params, x, part, (None, rows, columns, None))
+
+    changes = hoist(local, jax.ShapeDtypeStruct((), jnp.int32), fast)
+    begin = int(starts[at])
+    whole = x.at[:, begin : begin + size, begin : begin + size].set(1)
+    return changes, changes.prepare()(jnp.int32(at)), net(params, whole)
+
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="measured on a CPU alone")
+
+
+@on_cpu
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (3, 1))])
+@pytest.mark.parametrize("numbers", [("NHWC", "HWIO", "NHWC"), ("NHWC", "OIHW", "NCHW")])
+def test_a_small_change_is_convolved_by_its_difference(padding, numbers, at):
+    def net(kernel, x):
+        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
+
+    x = jax.random.normal(jax.random.key(0), (2, 12, 12, 8))
+    shape = {"H": 3, "W": 3, "I": 8, "O": 9}
+    kernel = jax.random.normal(jax.random.key(1), [shape[c] for c in numbers[1]]) / 9
+    changes, got, wanted = in_the_loop(net, kernel, x, 4, at)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    # By hand: values at 36 points, products there, what 36 outputs read off them; twice, for two.
+    products = 2 * 2 * (36 * 16 * 8 + 36 * 8 * 9 + 36 * 36 * 9)
+    assert products <= changes.flops < 1.2 * products
+    assert changes.flops < 2 * 2 * 36 * 9 * 8 * 9
+
+
+@on_cpu
+@pytest.mark.parametrize("case", ["dtype", "precision", "size", "channels", "stride", "groups"])
+def test_other_changes_are_convolved_as_they_are(monkeypatch, case):
+    monkeypatch.setattr("jaxviz.rules.incremental.spread", None)
+    dtype = jnp.bfloat16 if case == "dtype" else jnp.float32
+    channels = 4 if case == "channels" else 8
+    groups = 2 if case == "groups" else 1
+    stride = 2 if case == "stride" else 1
+    precision = lax.Precision.HIGHEST if case == "precision" else None
+
+    def net(kernel, x):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+            precision=precision,
+        )
+
+    x = jax.random.normal(jax.random.key(0), (2, 12, 12, channels), dtype)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels // groups, 8), dtype) / 9
+    _, got, wanted = in_the_loop(net, kernel, x, 5 if case == "size" else 4)
+    tolerance = 1e-2 if case == "dtype" else 1e-6
+    np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=tolerance)
+
+
+@on_cpu
+@pytest.mark.parametrize("rows", [8, 1])
+def test_of_a_flattened_image_only_the_changed_weights_are_read(rows):
+    def net(w, x):
+        return x.transpose(0, 3, 1, 2).reshape(len(x), -1) @ w
+
+    x = jax.random.normal(jax.random.key(0), (rows, 12, 12, 3))
+    w = jax.random.normal(jax.random.key(1), (12 * 12 * 3, 7)) / 20
+    for at in range(3):
+        changes, got, wanted = in_the_loop(net, w, x, 4, at)
+        np.testing.assert_allclose(got, wanted, atol=2e-6)
+    read = 4 * 4 * 3 if rows == 8 else 12 * 12 * 3  # for one row cutting out would cost more
+    assert 2 * rows * read * 7 <= changes.flops < 1.3 * 2 * rows * read * 7
+
+
+@on_cpu
+def test_gradients_through_differences_are_those_of_the_whole_net():
+    def net(w, x):
+        convolved = lax.conv_general_dilated(
+            x, w["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.tanh(convolved).reshape(len(x), -1) @ w["dense"]
+
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (8, 14, 14, 8))
+    w = {"kernel": (3, 3, 8, 8), "dense": (14 * 14 * 8, 3)}
+    w = {k: jax.random.normal(key, shape) / 9 for k, shape in w.items()}
+    loss = lambda way: lambda w, x: (in_the_loop(net, w, x, 4)[1 + way] ** 2).sum()
+    local, whole = (jax.grad(loss(way), (0, 1))(w, x) for way in (0, 1))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-3)
+    jax.tree.map(close, local, whole)
+
+
+def test_what_is_computed_once_is_replaced_as_well():
+    pooled = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (2, 2), "VALID")
+    x = jnp.arange(16.0).reshape(4, 4)
+    argument = jax.ShapeDtypeStruct((), jnp.float32)
+    changes = hoist(lambda k: k * pooled(x), argument, RuleSet("twice", _twice_as_much))
+    assert changes.prepare()(jnp.float32(1)).tolist() == [[10, 14], [26, 30]]
+
+
+_twice_as_much = {"reduce_window_max": lambda op: lambda x: 2 * op.evaluate(x)}
 
 
 def test_auto_takes_the_cheaper_way():

@@ -8,7 +8,7 @@ from jax import lax
 
 from jaxviz.rules.fast import compiler_options
 from jaxviz.rules.kernels_conv import conv
-from jaxviz.rules.winograd import winograd
+from jaxviz.rules.winograd import spread, winograd
 
 LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -102,3 +102,15 @@ def fast_conv(x, kernel, precision=None):
         preferred_element_type=None,
         **options,
     )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (4, 4)])
+def test_a_few_numbers_amid_zeros(size):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(3, *size, 9)), rng.normal(size=(3, 3, 9, 8))
+    around = ((2, 2), (2, 2))
+    with jax.enable_x64(True):
+        wide = np.asarray(direct(jnp.asarray(x), jnp.asarray(kernel), around))
+        np.testing.assert_allclose(spread(jnp.asarray(x), jnp.asarray(kernel)), wide, atol=1e-13)
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    np.testing.assert_allclose(spread(x, kernel), wide, atol=3e-5)
