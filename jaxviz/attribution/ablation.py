@@ -134,7 +134,8 @@ def _ablated(
 
 
 _ablated.__name__ = "feature_ablation"  # the name that its errors begin with
-_feature_ablation = explanation("num_segments", "sizes", "shape", "chunk_size", "method")(_ablated)
+_static = "num_segments", "sizes", "shape", "chunk_size", "method"
+_feature_ablation = explanation(*_static, sweeps=True)(_ablated)
 
 
 def _boxes(segments: np.ndarray, count: int, shape: tuple[int, ...]):

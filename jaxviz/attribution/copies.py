@@ -37,19 +37,10 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
     return jnp.argmax(outputs_of(apply_fn, params, x), axis=1) if target is None else target
 
 
-def default_chunk(x: Any, cores: int = 1, examples: int | None = None) -> int:
-    """How many copies of `x` are alive at once where nobody said.
-
-    Args:
-      x: Of what there are copies.
-      cores: That work side by side.
-      examples: For each core of a CPU, where the cost does not depend on the size of `x`.
-    """
+def default_chunk(x: Any, cores: int = 1) -> int:
+    """How many copies of `x` are alive at once where nobody said, on `cores` side by side."""
     batch = max(jnp.shape(jax.tree.leaves(x)[0])[0], 1)
-    backend = jax.default_backend()
-    fit = _ALIVE.get(backend, _ALIVE_ELSEWHERE) // max(_numbers(x), 1)
-    if backend == "cpu" and examples:
-        return max(cores if fit else 1, cores * examples // batch)
+    fit = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE) // max(_numbers(x), 1)
     return max(cores if fit else 1, cores * _FEWEST // batch, fit)
 
 
@@ -105,7 +96,7 @@ def stacked(
     num: int,
     chunk_size: int | None,
     x: Any,
-    examples: int | None = None,
+    default: Callable[[int], int] | None = None,
 ) -> Any:
     """`[term(0), ..., term(num - 1)]` along a new first axis.
 
@@ -115,15 +106,16 @@ def stacked(
       num: Number of copies.
       chunk_size: Copies alive at once; None chooses by `x`.
       x: Of what `term` makes copies.
-      examples: At once on each core of a CPU, where None chooses; None goes by the size of `x`.
+      default: Of the cores that work side by side, what None chooses; None goes by `x`.
 
     Returns:
       `term`'s pytree. Cores share the copies where the program is traced for that.
     """
+    cores = width() if num * _numbers(x) >= _SHARED else 1
     if chunk_size is None:
-        chunk_size = default_chunk(x, width(), examples)
+        chunk_size = default(cores) if default else default_chunk(x, cores)
     chunk = chunk_length(name, num, chunk_size, x)
-    lanes = min(width(), chunk) if num * _numbers(x) >= _SHARED else 1
+    lanes = min(cores, chunk)
     count = -(-num // lanes)
     if lanes > 1:
         chunk = chunk_length(name, count, chunk // lanes, x)

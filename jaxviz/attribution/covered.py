@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.copies import outputs_of, stacked
+from jaxviz.attribution.copies import default_chunk, outputs_of, stacked
 from jaxviz.graph.hoist import hoist
 from jaxviz.rules.fast import fast
 from jaxviz.rules.incremental import evaluate_changed
@@ -15,9 +15,8 @@ from jaxviz.rules.spans import Spans, cut
 Method = Literal["auto", "full", "incremental"]
 # FLOPs of incremental evaluation are worth this much more: smaller arrays, and cutting them out.
 _OVERHEAD = 1.25
-# Examples at once there: on windows of one photograph two at a time take twice as long as sixteen,
-# of many digits more than one place at a time takes half as long again (cutting out goes slowly).
-_EXAMPLES = 8
+# Examples on whose changes convolutions are quick: on one core, and on all of them together.
+_EXAMPLES = 8, 16
 
 
 def covered(
@@ -72,4 +71,16 @@ def covered(
     changes = hoist(local, position, fast)
     if method == "auto" and _OVERHEAD * changes.flops > hoist(full, position).flops:
         return stacked(name, full, num, chunk_size, x)
-    return stacked(name, changes.prepare(), num, chunk_size, x, _EXAMPLES)
+    return stacked(name, changes.prepare(), num, chunk_size, x, lambda cores: _at_once(x, cores))
+
+
+def _at_once(x: jax.Array, cores: int) -> int:
+    """Copies at once where only what changes is evaluated, and nobody said.
+
+    On windows of one photograph two at a time take twice as long as sixteen; of eight digits more
+    than one place at a time takes half as long again, for cutting out many is slow.
+    """
+    each, together = _EXAMPLES
+    if jax.default_backend() != "cpu":
+        return default_chunk(x)
+    return cores if len(x) >= each else max(together, each * cores) // max(len(x), 1)

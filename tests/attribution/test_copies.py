@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxviz.attribution.covered import _at_once
 from jaxviz.attribution.copies import chunk_length, default_chunk
 
 
@@ -17,17 +19,17 @@ def test_few_copies_are_wasted_and_none_goes_alone_that_need_not(num, most, leng
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the numbers are those of a CPU")
 @pytest.mark.parametrize(
-    ("shape", "cores", "examples", "length"),
+    ("shape", "cores", "length", "local"),
     [
-        ((8, 28, 28, 1), 1, None, 10),  # 2**16 numbers
-        ((1, 224, 224, 3), 1, None, 2),  # two photographs
-        ((1, 224, 224, 3), 4, None, 8),  # for each core
-        ((64, 28, 28, 1), 2, None, 2),  # each core one copy, if it fits
-        ((64, 224, 224, 3), 2, None, 1),
-        ((8, 28, 28, 1), 2, 8, 2),  # eight examples for each core
-        ((1, 224, 224, 3), 2, 8, 16),
+        ((1, 28, 28, 1), 1, 83, 16),  # 2**16 numbers; 16 examples
+        ((8, 28, 28, 1), 1, 10, 1),  # as many examples as make one place at a time quick
+        ((8, 28, 28, 1), 2, 10, 2),
+        ((1, 224, 224, 3), 1, 2, 16),  # two photographs
+        ((1, 224, 224, 3), 4, 8, 32),  # for each core; 8 examples for each
+        ((64, 28, 28, 1), 2, 2, 2),  # each core one copy, if it fits
+        ((64, 224, 224, 3), 2, 1, 2),
     ],
 )
-def test_copies_at_once_where_nobody_said(shape, cores, examples, length):
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    assert default_chunk(x, cores, examples) == length
+def test_copies_at_once_where_nobody_said(shape, cores, length, local):
+    assert default_chunk(jax.ShapeDtypeStruct(shape, jnp.float32), cores) == length
+    assert _at_once(np.broadcast_to(0, shape), cores) == local
