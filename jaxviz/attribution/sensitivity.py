@@ -183,11 +183,12 @@ def hsic(
 
 def _check(name: str, x: jax.Array, cells: int) -> int:
     check_one_array(name, x)
-    axes = jnp.ndim(x) - 2
-    if axes < 1 or not (1 <= cells <= min(jnp.shape(x)[1:-1], default=0)) or cells**axes > 10_000:
+    axes, smallest = jnp.ndim(x) - 2, min(jnp.shape(x)[1:-1], default=0)
+    if axes < 1 or not 1 <= cells <= smallest or cells**axes > 10_000:
+        advice = f"Take {min(8, smallest)}." if smallest else "Give x all these axes."
         raise ValueError(
             f"{name}: x must be [N, *space, C], and cells 1 to the smallest axis of space, at most "
-            f"10,000 in all; got x {jnp.shape(x)}, cells {cells}. Take 8, say."
+            f"10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}"
         )
     return axes
 
