@@ -14,7 +14,8 @@ from jaxviz.rules.fast import fast
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
 # chunks on a CPU (84 digits), but not of one photograph: two take 10 to 20 % less time each. A GPU
-# wants to be filled (27 photographs). Where cores work side by side, these are for each.
+# wants to be filled (27 photographs). Cores side by side have two photographs each, one copy where
+# that is more, if one fits.
 _ALIVE = {"cpu": 2**16}
 _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples

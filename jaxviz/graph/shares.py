@@ -155,8 +155,8 @@ def _cut(
     # own. Once, as far as possible, for there are hundreds.
     array = lambda a: a if isinstance(a, jax.Array | jex.Var) else jnp.asarray(a)
     consts = dict(zip(jaxpr.constvars, map(array, closed.consts), strict=True))
-    reads = [map(array, operands(e, {v: v for v in variables(e.invars)})) for e in calls]
-    reads = list(map(list, reads))
+    own = lambda e: operands(e, {v: v for v in variables(e.invars)})  # variables as themselves
+    reads = [list(map(array, own(e))) for e in calls]
     compiled: list[Any] = []
 
     def run(leaves):

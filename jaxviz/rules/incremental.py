@@ -22,6 +22,7 @@ from jax import lax
 
 from jaxviz.graph.lift import lift
 from jaxviz.graph.rewrite import Op, RuleSet
+from jaxviz.rules.kernels_conv import channels_last
 from jaxviz.rules.spans import (
     Slide,
     Span,
@@ -34,7 +35,7 @@ from jaxviz.rules.spans import (
     union,
     widened,
 )
-from jaxviz.rules.winograd import MOST_SPREAD, spread
+from jaxviz.rules.winograd import MOST_SPREAD, filters, spread
 
 
 class Changed(NamedTuple):
@@ -227,23 +228,24 @@ def _by_difference(op: Op, v: Changed, kernel: jax.Array) -> Changed | None:
     """
     options, numbers = op.options, op.options["dimension_numbers"]
     space = numbers.lhs_spec[2:]
+    size = [kernel.shape[a] for a in numbers.rhs_spec[2:]]
+    steps = (*options["window_strides"], *options["lhs_dilation"], *options["rhs_dilation"])
     suits = (
         v.part is not None
         and jax.default_backend() == "cpu"
-        and [kernel.shape[a] for a in numbers.rhs_spec[2:]] == [3, 3]
-        and {*options["window_strides"], *options["lhs_dilation"], *options["rhs_dilation"]} == {1}
+        and filters(size, steps, kernel.dtype, options["precision"])
         and options["feature_group_count"] == 1
         and min(kernel.shape[a] for a in numbers.rhs_spec[:2]) >= _LEAST_CHANNELS
-        and kernel.dtype == v.clean.dtype == jnp.float32
-        and options["precision"] != (lax.Precision.HIGHEST,) * 2
+        and kernel.dtype == v.clean.dtype
         and all(v.spans[a] and v.part.shape[a] <= MOST_SPREAD for a in space)
     )
     if not suits:
         return None
+    v, slides = _whole_on(v, numbers.lhs_spec[:2]), _slides(op, kernel)
     reached: list[Span | None] = [None] * 4
     kept: list[Span | None] = [None] * 4
     for axis, out_axis in zip(space, numbers.out_spec[2:], strict=True):
-        slide, found = _slides(op, kernel)[axis], v.spans[axis]
+        slide, found = slides[axis], v.spans[axis]
         assert found is not None
         # It hangs over the edge where the convolution pads less than the kernel reaches.
         start = found.starts + slide.padding[0] - (slide.reach - 1)
@@ -251,12 +253,10 @@ def _by_difference(op: Op, v: Changed, kernel: jax.Array) -> Changed | None:
         kept[out_axis] = slid(found, slide)
     if not all(kept[a] for a in numbers.out_spec[2:]):
         return None
-    assert v.part is not None
-    last = lambda spec: (spec[0], *spec[2:], spec[1])
-    difference = (v.part - cut(v.clean, v.spans)).transpose(last(numbers.lhs_spec))
-    matrices = kernel.transpose([*numbers.rhs_spec[2:], *numbers.rhs_spec[1::-1]])
-    added = spread(difference, matrices, options["precision"])
-    added = added.transpose([last(numbers.out_spec).index(a) for a in range(4)])
+    difference = v.part - cut(v.clean, v.spans)
+    added = channels_last(
+        lambda x, kernel: spread(x, kernel, options["precision"]), difference, kernel, numbers
+    )
     clean = op.evaluate(v.clean, kernel)
     part = cut(clean, tuple(kept)) + moved(added, tuple(reached), tuple(kept))
     return Changed(clean, part, tuple(kept))

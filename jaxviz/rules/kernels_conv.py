@@ -27,7 +27,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxviz.rules.windows import Windows, add_places, materialised, places, with_pullback
-from jaxviz.rules.winograd import winograd
+from jaxviz.rules.winograd import filters, winograd
 
 FEW_CHANNELS = 3
 TAPS = 27  # multiply-adds an output that still beat a convolution's overhead (3 x 3 x 3 channels)
@@ -115,10 +115,6 @@ def conv(
             f"dtypes one floating dtype; got {options}, {lhs.dtype}, {rhs.dtype}. "
             "Use lax.conv_general_dilated for these."
         )
-    lhs_spec, rhs_spec, out_spec = dimension_numbers
-    rank = lhs.ndim
-    x = lhs.transpose([lhs_spec[0], *lhs_spec[2:], lhs_spec[1]])
-    kernel = rhs.transpose([*rhs_spec[2:], rhs_spec[1], rhs_spec[0]])
     geometry = Geometry(
         strides=tuple(window_strides),
         padding=tuple((low, high) for low, high in padding),
@@ -126,13 +122,24 @@ def conv(
         depthwise=feature_group_count > 1,
         precision=precision,
     )
-    if geometry.depthwise:
-        # Output channel c * multiplier + m reads input channel c.
-        x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
-    y = _pointwise(geometry, x, kernel) if _is_pointwise(geometry, kernel) else None
-    y = _conv(geometry, x, kernel) if y is None else y
-    last = (out_spec[0], *out_spec[2:], out_spec[1])
-    return y.transpose([last.index(axis) for axis in range(rank)])
+
+    def convolved(x, kernel):
+        if geometry.depthwise:
+            # Output channel c * multiplier + m reads input channel c.
+            x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+        by = _pointwise if _is_pointwise(geometry, kernel) else _conv
+        return by(geometry, x, kernel)
+
+    return channels_last(convolved, lhs, rhs, dimension_numbers)
+
+
+def channels_last(function, lhs, rhs, numbers):
+    """`function(x, kernel)` of `[N, ..., C]` and `[..., C, O]`, for arrays laid out as a
+    `ConvDimensionNumbers` says."""
+    order = lambda spec: (spec[0], *spec[2:], spec[1])
+    kernel = rhs.transpose([*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]])
+    y = function(lhs.transpose(order(numbers.lhs_spec)), kernel)
+    return y.transpose([order(numbers.out_spec).index(axis) for axis in range(y.ndim)])
 
 
 def supported(
@@ -230,18 +237,13 @@ def _pull_back(geometry, shape, y, kernel):
 
 
 def _square(geometry, x, kernel):
-    """Side of the squares with which Winograd's filtering is quickest; 0 where the plain sum is.
-
-    It was measured in 32 bits alone, and the highest precision asks for the sum, which rounds less.
-    """
+    """Side of the squares with which Winograd's filtering is quickest; 0 where the plain sum is."""
     *size, channels, outputs = kernel.shape
+    steps = (*geometry.strides, *geometry.dilation)
     if (
-        size != [3, 3]
+        not filters(size, steps, x.dtype, geometry.precision)
         or geometry.depthwise
-        or {*geometry.strides, *geometry.dilation} != {1}
         or min(channels, outputs) < LEAST_CHANNELS
-        or x.dtype != jnp.float32
-        or geometry.precision == (lax.Precision.HIGHEST,) * 2
     ):
         return 0
     for side in (4, 2):

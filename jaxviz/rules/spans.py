@@ -175,11 +175,15 @@ def moved(part: jax.Array, spans: Spans, wanted: Spans) -> jax.Array:
     """Numbers on spans that may hang over the array's ends, on others: zeros beside them."""
     before, behind, places = [], [], []
     for s, w in zip(spans, wanted, strict=True):
-        offset = np.zeros(1, int) if s is None or w is None else s.starts - w.starts
-        rest = 0 if s is None or w is None else s.size - w.size
-        before.append(max(0, -int(offset.min())))
-        behind.append(max(0, int(offset.max()) + rest))
-        places.append(s and w and Span(offset + before[-1], s.size, s.at))
+        if s is None or w is None:
+            low, high, place = 0, 0, None
+        else:
+            offset = s.starts - w.starts
+            low, high = max(0, -int(offset.min())), max(0, int(offset.max()) + s.size - w.size)
+            place = Span(offset + low, s.size, s.at)
+        before.append(low)
+        behind.append(high)
+        places.append(place)
     sizes = [n if w is None else w.size for n, w in zip(part.shape, wanted, strict=True)]
     room = [b + n + a for b, n, a in zip(before, sizes, behind, strict=True)]
     laid = paste(jnp.zeros(room, part.dtype), part, tuple(places))

@@ -58,6 +58,19 @@ _FILTERS = {
 MOST_SPREAD = 4  # side of the largest square that `spread` takes
 
 
+def filters(size, steps, dtype, precision) -> bool:
+    """Whether a convolution with a kernel of `size`, strides and dilations `steps` may be filtered.
+
+    It was measured in 32 bits alone, and the highest precision asks for the sum, which rounds less.
+    """
+    return (
+        list(size) == [_TAPS, _TAPS]
+        and set(steps) == {1}
+        and dtype == jnp.float32
+        and precision != (lax.Precision.HIGHEST,) * 2
+    )
+
+
 def winograd(x, kernel, padding, outputs=2, precision=None, turned=False):
     """Convolution of stride 1 with a 3x3 kernel, equal up to rounding.
 

@@ -314,6 +314,17 @@ def test_other_changes_are_convolved_as_they_are(monkeypatch, case):
     np.testing.assert_allclose(np.float32(got), np.float32(wanted), atol=tolerance)
 
 
+def test_a_change_of_some_channels_is_convolved_too():
+    def net(kernel, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return jnp.tanh(y).mean((1, 2))
+
+    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 8))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 8, 8))
+    compare(net, kernel, x, (4, 3, 5), (4, 3, 3))
+
+
 @on_cpu
 @pytest.mark.parametrize("rows", [8, 1])
 def test_of_a_flattened_image_only_the_changed_weights_are_read(rows):
