@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,31 +64,79 @@ def chunk_length(name: str, num: int, chunk_size: int | None, x: Any) -> int:
     return min(range(most // 2 + 1, most + 1), key=lambda c: (-num % c, -c))
 
 
-def running_sum(term: Callable[[jax.Array], Any], num: int, chunk: int) -> Any:
-    """`sum_k term(k)`, k < `num`, with `chunk` terms alive at once; at least in float32.
+class _Lanes(NamedTuple):
+    """How copies are divided: each of `count` cores takes `length`, `chunk` of them at once."""
+
+    count: int
+    length: int
+    chunk: int
+
+    @property
+    def starts(self) -> list[jax.Array]:
+        """Of each lane, the first copy of each chunk."""
+        firsts = self.chunk * jnp.arange(-(-self.length // self.chunk), dtype=jnp.int32)
+        return [lane * self.length + firsts for lane in range(self.count)]
+
+
+def _lanes(name, num, chunk_size, x, default=None) -> _Lanes:
+    cores = width() if num * _numbers(x) >= _SHARED else 1
+    if chunk_size is None:
+        chunk_size = default(cores) if default else default_chunk(x, cores)
+    most = max(1, min(cores, chunk_size, num))
+    length = -(-num // most)
+    chunk = chunk_length(name, length, chunk_size // most, x)
+    return _Lanes(-(-num // length), length, chunk)
+
+
+def running_sum(
+    name: str, term: Callable[[jax.Array], Any], num: int, chunk_size: int | None, x: Any
+) -> Any:
+    """`sum_k term(k)`, k < `num`; at least in float32.
 
     Gradients through it recompute the terms, so its memory stays bounded there too.
-    """
 
-    def one_chunk(first):
-        if chunk == 1:
+    Args:
+      name: Of the method, for errors.
+      term: Of an integer, a pytree.
+      num: Number of terms.
+      chunk_size: Terms alive at once; None chooses by `x`.
+      x: Of what each term has a copy.
+
+    Returns:
+      `term`'s pytree. Cores share the terms where the program is traced for that.
+    """
+    # Each core has a term of its own, however large: what is not kept for each term repays that.
+    lanes = _lanes(name, num, chunk_size, x, lambda cores: max(cores, default_chunk(x, cores)))
+    chunk = lanes.chunk
+    even = num % lanes.count == 0 and lanes.length % chunk == 0
+
+    def one_chunk(first, end):
+        if chunk == 1 and even:
             return term(first)
         terms = _terms(term, first, num, chunk)
-        if num % chunk:  # a repeated last copy fills the last chunk; `where`, for it may be NaN
-            here = first + jnp.arange(chunk, dtype=jnp.int32) < num
+        if not even:  # a repeated last copy fills the last chunk; `where`, for it may be NaN
+            here = first + jnp.arange(chunk, dtype=jnp.int32) < end
             terms = jax.tree.map(lambda a: jnp.where(_column(here, a), a, 0), terms)
         return jax.tree.map(lambda a: a.sum(0, dtype=at_least_float32(a)), terms)
 
-    if chunk >= num:
-        return one_chunk(jnp.int32(0))
+    if lanes.count == 1 and chunk == num:
+        return one_chunk(jnp.int32(0), num)
 
-    def add(total, first):
-        return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one_chunk(first)), None
+    def share(part):
+        firsts, end = part
 
-    zeros = jax.tree.map(
-        lambda a: jnp.zeros(a.shape, at_least_float32(a)), jax.eval_shape(term, jnp.int32(0))
-    )
-    return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, _firsts(num, chunk))[0]
+        def add(total, first):
+            one = one_chunk(first, end)
+            return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one), None
+
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, at_least_float32(a)), jax.eval_shape(term, jnp.int32(0))
+        )
+        return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, firsts)[0]
+
+    ends = [min(num, (lane + 1) * lanes.length) for lane in range(lanes.count)]
+    sums = shared(share, list(zip(lanes.starts, map(jnp.int32, ends), strict=True)))
+    return jax.tree.map(lambda *a: sum(a[1:], a[0]), *sums)
 
 
 def stacked(
@@ -112,31 +160,19 @@ def stacked(
     Returns:
       `term`'s pytree. Cores share the copies where the program is traced for that.
     """
-    cores = width() if num * _numbers(x) >= _SHARED else 1
-    if chunk_size is None:
-        chunk_size = default(cores) if default else default_chunk(x, cores)
-    chunk = chunk_length(name, num, chunk_size, x)
-    lanes = min(cores, chunk)
-    count = -(-num // lanes)
-    if lanes > 1:
-        chunk = chunk_length(name, count, chunk // lanes, x)
+    lanes = _lanes(name, num, chunk_size, x, default)
 
     def one_chunk(_, first):
-        return None, jax.checkpoint(_terms, static_argnums=(0, 2, 3))(term, first, num, chunk)
+        return None, jax.checkpoint(_terms, static_argnums=(0, 2, 3))(term, first, num, lanes.chunk)
 
     def share(firsts):
         return jax.lax.scan(one_chunk, None, firsts)[1]
 
-    if lanes == 1 and chunk == num:
+    if lanes.count == 1 and lanes.chunk == num:
         return _terms(term, jnp.int32(0), num, num)
-    starts = [lane * count + _firsts(count, chunk) for lane in range(lanes)]
-    found = shared(share, [jnp.minimum(first, num - 1) for first in starts])
-    rows = lambda a: a.reshape(-1, *a.shape[2:])[:count]
+    found = shared(share, [jnp.minimum(first, num - 1) for first in lanes.starts])
+    rows = lambda a: a.reshape(-1, *a.shape[2:])[: lanes.length]
     return jax.tree.map(lambda *a: jnp.concatenate(list(map(rows, a)))[:num], *found)
-
-
-def _firsts(num, chunk):
-    return chunk * jnp.arange(-(-num // chunk), dtype=jnp.int32)
 
 
 def _terms(term, first, num, chunk):

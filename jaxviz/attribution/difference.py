@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import chunk_length, fixed_target, is_floating, running_sum
+from jaxviz.attribution.copies import fixed_target, is_floating, running_sum
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import baseline_like
 from jaxviz.graph.lift import lift
@@ -69,7 +69,7 @@ def deep_lift(
     return _multiplied(apply_fn, params, x, start, target, rule)
 
 
-@explanation("rule", "chunk_size")
+@explanation("rule", "chunk_size", sweeps=True)
 def deep_lift_shap(
     apply_fn: Callable,
     params: Any,
@@ -123,7 +123,6 @@ def deep_lift_shap(
             f"{jax.tree.map(jnp.shape, baselines)}, x {jax.tree.map(jnp.shape, x)}. "
             "One baseline is baseline[None]."
         )
-    chunk = chunk_length(name, count, chunk_size, x)
     target = fixed_target(apply_fn, params, x, target)
 
     def term(k):
@@ -131,7 +130,7 @@ def deep_lift_shap(
         start = baseline_like(name, start, x)
         return _multiplied(apply_fn, params, x, start, target, rule)
 
-    total = running_sum(term, count, chunk)
+    total = running_sum(name, term, count, chunk_size, x)
     return jax.tree.map(lambda t, a: (t / count).astype(jnp.result_type(a)), total, x)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import chunk_length, is_floating, outputs_of, running_sum, score_of
+from jaxviz.attribution.copies import is_floating, outputs_of, running_sum, score_of
 from jaxviz.graph.affine import affine_start
 
 # FLOPs for each number that the affine start of a model makes, from which on one pullback for all
@@ -73,14 +73,13 @@ def gradient_sum(
     parts = affine_start(apply_fn, params, x, least)
     start = lambda x: outputs_of(parts.start, params, x)
     at = term(start)
-    chunk = chunk_length(name, num, chunk_size, jax.eval_shape(start, x))
 
     def one(k):
         values, weight = at(k)
         gradients = input_gradient(parts.rest, params, values, target)
         return jax.tree.map(lambda g: g * jnp.asarray(weight, g.dtype), gradients)
 
-    total = running_sum(one, num, chunk)
+    total = running_sum(name, one, num, chunk_size, jax.eval_shape(start, x))
     moving, whole = _moving(x)
     values, pull = jax.vjp(lambda moving: start(whole(moving, x)), moving)
     pulled = pull(jax.tree.map(lambda t, v: t.astype(v.dtype), total, values))[0]

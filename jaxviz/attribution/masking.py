@@ -12,7 +12,6 @@ from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
     check_one_array,
-    chunk_length,
     fixed_target,
     running_sum,
     score_of,
@@ -20,7 +19,7 @@ from jaxviz.attribution.copies import (
 from jaxviz.attribution.regions import fill_like
 
 
-@explanation("num_samples", "cells", "keep", "chunk_size")
+@explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True)
 def rise(
     apply_fn: Callable,
     params: Any,
@@ -84,7 +83,6 @@ def rise(
         raise ValueError(f"{name}: keep must be in (0, 1); got {keep}. The paper takes 0.5.")
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
-    chunk = chunk_length(name, num_samples, chunk_size, x)
     wide = at_least_float32(x)
 
     def term(k):
@@ -93,7 +91,7 @@ def rise(
         score = score_of(apply_fn, params, seen, target)
         return masks * score.astype(wide).reshape(-1, *[1] * (masks.ndim - 1))
 
-    total = running_sum(term, num_samples, chunk)
+    total = running_sum(name, term, num_samples, chunk_size, x)
     return (total / (num_samples * keep)).astype(x.dtype)
 
 

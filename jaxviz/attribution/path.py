@@ -11,7 +11,6 @@ from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
-    chunk_length,
     fixed_target,
     is_floating,
     running_sum,
@@ -23,7 +22,7 @@ from jaxviz.attribution.gradient import PULLED, gradient_sum, input_gradient
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 
 
-@explanation("num_steps", "rule", "chunk_size")
+@explanation("num_steps", "rule", "chunk_size", sweeps=True)
 def integrated_gradients(
     apply_fn: Callable,
     params: Any,
@@ -85,7 +84,7 @@ def integrated_gradients(
     return _times_difference(x, start, total)
 
 
-@explanation("num_samples", "noise_scale", "chunk_size")
+@explanation("num_samples", "noise_scale", "chunk_size", sweeps=True)
 def expected_gradients(
     apply_fn: Callable,
     params: Any,
@@ -163,7 +162,7 @@ def expected_gradients(
         given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
         total = gradient_sum(*given, PULLED)
         return _times_difference(x, ends(0)[0], total)
-    total = running_sum(share, num_samples, chunk_length(name, num_samples, chunk_size, x))
+    total = running_sum(name, share, num_samples, chunk_size, x)
     return jax.tree.map(lambda a, t: _as_floating(t / num_samples, a), x, total)
 
 

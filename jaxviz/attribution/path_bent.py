@@ -11,7 +11,6 @@ from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
     check_one_array,
-    chunk_length,
     fixed_target,
     running_sum,
 )
@@ -135,7 +134,7 @@ def _advance(moved, way, slope, short, most, fraction):
     )
 
 
-@explanation("max_sigma", "num_steps", "rule", "chunk_size")
+@explanation("max_sigma", "num_steps", "rule", "chunk_size", sweeps=True)
 def blur_integrated_gradients(
     apply_fn: Callable,
     params: Any,
@@ -190,7 +189,6 @@ def blur_integrated_gradients(
             f"{max_sigma}. Give an image a channel axis: x[..., None]."
         )
     points, weights = quadrature(name, rule, num_steps)
-    chunk = chunk_length(name, num_steps, chunk_size, x)
     target = fixed_target(apply_fn, params, x, target)
 
     def term(k):
@@ -201,7 +199,7 @@ def blur_integrated_gradients(
         gradient = input_gradient(apply_fn, params, blurred, target)
         return gradient * speed * weights[k].astype(x.dtype)
 
-    return -max_sigma * running_sum(term, num_steps, chunk).astype(x.dtype)
+    return -max_sigma * running_sum(name, term, num_steps, chunk_size, x).astype(x.dtype)
 
 
 def _blur(x, sigma, max_sigma):

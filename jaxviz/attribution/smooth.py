@@ -12,7 +12,6 @@ from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least,
     at_least_float32,
-    chunk_length,
     fixed_target,
     running_sum,
     with_noise,
@@ -135,25 +134,25 @@ def var_grad(
     return _over_noise("var_grad", _variance, method, num_samples, noise_scale, chunk_size)
 
 
-def _mean(sample, num_samples, chunk):
-    return jax.tree.map(lambda a: a / num_samples, running_sum(sample, num_samples, chunk))
+def _mean(total, sample, num_samples):
+    return jax.tree.map(lambda a: a / num_samples, total(sample))
 
 
-def _mean_square(sample, num_samples, chunk):
+def _mean_square(total, sample, num_samples):
     def squared(k):
         return jax.tree.map(lambda a: _wide(a) ** 2, sample(k))
 
-    return _mean(squared, num_samples, chunk)
+    return _mean(total, squared, num_samples)
 
 
-def _variance(sample, num_samples, chunk):
+def _variance(total, sample, num_samples):
     about = jax.tree.map(_wide, sample(jnp.int32(0)))
 
     def moments(k):
         off = jax.tree.map(lambda a, b: _wide(a) - b, sample(k), about)
         return off, jax.tree.map(jnp.square, off)
 
-    mean, square = _mean(moments, num_samples, chunk)
+    mean, square = _mean(total, moments, num_samples)
     return jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), mean, square)
 
 
@@ -167,7 +166,6 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
     random = "key" in inspect.signature(method).parameters
 
     def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
-        chunk = chunk_length(name, num_samples, chunk_size, x)
         target = fixed_target(apply_fn, params, x, target)
 
         def noisy(k):
@@ -182,7 +180,8 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
             given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
             return gradient_sum(*given, PULLED)
         like = jax.eval_shape(sample, jnp.int32(0))
-        reduced = reduce(sample, num_samples, chunk)
+        total = lambda term: running_sum(name, term, num_samples, chunk_size, x)
+        reduced = reduce(total, sample, num_samples)
         return jax.tree.map(lambda a, b: a.astype(b.dtype), reduced, like)
 
     return _as_method(f"{name}({_name(method)})", smoothed, method, ("key",))
@@ -238,7 +237,7 @@ def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], 
             return jax.lax.switch(j, [undo for _, undo in transforms], explained)
 
         like = jax.eval_shape(explain, jnp.int32(0))
-        total = running_sum(explain, len(transforms), 1)
+        total = running_sum("augmented", explain, len(transforms), 1, x)
         return jax.tree.map(lambda a, b: (a / len(transforms)).astype(b.dtype), total, like)
 
     return _as_method(f"augmented({_name(method)})", mean, method, ())
@@ -271,7 +270,7 @@ flips_and_gains = tuple(
 def _as_method(name, run, method, named):
     """A method of its own, compiled once: options that hold arrays are traced, others are fixed."""
     run.__name__ = run.__qualname__ = name
-    compiled = explanation("fixed")(run)
+    compiled = explanation("fixed", sweeps=True)(run)
 
     def wrapped(apply_fn, params, x, target: Target = None, **options: Any) -> Any:
         missing = [k for k in named if k not in options]

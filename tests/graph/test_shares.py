@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxviz as jv
+from jaxviz import models
 from jaxviz.attribution.contract import explanation, select
-from jaxviz.attribution.copies import stacked
+from jaxviz.attribution.copies import running_sum, stacked
 from jaxviz.graph import shares
 from jaxviz.graph.shares import shared, side_by_side, width
 
@@ -150,20 +152,26 @@ def test_errors_of_the_function_and_of_a_share_reach_the_caller():
         jax.block_until_ready(side_by_side(function, 2)(jnp.float32(1)))
 
 
-@pytest.mark.parametrize(
-    ("num", "chunk_size", "lanes"), [(7, None, 3), (7, 2, 2), (7, 1, 1), (2, 5, 2)]
-)
-def test_copies_are_shared_within_the_chunk_size(monkeypatch, num, chunk_size, lanes):
+@pytest.fixture
+def divided(monkeypatch):
+    """Three cores, to share whatever there is; how many shares there were."""
     monkeypatch.setattr("jaxviz.attribution.copies._SHARED", 0)
     monkeypatch.setattr("jaxviz.attribution.contract.cores", lambda: 3)
     parts = []
 
-    def counted(function, starts):
-        parts.append(len(starts))
-        return shares.shared(function, starts)
+    def counted(function, given):
+        parts.append(len(given))
+        return shares.shared(function, given)
 
     monkeypatch.setattr("jaxviz.attribution.copies.shared", counted)
+    return parts
 
+
+NUMBERS = [(7, None, 3), (7, 2, 2), (7, 1, 1), (2, 5, 2), (4, None, 2), (12, None, 3)]
+
+
+@pytest.mark.parametrize(("num", "chunk_size", "lanes"), NUMBERS)
+def test_copies_are_shared_within_the_chunk_size(divided, num, chunk_size, lanes):
     @explanation("chunk_size", sweeps=True)
     def method(apply_fn, params, x, target=None, *, chunk_size=None):
         one = lambda k: select(apply_fn(params, x * k.astype(x.dtype)), target)
@@ -174,6 +182,51 @@ def test_copies_are_shared_within_the_chunk_size(monkeypatch, num, chunk_size, l
     found = method(net, w, x, 1, chunk_size=chunk_size)
     expected = np.arange(num)[:, None] * np.array([[2.0, 4.0, 6.0]])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert parts == [lanes] or (parts == [] and lanes == 1)
+    assert divided == [lanes] or (divided == [] and lanes == 1)
     nested = jax.jit(lambda x: method(net, w, x, 1, chunk_size=chunk_size))(x)
     np.testing.assert_allclose(nested, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("num", "chunk_size", "lanes"), NUMBERS)
+def test_the_terms_of_a_sum_are_shared_within_the_chunk_size(divided, num, chunk_size, lanes):
+    @explanation("chunk_size", sweeps=True)
+    def method(apply_fn, params, x, *, chunk_size=None):
+        one = lambda k: {"a": apply_fn(params, x) * k.astype(x.dtype), "k": k}
+        return running_sum("method", one, num, chunk_size, x)
+
+    x = jnp.array([[1.0, -2.0], [0.5, 3.0]])
+    expected = {"a": 3.0 * x * sum(range(num)), "k": jnp.int32(sum(range(num)))}
+    net = lambda w, x: x * w
+    chex.assert_trees_all_close(method(net, 3.0, x, chunk_size=chunk_size), expected, rtol=1e-6)
+    assert divided == [lanes]
+    nested = jax.jit(lambda x: method(net, 3.0, x, chunk_size=chunk_size))(x)
+    chex.assert_trees_all_close(nested, expected, rtol=1e-6)
+
+
+def _draws(x):
+    return {"baselines": jnp.stack([0 * x[0], x[1] / 2]), "key": jax.random.key(3)}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (jv.integrated_gradients, lambda x: {"num_steps": 7, "baseline": x[::-1]}),
+        (jv.expected_gradients, lambda x: {"num_samples": 5, "noise_scale": 0.1, **_draws(x)}),
+        (jv.deep_lift_shap, lambda x: {"baselines": x}),
+        (jv.blur_integrated_gradients, lambda x: {"num_steps": 5, "max_sigma": 2.0}),
+        (jv.rise, lambda x: {"num_samples": 10, "cells": 2, "key": jax.random.key(1)}),
+        (jv.smooth_grad(jv.gradient, num_samples=5), lambda x: {"key": jax.random.key(1)}),
+        (jv.var_grad(jv.saliency, num_samples=5), lambda x: {"key": jax.random.key(1)}),
+        (jv.smooth_grad(jv.grad_cam, num_samples=4), lambda x: {"key": jax.random.key(1)}),
+    ],
+)
+def test_methods_that_add_up_give_the_same_shared(divided, method, options):
+    net = models.nets["mnist_c"]()
+    x = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
+    params = jax.jit(net.init)(jax.random.key(1), x)
+    apply_fn = models.apply_fn(net)
+    whole = jax.jit(lambda params, x: method(apply_fn, params, x, **options(x)))(params, x)
+    divided.clear()
+    found = method(apply_fn, params, x, **options(x))
+    assert divided[0] > 1
+    chex.assert_trees_all_close(found, whole, rtol=1e-4, atol=1e-5 * float(jnp.abs(whole).max()))
