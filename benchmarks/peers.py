@@ -21,6 +21,7 @@ import torchvision
 from captum import attr
 from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr._utils.custom_modules import Addition_Module
+from captum.attr._utils.lrp_rules import EpsilonRule
 from memory import Peak
 from pytorch_grad_cam import AblationCAM, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -264,6 +265,12 @@ def methods(net, layer, x, target, options, copies, given):
     def without_graph(call, *arguments, **settings):
         return call(*arguments, **settings)
 
+    def lrp():
+        for layer in net.modules():
+            if isinstance(layer, nn.Flatten):  # Captum has no rule for it, and refuses it without
+                layer.rule = EpsilonRule()  # type: ignore
+        return attr.LRP(net).attribute(x, target)
+
     noisy = attr.NoiseTunnel(attr.Saliency(net))
     lime = lambda: attr.Lime(net, SkLearnLasso(alpha=options["strength"]), near)
     return {
@@ -291,7 +298,7 @@ def methods(net, layer, x, target, options, copies, given):
         "deeplift": lambda: attr.DeepLift(averaged(net) if given else net).attribute(
             x, zeros, target
         ),
-        "lrp": lambda: attr.LRP(net).attribute(x, target),
+        "lrp": lrp,
         "gradcam": lambda: attr.LayerGradCam(net, module).attribute(x, target),
         "scorecam": lambda: raw(SomeScoreCAM, some=options["channels"]),
         "ablationcam": lambda: raw(AblationCAM),

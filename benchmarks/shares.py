@@ -1,4 +1,4 @@
-"""Claim: cores that share forward passes do more than cores that divide every operation.
+"""Claim: cores that share passes through a net do more than cores that divide every operation.
 
 `python -m benchmarks.shares`. The other side is the same call within a program of the caller's,
 which is one program: there XLA divides each operation.
@@ -19,6 +19,10 @@ CASES = (
     ("squeezenet1_1", (1, SIDE, SIDE, 3), functools.partial(jv.score_cam, num_channels=64)),
     ("mobilenet_v2", (1, SIDE, SIDE, 3), functools.partial(jv.score_cam, num_channels=64)),
     ("resnet18", (1, SIDE, SIDE, 3), functools.partial(jv.score_cam, num_channels=64)),
+    ("cifar", (8, 32, 32, 3), jv.integrated_gradients),
+    ("squeezenet1_1", (1, SIDE, SIDE, 3), jv.integrated_gradients),
+    ("mobilenet_v2", (1, SIDE, SIDE, 3), jv.integrated_gradients),
+    ("resnet18", (1, SIDE, SIDE, 3), jv.integrated_gradients),
 )
 
 
@@ -36,9 +40,9 @@ def main():
         }
         times = in_turn(calls, seconds=15)
         json_line(
-            claim="cores share forward passes",
+            claim="cores share passes",
             net=name,
-            method=method.func.__name__,
+            method=getattr(method, "func", method).__name__,
             shared_ms=times["shared"],
             one_program_ms=times["one_program"],
             ratio=times["one_program"] / times["shared"],

@@ -1,5 +1,8 @@
 """The climb: against closed forms, and what it promises of keys, chunks and runs."""
 
+import functools
+
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 import jaxviz as jv
 from jaxviz import objectives, parametrizations, regularizers, transforms
 from jaxviz.features import maximization
+from jaxviz.graph.shares import shared
 
 PIXELS = parametrizations.pixels()
 PLAIN = {"transforms": (), "parametrization": PIXELS, "redirected_steps": 0}
@@ -131,6 +135,28 @@ def test_steps_in_runs_and_images_in_chunks_change_nothing(small, climbed, monke
     chunked = jv.maximize_activation(*small, (8, 8, 2), objective, chunk_size=1, **CLIMB)
     np.testing.assert_allclose(chunked.images, climbed.images, atol=1e-4)
     np.testing.assert_allclose(chunked.history, climbed.history, atol=1e-4)
+
+
+@pytest.mark.parametrize("cores", [2, 3])
+def test_images_that_cores_share_are_the_same(monkeypatch, small, cores):
+    given = (*small, (8, 8, 2), objectives.channel("deep", [0, 1, 2, 0]))
+    alone = jv.maximize_activation(*given, chunk_size=1, **CLIMB)
+    parts = []
+
+    def counted(function, some):
+        parts.append(len(some))
+        return shared(function, some)
+
+    monkeypatch.setattr(maximization, "_SHARED", 0)
+    monkeypatch.setattr(maximization, "cores", lambda: cores)
+    monkeypatch.setattr(maximization, "shared", counted)
+    own = functools.cache(maximization._compiled.__wrapped__)
+    monkeypatch.setattr(maximization, "_compiled", own)
+    found = jv.maximize_activation(*given, chunk_size=1, **CLIMB)
+    assert set(parts) >= {2}  # four images go in twos, on three cores too
+    chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=1e-5)
+    together = jv.maximize_activation(*given, chunk_size=4, **CLIMB)
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_frames_and_best_are_images_of_the_climb(climbed):
