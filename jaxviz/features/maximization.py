@@ -96,7 +96,8 @@ def maximize_activation(
       num_views: How many draws of the transforms are averaged in each step, >= 1.
       num_frames: How many images along the way are kept, for `plot.save_gif`.
       chunk_size: How many images go through the model at once, a divisor of M; memory is linear in
-        it. None is all of them, but on a CPU, whose caches reward few, about four of 128x128.
+        it. None is all of them, but on a CPU, whose caches reward few, about four of 128x128; there
+        cores share large images, and each has so many.
 
     Returns:
       A `Maximization`. On a terminal a bar shows the steps.
@@ -159,7 +160,9 @@ def maximize_activation(
             "fourier()."
         )
     starts = (key, given, given is None and init == "noise")
-    return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
+    shares = chunk_size is None and _shares(fixed)
+    plan = (redirected_steps, shares)
+    return _climb(who, fixed, params, objective, total, parametrization, starts, plan)
 
 
 # Numbers of images that go through the model at once on a CPU: 64 images of 128x128 through half a
@@ -205,8 +208,8 @@ class State(NamedTuple):
     frames: jax.Array
 
 
-def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
-    key, given, noisy = starts
+def _climb(who, fixed, params, objective, total, parametrization, starts, plan):
+    (key, given, noisy), (redirected_steps, shares) = starts, plan
     x = _seen.eval_shape(fixed)
     check_inputs(who, fixed.apply_fn, x)
     try:
@@ -221,7 +224,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
     start, run, step, finish = _compiled(nested, not nested and is_large(params))
-    if step is not None and _shares(fixed):
+    if step is not None and shares:
         run = functools.partial(_steps, step)
     state = start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
