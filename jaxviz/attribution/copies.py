@@ -19,7 +19,7 @@ from jaxviz.rules.fast import fast
 _ALIVE = {"cpu": 2**16}
 _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples
-# Numbers in all copies together from which on it pays to share forward passes among cores.
+# Numbers in all copies together from which on it pays to share their passes among cores.
 _SHARED = 2**19
 
 
@@ -49,10 +49,8 @@ def _numbers(x):
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
 
 
-def chunk_length(name: str, num: int, chunk_size: int | None, x: Any) -> int:
-    """How many of `num` copies of `x` to take at once: at most `chunk_size`, none wasted if so."""
-    if chunk_size is None:
-        chunk_size = default_chunk(x)
+def chunk_length(name: str, num: int, chunk_size: int) -> int:
+    """How many of `num` copies to take at once: at most `chunk_size`, none wasted if so."""
     if chunk_size < 1:
         raise ValueError(
             f"{name}: chunk_size must be at least 1, the copies alive at once; got {chunk_size}. "
@@ -84,7 +82,7 @@ def _lanes(name, num, chunk_size, x, default=None) -> _Lanes:
         chunk_size = default(cores) if default else default_chunk(x, cores)
     most = max(1, min(cores, chunk_size, num))
     length = -(-num // most)
-    chunk = chunk_length(name, length, chunk_size // most, x)
+    chunk = chunk_length(name, length, chunk_size // most)
     return _Lanes(-(-num // length), length, chunk)
 
 
