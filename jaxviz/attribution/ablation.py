@@ -43,7 +43,7 @@ def feature_ablation(
       num_segments: An upper bound of their number, which shapes the program; None reads it off
         `segments`. Give it to have maps of different numbers share a program.
       fill: What stands in place of a segment: anything that broadcasts to `x`.
-      chunk_size: Segments at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Segments at once, for all N examples. None goes by `x` and the cores.
       method: As for `occlusion`; where segments are local (a grid, superpixels), evaluating only
         what each changes costs less. Traced segments (under `jit`) are evaluated in full.
 

@@ -54,7 +54,7 @@ def score_cam(
       layer, relu, resize, reshape: As for `grad_cam`.
       num_channels: How many channels to try, for each example those whose maps vary most (largest
         standard deviation); None is all. Time is linear in it.
-      chunk_size: Masked inputs at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `[N, *space]`, in units of the activations. Costs one forward pass a channel.

@@ -28,8 +28,8 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
 
     Args:
       *static: Names of the options that shape the program (counts, layer names, modes).
-      sweeps: Whether the method goes through many forward passes (`copies.stacked`), which cores
-        share. Models with many weights are left alone: each share keeps what is made of them.
+      sweeps: Whether the method goes through many passes (`copies.stacked`, `running_sum`), which
+        cores share as `program` says.
 
     Returns:
       A decorator. The decorated function keeps its signature and docstring.
@@ -47,17 +47,6 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
 
         run.__name__ = run.__qualname__ = name
 
-        @functools.cache
-        def compiled(nested: bool, large: bool):
-            shape = (0, 1, 2)
-            options = None if nested else compiler_options(large=large) or None
-            here = cores() if sweeps and not nested and not large else 1
-            count = min(here, MOST)
-            if count > 1:
-                alone = compiler_options(alone=count == here) or None
-                return side_by_side(run, count, static_argnums=shape, options=options, alone=alone)
-            return jax.jit(run, static_argnums=shape, compiler_options=options)
-
         @functools.wraps(method)
         def public(*args, **kwargs):
             try:
@@ -72,14 +61,43 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
                 target = check_target(name, output_shape(apply_fn, params, x), target)
             target_fn = target if callable(target) else None
             traced = None if callable(target) else target
-            # JAX takes options for the compiler from the outermost program alone.
             nested = under_trace((params, x, traced, bound))
-            program = compiled(nested, not nested and is_large(params))
-            return program(apply_fn, target_fn, fixed, params, x, traced, bound)
+            call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
+            return call(apply_fn, target_fn, fixed, params, x, traced, bound)
 
         return public  # type: ignore[return-value]
 
     return decorate
+
+
+@functools.cache
+def program(
+    function: Callable,
+    static_argnums: tuple[int, ...],
+    nested: bool,
+    large: bool,
+    divided: bool = False,
+) -> Callable:
+    """`function`, to be compiled with the options that suit; remembered for the same arguments.
+
+    Args:
+      function: Pure, of pytrees and static arguments.
+      static_argnums: As for `jax.jit`.
+      nested: Whether it is called inside another trace (`under_trace`). JAX takes options for the
+        compiler from the outermost program alone, and a program inside one cannot be divided.
+      large: Whether the model has many weights (`is_large`): then each core that took a share
+        would keep what is made of them, so none does.
+      divided: Whether cores share what the function gives to `shares.shared`.
+    """
+    options = None if nested else compiler_options(large=large) or None
+    here = cores() if divided and not nested and not large else 1
+    count = min(here, MOST)
+    if count == 1:
+        return jax.jit(function, static_argnums=static_argnums, compiler_options=options)
+    alone = compiler_options(alone=count == here) or None
+    return side_by_side(
+        function, count, static_argnums=static_argnums, options=options, alone=alone
+    )
 
 
 def under_trace(arguments: Any) -> bool:

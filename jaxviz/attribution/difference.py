@@ -93,7 +93,7 @@ def deep_lift_shap(
       baselines: `[B, ...]`, any B >= 1, each used for each example; for a pytree `x` a pytree of
         such.
       rule: As in `deep_lift`.
-      chunk_size: Baselines at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Baselines at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       The shape of `x`, in units of the explained output. Sums over an example to its score less the

@@ -50,7 +50,7 @@ def rise(
       cells: Cells of the coarse grid along each axis, >= 1.
       keep: Probability that a cell is left to be seen, in (0, 1).
       fill: What stands where the mask hides: anything that broadcasts to `x`.
-      chunk_size: Masks at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `[N, *space]`, in units of the explained output: an estimate of the score expected, given that

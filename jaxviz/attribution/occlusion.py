@@ -60,7 +60,7 @@ def occlusion(
         covered. The last window of an axis is cut at the edge.
       fill: What stands in place of what is covered: anything that broadcasts to `x`: a number, one
         a channel `[C]`, an image, images (`blurred(x, 8.0)`, noise).
-      chunk_size: Windows at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Windows at once, for all N examples. None goes by `x` and the cores.
       method: "full" evaluates the net for each window; "incremental" only what each window
         changes, cut out of the clean activations, which is exact and keeps these in memory; "auto"
         takes the one with fewer FLOPs.

@@ -51,7 +51,7 @@ def integrated_gradients(
         is affine in its input (the first layer, mostly) is run at the path's ends alone.
       rule: Where the points lie: "gausslegendre", or equal steps at their "left", "right" or
         "middle", or "trapezoid" (`num_steps` points, both ends among them).
-      chunk_size: Points of the path at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Points of the path at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       The shape of `x`, in units of the explained output. Sums over an example to the score gained,
@@ -114,7 +114,7 @@ def expected_gradients(
       num_samples: Draws for each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of Gaussian noise added to each draw's `x`, as a share of the
         example's range (max - min).
-      chunk_size: Draws at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Draws at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       The shape of `x`, in units of the explained output. Sums over an example, in expectation, to

@@ -160,7 +160,7 @@ def blur_integrated_gradients(
       max_sigma: Standard deviation of the strongest blur, in pixels, > 0.
       num_steps: Points on the path, >= 1. Time is linear in it, memory constant.
       rule: Where the points lie, as for `integrated_gradients`.
-      chunk_size: Points of the path at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Points of the path at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       The shape of `x`, in units of the explained output. Sums over an example to the score of `x`

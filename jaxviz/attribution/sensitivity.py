@@ -52,7 +52,7 @@ def sobol(
       num_designs: Pairs (a, b) of masks, a power of two, >= 2.
       fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say).
       resize: How masks become as large as `x`.
-      chunk_size: Masked inputs at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `[N, *space]`, shares of the variance of the explained output, >= 0; with interactions they
@@ -134,7 +134,7 @@ def hsic(
       num_samples: Masks, >= 2, the same for all N examples. Time is linear in it.
       fill: What a hidden cell shows: anything that broadcasts to `x`.
       resize: How masks become as large as `x`.
-      chunk_size: Masked inputs at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `[N, *space]`, dependence without a unit, >= 0 up to rounding, no sign. Costs one forward pass

@@ -45,7 +45,7 @@ def shapley_values(
         numbers below 0 are never hidden. None is each number of a row `[N, F]` on its own.
       num_segments: Their number, at most 20; None reads it off `segments`.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
-      chunk_size: Coalitions at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `SegmentScores`; values sum to the score less that of the filled input, which is `base`;
@@ -140,7 +140,7 @@ def shapley_sampling(
       num_segments: Their number; None reads it off `segments`.
       num_samples: Pairs of orders, >= 2. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
-      chunk_size: Coalitions at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `SegmentScores`; values sum to the score less that of the filled input, which is `base`, for

@@ -36,7 +36,7 @@ def smooth_grad(
         `grad_cam_pp` makes it Smooth Grad-CAM++.
       num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
-      chunk_size: Copies at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       A method with the options of `method` and `key` besides. It explains what `method` explains,
@@ -76,7 +76,7 @@ def square_grad(
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
       num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
-      chunk_size: Copies at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       A method with the options of `method` and `key` besides, in the square of its units.
@@ -113,7 +113,7 @@ def var_grad(
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
       num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
-      chunk_size: Copies at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       A method with the options of `method` and `key` besides, in the square of its units.

@@ -75,7 +75,7 @@ def lime(
       kernel_width: Of the weights, > 0; small ones look near the example only.
       penalty: "ridge", solved in closed form, or "lasso", 100 sweeps of coordinate descent.
       strength: Of the penalty, >= 0; traced. 0 is least squares.
-      chunk_size: Coalitions at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       A `Surrogate`. Costs one forward pass a sample; all N models are solved at once.
@@ -238,7 +238,7 @@ def kernel_shap(
       num_samples: Coalitions, more than G. Where it reaches 2 ** G - 2 they are all taken once,
         with their kernel's weights, and the values are exact.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
-      chunk_size: Coalitions at once, for all N examples. None chooses by the size of `x`.
+      chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `SegmentScores`; values sum to the score less that of the filled input, which is `base`; the

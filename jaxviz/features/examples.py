@@ -1,16 +1,15 @@
 """The images of a data set that excite each unit of a layer most, and what of them it sees."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from jaxviz.attribution.contract import program
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import Values
-from jaxviz.rules.fast import compiler_options, fast, is_large
+from jaxviz.rules.fast import fast, is_large
 
 
 class TopExamples(NamedTuple):
@@ -125,7 +124,8 @@ class _Collection:
         if length < self.size:  # the last batch is filled up: one program
             fill = [batch[-1:]] * (self.size - length)
             batch = np.concatenate([batch, *fill])
-        found = _compiled(is_large(params))(self.apply_fn, self.layer, params, batch)
+        compiled = program(_strongest, (0, 1), nested=False, large=is_large(params))
+        found = compiled(self.apply_fn, self.layer, params, batch)
         strongest, places, means = (np.asarray(a)[:length] for a in found)
         self.total += means.sum(0)
         self.count += length
@@ -149,12 +149,6 @@ class _Collection:
     def result(self) -> TopExamples:
         means = (self.total / self.count).astype(np.float32)
         return TopExamples(self.scores, self.indices, self.boxes, self.patches, means, self.count)
-
-
-@functools.cache
-def _compiled(large: bool):
-    options = compiler_options(large=large) or None
-    return jax.jit(_strongest, static_argnums=(0, 1), compiler_options=options)
 
 
 def _strongest(apply_fn, layer, params, x):

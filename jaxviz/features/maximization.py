@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.attribution.contract import check_inputs, under_trace
+from jaxviz.attribution.contract import check_inputs, program, under_trace
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.graph.shares import MOST, cores, shared, side_by_side, width
+from jaxviz.graph.shares import WORTH_SHARING, cores, shared, width
 from jaxviz.graph.split import Values
-from jaxviz.rules.fast import compiler_options, fast, is_large
+from jaxviz.rules.fast import fast, is_large
 from jaxviz.rules.relu import redirected_relu
 
 ADAM = optax.adam(0.05)
@@ -161,16 +161,14 @@ def maximize_activation(
         )
     starts = (key, given, given is None and init == "noise")
     shares = chunk_size is None and _shares(fixed)
-    plan = (redirected_steps, shares)
-    return _climb(who, fixed, params, objective, total, parametrization, starts, plan)
+    return _climb(
+        who, fixed, params, objective, total, parametrization, starts, redirected_steps, shares
+    )
 
 
 # Numbers of images that go through the model at once on a CPU: 64 images of 128x128 through half a
 # SqueezeNet take 333 ms a step together, 230 by sixteens and 210 by fours.
 _AT_ONCE = 2**18
-# Numbers of all images from which on cores share the chunks of a step, one of which is four
-# photographs: SqueezeNet takes 1.3 times less time so, sixteen digits none.
-_SHARED = 2**19
 
 
 def _chunk(shape: tuple[int, ...], coupled: bool) -> int:
@@ -208,8 +206,8 @@ class State(NamedTuple):
     frames: jax.Array
 
 
-def _climb(who, fixed, params, objective, total, parametrization, starts, plan):
-    (key, given, noisy), (redirected_steps, shares) = starts, plan
+def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps, shares):
+    key, given, noisy = starts
     x = _seen.eval_shape(fixed)
     check_inputs(who, fixed.apply_fn, x)
     try:
@@ -223,10 +221,13 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, plan):
         ) from error
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
-    start, run, step, finish = _compiled(nested, not nested and is_large(params))
-    if step is not None and shares:
+    large = is_large(params)
+    if shares and not nested and not large:
+        step = program(_step, (0, 1), nested, large, divided=True)
         run = functools.partial(_steps, step)
-    state = start(fixed, parametrization, key, given, noisy)
+    else:
+        run = program(_run, (0, 1), nested, large)
+    state = _start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
     for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):
         spans = [(first, last)] if nested else chunks(last, first, 16, who)
@@ -235,6 +236,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, plan):
                 state = run(fixed, wake, params, total, parametrization, key, state, *span)
                 if not nested:
                     jax.block_until_ready(state.history)
+    finish = program(_finish, (0,), nested, large)
     return finish(fixed, params, objective, parametrization, key, state)
 
 
@@ -253,25 +255,10 @@ def _read(fixed, who, params, total):
     return _values(fixed.apply_fn, total, who)(params, _seen(fixed))
 
 
-@functools.cache
-def _compiled(nested: bool, large: bool):
-    """The programs; JAX takes options for the compiler from the outermost one alone."""
-    options = None if nested else compiler_options(large=large) or None
-    here = 1 if nested or large else cores()
-    count = min(here, MOST)
-    alone = compiler_options(alone=count == here) or None
-    divided = functools.partial(side_by_side, _step, count, static_argnums=(0, 1), options=options)
-    return (
-        jax.jit(_start, static_argnums=(0, 4)),
-        jax.jit(_run, static_argnums=(0, 1), compiler_options=options),
-        divided(alone=alone) if count > 1 else None,
-        jax.jit(_finish, static_argnums=0, compiler_options=options),
-    )
-
-
 def _shares(fixed):
-    """Whether there are chunks for several cores, and enough to do in a step."""
-    return fixed.chunk_size < fixed.shape[0] and math.prod(fixed.shape) >= _SHARED
+    """Whether there are several cores, chunks for them, and enough to do in a step."""
+    enough = math.prod(fixed.shape) >= WORTH_SHARING
+    return cores() > 1 and fixed.chunk_size < fixed.shape[0] and enough
 
 
 def _steps(step, fixed, wake, params, total, parametrization, key, state, first, last):
@@ -281,6 +268,7 @@ def _steps(step, fixed, wake, params, total, parametrization, key, state, first,
     return state
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _start(fixed, parametrization, key, given, noisy):
     if given is not None:
         variables = parametrization.variables(given, *parametrization.data)

@@ -12,6 +12,7 @@ import pytest
 
 import jaxviz as jv
 from jaxviz import objectives, parametrizations, regularizers, transforms
+from jaxviz.attribution import contract
 from jaxviz.features import maximization
 from jaxviz.graph.shares import shared
 
@@ -147,12 +148,13 @@ def test_images_that_cores_share_are_the_same(monkeypatch, small, cores):
         parts.append(len(some))
         return shared(function, some)
 
-    monkeypatch.setattr(maximization, "_SHARED", 0)
+    monkeypatch.setattr(maximization, "WORTH_SHARING", 0)
     monkeypatch.setattr(maximization, "_AT_ONCE", 1)  # one image at a time, where nobody said
-    monkeypatch.setattr(maximization, "cores", lambda: cores)
+    for module in (maximization, contract):
+        monkeypatch.setattr(module, "cores", lambda: cores)
     monkeypatch.setattr(maximization, "shared", counted)
-    own = functools.cache(maximization._compiled.__wrapped__)
-    monkeypatch.setattr(maximization, "_compiled", own)
+    own = functools.cache(contract.program.__wrapped__)
+    monkeypatch.setattr(maximization, "program", own)
     found = jv.maximize_activation(*given, **CLIMB)
     assert 2 in parts  # four images go in twos, on three cores too
     chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=1e-5)
