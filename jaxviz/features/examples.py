@@ -61,6 +61,7 @@ def top_examples(
       ValueError: No such layer, no images, or images of differing shapes.
 
     Example:
+      >>> import jax
       >>> net = lambda w, x: jax.nn.relu(x * w)
       >>> images = np.array([[[[1.0], [5.0]]], [[[2.0], [3.0]]]], "f4")  # two of 1 x 2 pixels
       >>> top = top_examples(net, 2.0, images, layer="relu_0", num_images=2)
