@@ -16,7 +16,7 @@ from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.graph.shares import WORTH_SHARING, cores, shared, width
+from jaxviz.graph.shares import shared, width
 from jaxviz.graph.split import Values
 from jaxviz.rules.fast import fast, is_large
 from jaxviz.rules.relu import redirected_relu
@@ -81,8 +81,9 @@ def maximize_activation(
       objective: One of `jaxviz.objectives`, or a sum. Other units of a layer do not recompile.
       key: PRNG key: same key, same images. The first images do not depend on how many follow.
       num_steps: Steps, >= 1. Time is linear in it.
-      optimizer: Any optax transformation; it descends minus the objective. Make it once: it is a
-        part of the compiled program.
+      optimizer: Any optax transformation; it descends minus the objective. Each image has its own
+        (a norm that it takes is that of one image), unless images depend on each other. Make it
+        once: it is a part of the compiled program.
       transforms: Of `jaxviz.transforms`, in order; only the model sees what they do.
       regularizers: Penalties, of `jaxviz.regularizers`, subtracted from what climbs.
       parametrization: Of `jaxviz.parametrizations`; None is `fourier()`, in 0 to 1.
@@ -95,9 +96,9 @@ def maximize_activation(
         compilation; 0 for none.
       num_views: How many draws of the transforms are averaged in each step, >= 1.
       num_frames: How many images along the way are kept, for `plot.save_gif`.
-      chunk_size: How many images go through the model at once, a divisor of M; memory is linear in
-        it. None is all of them, but on a CPU, whose caches reward few, about four of 128x128; there
-        cores share large images, and each has so many.
+      chunk_size: How many images climb at once, a divisor of M; memory is linear in it. None is all
+        of them, but on a CPU, whose caches reward few, about four of 128x128; there the cores share
+        the images, and each has so many.
 
     Returns:
       A `Maximization`. On a terminal a bar shows the steps.
@@ -138,15 +139,14 @@ def maximize_activation(
         normalize_gradient,
         num_views,
         num_frames,
-        _chunk(shape, total.coupled) if chunk_size is None else chunk_size,
+        chunk_size,
+        total.coupled or not _separable(parametrization, shape),
     )
     total, objective = _for_all(who, total, count), _for_all(who, objective, count)
-    if (
-        not 1 <= fixed.chunk_size <= count
-        or count % fixed.chunk_size
-        or (total.coupled and fixed.chunk_size < count)
+    if chunk_size is not None and (
+        not 1 <= chunk_size <= count or count % chunk_size or (fixed.joint and chunk_size < count)
     ):
-        told = "all, for the images of this objective depend on each other" if total.coupled else ""
+        told = "all, for the images of this climb depend on each other" if fixed.joint else ""
         raise ValueError(
             f"{who}: chunk_size must divide the number of images, {count}; got {chunk_size}. "
             f"Leave it out: {told or 'it is chosen'}."
@@ -160,24 +160,7 @@ def maximize_activation(
             "fourier()."
         )
     starts = (key, given, given is None and init == "noise")
-    shares = chunk_size is None and _shares(fixed)
-    return _climb(
-        who, fixed, params, objective, total, parametrization, starts, redirected_steps, shares
-    )
-
-
-# Numbers of images that go through the model at once on a CPU: 64 images of 128x128 through half a
-# SqueezeNet take 333 ms a step together, 230 by sixteens and 210 by fours.
-_AT_ONCE = 2**18
-
-
-def _chunk(shape: tuple[int, ...], coupled: bool) -> int:
-    """The largest divisor of the number of images that suits the machine."""
-    count, *size = shape
-    most = count
-    if jax.default_backend() == "cpu" and not coupled:
-        most = max(1, _AT_ONCE // math.prod(size))
-    return max(n for n in range(1, count + 1) if count % n == 0 and n <= max(most, 1))
+    return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
 
 
 class Fixed(NamedTuple):
@@ -191,22 +174,29 @@ class Fixed(NamedTuple):
     normalize: bool
     num_views: int
     num_frames: int
-    chunk_size: int
+    chunk_size: int | None
+    joint: bool  # whether images depend on each other
 
 
-class State(NamedTuple):
-    """What a climb carries from step to step."""
+class Climbers(NamedTuple):
+    """What a step changes of some images; arrays begin with an axis of images."""
 
     variables: Any
     optimizer: Any
     best: jax.Array
     best_value: jax.Array
-    history: jax.Array
     importance: jax.Array
+
+
+class State(NamedTuple):
+    """What a climb carries from step to step; arrays begin with an axis of images."""
+
+    climbers: Climbers
+    history: jax.Array
     frames: jax.Array
 
 
-def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps, shares):
+def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
     x = _seen.eval_shape(fixed)
     check_inputs(who, fixed.apply_fn, x)
@@ -222,11 +212,8 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
     large = is_large(params)
-    if shares and not nested and not large:
-        step = program(_step, (0, 1), nested, large, divided=True)
-        run = functools.partial(_steps, step)
-    else:
-        run = program(_run, (0, 1), nested, large)
+    shares = fixed.chunk_size is None  # else so many are alive, not so many on each core
+    run = program(_run, (0, 1), nested, large, divided=shares)
     state = _start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
     for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):
@@ -236,7 +223,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
                 state = run(fixed, wake, params, total, parametrization, key, state, *span)
                 if not nested:
                     jax.block_until_ready(state.history)
-    finish = program(_finish, (0,), nested, large)
+    finish = program(_finish, (0,), nested, large, divided=shares)
     return finish(fixed, params, objective, parametrization, key, state)
 
 
@@ -248,24 +235,35 @@ def _seen(fixed):
     return compose(fixed.transforms, jax.random.key(0), jnp.zeros(fixed.shape))
 
 
+def _separable(parametrization, shape):
+    """Whether an image is a function of its own entry of all variables."""
+    count, *size = shape
+
+    def fits(count):
+        variables, image = _first.eval_shape((count, *size), parametrization)
+        entries = {a.shape[0] for a in jax.tree.leaves(variables)}
+        return image.shape == (1, *size) and entries == {count}
+
+    try:
+        return fits(count) and fits(count + 1)  # one more image, one more entry
+    except (IndexError, TypeError, ValueError):  # arrays that do not go together
+        return False
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _first(shape, parametrization):
+    """All variables, and the image that the first entry of each gives."""
+    data = parametrization.data
+    variables = parametrization.initial(jax.random.key(0), shape, *data)
+    own = jax.tree.map(lambda a: a[:1], variables)
+    return variables, parametrization.image(own, (1, *shape[1:]), *data)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(fixed, who, params, total):
     """The layers that an objective reads."""
     _kept_values(fixed.apply_fn, total, who)(params, jnp.zeros(fixed.shape))
     return _values(fixed.apply_fn, total, who)(params, _seen(fixed))
-
-
-def _shares(fixed):
-    """Whether there are several cores, chunks for them, and enough to do in a step."""
-    enough = math.prod(fixed.shape) >= WORTH_SHARING
-    return cores() > 1 and fixed.chunk_size < fixed.shape[0] and enough
-
-
-def _steps(step, fixed, wake, params, total, parametrization, key, state, first, last):
-    """`_run`, each step a program whose images the cores share: no loop can be divided."""
-    for number in range(first, last):
-        state = step(fixed, wake, params, total, parametrization, key, state, number)
-    return state
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -276,36 +274,46 @@ def _start(fixed, parametrization, key, given, noisy):
         key = jax.random.fold_in(key, 0) if noisy else None
         variables = parametrization.initial(key, fixed.shape, *parametrization.data)
     count, *_ = fixed.shape
-    return State(
+    optimizer = fixed.optimizer.init if fixed.joint else jax.vmap(fixed.optimizer.init)
+    climbers = Climbers(
         variables,
-        fixed.optimizer.init(variables),
+        optimizer(variables),
         jnp.zeros(fixed.shape),
         jnp.full((count,), -jnp.inf),
-        jnp.zeros((fixed.num_steps, count)),
         jnp.zeros(fixed.shape[:3]),
-        jnp.zeros((fixed.num_frames, *fixed.shape)),
     )
+    frames = jnp.zeros((count, fixed.num_frames, *fixed.shape[1:]))
+    return State(climbers, jnp.zeros((count, fixed.num_steps)), frames)
 
 
 def _run(fixed, wake, params, total, parametrization, key, state, first, last):
     """Steps `first` to `last`; the same numbers however the steps are divided into runs."""
 
-    def step(number, state):
-        return _step(fixed, wake, params, total, parametrization, key, state, number)
+    def climb(each, state, total):
+        def step(number, state):
+            one = functools.partial(_step, fixed, wake, params, parametrization, key, number)
+            climbers, values, images = each(one, state.climbers, total)
+            frames = state.frames
+            if fixed.num_frames:
+                frames = frames.at[:, number * fixed.num_frames // fixed.num_steps].set(images)
+            return State(climbers, state.history.at[:, number].set(values), frames)
 
-    return jax.lax.fori_loop(first, last, step, state)
+        return jax.lax.fori_loop(first, last, step, state)
+
+    return _divided(climb, fixed, state, total)
 
 
-def _step(fixed, wake, params, total, parametrization, key, state, number):
-    """One step of all images."""
+def _step(fixed, wake, params, parametrization, key, number, climbers, total):
+    """One step of some images: they after it, what climbs and the images before it."""
     model = _values(fixed.apply_fn, total, "maximize_activation", wake)
     as_kept = _kept_values(fixed.apply_fn, total, "maximize_activation")
-    draws = jax.random.fold_in(key, 1)
+    shape = climbers.best.shape
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
 
     def image(variables):
-        return parametrization.image(variables, fixed.shape, *parametrization.data)
+        return parametrization.image(variables, shape, *parametrization.data)
 
-    def value(images, total, key):
+    def value(images):
         kept = as_kept(params, images)
 
         def view(number):
@@ -316,53 +324,48 @@ def _step(fixed, wake, params, total, parametrization, key, state, number):
             return view(0)
         return jax.vmap(view)(jnp.arange(fixed.num_views)).mean(0)
 
-    def slope(images, total, key):
-        values, pull = jax.vjp(lambda images: value(images, total, key), images)
-        return values, pull(jnp.ones_like(values))[0]
-
-    images, pull = jax.vjp(image, state.variables)
-    key = jax.random.fold_in(draws, number)
-    values, gradient = _in_chunks(slope, images, total, key, fixed)
+    images, pull = jax.vjp(image, climbers.variables)
+    values, slope = jax.vjp(value, images)
+    (gradient,) = slope(jnp.ones_like(values))
     if fixed.normalize:
         size = jnp.sqrt((gradient * gradient).mean((1, 2, 3), keepdims=True))
         gradient = gradient / jnp.maximum(size, jnp.finfo(gradient.dtype).tiny)
+    update = fixed.optimizer.update if fixed.joint else jax.vmap(fixed.optimizer.update)
     # optax descends, and is not written for strict promotion, which a user may have set.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        updates, optimizer = fixed.optimizer.update(
-            pull(-gradient)[0], state.optimizer, state.variables
-        )
-    better = values > state.best_value
-    frames = state.frames
-    if fixed.num_frames:
-        frames = frames.at[number * fixed.num_frames // fixed.num_steps].set(images)
-    return State(
-        optax.apply_updates(state.variables, updates),
+        updates, optimizer = update(pull(-gradient)[0], climbers.optimizer, climbers.variables)
+    better = values > climbers.best_value
+    climbers = Climbers(
+        optax.apply_updates(climbers.variables, updates),
         optimizer,
-        jnp.where(better[:, None, None, None], images, state.best),
-        jnp.where(better, values, state.best_value),
-        state.history.at[number].set(values),
-        state.importance + jnp.abs(gradient).sum(3),
-        frames,
+        jnp.where(better[:, None, None, None], images, climbers.best),
+        jnp.where(better, values, climbers.best_value),
+        climbers.importance + jnp.abs(gradient).sum(3),
     )
+    return climbers, values, images
 
 
 def _finish(fixed, params, objective, parametrization, key, state):
-    images = parametrization.image(state.variables, fixed.shape, *parametrization.data)
     model = _values(fixed.apply_fn, objective, "maximize_activation")
     as_kept = _kept_values(fixed.apply_fn, objective, "maximize_activation")
 
-    def score(images, objective, key):
-        seen = compose(fixed.transforms, key, images)
+    def last(climbers, objective):
+        shape = climbers.best.shape
+        images = parametrization.image(climbers.variables, shape, *parametrization.data)
+        seen = compose(fixed.transforms, jax.random.fold_in(key, 2), images)
         seen = images if seen.shape == images.shape else seen
-        return objective({**model(params, seen), **as_kept(params, images)})
+        return images, objective({**model(params, seen), **as_kept(params, images)})
 
-    scores = _in_chunks(score, images, objective, jax.random.fold_in(key, 2), fixed)
-    mass = state.importance.sum((1, 2), keepdims=True)
-    importance = state.importance / jnp.where(mass > 0, mass, 1)
-    frames = state.frames
+    ends = lambda each, *some: each(last, *some)
+    images, scores = _divided(ends, fixed, state.climbers, objective)
+    importance = state.climbers.importance
+    mass = importance.sum((1, 2), keepdims=True)
+    importance = importance / jnp.where(mass > 0, mass, 1)
+    frames = jnp.moveaxis(state.frames, 1, 0)
     if fixed.num_frames:
         frames = frames.at[-1].set(images)
-    return Maximization(images, scores, state.best, state.history, importance, frames)
+    best, history = state.climbers.best, state.history.T
+    return Maximization(images, scores, best, history, importance, frames)
 
 
 def _values(apply_fn, objective, who, wake=False):
@@ -385,18 +388,41 @@ def _kept_values(apply_fn, objective, who):
     return values
 
 
-def _in_chunks(function, images, objective, key, fixed):
-    """`function(images, objective, key)` for some images at a time, which cores may share."""
-    count, size = fixed.shape[0], fixed.chunk_size
-    if size == count:
-        return function(images, objective, key)
-    chunks = count // size
-    lanes = max(n for n in range(1, min(width(), chunks) + 1) if chunks % n == 0)
-    split = lambda a: a.reshape(lanes, chunks // lanes, size, *a.shape[1:])
-    parts = jax.tree.map(split, (images, objective))
-    lane = lambda part: jax.lax.map(lambda some: function(*some, key), part)
-    found = shared(lane, [jax.tree.map(lambda a, n=n: a[n], parts) for n in range(lanes)])
-    return jax.tree.map(lambda *a: jnp.concatenate(a).reshape(count, *a[0].shape[2:]), *found)
+# Numbers of images that climb at once on a CPU: 64 images of 128x128 through half a SqueezeNet take
+# 333 ms a step together, 230 by sixteens and 210 by fours.
+_AT_ONCE = 2**18
+
+
+def _divided(climb, fixed, *trees):
+    """`climb(each, *trees)`, the images divided among the cores.
+
+    `each(function, *trees)` is the function of some of a core's images after the others.
+    """
+    count, *size = fixed.shape
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    # The cores are done when the busiest is.
+    busiest = lambda lanes: -(-lanes // width()) * count // lanes
+    lanes = 1 if fixed.joint else min(divisors, key=lambda n: (busiest(n), n))
+    length = count // lanes
+    chunk = fixed.chunk_size or length
+    if fixed.chunk_size is None and jax.default_backend() == "cpu" and not fixed.joint:
+        most = max(1, _AT_ONCE // math.prod(size))
+        chunk = max(n for n in divisors if length % n == 0 and n <= most)
+
+    def each(function, *some):
+        if chunk == length:
+            return function(*some)
+        cut = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), some)
+        found = jax.lax.map(lambda few: function(*few), cut)
+        return jax.tree.map(lambda a: a.reshape(length, *a.shape[2:]), found)
+
+    if lanes == 1:
+        return climb(each, *trees)
+    parts = [
+        jax.tree.map(lambda a, at=at: a[at : at + length], trees) for at in range(0, count, length)
+    ]
+    found = shared(lambda part: climb(each, *part), parts)
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *found)
 
 
 def _for_all(who: str, objective: Objective, count: int) -> Objective:

@@ -138,29 +138,56 @@ def test_steps_in_runs_and_images_in_chunks_change_nothing(small, climbed, monke
     np.testing.assert_allclose(chunked.history, climbed.history, atol=1e-4)
 
 
-@pytest.mark.parametrize("cores", [2, 3])
-def test_images_that_cores_share_are_the_same(monkeypatch, small, cores):
-    given = (*small, (8, 8, 2), objectives.channel("deep", [0, 1, 2, 0]))
-    alone = jv.maximize_activation(*given, chunk_size=1, **CLIMB)
+@pytest.mark.parametrize(("cores", "count", "shares"), [(2, 4, 2), (2, 3, 3), (3, 4, 2), (3, 3, 3)])
+def test_images_that_cores_share_are_the_same(monkeypatch, small, cores, count, shares):
+    given = (*small, (8, 8, 2), objectives.channel("deep", [0, 1, 2, 0][:count]))
+    options = {"num_frames": 2, **CLIMB}
+    alone = jv.maximize_activation(*given, chunk_size=1, **options)
     parts = []
 
     def counted(function, some):
         parts.append(len(some))
         return shared(function, some)
 
-    monkeypatch.setattr(maximization, "WORTH_SHARING", 0)
     monkeypatch.setattr(maximization, "_AT_ONCE", 1)  # one image at a time, where nobody said
-    for module in (maximization, contract):
-        monkeypatch.setattr(module, "cores", lambda: cores)
+    monkeypatch.setattr(contract, "cores", lambda: cores)
     monkeypatch.setattr(maximization, "shared", counted)
     own = functools.cache(contract.program.__wrapped__)
     monkeypatch.setattr(maximization, "program", own)
-    found = jv.maximize_activation(*given, **CLIMB)
-    assert 2 in parts  # four images go in twos, on three cores too
+    found = jv.maximize_activation(*given, **options)
+    assert set(parts) == {shares}
     chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=1e-5)
     parts.clear()
-    jv.maximize_activation(*given, chunk_size=1, **CLIMB)  # no more at once than was asked for
-    assert 2 not in parts
+    jv.maximize_activation(*given, chunk_size=1, **options)  # no more at once than was asked for
+    assert not parts
+
+
+def test_an_optimizer_sees_the_gradient_of_one_image(small):
+    """A clipped norm is each image's own: the first image is that of a climb of its own."""
+    options = {"optimizer": optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(10.0))} | CLIMB
+    climb = lambda units: jv.maximize_activation(
+        *small, (8, 8, 2), objectives.channel("deep", units), **options
+    )
+    both, first = climb([0, 1]), climb([0])
+    np.testing.assert_allclose(both.images[:1], first.images, rtol=1e-5)
+    assert not np.allclose(first.history[0], first.history[-1], rtol=1e-3)
+
+
+def test_images_of_one_set_of_variables_climb_together():
+    """Two images that are one: its climb is that of the sum of both objectives."""
+    one = parametrizations.Parametrization(
+        lambda key, shape: jnp.zeros(shape[1:]),
+        lambda v, shape: jnp.broadcast_to(jax.nn.sigmoid(v), shape),
+        None,
+    )
+    w = jnp.array([[2.0, -1.0], [-2.0, 3.0], [1.0, 1.0], [-1.0, -3.0]])
+    arguments = (linear, w, (2, 2, 1), objectives.logit([0, 1]))
+    options = {"key": KEY, "num_steps": 100, "optimizer": ADAM, **PLAIN, "parametrization": one}
+    found = jv.maximize_activation(*arguments, **options)
+    for image in found.images.reshape(2, 4):
+        np.testing.assert_array_equal(image.round(), w.sum(1) > 0)
+    with pytest.raises(ValueError, match="depend on each other"):
+        jv.maximize_activation(*arguments, **options, chunk_size=1)
 
 
 def test_frames_and_best_are_images_of_the_climb(climbed):
