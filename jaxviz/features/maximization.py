@@ -412,7 +412,7 @@ def _divided(climb, fixed, *trees):
     def each(function, *some):
         if chunk == length:
             return function(*some)
-        cut = jax.tree.map(lambda a: a.reshape(-1, chunk, *a.shape[1:]), some)
+        cut = jax.tree.map(lambda a: a.reshape(length // chunk, chunk, *a.shape[1:]), some)
         found = jax.lax.map(lambda few: function(*few), cut)
         return jax.tree.map(lambda a: a.reshape(length, *a.shape[2:]), found)
 

@@ -331,10 +331,9 @@ def resample(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _resample(size, reach, images, matrix, offset):
     def plan(matrix, offset):
-        at = _points(size, matrix, offset)
-        corners = jnp.floor(at)[None] + _steps(2, at.dtype)
-        weights = jnp.prod(1 - jnp.abs(at[None] - corners), -1)
-        return _addresses(corners, weights, images.shape[1:3])
+        at = _moved(matrix, offset, _grid(size, matrix.dtype))
+        corners = _around(map(jnp.floor, at), 2)
+        return _addresses(corners, _shares(at, corners), images.shape[1:3])
 
     return _gathered(images, *materialised(plan, matrix, offset))
 
@@ -348,12 +347,10 @@ def _backward(size, reach, kept, g):
 
     def plan(matrix, offset):
         inverse = jnp.linalg.inv(matrix)
-        pixels = _points(old, jnp.eye(2), jnp.zeros(2))
-        middle = _points(old, inverse, -inverse @ offset)  # where old pixels lie in the new image
-        corners = jnp.ceil(middle - reach)[None] + _steps(math.floor(2 * reach) + 1, middle.dtype)
-        seen = jnp.einsum("ab,khwb->khwa", matrix, corners) + offset[None, None, None]
-        weights = jnp.prod(jnp.maximum(0, 1 - jnp.abs(seen - pixels[None])), -1)
-        return _addresses(corners, weights, size)
+        pixels = _grid(old, matrix.dtype)
+        middle = _moved(inverse, -inverse @ offset, pixels)  # where they lie in the new image
+        corners = _around((jnp.ceil(m - reach) for m in middle), math.floor(2 * reach) + 1)
+        return _addresses(corners, _shares(pixels, _moved(matrix, offset, corners)), size)
 
     g = materialised(_gathered, g, *materialised(plan, matrix, offset))
     return g, jnp.zeros_like(matrix), jnp.zeros_like(offset)
@@ -362,25 +359,42 @@ def _backward(size, reach, kept, g):
 _resample.defvjp(_forward, _backward)
 
 
-def _points(size, matrix, offset):
-    """`matrix @ (row, column) + offset` for each pixel, `[*size, 2]`."""
-    rows, columns = (jnp.arange(n, dtype=matrix.dtype) for n in size)
-    grid = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1)
-    return jnp.einsum("ab,hwb->hwa", matrix, grid) + offset[None, None]
+# Places are pairs (rows, columns) of arrays: an axis of two would be the innermost of all loops.
 
 
-def _steps(count, dtype):
-    """`(i, j)` for i and j below `count`, `[count ** 2, 1, 1, 2]`."""
-    grid = np.stack(np.meshgrid(range(count), range(count), indexing="ij"), -1)
-    return jnp.asarray(grid.reshape(-1, 1, 1, 2), dtype)
+def _grid(size, dtype):
+    """Each pixel's place, `[H, 1]` and `[1, W]`."""
+    rows, columns = (jnp.arange(n, dtype=dtype) for n in size)
+    return rows[:, None], columns[None, :]
+
+
+def _moved(matrix, offset, places):
+    """`matrix @ (row, column) + offset`."""
+    rows, columns = places
+    return tuple(matrix[a, 0] * rows + matrix[a, 1] * columns + offset[a] for a in range(2))
+
+
+def _around(corner, count):
+    """The `count ** 2` places from a corner on, `[count ** 2, H, W]`."""
+    steps = np.indices((count, count)).reshape(2, -1, 1, 1)
+    return tuple(c[None] + jnp.asarray(s, c.dtype) for c, s in zip(corner, steps, strict=True))
+
+
+def _shares(at, neighbours):
+    """How much of a bilinear value at a place is that of each neighbour."""
+    rows, columns = (
+        jnp.maximum(0, 1 - jnp.abs(a[None] - n)) for a, n in zip(at, neighbours, strict=True)
+    )
+    return rows * columns
 
 
 def _addresses(corners, weights, size):
     """Places in a flattened image, and weights that are zero for those outside of it."""
-    limits = jnp.array(size, corners.dtype)[None, None, None]
-    inside = ((corners >= 0) & (corners < limits)).all(-1)
-    corners = jnp.clip(corners, 0, limits - 1).astype(jnp.int32)
-    return corners[..., 0] * size[1] + corners[..., 1], jnp.where(inside, weights, 0)
+    inside = [(c >= 0) & (c < n) for c, n in zip(corners, size, strict=True)]
+    rows, columns = (
+        jnp.clip(c, 0, n - 1).astype(jnp.int32) for c, n in zip(corners, size, strict=True)
+    )
+    return rows * size[1] + columns, jnp.where(inside[0] & inside[1], weights, 0)
 
 
 def _gathered(images, at, weights):
