@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -275,22 +276,20 @@ _MATRIX = _ROOT / np.linalg.norm(_ROOT, axis=0).max()
 _COLOURS, _APART = (tuple(map(tuple, m.tolist())) for m in (_MATRIX, np.linalg.inv(_MATRIX)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _mixed(flat: jax.Array, matrix: tuple) -> jax.Array:
-    """Three channels, `[M, C, H, W]`, through the matrix; any other number of them as they are.
+def _mixed(flat: jax.Array, matrix: tuple) -> Any:
+    """Three channels, `[M, C, H, W]`, through the matrix; any other number of them as they are."""
+    return _product(flat, matrix) if flat.shape[1] == 3 else flat
 
-    A sum of three products, back too: a matrix product of three columns, and JAX's own transpose of
-    the sum, take a CPU six times as long.
-    """
-    if flat.shape[1] != 3:
-        return flat
-    columns = [
-        jnp.array(column, flat.dtype).reshape(1, 3, 1, 1) for column in zip(*matrix, strict=True)
-    ]
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _product(flat, matrix):
+    """A sum of three products, back too: a matrix product of three columns, and JAX's transpose of
+    the sum, take a CPU six times as long."""
+    columns = [jnp.array(c, flat.dtype).reshape(1, 3, 1, 1) for c in zip(*matrix, strict=True)]
     return functools.reduce(jnp.add, (m * flat[:, c : c + 1] for c, m in enumerate(columns)))
 
 
-_mixed.defvjp(
-    lambda flat, matrix: (_mixed(flat, matrix), None),
-    lambda matrix, _, g: (_mixed(g, tuple(zip(*matrix, strict=True))),),
+_product.defvjp(
+    lambda flat, matrix: (_product(flat, matrix), None),
+    lambda matrix, _, g: (_product(g, tuple(zip(*matrix, strict=True))),),
 )

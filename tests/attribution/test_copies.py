@@ -30,6 +30,7 @@ def test_few_copies_are_wasted_and_none_goes_alone_that_need_not(num, most, leng
         ((64, 224, 224, 3), 2, 1, 2),
     ],
 )
-def test_copies_at_once_where_nobody_said(shape, cores, length, local):
-    assert default_chunk(jax.ShapeDtypeStruct(shape, jnp.float32), cores) == length
+def test_copies_at_once_where_nobody_said(monkeypatch, shape, cores, length, local):
+    monkeypatch.setattr("jaxviz.attribution.copies.cores", lambda: cores)
+    assert default_chunk(jax.ShapeDtypeStruct(shape, jnp.float32)) == length
     assert _at_once(np.broadcast_to(0, shape), cores) == local
