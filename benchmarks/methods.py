@@ -207,8 +207,8 @@ METHODS = {
         "climb_steps",
         # Transforms are random on each side, so the climbs are compared without them.
         check=lambda c: _climb(c, transforms=(), init="blank").history[-1],
-        # Adam's first steps go by the gradient's sign, even of next to nothing: MobileNetV2's scores
-        # after eight, in 32 and in 64 bits, both ours, are 4 % apart.
+        # Adam's first steps go by the gradient's sign, even of next to nothing: scores of
+        # MobileNetV2 after eight, in 32 and in 64 bits, both ours, are 4 % apart.
         tolerance=5e-2,
         turns="climb_steps",
     ),

@@ -1,8 +1,10 @@
 """The images of a data set that excite each unit of a layer most, and what of them it sees."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxviz.attribution.contract import program
@@ -108,6 +110,8 @@ class _Collection:
     def __init__(self, apply_fn, params, batch, layer, num):
         self.apply_fn, self.layer, self.num = apply_fn, layer, num
         self.size = len(batch)
+        # First, for it tells of a wrong layer in this function's name.
+        jax.eval_shape(functools.partial(_strongest, apply_fn, layer), params, batch)
         self.fields = receptive_field(apply_fn, params, batch, layer)
         units = self.fields.shape[-2]
         self.fields = self.fields.reshape(-1, *self.fields.shape[-2:])  # [places, U, 4]
