@@ -235,21 +235,6 @@ def _seen(fixed):
     return compose(fixed.transforms, jax.random.key(0), jnp.zeros(fixed.shape))
 
 
-def _separable(parametrization, shape):
-    """Whether an image is a function of its own entry of all variables."""
-    count, *size = shape
-
-    def fits(count):
-        variables, image = _first.eval_shape((count, *size), parametrization)
-        entries = {a.shape[0] for a in jax.tree.leaves(variables)}
-        return image.shape == (1, *size) and entries == {count}
-
-    try:
-        return fits(count) and fits(count + 1)  # one more image, one more entry
-    except (IndexError, TypeError, ValueError):  # arrays that do not go together
-        return False
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _first(shape, parametrization):
     """All variables, and the image that the first entry of each gives."""
@@ -264,6 +249,21 @@ def _read(fixed, who, params, total):
     """The layers that an objective reads."""
     _kept_values(fixed.apply_fn, total, who)(params, jnp.zeros(fixed.shape))
     return _values(fixed.apply_fn, total, who)(params, _seen(fixed))
+
+
+def _separable(parametrization, shape):
+    """Whether an image is a function of its own entry of all variables."""
+    count, *size = shape
+
+    def fits(count):
+        variables, image = _first.eval_shape((count, *size), parametrization)
+        entries = {a.shape[0] for a in jax.tree.leaves(variables)}
+        return image.shape == (1, *size) and entries == {count}
+
+    try:
+        return fits(count) and fits(count + 1)  # one more image, one more entry
+    except (IndexError, TypeError, ValueError):  # arrays that do not go together
+        return False
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
