@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, select
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.graph.shares import MOST, WORTH_SHARING, cores, shared, width
+from jaxviz.graph.shares import MOST, cores, shared, width
 from jaxviz.rules.fast import fast
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
@@ -19,6 +19,8 @@ from jaxviz.rules.fast import fast
 _ALIVE = {"cpu": 2**16}
 _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples
+# Numbers in all copies together from which on it pays to share their passes among cores.
+_SHARED = 2**19
 
 
 def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
@@ -76,7 +78,7 @@ class _Lanes(NamedTuple):
 
 
 def _lanes(name, num, chunk_size, x, default=None) -> _Lanes:
-    lanes = width() if num * _numbers(x) >= WORTH_SHARING else 1
+    lanes = width() if num * _numbers(x) >= _SHARED else 1
     if chunk_size is None:
         chunk_size = default(lanes) if default else default_chunk(x)
     most = max(1, min(lanes, chunk_size, num))

@@ -179,7 +179,8 @@ class Fixed(NamedTuple):
 
 
 class Climbers(NamedTuple):
-    """What a step changes of some images; arrays begin with an axis of images."""
+    """What a step changes of some images; arrays, but for variables that images share, begin with
+    an axis of images."""
 
     variables: Any
     optimizer: Any

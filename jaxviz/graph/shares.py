@@ -24,9 +24,6 @@ from jaxviz.graph.interpreter import INLINED, called, operands, section, variabl
 
 _MARK = "jaxviz_share"
 MOST = 8  # threads: each has its own chunks in memory
-# Numbers that a loop sends through a model in all, from which on it gains to divide it: SqueezeNet
-# is 1.3 times as fast with four photographs so; sixteen digits gain nothing.
-WORTH_SHARING = 2**19
 _width = contextvars.ContextVar("jaxviz_width", default=1)
 
 

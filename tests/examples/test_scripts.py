@@ -153,12 +153,11 @@ def test_filters_and_features_says_what_it_needs(tmp_path, monkeypatch):
 @slow
 @pytest.mark.skipif("JAXVIZ_DATA" not in os.environ, reason="$JAXVIZ_DATA is not set")
 def test_filters_and_features_knows_the_photograph_and_climbs(tmp_path):
-    options = ["--num-steps", "48", "--size", "64"]
+    options = ["--num-steps", "96", "--size", "64"]
     with jax.numpy_dtype_promotion("standard"):
         sure, given = load("filters_and_features").main(["--out", str(tmp_path), *options])
     assert sure.argmax() == 88  # macaw
-    # One in a thousand by chance. Rounding decides which of eight short climbs arrive: 3 or 4 did.
-    assert (given > 0.5).sum() >= 2
+    assert np.median(given) > 0.1  # one in a thousand by chance
     filters = {f"filters_{place}" for place in ("early", "middle", "late")}
     assert pictures(tmp_path) == {"feature_maps", "activation_maximization", "classes"} | filters
 

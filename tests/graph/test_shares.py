@@ -155,7 +155,7 @@ def test_errors_of_the_function_and_of_a_share_reach_the_caller():
 @pytest.fixture
 def divided(monkeypatch):
     """Three cores, to share whatever there is; how many shares there were."""
-    monkeypatch.setattr("jaxviz.attribution.copies.WORTH_SHARING", 0)
+    monkeypatch.setattr("jaxviz.attribution.copies._SHARED", 0)
     for module in ("contract", "copies"):
         monkeypatch.setattr(f"jaxviz.attribution.{module}.cores", lambda: 3)
     parts = []
