@@ -31,7 +31,7 @@ def call_flops(function: Callable, *arguments: Any) -> int:
     whose turns are not known, counts once.
 
     Example:
-      >>> x = jax.ShapeDtypeStruct((2, 3), float)
+      >>> x = jax.ShapeDtypeStruct((2, 3), jax.numpy.float32)
       >>> call_flops(lambda x: jax.lax.map(lambda row: 2 * row, x), x)
       6
     """

@@ -135,18 +135,29 @@ def test_ablation_runs_the_tail_only():
     assert flops(explain, params, x) < 1.5 * parts
 
 
+def _largest(jaxpr):
+    """Numbers in the largest array that a jaxpr makes, in its loops and branches too."""
+    sizes = [v.aval.size for equation in jaxpr.eqns for v in equation.outvars]
+    leaves = [leaf for e in jaxpr.eqns for leaf in jax.tree.leaves(e.params)]
+    inner = [getattr(leaf, "jaxpr", leaf) for leaf in leaves]
+    return max([*sizes, *(_largest(j) for j in inner if hasattr(j, "eqns"))], default=0)
+
+
 @pytest.mark.parametrize("method", [score_cam, ablation_cam])
 def test_memory_is_that_of_a_chunk(method):
+    # Of the program as it is written: what XLA fuses, and never holds, differs between versions.
     def f(w, x):
         return jax.nn.relu(x @ w).mean((1, 2)) @ w.T
 
     w, x = jnp.ones((3, 64)), jnp.ones((1, 32, 32, 3))
 
-    def temporaries(chunk_size):
+    def most(chunk_size):
         explain = lambda w, x: method(f, w, x, 1, layer="relu_0", chunk_size=chunk_size)
-        return jax.jit(explain).lower(w, x).compile().memory_analysis().temp_size_in_bytes
+        return _largest(jax.make_jaxpr(explain)(w, x).jaxpr)
 
-    assert temporaries(2) < temporaries(64) / 8
+    layer = 64 * 32 * 32  # numbers in one copy
+    assert most(64) == 64 * layer
+    assert most(2) == 2 * layer
 
 
 def test_errors_say_what_came():

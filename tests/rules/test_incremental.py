@@ -333,9 +333,11 @@ def test_of_a_flattened_image_only_the_changed_weights_are_read(rows):
 
     x = jax.random.normal(jax.random.key(0), (rows, 12, 12, 3))
     w = jax.random.normal(jax.random.key(1), (12 * 12 * 3, 7)) / 20
+    # Two sums of the same products in different orders; XLA's order differs between versions.
+    rounding = 4 * np.finfo(np.float32).eps * float(net(jnp.abs(w), jnp.abs(x)).max())
     for at in range(3):
         changes, got, wanted = in_the_loop(net, w, x, 4, at)
-        np.testing.assert_allclose(got, wanted, atol=2e-6)
+        np.testing.assert_allclose(got, wanted, atol=rounding)
     read = 4 * 4 * 3 if rows == 8 else 12 * 12 * 3  # for one row cutting out would cost more
     assert 2 * rows * read * 7 <= changes.flops < 1.3 * 2 * rows * read * 7
 
