@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.graph.held import hold
 from jaxviz.graph.shares import MOST, cores, side_by_side
 from jaxviz.rules.fast import compiler_options, is_large
 
@@ -56,6 +57,7 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
             apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
             target = bound.pop("target", None)
             check_inputs(name, apply_fn, x)
+            apply_fn, params = hold(name, apply_fn, params)
             fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
             if takes_target and not callable(target):
                 target = check_target(name, output_shape(apply_fn, params, x), target)

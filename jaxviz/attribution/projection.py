@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.graph.held import hold
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import split
@@ -120,6 +121,7 @@ def top_projections(
     Reference:
       Zeiler and Fergus 2013, arXiv:1311.2901, figure 2: the nine strongest of the validation set.
     """
+    apply_fn, params = hold("top_projections", apply_fn, params)
     count = len(images)
     if np.ndim(images) != 4 or not 1 <= num_images <= count:
         raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import check_one_array, fixed_target
 from jaxviz.attribution.path import integrated_gradients
+from jaxviz.graph.held import hold
 
 # Sizes of the segments, and how far each is grown so that it holds its own edge: the paper's.
 _SCALES = (50, 100, 150, 250, 500, 1200)
@@ -76,6 +77,7 @@ def xrai(
         raise ValueError(
             f"xrai: x must be images [N, H, W, C]; got {jnp.shape(x)}. One image is x[None]."
         )
+    apply_fn, params = hold("xrai", apply_fn, params)
     x = jnp.asarray(x)
     if target is None:  # the same class on both paths
         target = _top_class(apply_fn, params, x)

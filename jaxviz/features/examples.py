@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxviz.attribution.contract import program
+from jaxviz.graph.held import hold
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import Values
@@ -76,6 +77,7 @@ def top_examples(
             f"{who}: num_images and batch_size must be at least 1; got {num_images} and "
             f"{batch_size}."
         )
+    apply_fn, params = hold(who, apply_fn, params)
     found = None
     for first, batch in _numbered(who, images, batch_size):
         if found is None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Scalar, equation_of, evaluate
 from jaxviz.graph.layers import find, operation_names, rows
 from jaxviz.graph.split import needed
@@ -39,6 +40,7 @@ def filters(apply_fn: Callable, params: Any, x: Any, layer: str) -> jax.Array:
       (5, 5, 3, 8)
     """
     who = "filters"
+    apply_fn, params = hold(who, apply_fn, params)
     traced = trace(apply_fn, params, x)
     row = find(rows(traced, params), layer, who)
     names = operation_names(traced.program)

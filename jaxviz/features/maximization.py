@@ -15,6 +15,7 @@ from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
+from jaxviz.graph.held import hold
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.shares import shared, width
 from jaxviz.graph.split import Values
@@ -125,6 +126,7 @@ def maximize_activation(
       unlike tf-keras-vis they are never written into the image.
     """
     who = "maximize_activation"
+    apply_fn, params = hold(who, apply_fn, params)
     parametrization = fourier() if parametrization is None else parametrization
     _check(who, shape, objective, parametrization, num_steps, num_views, num_frames)
     count, *size = shape if len(shape) == 4 else (num_images(objective), *shape)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import LISTED, Layer, Row, rows
@@ -84,6 +85,7 @@ def layer_graph(
     """
     if depth is not None and depth < 1:
         raise ValueError(f"layer_graph: depth must be 1 or more, or None; got {depth}.")
+    apply_fn, params = hold("layer_graph", apply_fn, params)
     traced = trace(apply_fn, params, x)
     found = rows(traced, params)
     steps = [

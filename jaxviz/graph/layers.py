@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz.graph.flops import node_flops
+from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.names import join_scope
@@ -91,6 +92,7 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
       >>> [(l.name, l.shape, l.num_params) for l in layers(net, w, jnp.ones((1, 4)))]
       [('dense_0', (1, 3), 12), ('relu_0', (1, 3), 0), ('dense_1', (1, 2), 6)]
     """
+    apply_fn, params = hold("layers", apply_fn, params)
     return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
 
 
@@ -107,6 +109,7 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
       The text. A layer inside a loop shows its turns; a module made of others sums them up, and
       its rows stand above it. Totals count each parameter once.
     """
+    apply_fn, params = hold("summary", apply_fn, params)
     traced = trace(apply_fn, params, x)
     found = rows(traced, params)
     table = Table(show_footer=False, width=width, title_justify="left")

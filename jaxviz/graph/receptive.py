@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import find, rows
@@ -50,6 +51,7 @@ def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.n
             "receptive_field: x must be one array [N, *space, C]; got "
             f"{jax.tree.map(np.shape, x)}. Fix other inputs inside apply_fn."
         )
+    apply_fn, params = hold("receptive_field", apply_fn, params)
     traced = trace(apply_fn, params, x)
     row = reachable(find(rows(traced, params), layer, "receptive_field"), "receptive_field")
     space = np.shape(leaves[0])[1:-1]

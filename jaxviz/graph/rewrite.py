@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.graph.fold import LINEAR, fold
+from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import (
     CUSTOM,
     Node,
@@ -130,7 +131,8 @@ class Rewritten:
     rules: RuleSet
 
     def __call__(self, params: Any, x: Any) -> Any:
-        traced = trace(self.apply_fn, params, x, named=self.rules.named, flat=False)
+        apply_fn, params = hold(self.rules.name, self.apply_fn, params)
+        traced = trace(apply_fn, params, x, named=self.rules.named, flat=False)
         names = operation_names(traced.program) if self.rules.named else {}
         program = traced.program
         if self.rules.folded:
@@ -138,7 +140,7 @@ class Rewritten:
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
         plan = replacements(program, self.rules, names, frozenset(after))
         if not plan:
-            return self.apply_fn(params, x)
+            return apply_fn(params, x)
         outputs = evaluate(program, jax.tree.leaves((params, x)), plan)
         return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, run_nodes
 from jaxviz.graph.layers import Row, find, rows
 from jaxviz.graph.trace import Traced, trace
@@ -45,7 +46,8 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
       >>> a.tolist(), carry, tail((jnp.eye(2), carry), a).tolist()
       ([[3.0, 0.0]], (), [[4.0, 1.0]])
     """
-    find_cut(trace(apply_fn, params, x), params, layer, "split")
+    held, arrays = hold("split", apply_fn, params)
+    find_cut(trace(held, arrays, x), arrays, layer, "split")
     leaves, structure = jax.tree.flatten(x)
     shapes = tuple((np.shape(a), jnp.result_type(a)) for a in leaves)
     return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes)
@@ -75,6 +77,7 @@ def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) 
         raise TypeError(
             f"activations: layers must be a list of names; got {layers!r}. Pass a list."
         )
+    apply_fn, params = hold("activations", apply_fn, params)
     return _run(Values(apply_fn, tuple(layers), "activations"), params, x)
 
 
@@ -95,7 +98,8 @@ class Values:
     who: str
 
     def __call__(self, params: Any, x: Any) -> dict[str, Any]:
-        traced = trace(self.apply_fn, params, x)
+        apply_fn, params = hold(self.who, self.apply_fn, params)
+        traced = trace(apply_fn, params, x)
         found = rows(traced, params)
         wanted = {
             name: traced.outputs
@@ -116,7 +120,8 @@ class Head:
     layer: str
 
     def __call__(self, params: Any, x: Any) -> tuple[jax.Array, tuple]:
-        traced = trace(self.apply_fn, params, x)
+        apply_fn, params = hold("split", self.apply_fn, params)
+        traced = trace(apply_fn, params, x)
         row, (_, carried) = find_cut(traced, params, self.layer, "split")
         env = environment(traced.program, jax.tree.leaves((params, x)))
         run_nodes(needed(traced.program.nodes, [row.value, *carried]), env, {})
@@ -135,7 +140,8 @@ class Tail:
 
     def __call__(self, params: tuple[Any, tuple], a: jax.Array) -> Any:
         params, carry = params
-        traced, row = _trace_for(self, params, a)
+        apply_fn, params = hold("split", self.apply_fn, params)
+        traced, row = _trace_for(self, apply_fn, params, a)
         _, (nodes, carried) = find_cut(traced, params, self.layer, "split")
         if len(carry) != len(carried):
             raise ValueError(
@@ -156,13 +162,13 @@ class Tail:
         return jax.tree.map(lambda value: env[value], traced.outputs)
 
 
-def _trace_for(tail: Tail, params: Any, a: jax.Array) -> tuple[Traced, Row]:
+def _trace_for(tail: Tail, apply_fn: Callable, params: Any, a: jax.Array) -> tuple[Traced, Row]:
     """The model traced for as many examples as make `a`."""
 
     def traced_for(factor: tuple[int, int]):
         times, over = factor
         shapes = [jax.ShapeDtypeStruct((s[0] * times // over, *s[1:]), d) for s, d in tail.shapes]
-        traced = trace(tail.apply_fn, params, jax.tree.unflatten(tail.structure, shapes))
+        traced = trace(apply_fn, params, jax.tree.unflatten(tail.structure, shapes))
         return traced, find(rows(traced, params), tail.layer, "split")
 
     traced, row = traced_for((1, 1))

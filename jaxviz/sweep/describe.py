@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.graph.held import Held
+
 
 def digest(tree: Any) -> str:
-    """SHA-256 over the paths, types, shapes and bytes of a pytree of arrays.
+    """SHA-256 over the paths, types, shapes and bytes of a pytree of arrays, and what it holds.
 
     Example:
       >>> digest({"a": np.zeros(2)}) == digest({"a": np.zeros(2)})
@@ -23,7 +25,10 @@ def digest(tree: Any) -> str:
       False
     """
     total = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
+    for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=lambda a: isinstance(a, Held)):
+        if isinstance(leaf, Held):
+            total.update(f"{jax.tree_util.keystr(path)} {_words(leaf.value)};".encode())
+            continue
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxviz.attribution.contract import check_inputs
 from jaxviz.attribution.copies import default_chunk
+from jaxviz.graph.held import hold
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed, ahead, feed
 from jaxviz.sweep.console import interruptible, progress_bar
@@ -93,6 +94,7 @@ def sweep(
     process, processes = jax.process_index(), jax.process_count()
     source = feed(batches, batch_size, process, processes)
     check_inputs("sweep", apply_fn, source.sample[0])
+    apply_fn, params = hold("sweep", apply_fn, params)
     if target == "label" and source.sample[1] is None:
         raise ValueError('sweep: target="label" needs labels; batches are x alone. Pass (x, y).')
     put, placed = placement(mesh, params, source.size)

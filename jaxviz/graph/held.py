@@ -1,0 +1,113 @@
+"""Params that hold more than arrays, as a module with its activation function does."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class Held:
+    """A leaf that is no array; of a tree it is structure, so what is compiled knows its value."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Held) or type(self.value) is not type(other.value):
+            return False
+        return self.value is other.value or bool(self.value == other.value)
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A model that gets its params as the user has them; equal for the same model."""
+
+    apply_fn: Callable
+
+    def __call__(self, params: Any, x: Any) -> Any:
+        return self.apply_fn(_as_given(params), x)
+
+    @property
+    def is_tail(self) -> bool:
+        return getattr(self.apply_fn, "is_tail", False)
+
+
+def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
+    """The same model with params whose leaves are arrays; the rest of them is their structure.
+
+    JAX traces arrays alone. A module as params (Equinox: a pytree) also holds functions, strings
+    and flags; these shape the program as a module's own fields do, and another value of one is
+    another program. Then so do Python's numbers beside them: a pool starts from one, a dropout asks
+    for one. Params of arrays and numbers alone are returned as they are.
+
+    Args:
+      who: The public function, for errors.
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree; arrays, shapes, and what is hashable.
+
+    Returns:
+      `(apply_fn, params)`. Equal (`==`, `hash`) models and structures for equal arguments, so
+      nothing compiles twice; given again they are returned as they are.
+
+    Raises:
+      TypeError: A leaf is an array of another library, or is not hashable.
+
+    Example:
+      >>> apply_fn, params = hold("f", lambda p, x: p["act"](x * p["w"]), {"act": abs, "w": 2.0})
+      >>> jax.jit(apply_fn)(params, -3.0).item(), jax.tree.leaves(params)
+      (6.0, [])
+    """
+    leaves = jax.tree.leaves(params)
+    if all(_is_array(leaf) or _is_number(leaf) for leaf in leaves):
+        return apply_fn, params
+
+    def held(path, leaf):
+        if _is_array(leaf):
+            return leaf
+        _check(who, path, leaf)
+        return Held(leaf)
+
+    return Given(apply_fn), jax.tree_util.tree_map_with_path(held, params)
+
+
+def _as_given(params: Any) -> Any:
+    is_held = lambda leaf: isinstance(leaf, Held)
+    return jax.tree.map(lambda a: a.value if is_held(a) else a, params, is_leaf=is_held)
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.dtype.kind not in "OSUMm"  # objects, text and dates are no numbers
+    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, (int, float, complex)) and not isinstance(leaf, bool)
+
+
+def _check(who: str, path: Any, leaf: Any) -> None:
+    kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+    at = jax.tree_util.keystr(path) or "their root"
+    foreign = ("__array__", "__jax_array__", "__dlpack__")
+    is_object = not isinstance(leaf, (type, np.ndarray, np.generic))
+    if is_object and any(hasattr(leaf, way) for way in foreign):
+        raise TypeError(
+            f"{who}: params must hold arrays of JAX or NumPy; got a {kind} at {at}. Convert it "
+            "once, before: `jax.numpy.asarray(a)`."
+        )
+    try:
+        hash(leaf)
+    except TypeError:
+        if isinstance(leaf, np.ndarray):
+            kind = f"{kind} of {leaf.dtype}"
+        raise TypeError(
+            f"{who}: params must hold arrays, and beside them only what can be hashed (functions, "
+            f"strings, flags), for it shapes the program; got a {kind} at {at}. Take it out of "
+            "params, into apply_fn."
+        ) from None
