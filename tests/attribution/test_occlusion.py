@@ -120,8 +120,10 @@ def test_what_is_never_read_gets_nothing_and_all_else_its_share():
     blind = lambda params, x: small_net.apply_fn(params, x.at[:, :, 6:].set(0))
     segments = grid_segments((12, 12), (2, 2))
     out = feature_ablation(blind, params, x, target, segments=segments)
-    assert not out[:, :, 6:].any()
-    assert out[:, :, :6].any()
+    # Clean and covered scores come out of differently shaped programs: equal up to rounding.
+    rounding = 4 * jnp.finfo(jnp.float32).eps * jnp.abs(blind(params, x)).max()
+    assert jnp.abs(out[:, :, 6:]).max() <= rounding
+    assert (jnp.abs(out[:, :, :6]) > 100 * rounding).any()
 
 
 @pytest.mark.parametrize("method", METHODS)
