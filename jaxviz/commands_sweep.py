@@ -106,7 +106,7 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
     labels = result.labels
     if labels is None or result.predicted is None:
         raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
-    images = test_set.images[: len(labels)]
+    images = test_set.images[result.rows]  # a sweep that was stopped may lack some
     pictures = [
         _mean_maps(result, images, run.class_names),
         *_error_sheets(result, images, run.class_names),

@@ -1,6 +1,7 @@
 """Where a sweep's rows go: into memory (and at the end an .npz file) or into a store."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from jax.experimental import multihost_utils
 
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed
-from jaxviz.sweep.store import Writer
+from jaxviz.sweep.reader import Reader
+from jaxviz.sweep.store import Writer, unwritable
 
 # Chunks whose files are on their way to the disk while the next ones are worked on.
 _IN_FLIGHT = 6
@@ -36,24 +38,40 @@ class Memory:
         whole = {name: np.concatenate([p[name] for p in self._parts]) for name in self._parts[0]}
         if self._file is not None:
             results.save_npz(self._file, whole, self._about)
-        return results.collect(results.dequantised(whole), self._about)
+        rows = np.arange(sum(len(next(iter(part.values()))) for part in self._parts))
+        return results.collect(results.dequantised(whole), self._about, rows)
 
 
 class Store:
     """Keeps rows in a store, a few chunks on their way at once."""
 
     def __init__(self, out, about, source: Feed, resume: bool):
-        self._out, self._total = out, source.total
+        self._out = out
         self._writer = Writer(out, about, source.size, source.total)
+        self._before = Reader(out)
         self._pending: deque = deque()
-        if self._writer.done and not resume:
+        self._asked = -1  # the last chunk of the set as far as it is known
+        self._lost: list[int] = []
+        if self._before.counts and not resume:
             raise ValueError(
                 f"sweep: {out} must be new where resume is False; it holds "
-                f"{len(self._writer.done)} chunks. Choose another folder, or let it go on."
+                f"{len(self._before.counts)} chunks. Choose another folder, or let it go on."
             )
 
     def has(self, number: int) -> bool:
-        return number in self._writer.done
+        """Whether the chunk is there as it was written: the store's own word for it is not enough.
+
+        Reads it, in the thread that reads ahead.
+        """
+        self._asked = number
+        if self._before.whole(number):
+            return True
+        if number in self._before.counts:
+            self._lost.append(number)
+        if files := self._before.files.get(number):
+            # A file of which a part is written anew is read first, and this one may be damaged.
+            self._writer.remove(number, files)
+        return False
 
     def keep(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
         self._pending.append(self._writer.write(chunk.number, chunk.count, arrays))
@@ -68,9 +86,19 @@ class Store:
         if processes > 1:
             multihost_utils.sync_global_devices("jaxviz.sweep: all rows are written")
         if process == 0:
-            self._writer.finish()
+            now = Reader(self._out)
+            for number in [n for n in now.counts if n > self._asked and not now.whole(n)]:
+                self._writer.remove(number, now.files[number])  # no chunk of this set
+                del now.counts[number]
+            self._writer.finish(now.counts)
         if processes > 1:
             multihost_utils.sync_global_devices("jaxviz.sweep: the store is whole")
+        if self._lost:
+            warnings.warn(
+                f"sweep: {self._before.spans(self._lost)} of {self._out} were lost or changed "
+                "since they were written; they were made again.",
+                stacklevel=3,
+            )
         return results.open_sweep(self._out)
 
 
@@ -87,4 +115,12 @@ def keeper(
         )
     if out is not None and os.path.exists(out):
         raise ValueError(f"sweep: {out} must not exist yet. Choose another name, or remove it.")
+    if out is not None:
+        folder = os.path.dirname(os.path.abspath(out))
+        try:
+            os.makedirs(folder, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(f"{folder} is read-only")
+        except OSError as error:
+            raise ValueError(unwritable(out, error)) from error
     return Memory(about, None if out is None else os.fspath(out))

@@ -3,14 +3,20 @@
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxviz.sweep import store
+from jaxviz.sweep.reader import Reader
 
 MAPS, SUMMARIES, SCALES = "maps/", "summaries/", "scales/"
+# What NumPy and zipfile raise where a file is not there, is another one or is damaged.
+_UNREADABLE = (
+    OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class Summary(NamedTuple):
@@ -40,6 +46,8 @@ class Sweep(NamedTuple):
       outputs: float32 `[N, K]`, what the model returned.
       probabilities: float32 `[N, K]`, their softmax.
       about: What it was made with: methods, options, digest of the params, versions.
+      rows: int64 `[N]`, each row's place in the set; of a store that is not finished some are left
+        out.
     """
 
     maps: dict[str, Any]
@@ -49,6 +57,7 @@ class Sweep(NamedTuple):
     outputs: np.ndarray | None
     probabilities: np.ndarray | None
     about: dict[str, Any]
+    rows: np.ndarray
 
     def not_finite(self, method: str) -> np.ndarray:
         """Indices of the examples whose map holds a NaN or an infinity."""
@@ -83,17 +92,21 @@ class LazyArray:
     """An array in a store that reads what is asked of it; NumPy functions take it as it is.
 
     Rows may be chosen by an index, a slice, or an array of indices or booleans, `np.asarray` reads
-    all. Quantised maps come out in float32.
+    all. Quantised maps come out in float32. Whole chunks are read, and compared with what was
+    written: rows that were lost or changed since are a ValueError, and the others can be read.
 
     Attributes:
       shape: `[N, ...]`.
       dtype: Of what comes out.
     """
 
-    def __init__(self, array: Any, rows: np.ndarray | None, num: int, scale: np.ndarray | None):
-        self._array, self._rows, self._scale = array, rows, scale
-        self.shape = (num, *array.shape[1:])
-        self.dtype = np.dtype(np.float32) if scale is not None else array.dtype.numpy_dtype
+    def __init__(self, reader: Reader, name: str, rows: np.ndarray, scale: np.ndarray | None):
+        array = reader.arrays[name]
+        self._reader, self._name, self._rows, self._scale = reader, name, rows, scale
+        self._last: tuple[int, np.ndarray] | None = None
+        self._stored = array.dtype.numpy_dtype
+        self.shape = (len(rows), *array.shape[1:])
+        self.dtype = self._stored if scale is None else np.dtype(np.float32)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -107,14 +120,34 @@ class LazyArray:
         if first is Ellipsis or first is None:
             return np.asarray(self)[key]
         rows = np.arange(len(self))[first]  # NumPy's own meaning, and its errors
-        at = rows if self._rows is None else self._rows[rows]
-        if at.size and at.ndim == 1 and (np.diff(at) == 1).all():
-            at = slice(int(at[0]), int(at[-1]) + 1)  # neighbours, read at once
-        out = np.asarray(self._array[at].read().result())
+        out = self._read(self._rows[rows].ravel()).reshape(*rows.shape, *self.shape[1:])
         if self._scale is not None:
             scale = self._scale[rows]
             out = out.astype(np.float32) * scale.reshape(*scale.shape, *[1] * (self.ndim - 1))
         return out[(slice(None),) * rows.ndim + tuple(others)] if others else out
+
+    def _read(self, places: np.ndarray) -> np.ndarray:
+        """The rows at these places of the set."""
+        size = self._reader.size
+        out = np.empty((len(places), *self.shape[1:]), self._stored)
+        order = np.argsort(places // size, kind="stable")
+        numbers, starts = np.unique(places[order] // size, return_index=True)
+        wanted = dict(zip(numbers.tolist(), np.split(order, starts)[1:], strict=True))
+        for number, chunk in self._chunks(list(wanted)):
+            here = wanted[number]
+            out[here] = chunk[places[here] - number * size]
+        return out
+
+    def _chunks(self, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        # Rows are often asked for one by one: the chunk of the last one is at hand.
+        if self._last is not None and [self._last[0]] == numbers:
+            yield self._last
+            return
+        for number, rows in self._reader.read_all(self._name, numbers):
+            if rows is None:
+                raise ValueError(self._reader.lost_words([number], f"{self._name} of "))
+            self._last = number, rows
+            yield number, rows
 
     def __iter__(self):
         return (self[n] for n in range(len(self)))
@@ -127,8 +160,8 @@ class LazyArray:
         return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
 
 
-def collect(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Sweep:
-    """The `Sweep` of flat arrays by name."""
+def collect(arrays: Mapping[str, Any], about: Mapping[str, Any], rows: np.ndarray) -> Sweep:
+    """The `Sweep` of flat arrays by name, of these rows of the set."""
     part = lambda prefix: {
         k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)
     }
@@ -142,6 +175,7 @@ def collect(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Sweep:
         outputs=one("outputs"),
         probabilities=one("probabilities"),
         about=dict(about),
+        rows=rows,
     )
 
 
@@ -159,48 +193,66 @@ def dequantised(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def open_sweep(out: Any) -> Sweep:
     """Opens what `sweep(..., out=out)` wrote, finished or not; maps are read when they are used.
 
+    A store knows what it holds: of each chunk that was written it is asked whether all files are
+    there, and what is read is compared with the SHA-256 that was written with it.
+
     Args:
       out: Folder, URL, TensorStore key-value spec, or an .npz file.
 
     Returns:
-      A `Sweep` of the rows that are done.
+      A `Sweep` of the rows that are done; its `rows` says which.
 
     Raises:
-      ValueError: There is no sweep, or none of its rows is done.
+      ValueError: There is no sweep, none of its rows is done, or files of it were lost or changed.
+        Maps that were changed are found when they are read.
     """
     if not isinstance(out, Mapping) and os.fspath(out).endswith(".npz"):
-        try:
-            with np.load(out) as file:
-                arrays = {name: file[name] for name in file.files}
-            about = json.loads(str(arrays.pop("about")))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"open_sweep: {out} must be a sweep's .npz file; {error}.") from None
-        return collect(dequantised(arrays), about)
-    kv = store.open_place(out)
-    about = store.read_about(kv)
-    if about is None:
+        return _open_npz(out)
+    reader = Reader(out)
+    if reader.about is None:
         raise ValueError(f"open_sweep: {out} holds no sweep. Pass what `sweep(..., out=...)` got.")
-    counts = store.row_counts(out)
-    if not counts:
+    if not reader.counts:
         raise ValueError(f"open_sweep: no chunk of {out} is done yet. Run its sweep on.")
-    size = about["chunk_rows"]
-    rows = np.concatenate([np.arange(n * size, n * size + c) for n, c in sorted(counts.items())])
-    whole = len(rows) == rows[-1] + 1
+    if not reader.names:
+        raise ValueError(
+            f"open_sweep: nothing tells whether {out} is whole: its array 'digests' was lost, or "
+            "it is older than that array. Run its sweep again: it makes every row anew."
+        )
+    if lost := reader.missing():
+        raise ValueError(reader.lost_words(lost))
+    size = reader.size
+    rows = np.concatenate([np.arange(n * size, n * size + c) for n, c in reader.counts.items()])
+    order = list(reader.about["methods"])
+    place = lambda name: order.index(of) if (of := _method_of(name)) in order else -1
+    read = lambda name, scale=None: LazyArray(reader, name, rows, scale)
     arrays = {}
-    order = list(about["methods"])
-    place = lambda name: order.index(name.split("/")[1].split(".")[0]) if "/" in name else -1
-    names = sorted((n for n in store.array_names(kv) if n != store.ROWS), key=place)
-    opened = {name: store.open_array(out, name) for name in names}
-    read = lambda name, scale=None: LazyArray(
-        opened[name], None if whole else rows, len(rows), scale
-    )
-    for name in names:
+    for name in sorted(reader.names, key=place):
         if name.startswith(MAPS):
             scale = SCALES + name.removeprefix(MAPS)
-            arrays[name] = read(name, np.asarray(read(scale)) if scale in opened else None)
+            arrays[name] = read(name, np.asarray(read(scale)) if scale in reader.names else None)
         elif not name.startswith(SCALES):
             arrays[name] = read(name)
-    return collect(arrays, about)
+    return collect(arrays, reader.about, rows)
+
+
+def _method_of(name: str) -> str:
+    """Of `maps/method.field`."""
+    return name.partition("/")[2].split(".")[0]
+
+
+def _open_npz(file: Any) -> Sweep:
+    try:
+        # By hand, for NumPy leaves a file open that it cannot read.
+        with open(file, "rb") as content, np.load(content) as opened:
+            arrays = {name: opened[name] for name in opened.files}
+        about = json.loads(str(arrays.pop("about")))
+        counts = {len(array) for array in arrays.values()}
+        lacking = set(about["methods"]) - {_method_of(n) for n in arrays if n.startswith(MAPS)}
+        if lacking or len(counts) != 1:
+            raise ValueError(f"it lacks maps of {', '.join(lacking)}" if lacking else "rows differ")
+    except _UNREADABLE as error:
+        raise ValueError(f"open_sweep: {file} must be a sweep's .npz file; {error}.") from None
+    return collect(dequantised(arrays), about, np.arange(counts.pop()))
 
 
 def save_npz(out: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:

@@ -2,20 +2,23 @@
 
 Each quantity is an array `[N, ...]` of its own, in chunks of `size` rows. The array `rows` says how
 many rows of each chunk are there and is written last: a chunk that it does not count does not
-exist, whatever files a killed process left.
+exist, whatever files a killed process left. To zarr a file that is not there is zeros, so the array
+`digests` says what each chunk holds; `reader.Reader` believes nothing else.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
+from jaxviz.sweep.describe import digest
+
 # Rows an array is declared with as long as nobody knows how many will come.
 _MANY_CHUNKS = 2**24
-ROWS = "rows"
+ROWS, DIGESTS = "rows", "digests"
 
 
 def location(out: Any) -> dict[str, Any]:
@@ -28,95 +31,130 @@ def location(out: Any) -> dict[str, Any]:
     return {"driver": "file", "path": os.path.abspath(text) + "/"}
 
 
+def chunk_digest(about: Mapping[str, Any], name: str, number: int, rows: np.ndarray) -> np.ndarray:
+    """SHA-256 `[32]` of an array's rows in a chunk, and of the sweep and the place they belong to.
+
+    Example:
+      >>> here, there = (chunk_digest({}, "labels", n, np.zeros(2, np.int32)) for n in (0, 1))
+      >>> here.tolist() == there.tolist()
+      False
+    """
+    sweep = json.dumps({k: v for k, v in about.items() if k != "versions"}, sort_keys=True)
+    return np.frombuffer(bytes.fromhex(digest({(sweep, name, number): rows})), np.uint8)
+
+
+def unwritable(out: Any, error: Exception) -> str:
+    """What to say where nothing can be written, before any work is done for it."""
+    return f"sweep: out must be a place to write to; {out} is none: {error}. Choose another one."
+
+
 class Writer:
     """Writes chunks; what `commit` returned from is on the disk.
 
     Attributes:
       size: Rows of a chunk.
-      done: Numbers of the chunks that are there.
+      total: Rows of all, None where only their end will tell.
     """
 
     def __init__(self, out: Any, about: Mapping[str, Any], size: int, total: int | None):
-        self._place, self.size = location(out), size
-        self._kv = ts.KvStore.open(self._place).result()
+        self._place, self.size, self.total = location(out), size, total
         self._arrays: dict[str, Any] = {}
-        self._total = total
         self._chunks = _MANY_CHUNKS if total is None else -(-total // size)
-        before = read_about(self._kv)
         wanted = json.loads(json.dumps({"chunk_rows": size, **about}))
-        if before is None:
-            if self._kv.list().result() and read_about(self._kv) is None:
-                raise ValueError(
-                    f"sweep: {out} must be empty or hold a sweep; it holds other files. "
-                    "Choose a new folder."
-                )
-            _write_group(self._kv, wanted)
-        else:
+        try:
+            self._kv = ts.KvStore.open(self._place).result()
+            before = read_about(self._kv)
+            if before is None:
+                if self._kv.list().result() and read_about(self._kv) is None:
+                    raise FileExistsError
+                _write_group(self._kv, wanted)
+        except FileExistsError:
+            raise ValueError(
+                f"sweep: {out} must be empty or hold a sweep; it holds other files, and no "
+                "zarr.json of a sweep. Choose a new folder."
+            ) from None
+        except (ValueError, OSError) as error:
+            raise ValueError(unwritable(out, error)) from error
+        if before is not None:
             refuse_other(out, before, wanted)
-        self.done = done_chunks(self._kv)
+        self._about = before or wanted
 
     def write(self, number: int, count: int, arrays: Mapping[str, np.ndarray]) -> "Pending":
-        """Begins to write the rows of one chunk."""
-        start = number * self.size
+        """Begins to write the rows of one chunk, and what tells that they are those."""
+        start, names = number * self.size, sorted(arrays)
+        rows = {name: np.asarray(arrays[name])[:count] for name in names}
         pending = []
-        for name, array in arrays.items():
-            if name not in self._arrays:
-                self._arrays[name] = self._create(name, array.dtype, array.shape[1:], self.size)
-            pending.append(self._arrays[name][start : start + count].write(array[:count]))
+        for name, array in rows.items():
+            opened = self._array(name, array.dtype, array.shape[1:], self.size)
+            pending.append(opened[start : start + count].write(array))
+        digests = np.stack([chunk_digest(self._about, n, number, rows[n]) for n in names])
+        opened = self._array(DIGESTS, digests.dtype, digests.shape, 1, {"arrays": names})
+        pending.append(opened[number].write(digests))
         return Pending(self, number, count, pending)
-
-    def finish(self) -> None:
-        """Gives every array its true length; one process calls it, when all have written."""
-        if self._total is not None:
-            return
-        counts = row_counts(self._place)
-        last = max(counts)
-        total = last * self.size + counts[last]
-        for name in array_names(self._kv):
-            array = _open(self._place, name)
-            rows = -(-total // self.size) if name == ROWS else total
-            # Not the data: what lies beyond was never written.
-            array.resize(exclusive_max=[rows, *array.shape[1:]], resize_metadata_only=True).result()
 
     def count(self, number: int, count: int) -> None:
         """Declares a chunk written."""
-        if ROWS not in self._arrays:
-            self._arrays[ROWS] = self._create(ROWS, np.dtype(np.int32), (), 1)
-        self._arrays[ROWS][number].write(np.int32(count)).result()
-        self.done.add(number)
+        opened = self._array(ROWS, np.dtype(np.int32), (), 1)
+        opened[number].write(np.int32(count)).result()
 
-    def _create(self, name, dtype, shape, size):
-        known = self._chunks if name == ROWS else self._total
-        rows = self._chunks * size if known is None else known
+    def remove(self, number: int, files: Iterable[str]) -> None:
+        """Takes a chunk for not written, and away with its files: the count first."""
+        for key in (f"{ROWS}/c/{number}", *files):
+            self._kv.write(key, None).result()
+
+    def finish(self, counts: Mapping[int, int]) -> None:
+        """Gives every array its true length; one process calls it, when all have written."""
+        if self.total is not None:
+            return
+        last = max(counts)
+        total = last * self.size + counts[last]
+        for name in array_names(self._kv):
+            array = open_array(self._place, name)
+            rows = -(-total // self.size) if name in (ROWS, DIGESTS) else total
+            # Not the data: what lies beyond was never written.
+            array.resize(exclusive_max=[rows, *array.shape[1:]], resize_metadata_only=True).result()
+
+    def _array(self, name, dtype, shape, size, attributes=None) -> Any:
+        if name not in self._arrays:
+            self._arrays[name] = self._create(name, dtype, shape, size, attributes or {})
+        return self._arrays[name]
+
+    def _create(self, name, dtype, shape, size, attributes) -> Any:
+        of_examples = name not in (ROWS, DIGESTS)
+        rows = self.total if of_examples and self.total is not None else self._chunks * size
         kind = ts.dtype(dtype)
         shuffle = "shuffle" if kind.numpy_dtype.itemsize > 1 else "noshuffle"
         blosc = {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {**self._place, "path": f"{self._place['path']}{name}/"},
-            "metadata": {
-                "shape": [rows, *shape],
-                "data_type": kind.name,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size, *shape]}},
-                "codecs": [
-                    {"name": "bytes", "configuration": {"endian": "little"}},
-                    {
-                        "name": "blosc",
-                        "configuration": {**blosc, "typesize": kind.numpy_dtype.itemsize},
-                    },
-                ],
-                "dimension_names": ["row", *[f"axis_{i}" for i in range(1, len(shape) + 1)]],
-            },
+        metadata = {
+            "shape": [rows, *shape],
+            "data_type": kind.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [size, *shape]}},
+            "codecs": [
+                # One byte has no order to write down.
+                {"name": "bytes", "configuration": {"endian": "little"}}
+                if kind.numpy_dtype.itemsize > 1
+                else {"name": "bytes"},
+                {
+                    "name": "blosc",
+                    "configuration": {**blosc, "typesize": kind.numpy_dtype.itemsize},
+                },
+            ],
+            "dimension_names": ["row", *[f"axis_{i}" for i in range(1, len(shape) + 1)]],
+            "attributes": attributes,
         }
-        if kind.numpy_dtype.itemsize == 1:
-            # One byte has no order to write down.
-            spec["metadata"]["codecs"][0] = {"name": "bytes"}
-        if read_shape(self._kv, name) is not None:  # a run before made it, maybe at its true length
-            array = _open(self._place, name)
-            if array.shape[0] < rows:
-                array = array.resize(exclusive_max=[rows, *shape], expand_only=True).result()
-            return array
-        return ts.open(spec, create=True, open=True).result()
+        # What its zarr.json has to say, up to the number of rows: a run before may have left it at
+        # its true length, and it may have been lost or changed since.
+        spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": metadata}
+        fresh: Any = ts.open(spec, create=True).result().kvstore
+        described = fresh.read("zarr.json").result().value
+        there = _json(self._kv, f"{name}/zarr.json")
+        if there is None or {**there, "shape": None} != {**json.loads(described), "shape": None}:
+            self._kv.write(f"{name}/zarr.json", described).result()
+        # Zeros get a file too: one that is not there was lost.
+        array = open_array(self._place, name, store_data_equal_to_fill_value=True)
+        if array.shape[0] < rows:
+            array = array.resize(exclusive_max=[rows, *shape], expand_only=True).result()
+        return array
 
 
 class Pending:
@@ -153,9 +191,19 @@ def _short(value: Any) -> str:
 
 def read_about(kv: Any) -> dict[str, Any] | None:
     """What the sweep in this store was made with; None where there is none."""
-    value = kv.read("zarr.json").result().value
-    attributes = json.loads(value)["attributes"] if value else {}
-    return attributes.get("jaxviz_sweep")
+    about = ((_json(kv, "zarr.json") or {}).get("attributes") or {}).get("jaxviz_sweep")
+    if not isinstance(about, dict) or not isinstance(about.get("chunk_rows"), int):
+        return None
+    return about if about["chunk_rows"] > 0 else None
+
+
+def _json(kv: Any, key: str) -> dict[str, Any] | None:
+    """The object that a file holds; None where it holds none."""
+    try:
+        value = json.loads(kv.read(key).result().value or b"null")
+    except ValueError:  # half a file, or not in UTF-8
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _write_group(kv: Any, about: Mapping[str, Any]) -> None:
@@ -169,40 +217,13 @@ def array_names(kv: Any) -> list[str]:
     return sorted(key.removesuffix("/zarr.json") for key in keys if key.endswith("/zarr.json"))
 
 
-def read_shape(kv: Any, name: str) -> tuple[int, ...] | None:
-    """Declared shape of an array, None where it does not exist."""
-    value = kv.read(f"{name}/zarr.json").result().value
-    return tuple(json.loads(value)["shape"]) if value else None
-
-
-def _open(place: Mapping[str, Any], name: str) -> Any:
-    spec = {"driver": "zarr3", "kvstore": {**place, "path": f"{place['path']}{name}/"}}
+def open_array(out: Any, name: str, **options: Any) -> Any:
+    """A TensorStore array of a store."""
+    place = location(out)
+    spec = {"driver": "zarr3", "kvstore": {**place, "path": f"{place['path']}{name}/"}, **options}
     return ts.open(spec, open=True).result()
 
 
 def open_place(out: Any) -> Any:
     """The key-value store of `out`."""
     return ts.KvStore.open(location(out)).result()
-
-
-def row_counts(out: Any) -> dict[int, int]:
-    """Chunk number -> rows that are done, of the chunks that are."""
-    done = done_chunks(open_place(out))
-    if not done:
-        return {}
-    numbers = sorted(done)
-    counts = open_array(out, ROWS)[np.array(numbers)].read().result()
-    return dict(zip(numbers, np.asarray(counts).tolist(), strict=True))
-
-
-def done_chunks(kv: Any) -> set[int]:
-    """Numbers of the chunks that are done."""
-    prefix = f"{ROWS}/c/"
-    # "0" follows "/" in ASCII: the range ends where the prefix does.
-    keys = kv.list(ts.KvStore.KeyRange(prefix, f"{ROWS}/c0")).result()
-    return {int(key.decode().removeprefix(prefix)) for key in keys}
-
-
-def open_array(out: Any, name: str) -> Any:
-    """A TensorStore array of a store, for reading."""
-    return _open(location(out), name)
