@@ -12,6 +12,7 @@ from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import baseline_like
 from jaxviz.graph.lift import lift
 from jaxviz.rules import deeplift, reveal_cancel
+from jaxviz.rules.differences import still
 
 DifferenceRule = Literal["rescale", "reveal_cancel"]
 
@@ -31,9 +32,12 @@ def deep_lift(
     (x - x0) * m, where m is the gradient with every nonlinear function's derivative replaced by its
     difference quotient between baseline and input: for a ReLU (max(z, 0) - max(z0, 0)) / (z - z0).
 
-    Works on any net: a maximum (pooling) carries the difference of the place that explains its
-    change; a product of two activations gives each factor its Shapley value; softmax is exact too.
-    `jaxviz.rules.deeplift` has the rules.
+    Works on any net: a maximum (pooling, a median) carries the difference of the place that
+    explains its change; a product of two activations gives each factor its Shapley value; softmax
+    is exact too. `jaxviz.rules.deeplift` has the rules. They are relative, so inputs of 1e-8 or 1e8
+    are explained as exactly as those of 1. It is the function's own difference that is shared:
+    `stop_gradient`, and what a `custom_jvp` or `custom_vjp` puts in place of the derivative
+    (straight-through, gradient reversal), change nothing.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
@@ -162,7 +166,7 @@ def _rescaled(apply_fn, params, x, start, target):
             params,
             x,
             bundle=lambda i, leaf: (leaf, starts[i], along[i]),
-            still=deeplift.still,
+            still=still,
             each=deeplift.linear,
         )
         here, _, carried = outputs

@@ -192,7 +192,8 @@ def _name(values: Any) -> str | None:
             if np.allclose(values, function(PROBES), rtol=2e-6, atol=1e-7):
                 return kind
     slope = -values[PROBES == -1.0][0]
-    leaky = np.where(PROBES > 0, PROBES, -slope * -PROBES)
+    with np.errstate(all="ignore"):
+        leaky = np.where(PROBES > 0, PROBES, -slope * -PROBES)
     if slope != 1 and np.allclose(values, leaky, rtol=2e-6, atol=1e-7):
         return "leaky_relu"
     return "pointwise"

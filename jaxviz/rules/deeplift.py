@@ -6,13 +6,18 @@ output. The gradient of that linear map is DeepLIFT's multipliers, and input min
 multipliers adds up to the score gained, exactly, whatever the net is made of:
 
 - linear operations carry d by their own derivative;
-- functions of one number (an activation, or a group such as GELU) by their difference quotient;
-- maxima by the difference quotient of the place that explains the change: the winner at the input
-  where the maximum grew, at the baseline where it fell;
+- functions of one number (an activation, or a group such as GELU) by their difference quotient,
+  of two numbers (a power) by the mean over which of them changes first;
+- maxima, sorting and medians by the place that explains the change (`deeplift_order`);
 - products of two activations, and anything quadratic, by the derivative half way, which gives each
-  factor its Shapley value; a quotient is a product with the reciprocal;
-- softmax by logarithmic means, the difference quotients of the exponential.
+  factor its Shapley value; a quotient is a product with the reciprocal; products of more factors
+  by the mean derivative on the straight way;
+- softmax by logarithmic means, the difference quotients of the exponential;
+- comparisons and choices by what crossed its threshold (`deeplift_choice`).
 
+What is carried is the function's own difference: `stop_gradient`, and a derivative that
+`custom_jvp` or `custom_vjp` puts in place of the function's own (straight-through, gradient
+reversal), are not seen. All rules are relative: inputs of 1e-8 or 1e8 are as good as those of 1.
 Rows are as in any `RuleSet`; a function that depends on the input in no row is refused.
 """
 
@@ -24,110 +29,154 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
+from jaxviz.rules.deeplift_choice import (
+    COMPARISONS,
+    LOGIC,
+    chosen,
+    compared,
+    converted,
+    finite,
+    logical,
+    moved,
+    no_difference,
+)
+from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
+from jaxviz.rules.differences import (
+    along,
+    bundled,
+    column,
+    divided,
+    gap,
+    halfway,
+    is_float,
+    moves,
+    secant,
+    shrink,
+    wide,
+)
 from jaxviz.rules.fast import fast
 from jaxviz.rules.kernels_pool import max_pool_difference
-
-# (value at the input, value at the baseline, carried difference or None where there is none)
-Parts = tuple[jax.Array, jax.Array, jax.Array | None]
-
-
-def still(array: jax.Array) -> Parts:
-    """The bundle of a value that is the same at the input and the baseline."""
-    moves = jnp.issubdtype(array.dtype, jnp.inexact)
-    return array, array, jnp.zeros_like(array) if moves else None
 
 
 def linear(op: Op) -> Callable:
     """Carries a difference by the operation's own derivative."""
-    if any(d and not _is_float(a) for d, a in zip(op.depends, op.inputs, strict=True)) and any(
-        _is_float(o) for o in op.outputs
-    ):
-        raise NotImplementedError(
-            f"deep_lift: the operation {op.kind!r} at {op.source} chooses by a number that depends "
-            "on the input, so it has no difference to share. Explain a part of the net without it "
-            "(`jaxviz.split`)."
-        )
+    if not any(map(is_float, op.outputs)):
+        return moved(op)
+    if any(d and not is_float(a) for d, a in zip(op.depends, op.inputs, strict=True)):
+        no_difference(op)
     evaluate = fast.find(op)[1] or op.evaluate
 
     def replaced(*inputs):
-        there = evaluate(*_column(op, inputs, 1))
-        here, carried = _along(evaluate, op, inputs, _column(op, inputs, 0))
-        return _bundle(op, here, there, carried)
+        there = evaluate(*column(inputs, 1))
+        here, carried = along(evaluate, inputs, column(inputs, 0))
+        return bundled(op, here, there, carried)
 
     return replaced
 
 
-def difference_quotient(op: Op) -> Callable:
-    """Rescale: d -> d (f(x) - f(x0)) / (x - x0), the derivative where that is 0 / 0."""
-    at = _only_moving(op)
+def difference_quotient(op: Op) -> Callable | None:
+    """Rescale: d -> d (f(x) - f(x0)) / (x - x0), the derivative half way where that is noise.
+
+    Of two numbers that both move each changes once before and once after the other: the mean.
+    """
+    if len(op.outputs) != 1 or not is_float(op.outputs[0]):
+        return None
+    moving = [i for i, d in enumerate(op.depends) if d]
+    if op.primitive == "abs" and jnp.issubdtype(op.inputs[0].dtype, jnp.complexfloating):
+        return modulus
+    if op.primitive == "clamp" and (len(moving) > 1 or op.operands[1] != moving[0]):
+        return lambda *inputs: clamped(op, inputs)
+    if not all(is_float(op.inputs[i]) for i in moving):
+        no_difference(op)
+    shapes = [op.inputs[i].shape for i in moving]
+    if len(moving) > 2 or jnp.broadcast_shapes(op.outputs[0].shape, *shapes) != op.outputs[0].shape:
+        refuse(op)
 
     def replaced(*inputs):
-        x, x0, d = inputs[at]
-        here, there = (op.evaluate(*_column(op, inputs, k)) for k in (0, 1))
-        return here, there, d * _quotient(op, inputs, x, x0, here, there)
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        carried = jnp.zeros_like(here)
+        for i in moving:
+            x, x0, d = (jnp.broadcast_to(a, here.shape) for a in inputs[i])
+            others = [column(inputs, k) for k in range(len(moving))]
+            slopes = [secant(alone(op, i, c), x, x0, rounds_nothing(op))[2] for c in others]
+            carried += (d * (sum(slopes) / len(slopes))).astype(here.dtype)
+        return here, there, carried
 
     return replaced
 
 
-def maximum(op: Op) -> Callable:
+def alone(op: Op, at: int, inputs: Sequence[jax.Array]) -> Callable:
+    """The operation as a function of one of its inputs."""
+    return lambda value: op.evaluate(*inputs[:at], value, *inputs[at + 1 :])
+
+
+def rounds_nothing(op: Op) -> bool:
+    """Whether each result is one of the operands, or its negative."""
+    return op.kind in ("relu", "relu6", "hard_tanh", "max", "min", "clamp", "abs")
+
+
+def modulus(bundle: Any) -> Any:
+    """|z|, of whose square the difference is that of a product: Re (z + z0)* d / (|z| + |z0|)."""
+    z, z0, d = bundle
+    here, there = jnp.abs(z), jnp.abs(z0)
+    return here, there, divided(jnp.real(jnp.conj(z + z0) * d), here + there)
+
+
+def clamped(op: Op, inputs: Sequence[Any]) -> Any:
+    """A clamp whose bounds move: a maximum, then a minimum."""
+    shape, dtype = op.outputs[0].shape, op.outputs[0].dtype
+    whole = lambda a: jnp.broadcast_to(jnp.asarray(a, dtype), shape)
+    low, x, high = (
+        jax.tree.map(whole, inputs[o] if isinstance(o, int) else o.value) for o in op.operands
+    )
+    return extreme(jnp.minimum, (extreme(jnp.maximum, (low, x), False), high), True)
+
+
+def maximum(op: Op) -> Callable | None:
     """Carries the difference of the place that explains how a maximum (or minimum) changed."""
-    if len(op.inputs) == 1 or not all(op.depends):
-        if op.primitive in ("max", "min"):
-            return difference_quotient(op)
-    falls = op.primitive in ("min", "reduce_min", "reduce_window_min", "cummin", "scatter-min")
+    if op.primitive in ("max", "min") and (len(op.inputs) == 1 or not all(op.depends)):
+        return difference_quotient(op)
     quick = fast.find(op)[1]
-    evaluate = quick or op.evaluate
     if op.primitive == "reduce_window_max" and isinstance(quick, functools.partial):
         difference = functools.partial(max_pool_difference, **quick.keywords)
         return lambda bundle: difference(*bundle)
-
-    def replaced(*inputs):
-        values, baselines = _column(op, inputs, 0), _column(op, inputs, 1)
-
-        def ratio(v):  # what is carried, as a share of the difference it stands for
-            if not isinstance(v, tuple):
-                return v
-            gap = v[0] - v[1]
-            none = gap == 0
-            share = jnp.where(none, jnp.zeros_like(gap), v[2]) / jnp.where(none, 1, gap)
-            return v[0], v[1], share
-
-        shares = [ratio(v) for v in inputs]
-        here, winner_here = _along(evaluate, op, shares, values)
-        there, winner_there = _along(evaluate, op, shares, baselines)
-        change = here - there
-        grew = (change < 0) if falls else (change >= 0)
-        return here, there, change * jnp.where(grew, winner_here, winner_there)
-
-    return replaced
+    return lambda *inputs: extreme(quick or op.evaluate, inputs, op.primitive in FALLS)
 
 
 def midpoint(op: Op) -> Callable:
     """Carries a difference by the derivative half way: exact for whatever is quadratic."""
 
     def replaced(*inputs):
-        here, there = (op.evaluate(*_column(op, inputs, k)) for k in (0, 1))
-        half = [(v[0] + v[1]) / 2 if isinstance(v, tuple) else v for v in inputs]
-        _, carried = _along(op.evaluate, op, inputs, half)
-        return here, there, carried
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        return here, there, along(op.evaluate, inputs, halfway(inputs))[1]
 
     return replaced
 
 
-def quotient(op: Op) -> Callable:
+def product(op: Op) -> Callable:
+    return midpoint(op) if sum(moves(op, o) for o in op.operands) > 1 else linear(op)
+
+
+def quotient(op: Op) -> Callable | None:
     """a / b as the product of a and 1 / b."""
     top, bottom = op.operands
-    if not isinstance(bottom, int) or not op.depends[bottom]:
+    if not moves(op, bottom):
         return linear(op)
-    if not isinstance(top, int) or not op.depends[top]:
+    if not moves(op, top):
         return difference_quotient(op)
 
     def replaced(*inputs):
         (a, a0, da), (b, b0, db) = inputs[top], inputs[bottom]
-        half_inverse = (1 / b + 1 / b0) / 2
-        return a / b, a0 / b0, da * half_inverse - (a + a0) / 2 * db / (b * b0)
+        inverse, inverse0 = 1 / b, 1 / b0
+        fell = (a / 2 + a0 / 2) * inverse * inverse0 * db
+        return a / b, a0 / b0, da * (inverse / 2 + inverse0 / 2) - fell
 
     return replaced
+
+
+def solved(op: Op) -> Callable:
+    """A linear system whose matrix stays."""
+    return refuse(op) if moves(op, op.operands[0]) else linear(op)
 
 
 def softmax(op: Op) -> Callable:
@@ -136,21 +185,33 @@ def softmax(op: Op) -> Callable:
     With L = log sum exp x, dL = sum_j w_j dx_j, where w_j is the logarithmic mean of exp x_j at
     both ends over that of exp L; then d log s = d - dL, and ds is the logarithmic mean of s times
     that. The w_j are at least 0 and sum to at most 1, so nothing blows up however far the ends are.
+    L is kept as the largest x and the rest, for the differences of large logits are small.
     """
     sums = [member for member, _ in op.members if member.primitive == "reduce_sum"]
     axes = tuple(sums[-1].options["axes"])
-    at = _only_moving(op)
+    at = op.depends.index(True)
+    if sum(op.depends) > 1 or op.inputs[at].shape != op.outputs[0].shape:
+        refuse(op)
+
+    def parts(x):
+        top = x.max(axes, keepdims=True)
+        top = jnp.where(jnp.isfinite(top), top, 0)
+        return top, jnp.log(jnp.exp(x - top).sum(axes, keepdims=True))
 
     def replaced(*inputs):
         x, x0, d = inputs[at]
-        top, top0 = (jax.nn.logsumexp(a, axes, keepdims=True) for a in (x, x0))
-        log_w = jnp.maximum(x, x0) - jnp.maximum(top, top0)
-        w = jnp.exp(log_w) * _shrink(_gap(x, x0)) / _shrink(top - top0)
+        x, x0 = wide(x), wide(x0)
+        (top, rest), (top0, rest0) = parts(x), parts(x0)
+        rise = gap(top, top0) + (rest - rest0)
+        rose = rise >= 0
+        log_w = gap(jnp.maximum(x, x0), jnp.where(rose, top, top0)) - jnp.where(rose, rest, rest0)
+        w = (jnp.exp(log_w) * shrink(gap(x, x0)) / shrink(rise)).astype(d.dtype)
         carried = d - (w * d).sum(axes, keepdims=True)
-        here, there = (op.evaluate(*_column(op, inputs, k)) for k in (0, 1))
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
         if op.kind == "log_softmax":
             return here, there, carried
-        mean = jnp.maximum(here, there) * _shrink(_gap(x, x0) - (top - top0))
+        change = gap(x - top - rest, x0 - top0 - rest0)
+        mean = jnp.maximum(here, there) * shrink(change).astype(here.dtype)
         return here, there, mean * carried
 
     return replaced
@@ -161,120 +222,63 @@ def through(op: Op) -> Callable:
     return lambda *inputs: next(v for v in inputs if isinstance(v, tuple))
 
 
-def product(op: Op) -> Callable:
-    moving = sum(isinstance(o, int) and op.depends[o] for o in op.operands)
-    return midpoint(op) if moving > 1 else linear(op)
-
-
 # One place for both of DeepLIFT's rules to know what kind of operation they have.
 POINTWISE = (
-    "activation abs acos acosh asin asinh atan atanh cbrt clamp cos cosh erf erfc exp exp2 expm1"
-    " integer_pow log log1p logistic pow rsqrt sin sinh sqrt square tan tanh erf_inv lgamma digamma"
-    " sign floor ceil round"
+    "activation abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp"
+    " cos cosh digamma erf erfc erf_inv exp exp2 expm1 floor igamma igammac integer_pow lgamma log"
+    " log1p log2 logistic one_minus_square polygamma pow regularized_incomplete_beta rem round"
+    " rsqrt sign sin sinh sqrt square tan tanh"
 ).split()
-MAXIMA = "max_pool reduce_max reduce_min reduce_window_min max min scatter-max scatter-min".split()
+MAXIMA = (
+    "max_pool reduce_max reduce_min reduce_window_min max min cummax cummin scatter-max scatter-min"
+).split()
 MOVES = (
-    "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
-    " dynamic_update_slice expand_dims flatten gather name optimization_barrier pad"
-    " reduce_precision reshape rev scatter select_n slice split squeeze transpose bias"
+    "all_gather broadcast_in_dim concatenate convert_element_type copy copy_p device_put"
+    " dynamic_slice dynamic_update_slice expand_dims flatten gather layout_constraint name"
+    " optimization_barrier pad ppermute pvary reduce_precision reshape reshard rev scatter select_n"
+    " sharding_constraint slice split squeeze stack tile transpose unstack bias"
 ).split()
 SUMS = (
     "add add_any sub sum mean sum_pool avg_pool cumsum scatter_add scatter-sub reduce_sum neg real"
-    " reduce_window_sum"
+    " reduce_window_sum psum"
 ).split()
-PRODUCTS = "mul matmul conv_product scatter-mul".split()
+COMPLEX = "fft complex imag conj".split()
+PRODUCTS = "mul matmul conv_product scatter-mul ragged_dot ragged_dot_general".split()
 LAYERS = ["conv", "dense"]
-_GROUPS = ["batch_norm", "affine", "layer_norm", "rms_norm"]
-
-
-def _taken_apart(op: Op) -> None:
-    """Groups whose members have rules of their own."""
+GROUPS = ["batch_norm", "affine", "layer_norm", "rms_norm", "avg_pool", "mean"]
 
 
 def _rows(rule: Rule, names: Sequence[str]) -> dict[str, Rule]:
     return dict.fromkeys(names, rule)
 
 
+# Rules of which each does one thing for both of DeepLIFT's rules.
+LUMPED = {
+    **_rows(maximum, MAXIMA),
+    **_rows(product, PRODUCTS),
+    **_rows(softmax, ["softmax", "log_softmax"]),
+    **_rows(compared, COMPARISONS),
+    **_rows(logical, [name for name in LOGIC if name not in COMPARISONS]),
+    **_rows(ordered, ["sort", "top_k"]),
+    **_rows(multiplied, ["reduce_prod", "cumprod"]),
+    **_rows(linear, COMPLEX),
+    "is_finite": finite,
+    "cumlogsumexp": log_sums,
+    "triangular_solve": solved,
+}
+
 rescale = RuleSet(
     "deep_lift",
     {
         **_rows(linear, [*MOVES, *SUMS, *LAYERS]),
         **_rows(difference_quotient, POINTWISE),
-        **_rows(maximum, MAXIMA),
-        **_rows(product, PRODUCTS),
-        **_rows(softmax, ["softmax", "log_softmax"]),
-        **_rows(_taken_apart, [*_GROUPS, "avg_pool", "mean"]),
+        **LUMPED,
+        **_rows(lambda op: None, GROUPS),  # taken apart: their members have rules of their own
+        "select_n": lambda op: chosen(op) or linear(op),
+        "convert_element_type": lambda op: converted(op) or linear(op),
         "div": quotient,
         "stop_gradient": through,
     },
     default=refuse,
     named=False,
 )
-
-
-def _is_float(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.inexact)
-
-
-def _only_moving(op: Op) -> int:
-    moving = [i for i, d in enumerate(op.depends) if d]
-    if len(moving) != 1 or op.inputs[moving[0]].shape != op.outputs[0].shape:
-        refuse(op)
-    return moving[0]
-
-
-def _column(op: Op, inputs: Sequence[Any], k: int) -> list[jax.Array]:
-    return [v[k] if isinstance(v, tuple) else v for v in inputs]
-
-
-def _along(evaluate: Callable, op: Op, inputs: Sequence[Any], values: Sequence[jax.Array]):
-    """The operation at `values`, and its derivative there along what the inputs carry."""
-    moving = [i for i, v in enumerate(inputs) if isinstance(v, tuple) and v[2] is not None]
-
-    def moved(*some):
-        given = dict(zip(moving, some, strict=True))
-        return evaluate(*(given.get(i, a) for i, a in enumerate(values)))
-
-    if not moving:
-        out = evaluate(*values)
-        return out, jax.tree.map(jnp.zeros_like, out)
-    return jax.jvp(moved, [values[i] for i in moving], [inputs[i][2] for i in moving])
-
-
-def _bundle(op: Op, here: Any, there: Any, carried: Any) -> Any:
-    if len(op.outputs) == 1:
-        return here, there, carried if _is_float(op.outputs[0]) else None
-    parts = zip(here, there, carried, op.outputs, strict=True)
-    return [(a, b, c if _is_float(o) else None) for a, b, c, o in parts]
-
-
-def _near(x: jax.Array) -> float:
-    """Below this a difference is lost in rounding and the derivative serves."""
-    return 1e-10 if x.dtype == jnp.float64 else 1e-6
-
-
-def _quotient(op, inputs, x, x0, here, there):
-    """(f(x) - f(x0)) / (x - x0), at least in single precision."""
-    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
-    gap = x.astype(wide) - x0.astype(wide)
-    near = jnp.abs(gap) <= _near(gap)
-    ones = [
-        (a, a, jnp.ones_like(a)) if isinstance(v, tuple) else v
-        for v, a in zip(inputs, _column(op, inputs, 0), strict=True)
-    ]
-    _, slope = _along(op.evaluate, op, ones, _column(op, inputs, 0))
-    change = here.astype(wide) - there.astype(wide)
-    ratio = change / jnp.where(near, 1, gap)
-    return jnp.where(near, slope.astype(wide), ratio).astype(x.dtype)
-
-
-def _gap(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a - b; nothing between equal infinities."""
-    return jnp.where(a == b, jnp.zeros_like(a), a - b)
-
-
-def _shrink(gap: jax.Array) -> jax.Array:
-    """(1 - exp -|gap|) / |gap|: the logarithmic mean of two numbers over the larger one."""
-    size = jnp.abs(gap)
-    near = size <= _near(gap)
-    return jnp.where(near, 1, -jnp.expm1(-size) / jnp.where(near, 1, size))

@@ -12,16 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.rewrite import Op, RuleSet, refuse
+from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules import deeplift
-from jaxviz.rules.deeplift import LAYERS, MAXIMA, MOVES, POINTWISE, PRODUCTS, SUMS
+from jaxviz.rules.deeplift import GROUPS, LAYERS, LUMPED, MOVES, POINTWISE, SUMS
+from jaxviz.rules.differences import along, column, gap, is_float, moves, secant, truth_dtype
 
 
 def still(array: jax.Array) -> tuple:
     """The bundle of a value that is the same at the input and the baseline."""
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
+    if array.dtype != jnp.bool_ and not is_float(array):
         return array, array, None, None, None
-    zero = jnp.zeros_like(array)
+    zero = jnp.zeros(array.shape, truth_dtype() if array.dtype == jnp.bool_ else array.dtype)
     return array, array, zero, zero, zero
 
 
@@ -54,12 +55,12 @@ def weighted(op: Op) -> Callable:
 
     def split(inputs):
         x, x0 = inputs[at][:2]
-        gap = x - x0
+        grew, level = x > x0, x == x0
 
         def carry(p, n):
             whole = p[at] + n[at]
             zero = jnp.zeros_like(whole)
-            rose = jnp.where(gap > 0, whole, jnp.where(gap == 0, whole / 2, zero))
+            rose = jnp.where(grew, whole, jnp.where(level, whole / 2, zero))
             fell = whole - rose
 
             def out(for_rose, for_fell):
@@ -99,34 +100,44 @@ def summed(op: Op) -> Callable:
     return _with(op, split)
 
 
-def activation(op: Op) -> Callable:
-    """Of f(x0 + p + n) - f(x0) to p: what it adds, averaged over coming before and after n."""
-    at = deeplift._only_moving(op)
+def activation(op: Op) -> Callable | None:
+    """Of f(x0 + p + n) - f(x0) to p: what it adds, averaged over coming before and after n.
+
+    As difference quotients over p's own way, before n and after. Rescale's quotient for both where
+    x0 + p or x0 + n is outside the domain of f (a square root below zero), which x and x0 are not,
+    and where one of the parts is nothing but rounding.
+    """
+    known = deeplift.difference_quotient(op)
+    if known is None or sum(op.depends) > 1:
+        return known and lumped(op)
+    at = op.depends.index(True)
 
     def split(inputs):
-        x, x0, up = inputs[at][:3]
-        down = (x - x0) - up
-
-        def f(value):
-            return op.evaluate(*(value if i == at else a for i, a in enumerate(inputs)))
-
-        by_up = ((f(x0 + up) - f(x0)) + (f(x) - f(x0 + down))) / 2
-        by_down = ((f(x0 + down) - f(x0)) + (f(x) - f(x0 + up))) / 2
-        slope = jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
-
-        def ratio(change, gap):
-            near = jnp.abs(gap) <= deeplift._near(gap)
-            return jnp.where(near, slope, change / jnp.where(near, 1, gap))
-
-        m_up, m_down = ratio(by_up, up), ratio(by_down, down)
+        x, x0, up = (jnp.broadcast_to(a, op.outputs[0].shape) for a in inputs[at][:3])
+        f = deeplift.alone(op, at, column(inputs, 0))
+        exact = deeplift.rounds_nothing(op)
+        with_up, with_down = x0 + up, x - up
+        first, _, up_first = secant(f, with_up, x0, exact)
+        _, second, up_last = secant(f, x, with_down, exact)
+        _, _, down_first = secant(f, with_down, x0, exact)
+        _, _, down_last = secant(f, x, with_up, exact)
+        size = jnp.abs(x) + jnp.abs(x0) + jnp.abs(up)
+        least = jnp.minimum(jnp.abs(up), jnp.abs(gap(x, x0).astype(up.dtype) - up))
+        rounding = 32 * float(jnp.finfo(x.dtype).eps) * size
+        inside = (least > rounding) & jnp.isfinite(first) & jnp.isfinite(second)
+        plain = secant(f, x, x0, exact)[2]
+        m_up = jnp.where(inside, up_first / 2 + up_last / 2, plain)
+        m_down = jnp.where(inside, down_first / 2 + down_last / 2, plain)
         return lambda p, n: (p[at] * m_up, n[at] * m_down)
 
     return _with(op, split)
 
 
-def lumped(op: Op) -> Callable:
-    """By the rule of Rescale, sorted by the sign of what comes out."""
-    found = deeplift.rescale.find(op)[1] or deeplift.linear(op)
+def lumped(op: Op) -> Callable | None:
+    """By the rule of Rescale, sorted by the sign of what comes out (complex: not sorted)."""
+    found = deeplift.rescale.find(op)[1]
+    if found is None:
+        return None
 
     def replaced(*inputs):
         def through(carried):
@@ -134,73 +145,98 @@ def lumped(op: Op) -> Callable:
                 (*v[:2], c) if isinstance(v, tuple) else v
                 for v, c in zip(inputs, carried, strict=True)
             ]
-            return found(*bundles)
+            outputs = found(*bundles)
+            return [outputs] if isinstance(outputs, tuple) else outputs
 
-        total = [
-            None if v is None else v[0] - v[1] if v[2] is not None else None
-            for v in (v if isinstance(v, tuple) else None for v in inputs)
+        moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
+        total = [None if v is None else _change(v) for v in moving]
+        whole = [None if v is None else v[3] + v[4] for v in moving]
+        outputs = [
+            _sorted(*ends, change, d)
+            for (*ends, change), (_, _, d) in zip(through(total), through(whole), strict=True)
         ]
-        whole = [None if not isinstance(v, tuple) or v[2] is None else v[3] + v[4] for v in inputs]
-        here, there, change = through(total)
-        d = through(whole)[2]
-        grew = change >= 0
-        zero = jnp.zeros_like(change)
-        parts = jnp.where(grew, d, zero), jnp.where(grew, zero, d)
-        return here, there, jnp.maximum(change, 0), *parts
+        return outputs[0] if len(outputs) == 1 else outputs
 
     return replaced
+
+
+def _sorted(here: Any, there: Any, change: Any, d: Any) -> tuple:
+    if change is None:
+        return here, there, None, None, None
+    zero = jnp.zeros_like(change)
+    if jnp.iscomplexobj(change):
+        return here, there, change, d, zero
+    grew = change >= 0
+    parts = jnp.where(grew, d, zero), jnp.where(grew, zero, d)
+    return here, there, jnp.maximum(change, 0), *parts
+
+
+def _change(value: tuple) -> jax.Array:
+    here, there, up = value[:3]
+    if here.dtype == jnp.bool_:
+        return here.astype(up.dtype) - there.astype(up.dtype)
+    return gap(here, there).astype(up.dtype)
 
 
 def _with(op: Op, split: Callable) -> Callable:
     """The operation on bundles, from how it carries (p, n): the numbers too go that way."""
 
     def replaced(*inputs):
-        columns = [[v[k] if isinstance(v, tuple) else v for v in inputs] for k in (0, 1)]
-        here, there = (op.evaluate(*column) for column in columns)
-        if not jnp.issubdtype(op.outputs[0].dtype, jnp.inexact):
-            return here, there, None, None, None
+        columns = zip(*(_listed(op.evaluate(*column(inputs, k))) for k in (0, 1)), strict=True)
         carry = split(inputs)
-        moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
+        moving = [v if isinstance(v, tuple) else None for v in inputs]
         up = [None if v is None else v[2] for v in moving]
-        down = [None if v is None else v[0] - v[1] - v[2] for v in moving]
+        down = [None if v is None else _change(v) - v[2] for v in moving]
         p, n = ([None if v is None else v[k] for v in moving] for k in (3, 4))
-        return here, there, carry(up, down)[0], *carry(p, n)
+        carried = zip(*map(_listed, (carry(up, down)[0], *carry(p, n))), strict=True)
+        outputs = [(*ends, *parts) for ends, parts in zip(columns, carried, strict=True)]
+        return outputs[0] if len(outputs) == 1 else outputs
 
-    if len(op.outputs) != 1:
-        refuse(op)
     return replaced
 
 
-def _carry(op: Op, inputs: Any, d: Any) -> jax.Array:
+def _listed(outputs: Any) -> list:
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+def _carry(op: Op, inputs: Any, d: Any) -> Any:
     """The operation's own derivative at the input along `d`."""
     bundles = [
         (v[0], v[1], c) if isinstance(v, tuple) else v for v, c in zip(inputs, d, strict=True)
     ]
-    values = [v[0] if isinstance(v, tuple) else v for v in inputs]
-    return deeplift._along(op.evaluate, op, bundles, values)[1]
+    return along(op.evaluate, bundles, column(inputs, 0))[1]
 
 
-def _apart(op: Op) -> None:
-    """Groups whose members have rules of their own."""
+def _signed(rule: Rule) -> Rule:
+    """The rule where all that moves are real numbers, whose differences have a sign."""
+
+    def signed(op):
+        moving = [a for a, d in zip(op.inputs, op.depends, strict=True) if d]
+        real = all(jnp.issubdtype(a.dtype, jnp.floating) for a in [*moving, *op.outputs])
+        return rule(op) if real else lumped(op)
+
+    return signed
 
 
-def _quotient(op: Op) -> Callable:
-    bottom = op.operands[1]
-    moves = isinstance(bottom, int) and op.depends[bottom]
-    return lumped(op) if moves else scaling(op)
+def _divided(op: Op) -> Callable | None:
+    return lumped(op) if moves(op, op.operands[1]) else scaling(op)
 
+
+_ROWS = {
+    **dict.fromkeys(MOVES, linear),
+    **dict.fromkeys((*SUMS, "matmul", "conv_product"), summed),
+    **dict.fromkeys(LAYERS, weighted),
+    **dict.fromkeys(POINTWISE, activation),
+    **dict.fromkeys(LUMPED, lumped),
+    **dict.fromkeys(("mul", "neg"), scaling),
+    "div": _divided,
+}
 
 reveal_cancel = RuleSet(
     "deep_lift",
     {
-        **dict.fromkeys(MOVES, linear),
-        **dict.fromkeys((*SUMS, "matmul", "conv_product"), summed),
-        **dict.fromkeys(LAYERS, weighted),
-        **dict.fromkeys(POINTWISE, activation),
-        **dict.fromkeys((*MAXIMA, *PRODUCTS, "softmax", "log_softmax"), lumped),
-        **dict.fromkeys(("mul", "neg"), scaling),
-        **dict.fromkeys((*deeplift._GROUPS, "avg_pool", "mean"), _apart),
-        "div": _quotient,
+        **{kind: _signed(rule) for kind, rule in _ROWS.items()},
+        **dict.fromkeys(GROUPS, lambda op: None),  # taken apart, as in Rescale
         "stop_gradient": deeplift.through,
     },
     default=refuse,

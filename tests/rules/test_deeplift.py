@@ -74,6 +74,24 @@ def own_derivative(x):
 own_derivative.defjvps(lambda t, out, x: 0 * t)
 
 
+@jax.custom_vjp
+def reversed_gradient(x):
+    return jnp.tanh(x)
+
+
+reversed_gradient.defvjp(lambda x: (jnp.tanh(x), None), lambda _, g: (-g,))
+
+
+def flipped(x):
+    return x[:, ::-1]
+
+
+def largest_of_groups(x):  # the group in the middle has no member
+    groups = jnp.array([0, 0, 0, 2, 2, 2])
+    return jax.vmap(lambda row: jax.ops.segment_max(row, groups, 3))(x)[:, ::2]
+
+
+ORDER = np.array([[3, 1, 2, 5, 0, 4]])
 ODD = {
     "gelu": lambda x: jax.nn.gelu(x),
     "gelu exact": lambda x: jax.nn.gelu(x, approximate=False),
@@ -108,13 +126,52 @@ ODD = {
     "cond": lambda x: jax.lax.cond(x.shape[1] > 3, jax.nn.silu, jnp.tanh, x),
     "checkpoint": jax.checkpoint(lambda x: jnp.tanh(x) * x),
     "custom": own_derivative,
+    "gradient reversal": reversed_gradient,
+    "straight through": lambda x: x + jax.lax.stop_gradient(jnp.floor(9 * x) - x),
+    "sorted": lambda x: jnp.sort(x, 1) * x,
+    "argsort beside": lambda x: jax.lax.sort((x, 0 * x.astype(int)), num_keys=1)[0] * x,
+    "sorted by what stays": lambda x: jax.lax.sort((jnp.tile(ORDER, (len(x), 1)), x))[1],
+    "top k": lambda x: jax.lax.top_k(x, 2)[0].sum(1, keepdims=True) * x,
+    "median": lambda x: jnp.median(x, 1, keepdims=True) * x,
+    "quantile": lambda x: jnp.quantile(x, 0.3, axis=1, keepdims=True) * x,
+    "running maximum": lambda x: jax.lax.cummax(x, 1) + jax.lax.cummin(x, 1) * x,
+    "running product": lambda x: jnp.cumprod(x, 1),
+    "product of all": lambda x: x.prod(1, keepdims=True) * jnp.ones(x.shape),
+    "running logsumexp": lambda x: jax.lax.cumlogsumexp(x, 1),
+    "logaddexp": lambda x: jnp.logaddexp(x, flipped(x)),
+    "norm": lambda x: jnp.linalg.norm(x, axis=1, keepdims=True) * x,
+    "power spectrum": lambda x: jnp.abs(jnp.fft.fft(x)) ** 2,
+    "spectrum": lambda x: jnp.abs(jnp.fft.rfft(x)) * jnp.fft.fft(x).imag[:, 1:2],
+    "filtered": lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * jnp.array([[1.0, 1j, 2.0, 0.5]]), 6),
+    "tiled": lambda x: jnp.tile(x, (1, 2))[:, 2:6],
+    "broadcast maximum": lambda x: jnp.maximum(x[:, :, None], jnp.array([[[0.1, -0.2]]])).sum(2),
+    "broadcast power": lambda x: (jnp.abs(x[:, :, None]) ** jnp.array([[[0.5, 2.0]]])).sum(2),
+    "broadcast difference": lambda x: jnp.abs(x[:, :, None] - x[:, None]).max(2) * x,
+    "power of two": lambda x: jnp.abs(x) ** flipped(x),
+    "angle": lambda x: jnp.arctan2(x, flipped(x)),
+    "remainder": lambda x: x % 0.3,
+    "bounds that move": lambda x: jnp.clip(x, flipped(x) - 0.1, flipped(x) + 0.1),
+    "choice by another": lambda x: jnp.where(flipped(x) > 0.2, jnp.tanh(x), x**2),
+    "mask": lambda x: x * (flipped(x) > 0).astype(x.dtype),
+    "logic": lambda x: jnp.where(((x > 0) & (flipped(x) < 0.3)) | ~(x < 1), x, flipped(x)),
+    "any and all": lambda x: jnp.where(
+        (x > 0).all(1, keepdims=True) ^ (x > 1).any(1, keepdims=True), x, 2 * x
+    ),
+    "largest of groups": lambda x: jnp.tile(largest_of_groups(x), (1, 3)) * x,
+    "gated linear unit": lambda x: jnp.tile(jax.nn.glu(x, 1), (1, 2)),
+    "missing are skipped": lambda x: jnp.nanmax(x, 1, keepdims=True) * jnp.nan_to_num(x),
+    "solved": lambda x: (
+        jax.scipy.linalg.solve_triangular(jnp.tri(6, dtype=x.dtype), x.T, lower=True).T
+    ),
 }
 
 
 # Those where RevealCancel does something else than Rescale on both parts.
 SIGNED = (
     "gelu exact, relu twice, softmax, product, gate, quotient, maximum, largest, moved, scan"
-    ", custom, overwritten in place, scaled in place, raised in place, changed in place"
+    ", custom, overwritten in place, scaled in place, raised in place, changed in place, sorted"
+    ", median, running product, spectrum, filtered, broadcast maximum, broadcast difference"
+    ", power of two, choice by another, logic, gated linear unit, straight through, angle"
 ).split(", ")
 
 
@@ -214,8 +271,9 @@ def test_what_has_no_common_path_is_refused_by_name_and_line():
     picked = lambda _, x: jnp.take_along_axis(x, jnp.argsort(x, 1), 1)
     with pytest.raises(NotImplementedError, match=r"test_deeplift\.py:\d+"):
         deep_lift(picked, None, jnp.ones((1, 2)), 0)
+    by_another = lambda _, x: jax.lax.sort((x, 2 * x), dimension=1, num_keys=1)[1]
     with pytest.raises(NotImplementedError, match=r"'sort' .*test_deeplift\.py:\d+"):
-        deep_lift(lambda _, x: jnp.sort(x, 1), None, jnp.ones((1, 2)), 0)
+        deep_lift(by_another, None, jnp.ones((1, 2)), 0)
     with pytest.raises(ValueError, match="rule must be one of rescale, reveal_cancel; got 'other'"):
         deep_lift(affine, jnp.eye(2), jnp.ones((1, 2)), 0, rule="other")
     with pytest.raises(ValueError, match=r"baselines must be \[B, \.\.\.\]"):

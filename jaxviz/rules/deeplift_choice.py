@@ -1,0 +1,189 @@
+"""DeepLIFT through comparisons and choices: `where(a > b, u, v)`, masks, hard thresholds.
+
+A truth value is a number, 0 or 1, with a difference of its own: where a - b crosses zero between
+baseline and input, a > b changes by one, and a - b carries that change, as the difference quotient
+of a step. A choice that is the same at both ends carries the difference of what it chose; where it
+is another one, the comparison explains the whole change. So `where(x > 0, x, 0)` is a ReLU.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.interpreter import Scalar
+from jaxviz.graph.rewrite import Op
+from jaxviz.rules.deeplift_order import extreme
+from jaxviz.rules.differences import (
+    along,
+    bundled,
+    column,
+    divided,
+    gap,
+    halfway,
+    is_float,
+    moves,
+    truth_dtype,
+)
+
+COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
+LOGIC = ("not", "and", "or", "xor", "reduce_or", "reduce_and", "eq", "ne")
+
+
+def compared(op: Op) -> Callable | None:
+    """a > b and the like: the step function of a - b."""
+    if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in op.inputs):
+        return logical(op)
+    return lambda *inputs: _stepped(op, inputs, *_both(op, inputs))
+
+
+def _both(op: Op, inputs: Any) -> list[Any]:
+    like = op.inputs[0].dtype
+    return [inputs[o] if isinstance(o, int) else jnp.asarray(o.value, like) for o in op.operands]
+
+
+def _stepped(op: Op, inputs: Any, left: Any, right: Any) -> tuple:
+    """A truth value that changes where left - right crosses zero."""
+    here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+    crossed = _number(here) - _number(there)
+    (over, _), (under, _) = (along(jnp.subtract, (), column((left, right), k)) for k in (0, 1))
+    _, carried = along(jnp.subtract, (left, right), column((left, right), 0))
+    run = jnp.where(crossed == 0, 0, gap(over, under))
+    return here, there, crossed * divided(carried.astype(run.dtype), run).astype(crossed.dtype)
+
+
+def logical(op: Op) -> Callable | None:
+    """Logic as arithmetic on 0 and 1; `all` and `any` are a minimum and a maximum."""
+    if op.primitive not in LOGIC or any(a.dtype != jnp.bool_ for a in op.inputs):
+        return None
+
+    def arithmetic(*given):
+        given = iter(given)
+        filled = [jnp.asarray(o.value) if isinstance(o, Scalar) else None for o in op.operands]
+        a, *b = (_numbers(next(given) if f is None else f) for f in filled)
+        match op.primitive:
+            case "not":
+                return 1 - a
+            case "and":
+                return a * b[0]
+            case "or":
+                return a + b[0] - a * b[0]
+            case "xor" | "ne":
+                return a + b[0] - 2 * a * b[0]
+        return 1 - a - b[0] + 2 * a * b[0]
+
+    def replaced(*inputs):
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        if not _known(inputs):
+            return here, there, None
+        numbers = [_numbers(v) for v in inputs]
+        if op.primitive.startswith("reduce"):
+            falls = op.primitive == "reduce_and"
+            axes = op.options["axes"]
+            found = lambda a: a.min(axes) if falls else a.max(axes)
+            return here, there, extreme(found, numbers, falls)[2]
+        spread = [numbers[o] for o in op.operands if isinstance(o, int)]
+        return here, there, along(arithmetic, spread, halfway(spread))[1]
+
+    return replaced
+
+
+def moved(op: Op) -> Callable:
+    """Truth values that only change places; of other results nothing is carried."""
+
+    def replaced(*inputs):
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        truths = all(a.dtype == jnp.bool_ for a in _moving(op) + list(op.outputs))
+        literal = any(isinstance(o, Scalar) for o in op.operands)
+        if not truths or literal or len(op.outputs) > 1 or not _known(inputs):
+            return bundled(op, here, there, [None] * len(op.outputs))
+        numbers = [_numbers(v) for v in inputs]
+        return here, there, along(op.evaluate, numbers, column(numbers, 0))[1]
+
+    return replaced
+
+
+def finite(op: Op) -> Callable:
+    """Whether a number is finite: one that is so at one end only has no difference to share."""
+
+    def replaced(value):
+        here, there = (op.evaluate(a) for a in value[:2])
+        return here, there, jnp.zeros(here.shape, truth_dtype())
+
+    return replaced
+
+
+def chosen(op: Op) -> Callable | None:
+    """`where` by a condition that depends on the input."""
+    if not moves(op, op.operands[0]) or op.inputs[op.operands[0]].dtype != jnp.bool_:
+        return None
+
+    def replaced(*inputs):
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        which, which0, step = inputs[op.operands[0]]
+        cases = [
+            inputs[o] if isinstance(o, int) else jnp.full(here.shape, o.value, here.dtype)
+            for o in op.operands[1:]
+        ]
+        if step is None or not _known(cases):
+            if is_float(here):
+                no_difference(op)
+            return here, there, None
+        cases, ends = [_numbers(v) for v in cases], [_numbers(v) for v in (here, there)]
+        other = which != which0
+        kept = [v[2] if isinstance(v, tuple) else jnp.zeros_like(v) for v in cases]
+        change = jnp.where(other, gap(*ends), 0).astype(kept[0].dtype)
+        share = step * (_number(which) - _number(which0))
+        same = jnp.where(other, 0, jax.lax.select_n(which, *kept))
+        return here, there, same + change * share.astype(change.dtype)
+
+    return replaced
+
+
+def converted(op: Op) -> Callable | None:
+    """Truth values as numbers, and numbers as the truth that they are not zero."""
+    before, after = op.inputs[0].dtype, op.outputs[0].dtype
+    if before == jnp.bool_ and jnp.issubdtype(after, jnp.inexact):
+
+        def replaced(value):
+            here, there = (op.evaluate(a) for a in value[:2])
+            if value[2] is None:
+                no_difference(op)
+            return here, there, value[2].astype(after)
+
+        return replaced
+    if after == jnp.bool_ and jnp.issubdtype(before, jnp.floating):
+        return lambda value: _stepped(op, (value,), value, jnp.zeros_like(value[0]))
+    return None
+
+
+def no_difference(op: Op) -> None:
+    raise NotImplementedError(
+        f"deep_lift: the operation {op.kind!r} at {op.source} chooses by a number that depends on "
+        "the input, so it has no difference to share. Explain a part of the net without it "
+        "(`jaxviz.split`)."
+    )
+
+
+def _number(truth: jax.Array) -> jax.Array:
+    return truth.astype(truth_dtype())
+
+
+def _numbers(value: Any) -> Any:
+    """A truth value, or its bundle, as the number 0 or 1; other values as they are."""
+    first = value[0] if isinstance(value, tuple) else value
+    if first.dtype != jnp.bool_:
+        return value
+    if not isinstance(value, tuple):
+        return _number(value)
+    return _number(value[0]), _number(value[1]), value[2]
+
+
+def _moving(op: Op) -> list[Any]:
+    return [a for a, d in zip(op.inputs, op.depends, strict=True) if d]
+
+
+def _known(inputs: Any) -> bool:
+    """Whether every truth value and number among them has a difference."""
+    return not any(isinstance(v, tuple) and v[2] is None for v in inputs)

@@ -1,0 +1,119 @@
+"""What DeepLIFT's rules share: bundles of a value at both ends with a carried difference, secants.
+
+A carried difference is linear in those of the input, and comes out as value - baseline. There is no
+absolute tolerance here: a net scaled by 1e-8 or 1e8 gives shares scaled alike.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.rewrite import Op
+
+# (value at the input, value at the baseline, carried difference or None where there is none)
+Parts = tuple[jax.Array, jax.Array, jax.Array | None]
+
+
+def is_float(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+def moves(op: Op, operand: Any) -> bool:
+    """Whether the explained input reaches an operand."""
+    return isinstance(operand, int) and op.depends[operand]
+
+
+def still(array: jax.Array) -> Parts:
+    """The bundle of a value that is the same at the input and the baseline."""
+    if array.dtype == jnp.bool_:
+        return array, array, jnp.zeros(array.shape, truth_dtype())
+    return array, array, jnp.zeros_like(array) if is_float(array) else None
+
+
+def truth_dtype() -> Any:
+    """The type in which the difference of a truth value, as 0 or 1, is carried."""
+    return jnp.zeros(()).dtype
+
+
+def column(inputs: Sequence[Any], k: int) -> list[jax.Array]:
+    return [v[k] if isinstance(v, tuple) else v for v in inputs]
+
+
+def along(evaluate: Callable, inputs: Sequence[Any], values: Sequence[jax.Array]):
+    """The operation at `values`, and its derivative there along what the inputs carry."""
+    moving = [i for i, v in enumerate(inputs) if isinstance(v, tuple) and v[2] is not None]
+
+    def moved(*some):
+        given = dict(zip(moving, some, strict=True))
+        return evaluate(*(given.get(i, a) for i, a in enumerate(values)))
+
+    if not moving:
+        out = evaluate(*values)
+        return out, jax.tree.map(jnp.zeros_like, out)
+    return jax.jvp(moved, [values[i] for i in moving], [inputs[i][2] for i in moving])
+
+
+def bundled(op: Op, here: Any, there: Any, carried: Any) -> Any:
+    if len(op.outputs) == 1:
+        return here, there, carried if is_float(op.outputs[0]) else None
+    parts = zip(here, there, carried, op.outputs, strict=True)
+    return [(a, b, c if is_float(o) else None) for a, b, c, o in parts]
+
+
+def gap(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a - b, at least in single precision; nothing between equal infinities."""
+    a, b = wide(a), wide(b)
+    same = a == b
+    return jnp.where(same, jnp.zeros_like(a), a - jnp.where(same, a, b))
+
+
+def wide(a: jax.Array) -> jax.Array:
+    return a.astype(jnp.float32) if is_float(a) and a.dtype.itemsize < 4 else a
+
+
+def divided(change: jax.Array, by: jax.Array) -> jax.Array:
+    """change / by, nothing where `by` is nothing."""
+    none = by == 0
+    return jnp.where(none, jnp.zeros_like(change), change / jnp.where(none, 1, by))
+
+
+def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
+    """f(a), f(b), and (f(a) - f(b)) / (a - b) in the type of `a`: how much of a - b passes.
+
+    Where `a` and `b` differ in a few digits only, the quotient of two rounded differences is noise,
+    and the derivative half way is exact up to the square of their distance. It stands in where it
+    makes the change that was seen up to what rounding f(a) and f(b) leaves open; nothing else is
+    compared, so a kink or a step between the two, or a derivative that is not the function's own
+    (straight-through), is never missed. Where a = b it is the derivative, or nothing if that is
+    infinite: no difference passes there.
+
+    Args:
+      f: Of each number alone.
+      a: Any shape.
+      b: Shape of `a`.
+      exact: Whether f rounds nothing (ReLU, clamps, |x|), so that the quotient is always exact.
+    """
+    fa, fb = f(a), f(b)
+    run, change = gap(a, b), gap(fa, fb)
+    middle = a if exact else jnp.where(a == b, a, a / 2 + b / 2)
+    slope = wide(jax.jvp(f, (middle,), (jnp.ones_like(middle),))[1])
+    level = run == 0
+    ratio = change / jnp.where(level, 1, run)
+    if not exact:
+        rounding = 4 * float(jnp.finfo(fa.dtype).eps) * (jnp.abs(wide(fa)) + jnp.abs(wide(fb)))
+        ratio = jnp.where(jnp.abs(change - slope * run) <= rounding, slope, ratio)
+    slope = jnp.where(jnp.isfinite(slope), slope, jnp.zeros_like(slope))
+    return fa, fb, jnp.where(level, slope, ratio).astype(a.dtype)
+
+
+def shrink(size: jax.Array) -> jax.Array:
+    """(1 - exp -|t|) / |t|, the logarithmic mean of a and b over the larger one; t = log a / b."""
+    size = jnp.abs(size)
+    none = size == 0
+    return jnp.where(none, 1, -jnp.expm1(-size) / jnp.where(none, 1, size))
+
+
+def halfway(inputs: Sequence[Any]) -> list[jax.Array]:
+    return [v[0] / 2 + v[1] / 2 if isinstance(v, tuple) else v for v in inputs]

@@ -1,0 +1,204 @@
+"""DeepLIFT is relative: as exact at 1e-8 as at 1e8, near its baseline as far from it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from peer_nets import double
+
+import jaxviz as jv
+from jaxviz.rules.differences import secant
+
+RULES = ("rescale", "reveal_cancel")
+NEAR = 2.0**-27  # about 1e-8; a power of two, so that scaling rounds nothing
+FAR = 2.0**27
+
+
+def inputs(seed, *shape):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return [jax.random.normal(k, shape) for k in keys]
+
+
+def of_first_degree(w, x):
+    """f(c x) = c f(x): ReLUs, pooling, norms, sorting and choices without a constant."""
+    h = jax.nn.relu(x @ w) + 0.1 * jnp.abs(x @ w) + jax.nn.leaky_relu(x @ w)
+    pooled = jnp.maximum(h[:, ::2], h[:, 1::2]) + h.max(1, keepdims=True)
+    norms = jnp.sqrt((h * h).sum(1, keepdims=True)) + jnp.std(h, axis=1, keepdims=True)
+    gated = jnp.where(h[:, ::2] > h[:, 1::2], pooled, norms) * pooled / norms
+    return jnp.median(h, axis=1, keepdims=True) + gated + jnp.sort(pooled, 1)
+
+
+def of_degree_zero(w, x):  # layer norm and softmax of a cosine; w scales with x, its square too
+    x, eps = x @ w["mix"], w["eps"]
+    normed = (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + eps)
+    cosine = x @ x.T[:, :1] / jnp.linalg.norm(x, axis=1, keepdims=True) / w["size"]
+    return jax.nn.softmax(normed * (1 + cosine)) + jax.nn.gelu(normed)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_shares_scale_with_the_input_to_the_last_bit(rule):  # oracle: homogeneity
+    w = jax.random.normal(jax.random.key(0), (6, 8))
+    x, x0 = inputs(1, 3, 6)
+    shares = lambda c: jv.deep_lift(of_first_degree, w, c * x, 1, baseline=c * x0, rule=rule)
+    one = np.asarray(shares(1.0))
+    assert np.abs(one).min() > 0
+    for scale in (NEAR, FAR):
+        np.testing.assert_array_equal(np.asarray(shares(scale)), scale * one)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_norms_of_small_and_large_inputs(rule):  # oracle: a norm does not see the scale
+    mix = jax.random.normal(jax.random.key(2), (6, 6))
+    x, x0 = inputs(3, 3, 6)
+
+    def shares(c):
+        w = {"mix": mix, "eps": jnp.float32(1e-3) * c * c, "size": jnp.float32(c)}
+        return np.asarray(jv.deep_lift(of_degree_zero, w, c * x, 1, baseline=c * x0, rule=rule))
+
+    one = shares(1.0)
+    for scale in (NEAR, FAR):
+        np.testing.assert_allclose(shares(scale), one, rtol=1e-5, atol=1e-6 * np.abs(one).max())
+
+
+SMOOTH = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+    "exp": jnp.exp,
+    "sine": jnp.sin,
+    "cube": lambda x: x**3,
+    "root": lambda x: jnp.sqrt(jnp.abs(x)),
+    "logarithm": lambda x: jnp.log(jnp.abs(x)),
+    "reciprocal": lambda x: 1 / x,
+    "reciprocal root": lambda x: jax.lax.rsqrt(x * x + 1e-6),
+    "product": lambda x: x * jnp.roll(x, 1, axis=1),
+    "quotient": lambda x: x / jnp.roll(x, 1, axis=1),
+    "softmax": lambda x: jax.nn.softmax(x) * jnp.exp(x),
+    "log softmax": lambda x: jax.nn.log_softmax(x),
+    "power": lambda x: jnp.abs(x) ** jnp.roll(x, 1, axis=1),
+    "running product": lambda x: jnp.cumprod(x, 1),
+    "clip": lambda x: jnp.clip(x, -0.4, 0.8),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_single_precision_near_the_baseline_and_far_from_it(rule):
+    """Against the same in double precision, at distances of 1e-7 to 1e7 of the input."""
+
+    def every(_, x):
+        return jnp.stack([f(x).sum(1) for f in SMOOTH.values()], axis=1)
+
+    x = np.array([[0.9, -1.3, 0.4, 0.7, -0.2]], np.float32)
+    moved = 1 + np.outer(10.0 ** -np.arange(1, 8), [1, -1, 2, 3, 1])
+    start = np.concatenate([x * moved, x * 1e-7, -x]).astype(np.float32)
+    count = len(start)
+    target = np.repeat(np.arange(len(SMOOTH)), count)
+    x, start = (np.tile(np.broadcast_to(a, start.shape), (len(SMOOTH), 1)) for a in (x, start))
+    single = np.asarray(jv.deep_lift(every, None, x, target, baseline=start, rule=rule))
+    with double():
+        wide = [jnp.asarray(a, jnp.float64) for a in (x, start)]
+        exact = np.asarray(jv.deep_lift(every, None, wide[0], target, baseline=wide[1], rule=rule))
+    for i, name in enumerate(SMOOTH):
+        rows = slice(i * count, (i + 1) * count)
+        error, whole = (np.abs(a).max(1) for a in (single[rows] - exact[rows], exact[rows]))
+        # Quotients lose eps / distance, derivatives distance squared: eps^(2/3) at most.
+        assert (error <= 2e-4 * whole).all(), (name, error / whole)
+
+
+def test_a_secant_is_told_from_a_derivative_by_the_values_alone():
+    """By hand: a kink, a step, a false derivative and an infinite one between near ends."""
+    near = np.float32(1) + np.array([-300, 500], np.float32) * np.finfo(np.float32).eps
+    a, b = jnp.asarray(near[1:]), jnp.asarray(near[:1])
+    slope = lambda f, a=a, b=b: float(secant(f, a, b)[2][0])
+    above = float((near[1] - 1) / (near[1] - near[0]))
+    assert slope(lambda x: x * x) == pytest.approx(2.0, rel=1e-4)
+    assert slope(lambda x: jnp.maximum(x, 1)) == pytest.approx(above)
+    assert slope(lambda x: (x > 1).astype(x.dtype)) == pytest.approx(1 / (near[1] - near[0]))
+    passed = lambda x: x + jax.lax.stop_gradient(jnp.floor(x) - x)
+    assert slope(passed) == pytest.approx(1 / (near[1] - near[0]))
+    nothing = jnp.zeros(1)
+    assert slope(jnp.sqrt, nothing, nothing) == 0
+    assert slope(jnp.sqrt, jnp.full(1, 1e-30), nothing) == pytest.approx(1e15)
+    assert slope(jnp.exp, jnp.full(1, -jnp.inf), jnp.full(1, -jnp.inf)) == 0
+
+
+DEAD = {  # channel 0 is zero at both ends, and no function has a derivative there
+    "root": lambda h: jnp.sqrt(h),
+    "power": lambda h: h**0.3,
+    "cube root": lambda h: jnp.cbrt(h),
+    "deviation": lambda h: jnp.std(h[:, :, None] * jnp.array([[[0.0, 1.0, 3.0]]]), axis=2),
+    "norm": lambda h: jnp.linalg.norm(jnp.stack([h, 2 * h], 2), axis=2),
+    "mean of logarithms": lambda h: jnp.log1p(h) / jnp.sqrt(1 + h),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_dead_at_both_ends_has_no_share_and_no_nan(rule):
+    def every(w, x):
+        h = jax.nn.relu(x @ w)
+        return jnp.concatenate([f(h).sum(1, keepdims=True) for f in DEAD.values()], axis=1)
+
+    w = jnp.array([[-1.0, 1.0, 0.5], [-1.0, 0.3, 2.0]])
+    x, x0 = jnp.array([[0.7, 0.4]]), jnp.array([[0.2, 0.1]])
+    target = np.arange(len(DEAD))
+    x, x0 = (jnp.tile(a, (len(DEAD), 1)) for a in (x, x0))
+    out = np.asarray(jv.deep_lift(every, w, x, target, baseline=x0, rule=rule))
+    gained = np.asarray(every(w, x) - every(w, x0))[target, target]
+    np.testing.assert_allclose(out.sum(1), gained, rtol=1e-5, atol=1e-6)
+
+
+def test_reveal_cancel_where_one_part_alone_leaves_the_domain():
+    """sqrt(3 a - b) from 0: b alone would put the root below zero, so both share as in Rescale."""
+    f = lambda _, x: jnp.sqrt(3 * x[:, :1] - x[:, 1:])
+    x = jnp.array([[1.0, 2.0]])
+    out = jv.deep_lift(f, None, x, 0, rule="reveal_cancel")
+    np.testing.assert_allclose(out, [[3.0, -2.0]], rtol=1e-6)
+    # From (1, 0), a square root of 3, either part alone stays inside: by hand, from 3 to 5 - 2.
+    out = jv.deep_lift(
+        f, None, jnp.array([[5 / 3, 2.0]]), 0, baseline=jnp.array([1.0, 0.0]), rule="reveal_cancel"
+    )
+    first, last = np.sqrt(5.0) - np.sqrt(3.0), np.sqrt(3.0) - np.sqrt(1.0)
+    np.testing.assert_allclose(out, [[(first + last) / 2, -(first + last) / 2]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("rule", RULES)
+def test_half_precision(dtype, rule):  # oracle: the same numbers in single precision
+    f = lambda w, x: jax.nn.softmax(jnp.tanh(x @ w["a"]) @ w["b"]) + jax.nn.gelu(x @ w["a"])[:, :2]
+    w = {"a": inputs(5, 4, 8)[0], "b": inputs(6, 8, 2)[0]}
+    for scale in (1.0, 1e-3):
+        x, x0 = (scale * a for a in inputs(7, 3, 4))
+        halves = jax.tree.map(lambda a: a.astype(dtype), (w, x, x0))
+        single = jax.tree.map(lambda a: a.astype(jnp.float32), halves)
+        out, exact = (
+            jv.deep_lift(f, w, x, 0, baseline=x0, rule=rule) for w, x, x0 in (halves, single)
+        )
+        assert out.dtype == dtype
+        error = np.abs(np.asarray(out, np.float32) - np.asarray(exact)).max()
+        assert error < 16 * float(jnp.finfo(dtype).eps) * np.abs(np.asarray(exact)).max()
+
+
+def test_large_and_small_logits():  # oracle: double precision
+    f = lambda _, x: jax.nn.softmax(x)
+    rows = jnp.array([[1.0, 0.5, -2.0, 0.0], [3.0, 3.0, 1.0, 2.0], [1.0, 1.0, 1.0, 0.999]])
+    x = jnp.concatenate([1e-8 * rows, rows, 1e4 * rows, 1e8 * rows])
+    x0 = jnp.concatenate([1e-8 * rows[::-1], rows[::-1], 1e4 * rows[::-1], 1e8 * rows[::-1]])
+    out = np.asarray(jv.deep_lift(f, None, x, 0, baseline=x0))
+    with double():
+        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, x0)]
+        exact = np.asarray(jv.deep_lift(f, None, wide[0], 0, baseline=wide[1]))
+    np.testing.assert_allclose(out, exact, rtol=1e-4, atol=1e-6 * np.abs(exact).max(1).min())
+
+
+def test_order_statistics_by_hand():
+    """Of (1, 5, 3) from (4, 2, 3): the median stays 3, the largest 5 is what rose from 2."""
+    x, x0 = jnp.array([[1.0, 5.0, 3.0]]), jnp.array([[4.0, 2.0, 3.0]])
+    shares = lambda f: np.asarray(jv.deep_lift(lambda _, x: f(x), None, x, 0, baseline=x0))
+    np.testing.assert_allclose(shares(lambda x: jnp.sort(x, 1)[:, 2:]), [[0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(shares(lambda x: x.max(1, keepdims=True)), [[0.0, 1.0, 0.0]])
+    np.testing.assert_allclose(shares(lambda x: jnp.sort(x, 1)), [[-1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(shares(lambda x: jnp.median(x, 1, keepdims=True)), [[0.0, 0, 0]])
+    # Two places crossed the middle together: (5, 7, 1) from (1, 2, 3) has 5 for 2, by both.
+    x, x0 = jnp.array([[5.0, 7.0, 1.0]]), jnp.array([[1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(shares(lambda x: jnp.sort(x, 1)[:, 1:]), [[1.5, 1.5, 0.0]])
