@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attribution.contract import Target, check_inputs, explanation, select
+from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import check_one_array, fixed_target, score_of
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like, per_place, segments_like
+from jaxviz.calls.public import public
 from jaxviz.rules.spans import span
 
 
+@public()
 def feature_ablation(
     apply_fn: Callable,
     params: Any,
@@ -65,7 +67,6 @@ def feature_ablation(
       "FeatureAblation" of Captum; there segments always have the channel axis.
     """
     name = "feature_ablation"
-    check_inputs(name, apply_fn, x)
     check_one_array(name, x)
     if segments is None:
         shape = jnp.shape(x)[1:]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
-    at_least,
     check_one_array,
     fixed_target,
     outputs_of,
@@ -76,7 +75,6 @@ def score_cam(
     """
     name = "score_cam"
     check_one_array(name, x)
-    at_least(name, "num_channels", 1 if num_channels is None else num_channels, 1)
     target = fixed_target(apply_fn, params, x, target)
 
     def one(cut):

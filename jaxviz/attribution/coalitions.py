@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, check_inputs
+from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
@@ -56,7 +56,6 @@ def segmented(
     name: str, apply_fn: Any, x: Any, segments: Any, num_segments: int | None
 ) -> Segmented:
     """The segments that were given, or a grid of 7 cells along each axis of space."""
-    check_inputs(name, apply_fn, x)
     check_one_array(name, x)
     if segments is None:
         space = jnp.shape(x)[1:-1] or jnp.shape(x)[1:]

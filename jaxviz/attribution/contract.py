@@ -10,6 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.attribution.targets import check_function, check_target, output_shape
+from jaxviz.calls.models import floating, shapes_of
+from jaxviz.calls.naming import calling
+from jaxviz.calls.options import Check
+from jaxviz.calls.public import reader
 from jaxviz.graph.held import hold
 from jaxviz.graph.shares import MOST, cores, side_by_side
 from jaxviz.rules.fast import compiler_options, is_large
@@ -20,7 +25,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def explanation(
+    *static: str, sweeps: bool = False, **checks: Check
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
 
     The result refuses wrong input before any work, is compiled once for each `apply_fn`, shapes and
@@ -31,6 +38,7 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
       *static: Names of the options that shape the program (counts, layer names, modes).
       sweeps: Whether the method goes through many passes (`copies.stacked`, `running_sum`), which
         cores share as `program` says.
+      **checks: Of options that mean something else here than `calls.public.OPTIONS` says.
 
     Returns:
       A decorator. The decorated function keeps its signature and docstring.
@@ -38,8 +46,8 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         name = method.__name__
-        signature = inspect.signature(method)
-        takes_target = "target" in signature.parameters
+        read = reader(name, method, checks)
+        takes_target = "target" in inspect.signature(method).parameters
 
         def run(apply_fn, target_fn, fixed, params, x, target, options):
             chosen = target if target_fn is None else target_fn
@@ -50,22 +58,23 @@ def explanation(*static: str, sweeps: bool = False) -> Callable[[Callable[P, R]]
 
         @functools.wraps(method)
         def public(*args, **kwargs):
-            try:
-                bound = signature.bind(*args, **kwargs).arguments
-            except TypeError as error:
-                raise TypeError(f"{name}: {error}. Its signature is {name}{signature}.") from None
-            apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
-            target = bound.pop("target", None)
-            check_inputs(name, apply_fn, x)
-            apply_fn, params = hold(name, apply_fn, params)
-            fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
-            if takes_target and not callable(target):
-                target = check_target(name, output_shape(apply_fn, params, x), target)
-            target_fn = target if callable(target) else None
-            traced = None if callable(target) else target
-            nested = under_trace((params, x, traced, bound))
-            call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
-            return call(apply_fn, target_fn, fixed, params, x, traced, bound)
+            with calling(name):
+                bound = read(args, kwargs).arguments
+                apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
+                target = bound.pop("target", None)
+                floating(name, "x", x)
+                apply_fn, params = hold(name, apply_fn, params)
+                fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
+                outputs = output_shape(apply_fn, params, x)
+                target_fn = target if callable(target) else None
+                if target_fn is not None:
+                    check_function(name, x, outputs, target_fn)
+                elif takes_target:
+                    target = check_target(name, apply_fn, params, x, outputs, target)
+                traced = None if target_fn is not None else target
+                nested = under_trace((params, x, traced, bound))
+                call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
+                return call(apply_fn, target_fn, fixed, params, x, traced, bound)
 
         return public  # type: ignore[return-value]
 
@@ -129,7 +138,7 @@ def select(outputs: Any, target: Target = None) -> jax.Array:
         if jnp.ndim(scores) != 1 or (len(rows) == 1 and jnp.shape(scores)[0] not in rows):
             raise ValueError(
                 f"target: a function must return one number an example, [N]; it returned shape "
-                f"{jnp.shape(scores)} from outputs {_shapes(outputs)}. "
+                f"{jnp.shape(scores)} from outputs {shapes_of(outputs)}. "
                 "Reduce all axes but the first."
             )
         return scores
@@ -139,77 +148,6 @@ def select(outputs: Any, target: Target = None) -> jax.Array:
     chosen = jnp.arange(outputs.shape[1], dtype=index.dtype)[None, :] == index[:, None]
     # A masked sum, not a gather: its pullback is elementwise; `where` keeps infinite logits apart.
     return jnp.where(chosen, outputs, jnp.zeros_like(outputs)).sum(axis=1)
-
-
-def check_inputs(name: str, apply_fn: Any, x: Any) -> None:
-    """Refuses a model that is no function and an `x` that is no batch of numbers."""
-    if not callable(apply_fn):
-        raise TypeError(
-            f"{name}: apply_fn must be a function (params, x) -> outputs; got "
-            f"{type(apply_fn).__name__}. Pass `module.apply` (Linen), the first of "
-            "`jaxviz.from_nnx(module)` (NNX), or any function of two arguments."
-        )
-    try:
-        hash(apply_fn)
-    except TypeError:
-        raise TypeError(
-            f"{name}: apply_fn must be hashable, for it is compiled once and found again; got an "
-            f"unhashable {type(apply_fn).__name__}. If it holds arrays, take them out as params: "
-            "`params, static = eqx.partition(model, eqx.is_array)`, say."
-        ) from None
-    leaves = jax.tree.leaves(x)
-    shapes = [np.shape(leaf) for leaf in leaves]
-    if not leaves or any(len(s) == 0 for s in shapes) or len({s[0] for s in shapes}) != 1:
-        raise ValueError(
-            f"{name}: x must be an array [N, ...] or a pytree of such with one N; got "
-            f"{_shapes(x) if leaves else 'no array'}. One example is x[None]."
-        )
-    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
-        kinds = sorted({str(jnp.result_type(leaf)) for leaf in leaves})
-        raise TypeError(
-            f"{name}: x must be floating; got {', '.join(kinds)}. Cast it, and scale it as in "
-            "training: `x.astype('float32') / 255`. Explain token ids at their embedding (`split`)."
-        )
-
-
-def check_target(name: str, outputs: Any, target: Any) -> jax.Array | None:
-    """Refuses a target that names no number of `outputs` (shapes); returns it as an array."""
-    shape = getattr(outputs, "shape", None)
-    if shape is None or len(shape) != 2:
-        raise ValueError(
-            f"{name}: a target index (or None) needs outputs [N, K]; apply_fn returns "
-            f"{_shapes(outputs)}. Pass a function `outputs -> [N]` as target."
-        )
-    if target is None:
-        return None
-    index = target if isinstance(target, jax.Array) else np.asarray(target)
-    if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), shape[:1]):
-        raise ValueError(
-            f"{name}: target must be None, an integer, integers [N] = {shape[:1]}, or a function "
-            f"outputs -> [N]; got {index.dtype} of shape {index.shape}."
-        )
-    if not isinstance(index, Tracer):
-        values = np.asarray(index)
-        if values.size and not (values.min() >= 0 and values.max() < shape[1]):
-            wrong = values[(values < 0) | (values >= shape[1])].ravel()[0]
-            raise ValueError(
-                f"{name}: target must be in [0, {shape[1]}), the classes of apply_fn's outputs; "
-                f"got {wrong}."
-            )
-    return jnp.asarray(index)
-
-
-def output_shape(apply_fn: Callable, params: Any, x: Any) -> Any:
-    """Shapes and dtypes of `apply_fn(params, x)`; remembered, for it traces the model."""
-    leaves, structure = jax.tree.flatten((params, x))
-    avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _output_shape(apply_fn, structure, avals)
-
-
-@functools.lru_cache(maxsize=512)
-def _output_shape(apply_fn, structure, avals):
-    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    return jax.eval_shape(apply_fn, params, x)
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:
@@ -223,7 +161,3 @@ def _hashable(name: str, option: str, value: Any) -> Any:
             f"{type(value).__name__}. Pass a number, a string, a tuple or a function."
         ) from None
     return value
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda a: tuple(np.shape(a)), tree)

@@ -1,7 +1,7 @@
 """What class activation maps share: the layers they read, and the map they become."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import outputs_of
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.calls import options
 from jaxviz.graph.layers import layers
 from jaxviz.graph.split import split
 
-Layers = str | tuple[str, ...] | None
+Layers = Annotated[str | tuple[str, ...] | None, options.layers]
 Resize = bool | tuple[int, ...]
 
 

@@ -9,15 +9,16 @@ import optax
 
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
-    at_least,
     at_least_float32,
     check_one_array,
     fixed_target,
     score_of,
 )
 from jaxviz.attribution.regions import blurred, fill_like
+from jaxviz.calls.options import maybe, real
 
 Goal = Literal["preserve", "delete"]
+_SHARE = real(0, 1, above=True, below=True)
 _ADAM = optax.adam(0.1)  # one object, so that calls share a program
 
 
@@ -39,7 +40,7 @@ class LearnedMask(NamedTuple):
     history: jax.Array
 
 
-@explanation("goal", "area", "cells", "num_steps", "optimizer")
+@explanation("goal", "area", "cells", "num_steps", "optimizer", area=maybe(_SHARE))
 def learned_mask(
     apply_fn: Callable,
     params: Any,
@@ -104,12 +105,10 @@ def learned_mask(
     """
     name = "learned_mask"
     check_one_array(name, x)
-    at_least(name, "num_steps", num_steps, 1)
-    at_least(name, "cells", cells, 1)
-    if x.ndim < 3 or goal not in ("preserve", "delete") or not (area is None or 0 < area < 1):
+    if x.ndim < 3:
         raise ValueError(
-            f"{name}: x must be [N, *space, C], goal 'preserve' or 'delete', area in (0, 1) or "
-            f"None; got x {x.shape}, {goal!r}, {area}. An image without channels is x[..., None]."
+            f"{name}: x must be [N, *space, C]; got {x.shape}. An image without channels is "
+            "x[..., None]."
         )
     space = x.shape[1:-1]
     filled = blurred(x, min(space) / 10) if fill is None else fill_like(name, fill, x)

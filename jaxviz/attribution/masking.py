@@ -9,7 +9,6 @@ from jax import lax
 
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
-    at_least,
     at_least_float32,
     check_one_array,
     fixed_target,
@@ -77,10 +76,6 @@ def rise(
         raise ValueError(
             f"{name}: x must be [N, *space, C]; got {x.shape}. Give it channels: x[..., None]."
         )
-    at_least(name, "num_samples", num_samples, 1)
-    at_least(name, "cells", cells, 1)
-    if not 0 < keep < 1:
-        raise ValueError(f"{name}: keep must be in (0, 1); got {keep}. The paper takes 0.5.")
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
     wide = at_least_float32(x)

@@ -18,6 +18,7 @@ from jaxviz.attribution.copies import (
     with_noise,
 )
 from jaxviz.attribution.gradient import PULLED, gradient_sum, input_gradient
+from jaxviz.calls.public import public
 
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 
@@ -135,7 +136,6 @@ def expected_gradients(
       There the noise is absolute; here it is a share of the range, as in `smooth_grad`.
     """
     name = "expected_gradients"
-    at_least(name, "num_samples", num_samples, 1)
     count = _count_baselines(name, baselines, x)
     num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
     target = fixed_target(apply_fn, params, x, target)
@@ -166,6 +166,7 @@ def expected_gradients(
     return jax.tree.map(lambda a, t: _as_floating(t / num_samples, a), x, total)
 
 
+@public()
 def completeness_gap(
     apply_fn: Callable,
     params: Any,
@@ -240,14 +241,9 @@ def quadrature(name: str, rule: Rule, num_steps: int) -> tuple[jax.Array, jax.Ar
         points, weights = (steps + 1) / num_steps, equal
     elif rule == "middle":
         points, weights = (steps + 0.5) / num_steps, equal
-    elif rule == "trapezoid":
+    else:  # "trapezoid"
         points, weights = steps / (num_steps - 1), np.full(num_steps, 1 / (num_steps - 1))
         weights[[0, -1]] /= 2
-    else:
-        raise ValueError(
-            f"{name}: rule must be 'gausslegendre', 'left', 'right', 'middle' or 'trapezoid'; got "
-            f"{rule!r}. Leave it out for Gauss-Legendre points."
-        )
     return jnp.asarray(points), jnp.asarray(weights)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
@@ -83,6 +84,7 @@ class TopProjections(NamedTuple):
     projections: np.ndarray
 
 
+@public()
 def top_projections(
     apply_fn: Callable,
     params: Any,

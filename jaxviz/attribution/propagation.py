@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.calls.public import public
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
 from jaxviz.graph.split import split
 from jaxviz.rules import lrp_composites, relu
@@ -85,6 +86,7 @@ def deconvnet(apply_fn: Callable, params: Any, x: Any, target: Target = None) ->
     return input_gradient(rewrite(apply_fn, relu.deconvnet), params, x, target)
 
 
+@public()
 def lrp(
     apply_fn: Callable,
     params: Any,
@@ -149,6 +151,7 @@ _relevance.__name__ = "lrp"  # the name that its errors begin with
 _lrp = explanation("rules")(_relevance)
 
 
+@public()
 def concept_relevance(
     apply_fn: Callable,
     params: Any,

@@ -8,6 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.options import several, whole
+from jaxviz.calls.public import public
+
+_SIZES = several(whole(1), "whole numbers, at least 1, one an axis")
+
 
 def fill_like(name: str, fill: Any, x: jax.Array) -> jax.Array:
     """The fill as an array of the shape and dtype of `x`."""
@@ -25,6 +30,7 @@ def fill_like(name: str, fill: Any, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
 
 
+@public()
 def blurred(x: jax.Array, sigma: float) -> jax.Array:
     """Images out of focus: a fill that keeps colours and brightness and hides what is there.
 
@@ -65,6 +71,7 @@ def blurred(x: jax.Array, sigma: float) -> jax.Array:
     return x
 
 
+@public(shape=_SIZES, cells=_SIZES)
 def grid_segments(shape: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
     """An image cut into equal cells, numbered row by row.
 
@@ -94,6 +101,7 @@ def grid_segments(shape: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
     return number.astype(np.int32)
 
 
+@public()
 def slic_segments(x: Any, num_segments: int = 50, *, compactness: float = 10.0) -> np.ndarray:
     """Superpixels: patches of similar colour that follow the edges of an image.
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
-    at_least,
     at_least_float32,
     check_one_array,
     fixed_target,
@@ -19,6 +18,7 @@ from jaxviz.attribution.copies import (
     stacked,
 )
 from jaxviz.attribution.regions import fill_like
+from jaxviz.calls.options import whole
 
 
 @explanation("cells", "num_designs", "resize", "chunk_size", sweeps=True)
@@ -103,7 +103,7 @@ def sobol(
     return _map(indices, x, cells, resize)
 
 
-@explanation("cells", "num_samples", "resize", "chunk_size", sweeps=True)
+@explanation("cells", "num_samples", "resize", "chunk_size", sweeps=True, num_samples=whole(2))
 def hsic(
     apply_fn: Callable,
     params: Any,
@@ -155,7 +155,6 @@ def hsic(
     """
     name = "hsic"
     axes = _check(name, x, cells)
-    at_least(name, "num_samples", num_samples, 2)
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)

@@ -15,11 +15,13 @@ from jaxviz.attribution.coalitions import (
     segmented,
 )
 from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import at_least
+from jaxviz.calls.options import whole
+from jaxviz.calls.public import public
 
 _LARGEST = 20  # segments of which all coalitions are evaluated: a million forward passes
 
 
+@public()
 def shapley_values(
     apply_fn: Callable,
     params: Any,
@@ -109,6 +111,7 @@ _exact.__name__ = "shapley_values"  # the name that its errors begin with
 _shapley_values = explanation("count", "shape", "chunk_size", sweeps=True)(_exact)
 
 
+@public(num_samples=whole(2))
 def shapley_sampling(
     apply_fn: Callable,
     params: Any,
@@ -181,7 +184,6 @@ def _sampled(
     apply_fn, params, x, target=None, *, key, numbers, count, shape, num_samples, fill, chunk_size
 ):
     name = "shapley_sampling"
-    at_least(name, "num_samples", num_samples, 2)
     keys = jax.random.split(key, num_samples * len(x)).reshape(num_samples, len(x))
     ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, count)))(keys)  # [S, N, G]
     ranks = jnp.stack([ranks, count - 1 - ranks], 1).reshape(2 * num_samples, len(x), count)

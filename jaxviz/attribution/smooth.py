@@ -10,15 +10,16 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
-    at_least,
     at_least_float32,
     fixed_target,
     running_sum,
     with_noise,
 )
 from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
+from jaxviz.calls.public import public
 
 
+@public()
 @functools.cache
 def smooth_grad(
     method: Callable,
@@ -60,6 +61,7 @@ def smooth_grad(
     return _over_noise("smooth_grad", _mean, method, num_samples, noise_scale, chunk_size)
 
 
+@public()
 @functools.cache
 def square_grad(
     method: Callable,
@@ -96,6 +98,7 @@ def square_grad(
     return _over_noise("square_grad", _mean_square, method, num_samples, noise_scale, chunk_size)
 
 
+@public()
 @functools.cache
 def var_grad(
     method: Callable,
@@ -161,8 +164,6 @@ def _wide(a):
 
 
 def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
-    at_least(name, "num_samples", num_samples, 1)
-
     random = "key" in inspect.signature(method).parameters
 
     def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
@@ -187,6 +188,7 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
     return _as_method(f"{name}({_name(method)})", smoothed, method, ("key",))
 
 
+@public()
 @functools.cache
 def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], ...]) -> Callable:
     """Turns an explanation method into its mean over transformed inputs, each map turned back.

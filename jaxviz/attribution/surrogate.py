@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxviz.attribution.coalitions import SegmentScores, as_scores, coalition_scores, segmented
 from jaxviz.attribution.contract import Target, explanation
+from jaxviz.calls.options import whole
+from jaxviz.calls.public import public
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates
@@ -36,6 +38,7 @@ class Surrogate(NamedTuple):
     fit: jax.Array
 
 
+@public(num_samples=whole(2))
 def lime(
     apply_fn: Callable,
     params: Any,
@@ -132,11 +135,6 @@ def _fitted(
     chunk_size,
 ):
     name = "lime"
-    if num_samples < 2 or not kernel_width > 0 or penalty not in ("ridge", "lasso"):
-        raise ValueError(
-            f"{name}: num_samples must be >= 2, kernel_width > 0 and penalty 'ridge' or 'lasso'; "
-            f"got {num_samples}, {kernel_width}, {penalty!r}. 1000, 0.25 and 'ridge' are usual."
-        )
     kept = jax.random.bernoulli(key, 0.5, (num_samples, len(x), count)).at[0].set(True)
     arguments = (apply_fn, params, x, target, numbers, fill, lambda k: kept[k])
     scores = coalition_scores(name, *arguments, num_samples, chunk_size)
@@ -205,6 +203,7 @@ def _lasso(z, y, w, strength):
     return coefficients, inverse
 
 
+@public()
 def kernel_shap(
     apply_fn: Callable,
     params: Any,

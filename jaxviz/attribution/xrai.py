@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import check_one_array, fixed_target
 from jaxviz.attribution.path import integrated_gradients
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 
 # Sizes of the segments, and how far each is grown so that it holds its own edge: the paper's.
@@ -19,6 +20,7 @@ _SIDE = 224  # of the image that is segmented; scales are in its pixels
 _MARGIN = 5
 
 
+@public()
 def xrai(
     apply_fn: Callable,
     params: Any,
@@ -107,6 +109,7 @@ def _top_class(apply_fn, params, x):
     return fixed_target(apply_fn, params, x, None)
 
 
+@public()
 def felzenszwalb_segments(image: Any) -> np.ndarray:
     """Overlapping regions of an image at six scales, each grown by a margin.
 

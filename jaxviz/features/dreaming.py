@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxviz.calls.public import public
 from jaxviz.features.maximization import maximize_activation
 from jaxviz.features.objectives import Objective
 from jaxviz.features.parametrizations import pixels
@@ -16,6 +17,7 @@ from jaxviz.features.transforms import Transform, jitter
 _JITTER = (jitter(32),)
 
 
+@public()
 def deep_dream(
     apply_fn: Callable,
     params: Any,
@@ -75,11 +77,6 @@ def deep_dream(
     x = jnp.asarray(x)
     if x.ndim != 4:
         raise ValueError(f"{who}: x must be [N, H, W, C]; got {x.shape}. One image is x[None].")
-    if num_octaves < 1 or not octave_scale > 1:
-        raise ValueError(
-            f"{who}: num_octaves must be at least 1 and octave_scale above 1; got {num_octaves} "
-            f"and {octave_scale}."
-        )
     detail = jnp.zeros_like(x)
     dream = x
     for octave in reversed(range(num_octaves)):

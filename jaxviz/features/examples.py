@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxviz.attribution.contract import program
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
@@ -36,6 +37,7 @@ class TopExamples(NamedTuple):
     count: int
 
 
+@public()
 def top_examples(
     apply_fn: Callable,
     params: Any,
@@ -72,11 +74,6 @@ def top_examples(
       ([[0, 1]], [[10.0, 6.0]], [5.0, 3.0])
     """
     who = "top_examples"
-    if num_images < 1 or batch_size < 1:
-        raise ValueError(
-            f"{who}: num_images and batch_size must be at least 1; got {num_images} and "
-            f"{batch_size}."
-        )
     apply_fn, params = hold(who, apply_fn, params)
     found = None
     for first, batch in _numbered(who, images, batch_size):

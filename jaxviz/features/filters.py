@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Scalar, equation_of, evaluate
 from jaxviz.graph.layers import find, operation_names, rows
@@ -14,6 +15,7 @@ from jaxviz.graph.split import needed
 from jaxviz.graph.trace import trace
 
 
+@public()
 def filters(apply_fn: Callable, params: Any, x: Any, layer: str) -> jax.Array:
     """The kernels that a convolution slides over its input.
 

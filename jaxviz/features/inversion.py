@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import ROBUST, Maximization, maximize_activation
 from jaxviz.features.objectives import Objective
@@ -15,6 +16,7 @@ from jaxviz.features.transforms import Transform
 from jaxviz.graph.split import activations
 
 
+@public()
 def invert(
     apply_fn: Callable,
     params: Any,
@@ -78,6 +80,7 @@ def invert(
     )
 
 
+@public()
 def caricature(
     apply_fn: Callable,
     params: Any,
@@ -133,6 +136,7 @@ def caricature(
     )
 
 
+@public()
 def restyle(
     apply_fn: Callable,
     params: Any,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.attribution.contract import check_inputs, program, under_trace
+from jaxviz.attribution.contract import program, under_trace
+from jaxviz.calls.public import public
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
@@ -49,6 +50,7 @@ class Maximization(NamedTuple):
     frames: jax.Array
 
 
+@public()
 def maximize_activation(
     apply_fn: Callable,
     params: Any,
@@ -202,7 +204,6 @@ class State(NamedTuple):
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
     x = _seen.eval_shape(fixed)
-    check_inputs(who, fixed.apply_fn, x)
     try:
         values = _read.eval_shape(fixed, who, params, total)
     except Exception as error:  # the model's own, of whatever kind

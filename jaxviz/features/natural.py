@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import Maximization, maximize_activation
 from jaxviz.features.objectives import Objective
@@ -19,6 +20,7 @@ _CROPS = (zoom(0.25, 0.75),)
 _LITTLE = (zoom(0.7, 1.0), jitter(1 / 32))
 
 
+@public()
 def maco(
     apply_fn: Callable,
     params: Any,
@@ -75,6 +77,7 @@ def maco(
     )
 
 
+@public()
 def accentuate(
     apply_fn: Callable,
     params: Any,

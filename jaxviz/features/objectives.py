@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.options import real, whole
+from jaxviz.calls.public import public
 from jaxviz.graph.split import OUTPUTS
 
 IMAGE = "<image>"  # stands for the image itself, as it is kept
@@ -64,6 +66,7 @@ class Objective:
         return _combined(_sum, -self, other)
 
 
+@public()
 def num_images(objective: Objective) -> int:
     """How many images an objective is for: the longest first axis of its arrays, 1 if none."""
     sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(objective)} - {1}
@@ -75,6 +78,7 @@ def num_images(objective: Objective) -> int:
     return sizes.pop() if sizes else 1
 
 
+@public()
 def neuron(layer: str, unit: Any, position: Sequence[int] | None = None) -> Objective:
     """One unit at one place of a layer.
 
@@ -91,6 +95,7 @@ def neuron(layer: str, unit: Any, position: Sequence[int] | None = None) -> Obje
     return Objective(_At(layer, None if position is None else tuple(position)), (layer,), _i(unit))
 
 
+@public()
 def channel(layer: str, unit: Any) -> Objective:
     """The mean of one unit over all places of a layer.
 
@@ -105,6 +110,7 @@ def channel(layer: str, unit: Any) -> Objective:
     return Objective(_Mean(layer), (layer,), _i(unit))
 
 
+@public()
 def logit(unit: Any) -> Objective:
     """One of the model's outputs: the score of a class.
 
@@ -118,6 +124,7 @@ def logit(unit: Any) -> Objective:
     return Objective(_Mean(OUTPUTS), (OUTPUTS,), _i(unit))
 
 
+@public()
 def direction(
     layer: str, vector: Any, *, cosine_power: float = 0.0, position: Sequence[int] | None = None
 ) -> Objective:
@@ -142,6 +149,7 @@ def direction(
     return Objective(_Along(layer, where), (layer,), data)
 
 
+@public()
 def energy(layer: str) -> Objective:
     """The mean of a layer's squares: whatever it sees, more of it (the deep-dream objective).
 
@@ -155,6 +163,7 @@ def energy(layer: str) -> Objective:
     return Objective(_Energy(layer), (layer,))
 
 
+@public(first=whole(0), second=whole(0), num=whole(2))
 def interpolation(layer: str, first: int, second: int, num: int) -> Objective:
     """From one channel to another in `num` images: `(1 - t) * first + t * second`.
 
@@ -169,12 +178,11 @@ def interpolation(layer: str, first: int, second: int, num: int) -> Objective:
       >>> interpolation("a", 0, 1, 3)(a).tolist()
       [8.0, 6.0, 4.0]
     """
-    if num < 2:
-        raise ValueError(f"interpolation: num must be at least 2 images; got {num}.")
     t = jnp.linspace(0.0, 1.0, num)
     return channel(layer, first) * _weights(1 - t) + channel(layer, second) * _weights(t)
 
 
+@public(decay=real(1))
 def alignment(layer: str, *, decay: float = 2.0) -> Objective:
     """Keeps similar things at one place in all images: minus their distances in a layer.
 
@@ -191,6 +199,7 @@ def alignment(layer: str, *, decay: float = 2.0) -> Objective:
     return Objective(_Alignment(layer), (layer,), (jnp.full((1,), float(decay)),), coupled=True)
 
 
+@public()
 def diversity(layer: str) -> Objective:
     """Makes images of one unit differ: minus the similarity of their textures.
 
@@ -205,6 +214,7 @@ def diversity(layer: str) -> Objective:
     return Objective(_Diversity(layer), (layer,), coupled=True)
 
 
+@public()
 def match(layer: str, target: jax.Array, *, transformed: bool = True) -> Objective:
     """Minus the distance from given activations: `-|a - target|^2 / |target|^2`.
 
@@ -225,6 +235,7 @@ def match(layer: str, target: jax.Array, *, transformed: bool = True) -> Objecti
     return Objective(_Match(layer), (layer,), (jnp.asarray(target),))
 
 
+@public()
 def resemblance(layer: str, target: jax.Array, *, cosine_power: float = 2.0) -> Objective:
     """More of what given activations hold, place by place: the caricature objective.
 
@@ -241,6 +252,7 @@ def resemblance(layer: str, target: jax.Array, *, cosine_power: float = 2.0) -> 
     )
 
 
+@public()
 def style(layer: str, target: jax.Array) -> Objective:
     """Minus the distance of a layer's texture from that of given activations.
 
@@ -257,6 +269,7 @@ def style(layer: str, target: jax.Array) -> Objective:
     return Objective(_Style(layer), (layer,), (gram(jnp.asarray(target)),))
 
 
+@public()
 def gram(a: jax.Array) -> jax.Array:
     """Mean products of a layer's units over its places: `[M, ..., C] -> [M, C, C]`.
 

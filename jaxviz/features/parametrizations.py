@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.public import public
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Parametrization:
     data: tuple = ()
 
 
+@public()
 @functools.cache
 def pixels(low: float = 0.0, high: float = 1.0, *, noise: float = 0.3) -> Parametrization:
     """Each number of the image by itself: `low + (high - low) * sigmoid(v)`.
@@ -61,6 +64,7 @@ def pixels(low: float = 0.0, high: float = 1.0, *, noise: float = 0.3) -> Parame
     return Parametrization(initial, image, variables)
 
 
+@public()
 @functools.cache
 def fourier(
     low: float = 0.0,
@@ -110,6 +114,7 @@ def fourier(
     return Parametrization(initial, image, variables)
 
 
+@public()
 def phases(magnitude: jax.Array, low: float = 0.0, high: float = 1.0) -> Parametrization:
     """Waves of fixed strength, of which only the phases climb.
 
@@ -154,6 +159,7 @@ def _phases(low, high):
     return initial, image
 
 
+@public()
 def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) -> jax.Array:
     """The mean strength of each wave in photographs, for `phases`.
 
@@ -181,6 +187,7 @@ def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) 
     return magnitude.at[:, 0, 0].set(waves[:, :, 0, 0].real.mean(0))
 
 
+@public()
 @functools.cache
 def cppn(
     low: float = 0.0, high: float = 1.0, *, width: int = 24, depth: int = 8

@@ -14,11 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.options import either, real, several, whole
+from jaxviz.calls.public import public
 from jaxviz.rules.windows import materialised
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 
+_PIXELS, _FACTOR = whole(1), real(0, above=True)
+_SIZE = several(_PIXELS, "two whole numbers, (height, width)", count=2)
 
+
+@public(width=whole(0))
 def pad(width: int, value: float | None = 0.5) -> Transform:
     """Puts a margin of `width` pixels around.
 
@@ -30,11 +36,10 @@ def pad(width: int, value: float | None = 0.5) -> Transform:
       >>> pad(2)(jax.random.key(0), jnp.ones((1, 4, 4, 3))).shape
       (1, 8, 8, 3)
     """
-    if width < 0:
-        raise ValueError(f"pad: width must be 0 or more pixels; got {width}.")
     return _Pad(width, value)
 
 
+@public(amount=real(0))
 def jitter(amount: float) -> Transform:
     """Moves by whole pixels, up to `amount` each way; what leaves comes in on the other side.
 
@@ -46,11 +51,10 @@ def jitter(amount: float) -> Transform:
       >>> float(moved.sum())
       5.0
     """
-    if amount < 0:
-        raise ValueError(f"jitter: amount must be 0 or more; got {amount}.")
     return _Jitter(amount)
 
 
+@public(low=_FACTOR, high=_FACTOR)
 def scale(low: float = 0.9, high: float = 1.1) -> Transform:
     """Zooms about the middle by a factor drawn uniformly; the size stays, outside is mirrored.
 
@@ -63,28 +67,27 @@ def scale(low: float = 0.9, high: float = 1.1) -> Transform:
     return _Turn(0.0, math.log(low), math.log(high))
 
 
+@public(degrees=real(0, 180))
 def rotate(degrees: float = 10.0) -> Transform:
     """Turns about the middle by an angle drawn uniformly; the size stays, outside is mirrored.
 
     Args:
       degrees: Largest angle either way, 0 to 180.
     """
-    if not 0 <= degrees <= 180:
-        raise ValueError(f"rotate: degrees must be 0 to 180; got {degrees}.")
     return _Turn(math.radians(degrees), 0.0, 0.0)
 
 
+@public()
 def blur(sigma: float) -> Transform:
     """A Gaussian blur, edges mirrored.
 
     Args:
       sigma: Standard deviation in pixels, > 0; cut off at four of them.
     """
-    if not sigma > 0:
-        raise ValueError(f"blur: sigma must be positive; got {sigma}.")
     return _Blur(float(sigma))
 
 
+@public(size=either("a whole number, at least 1, or two, (height, width)", _PIXELS, _SIZE))
 def crop(size: int | tuple[int, int], *, random: bool = True) -> Transform:
     """A window of the image.
 
@@ -96,10 +99,11 @@ def crop(size: int | tuple[int, int], *, random: bool = True) -> Transform:
       >>> crop(2, random=False)(None, jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
       [[5.0, 6.0], [9.0, 10.0]]
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple) else (size, size)
     return _Crop(height, width, random)
 
 
+@public(low=_FACTOR, high=_FACTOR)
 def zoom(low: float, high: float) -> Transform:
     """A square window anywhere, whose side is a share of the image drawn uniformly, at full size.
 
@@ -122,6 +126,7 @@ def compose(transforms: tuple[Transform, ...], key: jax.Array, images: jax.Array
     return images
 
 
+@public()
 def gaussian_blur(images: jax.Array, sigma: float) -> jax.Array:
     """`[M, H, W, C]` blurred along both axes: two products with band matrices."""
     rows, columns = (_band(n, sigma).astype(images.dtype) for n in images.shape[1:3])

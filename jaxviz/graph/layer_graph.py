@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -51,6 +52,7 @@ class _Step(NamedTuple):
     values: tuple[Value, ...]
 
 
+@public()
 def layer_graph(
     apply_fn: Callable, params: Any, x: Any, *, depth: int | None = None, fold: bool = True
 ) -> LayerGraph:

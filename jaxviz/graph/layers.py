@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxviz.calls.public import public
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of
@@ -71,6 +72,7 @@ _BODIES = {
 }
 
 
+@public()
 def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
     """All layers of a model in the order in which they run, whatever it is written in.
 
@@ -96,6 +98,7 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
     return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
 
 
+@public()
 def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str:
     """A model's layers as a table, with totals: name, kind, output shape, parameters, FLOPs.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxviz.calls.public import public
 from jaxviz.graph.names import mark, tag
 
 
@@ -37,6 +38,7 @@ class NNXApply:
         return module(x)
 
 
+@public()
 def from_nnx(module: nnx.Module) -> tuple[NNXApply, dict[str, Any]]:
     """An NNX module as the pair that every explanation takes: a pure function and its params.
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxviz.calls.public import public
+
 
 @dataclasses.dataclass(frozen=True)
 class OnOutputs:
@@ -18,6 +20,7 @@ class OnOutputs:
         return self.function(self.apply_fn(params, x))
 
 
+@public()
 def softmax(apply_fn: Callable) -> Callable:
     """The model with probabilities in place of logits.
 
@@ -38,6 +41,7 @@ def softmax(apply_fn: Callable) -> Callable:
     return OnOutputs(apply_fn, jax.nn.softmax)
 
 
+@public()
 def log_softmax(apply_fn: Callable) -> Callable:
     """The model with log-probabilities in place of logits.
 

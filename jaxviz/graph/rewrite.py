@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.public import public
 from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import (
@@ -145,6 +146,7 @@ class Rewritten:
         return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
 
 
+@public()
 def rewrite(apply_fn: Callable, rules: RuleSet) -> Callable:
     """The same function with the operations that `rules` match replaced.
 

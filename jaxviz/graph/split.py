@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, run_nodes
 from jaxviz.graph.layers import Row, find, rows
 from jaxviz.graph.trace import Traced, trace
 
 
+@public()
 def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable, Callable]:
     """Cuts a model at a layer: `tail((params, carry), a)` of `head(params, x) -> (a, carry)`.
 
@@ -53,6 +55,7 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
     return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes)
 
 
+@public()
 def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) -> dict[str, Any]:
     """The outputs of some layers, in one run.
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.models import failed
 from jaxviz.graph.interpreter import Program, build
 from jaxviz.graph.names import naming
 
@@ -34,7 +35,10 @@ def trace(apply_fn: Callable, params: Any, x: Any, *, named: bool = True, flat: 
     """
 
     def run(params, x):
-        return apply_fn(params, x)
+        try:
+            return apply_fn(params, x)
+        except Exception as error:  # the model's own, of whatever kind
+            raise failed(apply_fn, params, x, error) from error
 
     if named:
         with naming():

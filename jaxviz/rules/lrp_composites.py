@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxviz.calls.public import public
 from jaxviz.graph.rewrite import Rule, RuleSet, refuse
 from jaxviz.rules.lrp import (
     STABILIZER,
@@ -39,6 +40,7 @@ _POINTWISE = (
 ).split()
 
 
+@public()
 def composite(
     name: str, rows: Mapping[str, Rule], *, stabilizer: float = STABILIZER, default: Rule = refuse
 ) -> RuleSet:
@@ -84,12 +86,14 @@ def epsilon(epsilon: float = STABILIZER) -> RuleSet:
     return composite("epsilon", rows, stabilizer=epsilon)
 
 
+@public()
 def epsilon_plus(epsilon: float = STABILIZER, *, stabilizer: float = STABILIZER) -> RuleSet:
     """Positive contributions in convolutions, epsilon in dense layers."""
     rows = {"conv": z_plus(stabilizer=stabilizer), "dense": epsilon_rule(epsilon)}
     return composite("epsilon_plus", rows, stabilizer=stabilizer)
 
 
+@public()
 def epsilon_gamma_box(
     low: float | Sequence[float],
     high: float | Sequence[float],
@@ -107,6 +111,7 @@ def epsilon_gamma_box(
     return composite("epsilon_gamma_box", rows, stabilizer=stabilizer)
 
 
+@public()
 def epsilon_alpha2_beta1(epsilon: float = STABILIZER, *, stabilizer: float = STABILIZER) -> RuleSet:
     """Alpha-beta (2, 1) in convolutions, epsilon in dense layers."""
     rows = {
@@ -116,12 +121,14 @@ def epsilon_alpha2_beta1(epsilon: float = STABILIZER, *, stabilizer: float = STA
     return composite("epsilon_alpha2_beta1", rows, stabilizer=stabilizer)
 
 
+@public()
 def with_flat(rules: RuleSet, *, stabilizer: float = STABILIZER) -> RuleSet:
     """A composite whose first layer shares evenly."""
     rows = dict(rules.table) | {"first": flat(stabilizer=stabilizer)}
     return composite(f"{rules.name}_flat", rows, stabilizer=stabilizer, default=rules.default)  # type: ignore[arg-type]
 
 
+@public()
 def excitation_backprop(*, stabilizer: float = STABILIZER) -> RuleSet:
     """Positive contributions in convolutions and dense layers, without biases.
 

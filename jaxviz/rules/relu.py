@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.public import public
 from jaxviz.graph.rewrite import Op, RuleSet
 
 
@@ -115,6 +116,7 @@ deconvnet = _relus("deconvnet", deconvnet_rule)
 redirected_relu = _relus("redirected_relu", redirected_rule(), redirected_rule(6.0))
 
 
+@public()
 def softplus_surrogate(beta: float = 10.0) -> RuleSet:
     """ReLUs whose derivative is that of a softplus, for second derivatives that are not zero.
 

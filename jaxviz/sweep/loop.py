@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxviz.attribution.contract import check_inputs
 from jaxviz.attribution.copies import default_chunk
+from jaxviz.attribution.targets import output_shape
+from jaxviz.calls.models import batch, floating
+from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed, ahead, feed
@@ -23,6 +25,7 @@ from jaxviz.sweep.keepers import keeper as keeper_of
 STORED = ("float32", "float16", "bfloat16", "int8")
 
 
+@public()
 def sweep(
     explain: Callable | Mapping[str, Callable],
     apply_fn: Callable[[Any, Any], Any],
@@ -93,8 +96,9 @@ def sweep(
     _check_options(methods, target, dtype, batch_size, key)
     process, processes = jax.process_index(), jax.process_count()
     source = feed(batches, batch_size, process, processes)
-    check_inputs("sweep", apply_fn, source.sample[0])
+    given = floating("sweep", "x", batch("sweep", "x", source.sample[0]))
     apply_fn, params = hold("sweep", apply_fn, params)
+    output_shape(apply_fn, params, given)
     if target == "label" and source.sample[1] is None:
         raise ValueError('sweep: target="label" needs labels; batches are x alone. Pass (x, y).')
     put, placed = placement(mesh, params, source.size)

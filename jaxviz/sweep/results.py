@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxviz.calls.public import public
 from jaxviz.sweep.reader import Reader
 
 MAPS, SUMMARIES, SCALES = "maps/", "summaries/", "scales/"
@@ -190,6 +191,7 @@ def dequantised(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
+@public()
 def open_sweep(out: Any) -> Sweep:
     """Opens what `sweep(..., out=out)` wrote, finished or not; maps are read when they are used.
 

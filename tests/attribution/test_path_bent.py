@@ -136,5 +136,5 @@ def test_errors_say_what_came():
         guided_integrated_gradients(smooth, w, x, 0, num_steps=0)
     with pytest.raises(ValueError, match=r"got x \(1, 4\).*channel axis"):
         blur_integrated_gradients(smooth, w, x, 0)
-    with pytest.raises(ValueError, match=r"max_sigma > 0"):
+    with pytest.raises(ValueError, match=r"max_sigma must be above 0; got 0.0"):
         blur_integrated_gradients(smooth, w, x[..., None], 0, max_sigma=0.0)

@@ -183,9 +183,7 @@ def test_errors_say_what_came():
         kernel_shap(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=6)
     with pytest.raises(ValueError, match="num_samples must be at least 2; got 1"):
         shapley_sampling(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=1)
-    with pytest.raises(
-        ValueError, match=r"lime: .*penalty 'ridge' or 'lasso'.*got 1000, 0.25, 'l0'"
-    ):
+    with pytest.raises(ValueError, match="lime: penalty must be 'ridge' or 'lasso'; got 'l0'"):
         lime(linear, w, x, 0, key=KEY, segments=SEGMENTS, penalty="l0")
     with pytest.raises(ValueError, match="lime: segments must be integers"):
         lime(linear, w, x, 0, key=KEY, segments=SEGMENTS[:3])

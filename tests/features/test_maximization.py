@@ -312,7 +312,7 @@ def test_errors_come_before_work(small):
     ):
         with pytest.raises(ValueError, match=told):
             call()
-    with pytest.raises(TypeError, match="objective must be an Objective; got str"):
+    with pytest.raises(TypeError, match="objective must be an Objective; got 'deep'"):
         climb("deep")
     with pytest.raises(TypeError, match="Call the factory"):
         climb(unit, parametrization=parametrizations.pixels)

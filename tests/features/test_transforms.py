@@ -124,7 +124,7 @@ def test_every_transform_draws_by_its_own_key():
 
 def test_errors():
     for wrong, told in (
-        (lambda: transforms.scale(0.0, 1.0), "scale: factors"),
+        (lambda: transforms.scale(0.0, 1.0), "scale: low must be above 0"),
         (lambda: transforms.rotate(200), "rotate: degrees"),
         (lambda: transforms.blur(0), "blur: sigma"),
         (lambda: transforms.pad(-1), "pad: width"),

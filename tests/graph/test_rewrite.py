@@ -195,5 +195,5 @@ def test_a_rewritten_function_vmaps_and_differentiates():
 def test_wrong_arguments():
     with pytest.raises(TypeError, match="apply_fn must be a function"):
         jv.rewrite(3, THRICE)
-    with pytest.raises(TypeError, match="rules must be a RuleSet; got dict"):
+    with pytest.raises(TypeError, match="rules must be a RuleSet; got a dictionary with keys relu"):
         jv.rewrite(lambda p, x: x, {"relu": tripled})

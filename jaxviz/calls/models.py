@@ -1,0 +1,165 @@
+"""The three arguments that every method begins with, and what is said where a model fails."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.calls.naming import caller, is_ours
+from jaxviz.calls.options import array, described, is_jax, refused
+
+
+def model(who: str, option: str, value: Any) -> Callable:
+    """A function `(params, x) -> outputs` that can be found again."""
+    if not callable(value):
+        raise refused(
+            who,
+            option,
+            "a function (params, x) -> outputs",
+            value,
+            "Pass `module.apply` (Linen), the first of `jaxviz.from_nnx(module)` (NNX), or any "
+            "function of two arguments.",
+        )
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(
+            f"{who}: {option} must be hashable, for it is compiled once and found again; got an "
+            f"unhashable {type(value).__name__}. {_module_advice(value) or _HELD}"
+        ) from None
+    return value
+
+
+_HELD = (
+    "If it holds arrays, take them out as params: "
+    "`params, static = eqx.partition(model, eqx.is_array)`, say."
+)
+
+
+def params(who: str, option: str, value: Any) -> Any:
+    """Any pytree of arrays and numbers."""
+    for leaf in jax.tree.leaves(value):
+        if is_jax(type(leaf)) or isinstance(leaf, (np.ndarray, np.generic, float, int)):
+            continue
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+            continue
+        paths = jax.tree_util.tree_flatten_with_path(value)[0]
+        place = next(jax.tree_util.keystr(path) for path, other in paths if other is leaf)
+        raise TypeError(
+            f"{who}: {option} must be a pytree of arrays; it holds {described(leaf)}"
+            f"{f' at {place}' if place else ''}. Keep in it what is an array: "
+            "`params, static = eqx.partition(model, eqx.is_array)`, say."
+        )
+    return value
+
+
+def batch(who: str, option: str, value: Any) -> Any:
+    """An array `[N, ...]` or a pytree of such with one N; shapes will do."""
+    if is_jax(type(value)) and value.ndim:
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            raise refused(who, option, "an array of numbers", value)
+        return value
+    leaves, structure = jax.tree.flatten(value)
+    found = [
+        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else array(who, option, leaf)
+        for leaf in leaves
+    ]
+    shapes = [np.shape(leaf) for leaf in found]
+    if not leaves or any(len(s) == 0 for s in shapes) or len({s[0] for s in shapes}) != 1:
+        got = shapes_of(value) if leaves else "no array"
+        raise ValueError(
+            f"{who}: {option} must be an array [N, ...] or a pytree of such with one N; got {got}. "
+            f"{_batch_advice(value) or 'One example is x[None].'}"
+        )
+    same = all(a is b for a, b in zip(found, leaves, strict=True))
+    return value if same else jax.tree.unflatten(structure, found)
+
+
+def floating(who: str, option: str, value: Any) -> Any:
+    """A batch that holds real floating numbers, so that it can be moved."""
+    dtypes = [a.dtype if is_jax(type(a)) else jnp.result_type(a) for a in jax.tree.leaves(value)]
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
+        raise TypeError(
+            f"{who}: {option} must be real; got complex numbers. Give real and imaginary parts "
+            "apart, and put them together in apply_fn."
+        )
+    if not any(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        kinds = sorted(map(str, set(dtypes)))
+        raise TypeError(
+            f"{who}: {option} must be floating; got {', '.join(kinds)}. Cast it, and scale it as "
+            "in training: `x.astype('float32') / 255`. Explain token ids at their embedding "
+            "(`split`)."
+        )
+    return value
+
+
+def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
+    """What to raise where `apply_fn(params, x)` raised `error`: its words, and what may help."""
+    if is_ours(error):
+        return error
+    told = " ".join(str(error).split()) or "no words"
+    told = told if len(told) <= 200 else f"{told[:197]}..."
+    advice = (
+        _module_advice(apply_fn)
+        or _params_advice(params)
+        or _batch_advice(x)
+        or _example_advice(apply_fn, params, x)
+        or "See where by calling it alone: jax.eval_shape(apply_fn, params, x)."
+    )
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(
+        f"{caller('apply_fn')}: apply_fn(params, x) must take x of shape {shapes_of(x)}; it fails "
+        f"with {type(error).__name__}: {told.rstrip('.')}. {advice}"
+    )
+
+
+def _module_advice(apply_fn):
+    families = {f"{kind.__module__}." for kind in type(apply_fn).__mro__}
+    if any(name.startswith("flax.linen.") for name in families):
+        return "A Linen module is no function of params: pass `module.apply`."
+    if any(name.startswith("flax.nnx.") for name in families):
+        return "An NNX module is no function of params: `apply_fn, params = from_nnx(module)`."
+    if any(name.startswith("equinox.") for name in families):
+        return (
+            "An Equinox module is no function of params: `params, static = eqx.partition(model, "
+            "eqx.is_array)`, and a function that combines them and calls jax.vmap of it."
+        )
+    return ""
+
+
+def _params_advice(params):
+    kinds = jax.tree.leaves(params, is_leaf=lambda a: type(a).__module__.startswith("flax.nnx"))
+    if any(type(a).__module__.startswith("flax.nnx") for a in kinds):
+        return "For an NNX module take both: `apply_fn, params = from_nnx(module)`."
+    return ""
+
+
+_INPUTS, _LABELS = ("image", "images", "x", "pixel_values"), ("label", "labels", "y", "target")
+
+
+def _batch_advice(x):
+    """For the batches of datasets, grain and tf.data: dictionaries of images and labels."""
+    if not isinstance(x, dict) or not any(name in x for name in _LABELS):
+        return ""
+    name = next((name for name in _INPUTS if name in x), None)
+    label = next(name for name in _LABELS if name in x)
+    if name is None:
+        return f"x holds the labels {label!r} too: pass the model's input alone."
+    return f"A batch of images and labels is no input: pass batch[{name!r}] as x."
+
+
+def _example_advice(apply_fn, params, x):
+    """Whether a batch of one is what it wants."""
+    try:
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)), jnp.result_type(a)), x)
+        jax.eval_shape(apply_fn, params, one)
+    except Exception:  # of whatever kind: then that is not it
+        return ""
+    return "It takes a batch of one such example: pass x[None]."
+
+
+def shapes_of(tree: Any) -> Any:
+    """The shapes of a pytree."""
+    return jax.tree.map(lambda a: tuple(np.shape(a)), tree)

@@ -1,0 +1,386 @@
+"""Kinds of arguments: a whole number, a share, a key, a layer's name. What is none is refused.
+
+A check is `(who, option, value) -> value`: it gives the value in one form (a Python number for an
+array of one) or raises, in words that a newcomer understands.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Check = Callable[[str, str, Any], Any]
+
+
+def refused(
+    who: str, option: str, must: str, value: Any, advice: str = "", kind: type = TypeError
+) -> Exception:
+    """The error for an argument that is not what it must be, to be raised."""
+    told = f"{who}: {option} must be {must}; got {described(value)}."
+    return kind(f"{told} {advice}".rstrip())
+
+
+def described(value: Any) -> str:
+    """A value in words: a short one as it is written, else what it is.
+
+    Example:
+      >>> described(np.ones((2, 3))), described(2.5), described(len), described([1, 2])
+      ('an array of float64 of shape (2, 3)', '2.5', 'the function len', '[1, 2]')
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, range)):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:56]}... ({len(text)} letters)"
+    if isinstance(value, np.ma.MaskedArray):
+        return f"a masked array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        traced = "a traced array" if isinstance(value, Tracer) else "an array"
+        if value.ndim == 0 and traced == "an array" and value.dtype.kind in "biufc":
+            return f"{value.item()!r} ({value.dtype})"
+        return f"{traced} of {value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(str, list(value)[:4])) + (", ..." if len(value) > 4 else "")
+        return f"a dictionary with keys {keys}" if value else "an empty dictionary"
+    if isinstance(value, (list, tuple)):
+        plain = all(isinstance(v, (int, float, str, type(None))) for v in value)
+        if plain and len(repr(value)) <= 60:
+            return repr(list(value) if isinstance(value, list) else tuple(value))
+        return f"a {'list' if isinstance(value, list) else 'tuple'} of {len(value)}"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"the shape {value.shape} of {value.dtype}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def whole(least: int | None = None, most: int | None = None) -> Check:
+    """A whole number: an int, or one of NumPy's or JAX's; no bool, no float.
+
+    Example:
+      >>> whole(1)("f", "n", np.int64(3))
+      3
+      >>> whole(1)("f", "n", 2.5)
+      Traceback (most recent call last):
+      TypeError: f: n must be a whole number, at least 1; got 2.5.
+    """
+    limits = _limits(least, most)
+
+    def check(who, option, value):
+        number = _as_whole(value)
+        if number is None:
+            raise refused(who, option, f"a whole number{limits}", value, _traced(value))
+        if (least is not None and number < least) or (most is not None and number > most):
+            raise refused(who, option, limits.strip(", "), value, kind=ValueError)
+        return number
+
+    return check
+
+
+def _as_whole(value):
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    one = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer)
+    if one and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer):
+        return int(value)
+    return None
+
+
+def real(
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: bool = False,
+    below: bool = False,
+    traced: bool = False,
+) -> Check:
+    """A finite number between `least` and `most`.
+
+    Args:
+      least: Lower limit, or None.
+      most: Upper limit, or None.
+      above: Whether `least` itself is too small.
+      below: Whether `most` itself is too large.
+      traced: Whether an array under trace will do.
+    """
+    limits = _limits(least, most, above, below)
+
+    def check(who, option, value):
+        if traced and isinstance(value, Tracer) and value.ndim == 0 and _is_real(value.dtype):
+            return value
+        number = _as_real(value)
+        if number is None:
+            raise refused(who, option, f"a number{limits}", value, _traced(value))
+        low = least is not None and (number < least or (above and number == least))
+        high = most is not None and (number > most or (below and number == most))
+        if not math.isfinite(number):
+            raise refused(who, option, f"a finite number{limits}", value, kind=ValueError)
+        if low or high:
+            raise refused(who, option, limits.strip(", "), value, kind=ValueError)
+        return number
+
+    return check
+
+
+def _is_real(dtype):
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _as_real(value):
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    one = isinstance(value, (np.generic, np.ndarray, jax.Array)) and not isinstance(value, Tracer)
+    if one and value.ndim == 0 and _is_real(value.dtype):
+        return value.item()
+    return None
+
+
+def _limits(least, most, above=False, below=False):
+    if least is None and most is None:
+        return ""
+    if most is None:
+        return f" above {least}" if above else f", at least {least}"
+    if least is None:
+        return f" below {most}" if below else f", at most {most}"
+    return f" in {'(' if above else '['}{least}, {most}{')' if below else ']'}"
+
+
+def _traced(value):
+    told = "It shapes the program, so it cannot be traced: pass a Python number, or fix it in jit."
+    return told if isinstance(value, Tracer) else ""
+
+
+def several(one: Check, what: str, *, least: int = 1, count: int | None = None) -> Check:
+    """A tuple of things that each pass a check; lists and small arrays become tuples.
+
+    Args:
+      one: The check of each.
+      what: Names them in errors, such as "whole numbers, one an axis".
+      least: How many there must be.
+      count: How many exactly, or None.
+    """
+
+    def check(who, option, value):
+        if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer):
+            value = tuple(value.tolist() if value.ndim == 1 else value) if value.ndim else value
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise refused(who, option, what, value)
+        if len(value) < least or (count is not None and len(value) != count):
+            raise refused(who, option, what, value, kind=ValueError)
+        try:
+            return tuple(one(who, f"each of {option}", part) for part in value)
+        except (TypeError, ValueError) as error:
+            if described(value)[0] not in "[(":  # not shown, so the part says more
+                raise
+            raise refused(who, option, what, value, kind=type(error)) from None
+
+    return check
+
+
+def maybe(one: Check) -> Check:
+    """None, or what passes a check."""
+
+    def check(who, option, value):
+        return None if value is None else one(who, option, value)
+
+    return check
+
+
+def either(what: str, *checks: Check) -> Check:
+    """What passes one of several checks."""
+
+    def check(who, option, value):
+        refusals = []
+        for one in checks:
+            try:
+                return one(who, option, value)
+            except (TypeError, ValueError) as error:
+                refusals.append(error)
+        out_of_range = [e for e in refusals if isinstance(e, ValueError)]
+        raise out_of_range[0] if out_of_range else refused(who, option, what, value) from None
+
+    return check
+
+
+def choice(*words: Any) -> Check:
+    """One of some words."""
+    told = " or ".join(filter(None, (", ".join(map(repr, words[:-1])), repr(words[-1]))))
+
+    def check(who, option, value):
+        if not isinstance(value, (str, bool, int, float, type(None))) or value not in words:
+            kind = ValueError if isinstance(value, type(words[0])) else TypeError
+            raise refused(who, option, told, value, kind=kind)
+        return value
+
+    return check
+
+
+def flag(who: str, option: str, value: Any) -> bool:
+    """True or False; no number, no word."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer):
+        if value.ndim == 0 and value.dtype == bool:
+            return bool(value)
+    raise refused(who, option, "True or False", value)
+
+
+def text(who: str, option: str, value: Any) -> str:
+    """A word that is not empty."""
+    if not isinstance(value, str) or not value:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise refused(who, option, "a text", value, kind=kind)
+    return value
+
+
+def layer(who: str, option: str, value: Any) -> str:
+    """The name of a layer."""
+    if not isinstance(value, str):
+        raise refused(who, option, "the name of a layer", value, _LISTED)
+    return value
+
+
+def layers(who: str, option: str, value: Any) -> Any:
+    """The name of a layer, or several of them."""
+    return value if isinstance(value, str) else _layers(who, option, value)
+
+
+_LISTED = "`jaxviz.layers(apply_fn, params, x)` lists them."
+
+
+def _layers(who, option, value):
+    names = isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value)
+    if not names or not value:
+        kind = ValueError if names else TypeError
+        must = "a layer's name, or a tuple of one name or more"
+        raise refused(who, option, must, value, _LISTED, kind)
+    return tuple(value)
+
+
+def layer_list(who: str, option: str, value: Any) -> tuple[str, ...]:
+    """A list of names of layers."""
+    if isinstance(value, str) or not isinstance(value, (tuple, list)):
+        raise refused(who, option, "a list of layers' names", value, _LISTED)
+    return _layers(who, option, value)
+
+
+def function(who: str, option: str, value: Any) -> Callable:
+    """A function."""
+    if not callable(value):
+        raise refused(who, option, "a function", value)
+    return value
+
+
+def instance(*kinds: type) -> Check:
+    """An object of one of some classes."""
+    names = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+    advice = " or ".join(dict.fromkeys(filter(None, (_WHERE.get(k.__name__) for k in kinds))))
+
+    def check(who, option, value):
+        if not isinstance(value, kinds):
+            article = "an" if names[:1].lower() in "aeiou" else "a"
+            raise refused(who, option, f"{article} {names}", value, advice)
+        return value
+
+    return check
+
+
+# Where objects that an option takes come from.
+_WHERE = {
+    "Objective": "Take one of jaxviz.objectives or jaxviz.regularizers.",
+    "Parametrization": "Call the factory: jaxviz.parametrizations.pixels().",
+    "GradientTransformation": "Call the factory: optax.adam(0.05), say.",
+    "LayerGraph": "Pass what `jaxviz.layer_graph` returned.",
+    "History": "Pass the history of a fit.",
+}
+
+
+def key(who: str, option: str, value: Any) -> jax.Array:
+    """One key of `jax.random`, of the new kind or of the old (uint32)."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+            return value
+        if dtype == np.uint32 and shape in ((2,), (4,)):
+            return value
+    raise refused(who, option, "one key of jax.random", value, "Pass jax.random.key(0), say.")
+
+
+def array(who: str, option: str, value: Any) -> Any:
+    """An array of numbers, or a number; NumPy's foreign byte orders are turned into ours."""
+    if isinstance(value, jax.Array) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return value
+    if isinstance(value, (bool, int, float, complex)):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise refused(who, option, "an array without a mask", value, "Fill it: x.filled(0.0).")
+    if isinstance(value, (np.ndarray, np.generic)):
+        if not (value.dtype.kind in "biufc" or jnp.issubdtype(value.dtype, np.number)):
+            raise refused(who, option, "an array of numbers", value, _NUMBERS)
+        return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
+    if hasattr(value, "__jax_array__"):
+        return jnp.asarray(value)
+    advice = _NUMBERS if hasattr(value, "__array__") or hasattr(value, "__len__") else ""
+    raise refused(who, option, "an array of numbers", value, advice)
+
+
+_NUMBERS = "Make it one: np.asarray(value, np.float32)."
+
+
+def numbers_list(who: str, option: str, value: Any) -> Any:
+    """An array of numbers, or a list of numbers, which becomes one."""
+    if isinstance(value, (list, tuple)):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            pass
+    return array(who, option, value)
+
+
+def tree(who: str, option: str, value: Any) -> Any:
+    """A pytree of arrays of numbers, of one at least."""
+    leaves, structure = jax.tree.flatten(value)
+    if not leaves:
+        raise refused(who, option, "an array or a pytree of arrays", value)
+    found = [array(who, option, leaf) for leaf in leaves]
+    same = all(a is b for a, b in zip(found, leaves, strict=True))
+    return value if same else jax.tree.unflatten(structure, found)
+
+
+@functools.cache
+def is_jax(kind: type) -> bool:
+    """Whether objects of a class are arrays of JAX, keys and traced ones included; remembered."""
+    return issubclass(kind, (jax.Array, Tracer))
+
+
+def fill(who: str, option: str, value: Any) -> Any:
+    """A number or an array of numbers that stands for what is not there."""
+    return numbers_list(who, option, value)
+
+
+def size(who: str, option: str, value: Any) -> Any:
+    """True, False, or the size of a map, one whole number an axis of space."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    return several(whole(1), "True, False or a size (h, w) of whole numbers, at least 1")(
+        who, option, value
+    )
+
+
+def interval(who: str, option: str, value: Any) -> tuple[float, float]:
+    """Two finite numbers, the second larger."""
+    low, high = several(real(), "two numbers, (low, high)", count=2)(who, option, value)
+    if not low < high:
+        raise refused(who, option, "(low, high), low below high", value, kind=ValueError)
+    return low, high
