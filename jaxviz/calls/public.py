@@ -53,7 +53,7 @@ OPTIONS: dict[str, Check] = {
     "stride": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
     "resize": options.size,
     "fill": options.fill,
-    "baseline": options.tree,
+    "baseline": maybe(options.tree),
     "baselines": options.tree,
     "noise_scale": real(0),
     "kernel_width": _positive,

@@ -204,15 +204,7 @@ class State(NamedTuple):
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
     x = _seen.eval_shape(fixed)
-    try:
-        values = _read.eval_shape(fixed, who, params, total)
-    except Exception as error:  # the model's own, of whatever kind
-        if str(error).startswith(who):
-            raise
-        raise ValueError(
-            f"{who}: apply_fn does not take images {x.shape}, which is what the transforms make of "
-            f"{fixed.shape}. The model says: {error}"
-        ) from error
+    values = _read.eval_shape(fixed, who, params, total)
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
     large = is_large(params)

@@ -178,7 +178,7 @@ def test_a_dream_of_brightness_is_brighter_everywhere_and_keeps_the_picture():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="deep_dream: octave_scale must be above 1; got 1.0"):
+    with pytest.raises(ValueError, match=r"deep_dream: octave_scale must be above 1; got 1\.0"):
         jv.deep_dream(grey, W, X, objectives.logit(0), key=KEY, octave_scale=1.0)
     with pytest.raises(ValueError, match=r"deep_dream: x must be \[N, H, W, C\]"):
         jv.deep_dream(grey, W, X[0], objectives.logit(0), key=KEY)

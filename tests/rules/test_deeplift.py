@@ -274,7 +274,7 @@ def test_what_has_no_common_path_is_refused_by_name_and_line():
     by_another = lambda _, x: jax.lax.sort((x, 2 * x), dimension=1, num_keys=1)[1]
     with pytest.raises(NotImplementedError, match=r"'sort' .*test_deeplift\.py:\d+"):
         deep_lift(by_another, None, jnp.ones((1, 2)), 0)
-    with pytest.raises(ValueError, match="rule must be one of rescale, reveal_cancel; got 'other'"):
+    with pytest.raises(ValueError, match="rule must be 'rescale' or 'reveal_cancel'; got 'other'"):
         deep_lift(affine, jnp.eye(2), jnp.ones((1, 2)), 0, rule="other")
     with pytest.raises(ValueError, match=r"baselines must be \[B, \.\.\.\]"):
         deep_lift_shap(affine, jnp.eye(2), jnp.ones((1, 2)), 0, baselines=jnp.ones(2))
