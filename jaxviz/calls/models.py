@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.naming import caller, is_ours
-from jaxviz.calls.options import array, described, is_jax, refused
+from jaxviz.calls.options import array, is_jax, refused
 
 
 def model(who: str, option: str, value: Any) -> Callable:
@@ -36,23 +36,6 @@ _HELD = (
     "If it holds arrays, take them out as params: "
     "`params, static = eqx.partition(model, eqx.is_array)`, say."
 )
-
-
-def params(who: str, option: str, value: Any) -> Any:
-    """Any pytree of arrays and numbers."""
-    for leaf in jax.tree.leaves(value):
-        if is_jax(type(leaf)) or isinstance(leaf, (np.ndarray, np.generic, float, int)):
-            continue
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-            continue
-        paths = jax.tree_util.tree_flatten_with_path(value)[0]
-        place = next(jax.tree_util.keystr(path) for path, other in paths if other is leaf)
-        raise TypeError(
-            f"{who}: {option} must be a pytree of arrays; it holds {described(leaf)}"
-            f"{f' at {place}' if place else ''}. Keep in it what is an array: "
-            "`params, static = eqx.partition(model, eqx.is_array)`, say."
-        )
-    return value
 
 
 def batch(who: str, option: str, value: Any) -> Any:
@@ -116,6 +99,8 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
 
 
 def _module_advice(apply_fn):
+    while hasattr(apply_fn, "apply_fn"):  # a model made of the user's
+        apply_fn = apply_fn.apply_fn
     families = {f"{kind.__module__}." for kind in type(apply_fn).__mro__}
     if any(name.startswith("flax.linen.") for name in families):
         return "A Linen module is no function of params: pass `module.apply`."

@@ -30,7 +30,6 @@ _positive = real(0, above=True)
 # default, None will do.
 OPTIONS: dict[str, Check] = {
     "apply_fn": models.model,
-    "params": models.params,
     "x": models.batch,
     "key": options.key,
     "layer": options.layer,
@@ -76,7 +75,7 @@ OPTIONS: dict[str, Check] = {
     "gamma": real(0),
 }
 
-_ALWAYS = {"apply_fn", "params", "x", "key"}
+_ALWAYS = {"apply_fn", "x", "key"}
 
 
 def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:

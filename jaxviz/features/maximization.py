@@ -203,7 +203,6 @@ class State(NamedTuple):
 
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
-    x = _seen.eval_shape(fixed)
     values = _read.eval_shape(fixed, who, params, total)
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
