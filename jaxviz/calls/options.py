@@ -271,7 +271,7 @@ def _layers(who, option, value):
 def layer_list(who: str, option: str, value: Any) -> tuple[str, ...]:
     """A list of names of layers."""
     if isinstance(value, str) or not isinstance(value, (tuple, list)):
-        raise refused(who, option, "a list of layers' names", value, _LISTED)
+        raise refused(who, option, "a list of names of layers", value, _LISTED)
     return _layers(who, option, value)
 
 
