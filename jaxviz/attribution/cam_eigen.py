@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import at_least_float32
 from jaxviz.attribution.feature_maps import Layers, Resize, class_activation_map, map_and_gradient
 
 _SHARED = ("layer", "relu", "resize", "reshape")
@@ -111,8 +112,11 @@ def eigen_grad_cam(
 
 
 def _first_component(a: jax.Array) -> jax.Array:
-    """Projection of `[N, *space, channels]`, centred over space, on its first principal axis."""
-    rows = a.reshape(a.shape[0], -1, a.shape[-1])
+    """Projection of `[N, *space, channels]`, centred over space, on its first principal axis.
+
+    In float32 at least, as there is no eigensolver for less.
+    """
+    rows = a.astype(at_least_float32(a)).reshape(a.shape[0], -1, a.shape[-1])
     rows = rows - rows.mean(1, keepdims=True)
     precise = jax.lax.Precision.HIGHEST
     if rows.shape[1] <= rows.shape[2]:  # the smaller of the two Gram matrices has the same axis

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
+    at_least_float32,
     check_one_array,
     fixed_target,
     outputs_of,
@@ -21,6 +22,7 @@ from jaxviz.attribution.feature_maps import (
     over_space,
     resized,
 )
+from jaxviz.attribution.regions import blend
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 
@@ -78,7 +80,7 @@ def score_cam(
     target = fixed_target(apply_fn, params, x, target)
 
     def one(cut):
-        a = cut.maps(cut.a)
+        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
         if num_channels is not None and num_channels < a.shape[-1]:
             most = jax.lax.top_k(a.std(over_space(a)), num_channels)[1]
             a = jnp.take_along_axis(a, most.reshape(len(x), *[1] * (a.ndim - 2), -1), axis=-1)
@@ -88,10 +90,11 @@ def score_cam(
             space = tuple(range(1, mask.ndim))
             low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
             mask = (mask - low) / jnp.where(high > low, high - low, 1)
-            return score_of(apply_fn, params, x * mask[..., None].astype(x.dtype), target)
+            seen = blend(jnp.zeros_like(x), mask[..., None], x)
+            return score_of(apply_fn, params, seen, target)
 
         scores = stacked(name, score, a.shape[-1], chunk_size, x)
-        weights = jax.nn.softmax(scores, axis=0)
+        weights = jax.nn.softmax(scores.astype(at_least_float32(scores)), axis=0)
         return (a * _channels_last(weights, a)).sum(-1)
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
@@ -147,20 +150,22 @@ def ablation_cam(
     name = "ablation_cam"
 
     def one(cut):
-        a = cut.maps(cut.a)
+        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
         outputs = outputs_of(cut.tail, cut.params, cut.a)
         chosen = jnp.argmax(outputs, axis=1) if target is None else target
         whole = select(outputs, chosen)
 
         def score(k):
             here = jnp.arange(a.shape[-1], dtype=k.dtype) == k
-            here = jnp.broadcast_to(here, a.shape).astype(a.dtype)
+            here = jnp.broadcast_to(here, a.shape).astype(cut.a.dtype)
             if reshape is not None:  # the numbers of the layer's own output that reshape puts there
                 (here,) = jax.linear_transpose(cut.maps, cut.a)(here)
             without = jnp.where(here == 0, cut.a, 0)
             return score_of(cut.tail, cut.params, without, chosen)
 
         scores = stacked(name, score, a.shape[-1], chunk_size, cut.a)
+        wide = at_least_float32(whole)
+        whole, scores = whole.astype(wide), scores.astype(wide)
         weights = (whole[None, :] - scores) / whole[None, :]
         return (a * _channels_last(weights, a)).sum(-1)
 

@@ -16,6 +16,7 @@ from jaxviz.calls.naming import calling
 from jaxviz.calls.options import Check
 from jaxviz.calls.public import reader
 from jaxviz.graph.held import hold
+from jaxviz.graph.indices import at_index
 from jaxviz.graph.shares import MOST, cores, side_by_side
 from jaxviz.rules.fast import compiler_options, is_large
 
@@ -126,7 +127,8 @@ def select(outputs: Any, target: Target = None) -> jax.Array:
         `outputs -> [N]`.
 
     Returns:
-      `[N]`, in the units of `outputs`. The choice of the top class is not differentiated.
+      `[N]`, in the units of `outputs`. The choice of the top class is not differentiated. NaN where
+      a traced index (under the caller's own `jit`) names no class; a concrete one is refused.
 
     Example:
       >>> select(jnp.array([[1.0, 3.0], [5.0, 2.0]])).tolist()
@@ -144,10 +146,7 @@ def select(outputs: Any, target: Target = None) -> jax.Array:
         return scores
     if target is None:
         target = jnp.argmax(outputs, axis=1)
-    index = jnp.broadcast_to(jnp.asarray(target), outputs.shape[:1])
-    chosen = jnp.arange(outputs.shape[1], dtype=index.dtype)[None, :] == index[:, None]
-    # A masked sum, not a gather: its pullback is elementwise; `where` keeps infinite logits apart.
-    return jnp.where(chosen, outputs, jnp.zeros_like(outputs)).sum(axis=1)
+    return at_index(outputs, target)
 
 
 def _hashable(name: str, option: str, value: Any) -> Any:

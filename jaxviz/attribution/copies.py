@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, select
+from jaxviz.graph.indices import unless
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.shares import MOST, cores, shared, width
 from jaxviz.rules.fast import fast
@@ -188,13 +189,27 @@ def with_noise(key: jax.Array, x: Any, noise_scale: Any) -> Any:
     def noisy(index, a):
         if not is_floating(a):
             return a
-        axes = tuple(range(1, a.ndim))
-        spread = a.max(axes, keepdims=True) - a.min(axes, keepdims=True)
-        noise = jax.random.normal(jax.random.fold_in(key, index), a.shape, a.dtype)
-        return a + jnp.asarray(noise_scale, a.dtype) * spread * noise
+        wide = at_least_float32(a)
+        noise = jax.random.normal(jax.random.fold_in(key, index), a.shape, wide)
+        moved = a.astype(wide) + jnp.asarray(noise_scale, wide) * _range(a) * noise
+        return moved.astype(a.dtype)
 
     leaves, structure = jax.tree.flatten(x)
     return jax.tree.unflatten(structure, [noisy(i, jnp.asarray(a)) for i, a in enumerate(leaves)])
+
+
+def _range(a):
+    """Largest less smallest number of each example; in float32 at least."""
+    a, axes = a.astype(at_least_float32(a)), tuple(range(1, a.ndim))
+    return a.max(axes, keepdims=True) - a.min(axes, keepdims=True)
+
+
+def noisy_where_finite(x: Any) -> jax.Array:
+    """`[N]`: 1, and NaN where an example has no finite range, so that `with_noise` makes NaN of all
+    of it; a ReLU's gradient there is 0, which would look like an explanation."""
+    leaves = [a for a in map(jnp.asarray, jax.tree.leaves(x)) if is_floating(a)]
+    finite = jnp.stack([jnp.isfinite(_range(a)).reshape(-1) for a in leaves]).all(0)
+    return unless(~finite, jnp.float32)
 
 
 def at_least(name: str, option: str, value: int, least: int) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target
-from jaxviz.attribution.copies import outputs_of
+from jaxviz.attribution.copies import at_least_float32, outputs_of
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls import options
 from jaxviz.graph.layers import layers
@@ -45,7 +45,8 @@ def class_activation_map(
     found = []
     for cut in cuts(name, apply_fn, params, x, layer, reshape):
         a = one(cut)
-        found.append(resized(name, jnp.maximum(a, 0) if relu else a, x, resize))
+        a = resized(name, jnp.maximum(a, 0) if relu else a, x, resize)
+        found.append(a.astype(cut.a.dtype))
     shapes = {a.shape for a in found}
     if len(shapes) > 1:
         raise ValueError(
@@ -116,7 +117,9 @@ def resized(name: str, a: jax.Array, x: Any, resize: Resize) -> jax.Array:
 def map_and_gradient(cut: Cut, target: Target) -> tuple[jax.Array, jax.Array]:
     """The layer's maps and the gradient of the explained number by them, laid out alike."""
     gradient = input_gradient(cut.tail, cut.params, cut.a, target)
-    return cut.maps(cut.a), cut.maps(gradient)
+    # Maps are weighed and added up in float32 at least, and become what the layer is at the end.
+    wide = lambda a: cut.maps(a).astype(at_least_float32(a))
+    return wide(cut.a), wide(gradient)
 
 
 def over_space(a: jax.Array) -> tuple[int, ...]:

@@ -14,10 +14,13 @@ from jaxviz.attribution.copies import (
     fixed_target,
     score_of,
 )
-from jaxviz.attribution.regions import blurred, fill_like
+from jaxviz.attribution.regions import blend, blurred, fadeable, fill_like
 from jaxviz.calls.options import maybe, real
+from jaxviz.graph.indices import unless
+from jaxviz.graph.symmetric import share_above, size
 
 Goal = Literal["preserve", "delete"]
+_FLAT = 0.01  # differences of neighbours below which roughness is priced less and less
 _SHARE = real(0, 1, above=True, below=True)
 _ADAM = optax.adam(0.1)  # one object, so that calls share a program
 
@@ -60,9 +63,11 @@ def learned_mask(
 
     Climbs s / (f(x) - f(fill)) - penalties, where s is the score of the part seen ("preserve") or
     minus the score of all else ("delete"). With an `area` the penalty is the mean square distance
-    of the sorted mask from one that is 1 on that share and 0 elsewhere, its weight growing from 0.1
-    to 100 (extremal perturbation); with None it is `sparsity` times the mean of the mask
-    (meaningful perturbation). `smoothness` weighs the mean absolute difference of neighbours.
+    of the mask from one that is 1 on that share of places, where it is largest, and 0 elsewhere
+    (places that are equal share alike), its weight growing from 0.1 to 100 (extremal perturbation);
+    with None it is `sparsity` times the mean of the mask (meaningful perturbation). `smoothness`
+    weighs the mean absolute difference of neighbours, one below 0.01 less. No penalty prefers a
+    side: a mirrored model and input have the mirrored mask.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function. Log
@@ -84,7 +89,8 @@ def learned_mask(
 
     Returns:
       A `LearnedMask`. Costs `num_steps` gradients; all N masks are learned in one program, each
-      from a mask of one half everywhere, without chance.
+      from a mask of one half everywhere, without chance. NaN for an example whose fill or one of
+      whose scores is not finite.
 
     Raises:
       ValueError: `x` has no axis of space; `goal`, `area`, `cells` or `num_steps` is out of range;
@@ -127,7 +133,7 @@ def learned_mask(
 
     def masked(large):
         seen = large if goal == "preserve" else 1 - large
-        return filled + seen[..., None].astype(x.dtype) * (x - filled)
+        return blend(filled, seen[..., None], x)
 
     def loss(logits, progress):
         mask, large = masks(logits)
@@ -137,13 +143,13 @@ def learned_mask(
         if area is None:
             cost = sparsity * flat.mean(1)
         else:
-            wanted = jnp.arange(flat.shape[1]) >= round((1 - area) * flat.shape[1])
-            off = jnp.square(jnp.sort(flat, 1) - wanted[None].astype(wide)).mean(1)
+            wanted = jax.vmap(lambda row: share_above(row, area))(jax.lax.stop_gradient(flat))
+            off = jnp.square(flat - wanted).mean(1)
             # Light at first, so that the score and not chance says which places are the largest.
             cost = 10.0 ** (3 * progress - 1) * off
         axes = range(1, mask.ndim)
         rough = sum(
-            jnp.abs(jnp.diff(mask, axis=axis)).reshape(count, -1).mean(1)
+            size(jnp.diff(mask, axis=axis), _FLAT).reshape(count, -1).mean(1)
             for axis in axes
             if mask.shape[axis] > 1
         )
@@ -163,5 +169,9 @@ def learned_mask(
     progress = jnp.linspace(0, 1, num_steps, dtype=wide)
     (logits, _), history = jax.lax.scan(step, (start, optimizer.init(start)), progress)
     large = masks(logits)[1]
-    found = LearnedMask(large, score(masked(large)), clean, nothing, history)
+    reached = score(masked(large))
+    # A NaN score has no slope behind a ReLU: what the penalties alone made of the mask is none.
+    known = jnp.isfinite(jnp.stack([clean, nothing, reached])).all(0)
+    large = large * (unless(~known, wide) * fadeable(filled)).reshape(-1, *[1] * len(space))
+    found = LearnedMask(large, reached, clean, nothing, history)
     return jax.tree.map(lambda a: a.astype(x.dtype), found)

@@ -15,7 +15,7 @@ from jaxviz.attribution.copies import (
     running_sum,
     score_of,
 )
-from jaxviz.attribution.regions import fill_like
+from jaxviz.attribution.regions import blend, fadeable, fill_like
 
 
 @explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True)
@@ -48,7 +48,8 @@ def rise(
       num_samples: Masks for each example, >= 1. Time is linear in it, memory constant.
       cells: Cells of the coarse grid along each axis, >= 1.
       keep: Probability that a cell is left to be seen, in (0, 1).
-      fill: What stands where the mask hides: anything that broadcasts to `x`.
+      fill: What stands where the mask hides: anything that broadcasts to `x`. Masks fade, so one
+        that is not finite gives NaN; `occlusion` and `kernel_shap` hide by selecting.
       chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -82,12 +83,17 @@ def rise(
 
     def term(k):
         masks = random_masks(jax.random.fold_in(key, k), x.shape[:-1], cells, keep, wide)
-        seen = filled + masks[..., None].astype(x.dtype) * (x - filled)
+        seen = blend(filled, masks[..., None], x)
         score = score_of(apply_fn, params, seen, target)
-        return masks * score.astype(wide).reshape(-1, *[1] * (masks.ndim - 1))
+        return masks * _per_example(score.astype(wide), masks)
 
     total = running_sum(name, term, num_samples, chunk_size, x)
-    return (total / (num_samples * keep)).astype(x.dtype)
+    share = _per_example(fadeable(filled), total) / (num_samples * keep)
+    return (total * share).astype(x.dtype)
+
+
+def _per_example(a, like):
+    return a.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def random_masks(

@@ -123,7 +123,7 @@ def expected_gradients(
 
     Raises:
       ValueError: `baselines` is not `[B, ...]` for `x` `[N, ...]`; `num_samples` or `chunk_size` <
-        1.
+        1; `noise_scale` is negative or not finite.
 
     Example:
       >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))

@@ -12,6 +12,7 @@ from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
+from jaxviz.graph.indices import is_channel
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import split
@@ -40,7 +41,7 @@ def feature_projection(
       x: `[N, ...]`, floating, or a pytree of such.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[N, ..., C]`.
       channel: Index along the layer's last axis, or one for each example `[N]`; new ones do not
-        recompile.
+        recompile. One that is not there gives NaN.
       strongest: Whether only the map's largest activation is kept, else all of the map.
 
     Returns:
@@ -61,7 +62,7 @@ def feature_projection(
     """
     head, _ = split(apply_fn, params, x, layer)
     a, _ = head(params, x)
-    kept = a * _kept(a, channel, strongest)
+    kept = _kept(a, channel, strongest)
     score = lambda outputs: (outputs[0] * kept).reshape(a.shape[0], -1).sum(1)
     return input_gradient(rewrite(head, relu.deconvnet), params, x, score)
 
@@ -170,12 +171,11 @@ def _strongest(apply_fn, layer, params, x, channel):
 
 
 def _kept(a: jax.Array, channel: int | jax.Array, strongest: bool) -> jax.Array:
-    """One where a layer's activation is kept, zero elsewhere."""
-    index = jnp.broadcast_to(jnp.asarray(channel), a.shape[:1]).reshape(-1, *(1,) * (a.ndim - 1))
-    every = jnp.arange(a.shape[-1], dtype=index.dtype).reshape(*(1,) * (a.ndim - 1), -1)
-    mask = jnp.broadcast_to(index == every, a.shape)
+    """A layer's activation where it is kept, zero elsewhere; NaN for a channel that is absent."""
+    here, present = is_channel(a, channel)
+    mask = jnp.broadcast_to(here, a.shape)
     if strongest:
         rows = jnp.where(mask, a, -jnp.inf).reshape(a.shape[0], -1)
         best = jnp.argmax(rows, axis=1)
-        mask = jax.nn.one_hot(best, rows.shape[1], dtype=a.dtype).reshape(a.shape)
-    return mask.astype(a.dtype)
+        mask = jax.nn.one_hot(best, rows.shape[1], dtype=bool).reshape(a.shape)
+    return jnp.where(mask, a, 0) * present

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.public import public
+from jaxviz.graph.indices import is_channel
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
 from jaxviz.graph.split import split
 from jaxviz.rules import lrp_composites, relu
@@ -207,10 +208,8 @@ def _concept_relevance(apply_fn, params, x, target=None, *, layer, channel, rule
     if target is None:
         target = jnp.argmax(both(params, (a, carry)), axis=1)
     relevance, _ = input_gradient(both, params, (a, carry), lambda o: start(o, target))
-    index = jnp.broadcast_to(jnp.asarray(channel), a.shape[:1])
-    index = index.reshape(-1, *(1,) * (a.ndim - 1))
-    every = jnp.arange(a.shape[-1], dtype=index.dtype).reshape(*(1,) * (a.ndim - 1), -1)
-    chosen = jnp.where(index == every, relevance, jnp.zeros_like(relevance))
+    here, present = is_channel(a, channel)
+    chosen = jnp.where(here, relevance, jnp.zeros_like(relevance)) * present
     # A score whose gradient by the layer is the relevance kept there.
     kept = lambda outputs: (outputs[0] * chosen).reshape(a.shape[0], -1).sum(1)
     return input_gradient(rewrite(head, rules), params, x, kept)

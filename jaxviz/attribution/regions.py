@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.attribution.copies import at_least_float32, is_floating
 from jaxviz.calls.options import several, whole
 from jaxviz.calls.public import public
+from jaxviz.graph.indices import unless
 
 _SIZES = several(whole(1), "whole numbers, at least 1, one an axis")
 
@@ -30,16 +32,45 @@ def fill_like(name: str, fill: Any, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
 
 
+def blend(fill: jax.Array, mask: jax.Array, x: jax.Array) -> jax.Array:
+    """`fill + mask * (x - fill)`, in the dtype of `x`: what is seen of `x` through a soft mask.
+
+    Where the mask is 1 that is `x`, where it is 0 it is `fill`, to the bit and whatever the other
+    holds, infinities and NaN among it.
+
+    Args:
+      fill: The shape and dtype of `x`.
+      mask: In [0, 1]; broadcasts to `x`.
+      x: What the mask shows.
+    """
+    mask = jnp.broadcast_to(mask.astype(at_least_float32(mask)), x.shape)
+    wide = at_least_float32(x)
+    none, whole = mask == 0, mask == 1
+    # What is not mixed is kept out of the product: a gradient of 0 times infinity is NaN, too.
+    low = jnp.where(whole, x, fill).astype(wide)
+    high = jnp.where(none, fill, x).astype(wide)
+    mixed = low + mask.astype(wide) * (high - low)
+    return jnp.where(none, fill, jnp.where(whole, x, mixed.astype(x.dtype)))
+
+
+def fadeable(filled: jax.Array) -> jax.Array:
+    """`[N]`: 1, and NaN where the fill is not finite: nothing can be faded to that by degrees, and
+    a model that takes NaN for missing would find all of its input missing, without a word."""
+    finite = jnp.isfinite(filled).reshape(len(filled), -1).all(1)
+    return unless(~finite, at_least_float32(filled))
+
+
 @public()
 def blurred(x: jax.Array, sigma: float) -> jax.Array:
     """Images out of focus: a fill that keeps colours and brightness and hides what is there.
 
     Args:
-      x: `[N, *space, C]`, floating.
+      x: `[N, *space, C]`, in floating or whole numbers.
       sigma: Standard deviation of the Gaussian, in pixels, > 0; cut at four of them.
 
     Returns:
-      The shape of `x`. At the border the image is mirrored.
+      The shape of `x`, and its dtype where that is floating; else float32, for a mean of whole
+      numbers is none. At the border the image is mirrored.
 
     Raises:
       ValueError: `x` has no axis of space, or `sigma` is not positive.
@@ -54,6 +85,8 @@ def blurred(x: jax.Array, sigma: float) -> jax.Array:
             f"{sigma}. Give an image a channel axis: x[..., None]."
         )
     x = jnp.asarray(x)
+    dtype = x.dtype if is_floating(x) else jnp.dtype(jnp.float32)
+    x = x.astype(at_least_float32(jax.ShapeDtypeStruct((), dtype)))
     reach = math.ceil(4 * sigma)
     bell = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
     bell /= bell.sum()
@@ -68,7 +101,7 @@ def blurred(x: jax.Array, sigma: float) -> jax.Array:
         weights = jnp.asarray(matrix, x.dtype)
         mixed = jnp.tensordot(x, weights, (axis, 1), precision=jax.lax.Precision.HIGHEST)
         x = jnp.moveaxis(mixed, -1, axis)
-    return x
+    return x.astype(dtype)
 
 
 @public(shape=_SIZES, cells=_SIZES)

@@ -17,7 +17,7 @@ from jaxviz.attribution.copies import (
     score_of,
     stacked,
 )
-from jaxviz.attribution.regions import fill_like
+from jaxviz.attribution.regions import blend, fadeable, fill_like
 from jaxviz.calls.options import whole
 
 
@@ -50,7 +50,8 @@ def sobol(
       key: Key of the shift that makes the Sobol sequence random.
       cells: Cells of the grid along each axis, >= 1; all of them together at most 10,000.
       num_designs: Pairs (a, b) of masks, a power of two, >= 2.
-      fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say).
+      fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say). One
+        that is not finite cannot be faded to and gives NaN.
       resize: How masks become as large as `x`.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
@@ -98,9 +99,9 @@ def sobol(
     scores = scores.reshape(count + 2, num_designs, -1).astype(at_least_float32(scores))
     variance = scores[:2].reshape(2 * num_designs, -1).var(0)
     total = jnp.square(scores[2:] - scores[:1]).mean(1) / 2
-    moves = variance > 0
-    indices = jnp.where(moves[:, None], total.T / jnp.where(moves, variance, 1)[:, None], 0)
-    return _map(indices, x, cells, resize)
+    still = variance == 0  # no variance to share; that of NaN scores is NaN
+    indices = total.T / jnp.where(still, 1, variance)[:, None]
+    return _large(indices * fadeable(filled)[:, None], x, cells, resize).astype(x.dtype)
 
 
 @explanation("cells", "num_samples", "resize", "chunk_size", sweeps=True, num_samples=whole(2))
@@ -121,7 +122,7 @@ def hsic(
 
     HSIC_i = tr(K_i H L H) / (n - 1)^2 over n random binary masks: K_i says which masks agree in
     cell i (a centred kernel of two values), L is a Gaussian kernel of the scores whose width is
-    their median distance, H = 1 - 1/n centres.
+    their median distance (the mean where that is 0), H = 1 - 1/n centres.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
@@ -132,13 +133,15 @@ def hsic(
       key: Key of the masks; each cell is seen with probability one half.
       cells: Cells of the grid along each axis, >= 1.
       num_samples: Masks, >= 2, the same for all N examples. Time is linear in it.
-      fill: What a hidden cell shows: anything that broadcasts to `x`.
+      fill: What a hidden cell shows: anything that broadcasts to `x`; finite unless masks are
+        "nearest", which select and do not fade.
       resize: How masks become as large as `x`.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
-      `[N, *space]`, dependence without a unit, >= 0 up to rounding, no sign. Costs one forward pass
-      a mask and `num_samples` squared numbers for each example in turn.
+      `[N, *space]`, dependence without a unit, >= 0 up to rounding, no sign; in float32 at least,
+      for it is small. Costs one forward pass a mask and `num_samples` squared numbers for each
+      example in turn.
 
     Raises:
       ValueError: `x` has no axis of space, or an option is out of its range.
@@ -171,13 +174,18 @@ def hsic(
         # With z = mask - 1/2, z z' is 1/4 where two masks agree: K_i = 1/2 + 2 z z'. The constant
         # is centred away, so tr(K H L H) is 2 z' H L H z: no matrix for each cell.
         distance = jnp.abs(score[:, None] - score[None, :])
+        # Where most scores are equal the median is 0, and the mean distance in its stead.
         width = jnp.median(distance)
-        width = jnp.where(width > 0, width, 1)
+        width = jnp.where(width == 0, distance.mean(), width)
+        width = jnp.where(width == 0, 1, width)
         kernel = jnp.exp(-jnp.square(distance / width) / 2)
         z = (masks - masks.mean(0, keepdims=True)).astype(kernel.dtype)
         return 2 * (z * (kernel @ z)).sum(0) / (num_samples - 1) ** 2
 
-    return _map(jax.lax.map(dependence, scores.T), x, cells, resize)
+    found = jax.lax.map(dependence, scores.T)
+    if resize != "nearest":  # nearest masks are 0 or 1: they select
+        found = found * fadeable(filled)[:, None].astype(found.dtype)
+    return _large(found, x, cells, resize)
 
 
 def _check(name: str, x: jax.Array, cells: int) -> int:
@@ -201,12 +209,8 @@ def _sequence(dimensions: int, count: int) -> np.ndarray:
 
 
 def _seen(apply_fn, params, x, filled, mask, cells, resize, target):
-    mask = _large(mask[None], x, cells, resize).astype(x.dtype)
-    return score_of(apply_fn, params, filled + mask[..., None] * (x - filled), target)
-
-
-def _map(values, x, cells, resize):
-    return _large(values, x, cells, resize).astype(x.dtype)
+    mask = _large(mask[None], x, cells, resize)
+    return score_of(apply_fn, params, blend(filled, mask[..., None], x), target)
 
 
 def _large(values, x, cells, resize):

@@ -12,10 +12,13 @@ from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
     at_least_float32,
     fixed_target,
+    is_floating,
+    noisy_where_finite,
     running_sum,
     with_noise,
 )
 from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 
 
@@ -42,10 +45,11 @@ def smooth_grad(
     Returns:
       A method with the options of `method` and `key` besides. It explains what `method` explains,
       in the same shape and units; target None is the top class at the clean input. Equal arguments
-      give the same function: nothing is compiled twice.
+      give the same function: nothing is compiled twice. An example that holds NaN or infinity has
+      no range and gets NaN.
 
     Raises:
-      ValueError: `num_samples` or `chunk_size` is below 1.
+      ValueError: `num_samples` or `chunk_size` is below 1; `noise_scale` is negative or not finite.
 
     Example:
       >>> from jaxviz.attribution.gradient import gradient
@@ -81,10 +85,11 @@ def square_grad(
       chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
-      A method with the options of `method` and `key` besides, in the square of its units.
+      A method with the options of `method` and `key` besides, in the square of its units; in
+      float32 at least, for squares are too small for less. NaN as in `smooth_grad`.
 
     Raises:
-      ValueError: `num_samples` or `chunk_size` is below 1.
+      ValueError: `num_samples` or `chunk_size` is below 1; `noise_scale` is negative or not finite.
 
     Example:
       >>> from jaxviz.attribution.gradient import gradient
@@ -98,7 +103,7 @@ def square_grad(
     return _over_noise("square_grad", _mean_square, method, num_samples, noise_scale, chunk_size)
 
 
-@public()
+@public(num_samples=whole(2))
 @functools.cache
 def var_grad(
     method: Callable,
@@ -114,15 +119,17 @@ def var_grad(
 
     Args:
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
-      num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
+      num_samples: Noisy copies of each example, >= 2. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
       chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
-      A method with the options of `method` and `key` besides, in the square of its units.
+      A method with the options of `method` and `key` besides, in the square of its units; in
+      float32 at least, for squares are too small for less. NaN as in `smooth_grad`.
 
     Raises:
-      ValueError: `num_samples` or `chunk_size` is below 1.
+      ValueError: `num_samples` is below 2, for one sample has no variance; `chunk_size` is below 1;
+        `noise_scale` is negative or not finite.
 
     Example:
       >>> from jaxviz.attribution.gradient import gradient
@@ -169,6 +176,12 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
     def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
         target = fixed_target(apply_fn, params, x, target)
 
+        def marked(tree):
+            found = noisy_where_finite(x)
+            times = lambda a: a * found.astype(a.dtype).reshape(-1, *[1] * (a.ndim - 1))
+            fits = lambda a: a.ndim and len(a) == len(found) and is_floating(a)
+            return jax.tree.map(lambda a: times(a) if fits(a) else a, tree)
+
         def noisy(k):
             return with_noise(jax.random.fold_in(key, k), x, noise_scale)
 
@@ -179,11 +192,13 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
         if method is gradient and reduce is _mean:
             term = lambda start: lambda k: (start(noisy(k)), 1 / num_samples)
             given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
-            return gradient_sum(*given, PULLED)
+            return marked(gradient_sum(*given, PULLED))
         like = jax.eval_shape(sample, jnp.int32(0))
         total = lambda term: running_sum(name, term, num_samples, chunk_size, x)
         reduced = reduce(total, sample, num_samples)
-        return jax.tree.map(lambda a, b: a.astype(b.dtype), reduced, like)
+        # Squares of half-precision numbers are too small for it.
+        kept = lambda b: b.dtype if reduce is _mean else at_least_float32(b)
+        return marked(jax.tree.map(lambda a, b: a.astype(kept(b)), reduced, like))
 
     return _as_method(f"{name}({_name(method)})", smoothed, method, ("key",))
 

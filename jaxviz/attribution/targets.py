@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxviz.calls.models import failed, shapes_of
 from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described, is_jax
+from jaxviz.graph.indices import widened
 from jaxviz.graph.interpreter import Node, Program, Scalar, equation_of, run_nodes
 from jaxviz.graph.split import environment, needed
 from jaxviz.graph.trace import trace
@@ -99,7 +100,7 @@ def check_target(
                 f"{name}: target must be in [0, {shape[1]}), the classes of apply_fn's outputs; "
                 f"got {wrong}."
             )
-    return jnp.asarray(index)
+    return widened(index)
 
 
 def check_function(name: str, x: Any, outputs: Any, target: Callable) -> None:

@@ -16,7 +16,9 @@ from jax.core import Tracer
 
 from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
+from jaxviz.graph.indices import at_index, widened
 from jaxviz.graph.split import OUTPUTS
+from jaxviz.graph.symmetric import size
 
 IMAGE = "<image>"  # stands for the image itself, as it is kept
 KEPT = "<kept>/"  # before a layer's name: of the image as it is kept, before any transform
@@ -314,7 +316,7 @@ def _i(unit: Any) -> tuple[jax.Array]:
             f"objective: unit must be an index or a list of indices; got {units.dtype} of shape "
             f"{units.shape}."
         )
-    return (jnp.atleast_1d(jnp.asarray(units)),)
+    return (jnp.atleast_1d(widened(units)),)
 
 
 def _combined(function: Callable, left: Objective, right: Any) -> Objective:
@@ -353,13 +355,6 @@ def _places(a: jax.Array) -> jax.Array:
     return a.reshape(a.shape[0], -1, a.shape[-1])
 
 
-def _pick(rows: jax.Array, units: jax.Array) -> jax.Array:
-    """One entry of each row; a masked sum, for its pullback is elementwise."""
-    units = jnp.broadcast_to(units, rows.shape[:1])
-    chosen = units[:, None] == jnp.arange(rows.shape[1], dtype=units.dtype)[None, :]
-    return jnp.where(chosen, rows, jnp.zeros_like(rows)).sum(1)
-
-
 def _at(a: jax.Array, position: tuple[int, ...] | None) -> jax.Array:
     """`[M, *space, C] -> [M, C]` at a place, by default in the middle."""
     space = a.shape[1:-1]
@@ -394,7 +389,7 @@ class _Of:
 @dataclasses.dataclass(frozen=True)
 class _Mean(_Of):
     def __call__(self, values, units):
-        return _pick(_places(values[self.layer]).mean(1), units)
+        return at_index(_places(values[self.layer]).mean(1), units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,7 +397,7 @@ class _At(_Of):
     position: tuple[int, ...] | None
 
     def __call__(self, values, units):
-        return _pick(_at(values[self.layer], self.position), units)
+        return at_index(_at(values[self.layer], self.position), units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,7 +436,7 @@ class _Resemblance(_Of):
 class _Style(_Of):
     def __call__(self, values, target):
         found = gram(values[self.layer])
-        return -jnp.abs(found - jnp.broadcast_to(target, found.shape)).mean((1, 2))
+        return -size(found - jnp.broadcast_to(target, found.shape)).mean((1, 2))
 
 
 @dataclasses.dataclass(frozen=True)

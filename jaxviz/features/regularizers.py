@@ -14,13 +14,15 @@ from jaxviz.calls.options import numbers_list, real
 from jaxviz.calls.public import public
 from jaxviz.features.objectives import IMAGE, Objective
 from jaxviz.features.transforms import gaussian_blur
+from jaxviz.graph.symmetric import size
 
 
 @public(weight=numbers_list, beta=real(0, above=True))
 def total_variation(weight: Any = 1.0, *, beta: float = 2.0) -> Objective:
     """Differences of neighbours: `weight * mean (dx^2 + dy^2)^(beta / 2)`.
 
-    Differences go to the right and down, and are zero at the last column and row.
+    The mean is over places and over the four pairs of a difference to the right or left and one
+    down or up, zero beyond the edge: an image and its mirror image cost the same.
 
     Args:
       weight: One number, or one for each image.
@@ -32,7 +34,8 @@ def total_variation(weight: Any = 1.0, *, beta: float = 2.0) -> Objective:
       [12.5]
 
     Reference:
-      Mahendran and Vedaldi 2014, arXiv:1412.0035, section 3 (there a sum, not a mean).
+      Mahendran and Vedaldi 2014, arXiv:1412.0035, section 3 (there a sum, not a mean, and to the
+      right and down only, which is the same for a `beta` of 2).
     """
     return _penalty(_TotalVariation(float(beta)), weight)
 
@@ -94,11 +97,13 @@ class _TotalVariation:
 
     def __call__(self, values, weight):
         x = values[IMAGE]
-        right = jnp.diff(x, axis=2, append=x[:, :, -1:])
-        down = jnp.diff(x, axis=1, append=x[:, -1:])
-        squares = right * right + down * down
+        right = jnp.square(jnp.diff(x, axis=2, append=x[:, :, -1:]))
+        down = jnp.square(jnp.diff(x, axis=1, append=x[:, -1:]))
         if self.beta == 2:
-            return _weighted(weight, squares)
+            return _weighted(weight, right + down)
+        left = jnp.roll(right, 1, axis=2)  # the last difference is 0 and becomes the first
+        up = jnp.roll(down, 1, axis=1)
+        squares = jnp.stack([a + b for a in (right, left) for b in (down, up)], 1)
         # The root's slope at zero is infinite: a flat image must not get a NaN from it.
         flat = squares == 0
         power = jnp.where(flat, jnp.ones_like(squares), squares) ** (self.beta / 2)
@@ -111,7 +116,7 @@ class _Lp:
     centre: float
 
     def __call__(self, values, weight):
-        return _weighted(weight, jnp.abs(values[IMAGE] - self.centre) ** self.p)
+        return _weighted(weight, size(values[IMAGE] - self.centre) ** self.p)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxviz.graph.indices import widened
+
 
 class State(NamedTuple):
     """What one training step hands to the next.
@@ -125,7 +127,7 @@ def run_epoch(
       >>> metrics.loss.shape
       ()
     """
-    images, labels = train
+    images, labels = train[0], widened(train[1])
     num_examples = len(labels)
     num_full = num_examples // batch_size
     order_key, steps_key = jax.random.split(key)
@@ -186,7 +188,7 @@ def evaluate_set(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return jnp.where(counts, losses, 0.0).sum(), _num_right(logits, y, counts)
 
-    counts = jnp.ones(len(labels), bool)
+    labels, counts = widened(labels), jnp.ones(len(labels), bool)
     batches = [batched(array, batch_size) for array in (images, labels)]
     losses, rights = jax.lax.map(one, (*batches, batched(counts, batch_size, fill=False)))
     return _means(losses.sum(), rights.sum(), len(labels))

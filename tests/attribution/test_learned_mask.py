@@ -7,6 +7,7 @@ import pytest
 
 from jaxviz.attribution.learned_mask import learned_mask
 
+NUMBERS = ("NHWC", "HWIO", "NHWC")
 LOOK = np.s_[:, 2:6, 8:12]  # 16 of 144 places
 
 
@@ -55,3 +56,29 @@ def test_errors_say_what_came():
         learned_mask(net, None, x, 0, area=1.5)
     with pytest.raises(ValueError, match="num_steps must be at least 1; got 0"):
         learned_mask(net, None, x, 0, num_steps=0)
+
+
+@pytest.mark.parametrize("options", [{"area": None, "fill": 0.0}, {"area": 0.2, "goal": "delete"}])
+def test_a_mirrored_model_and_input_have_the_mirrored_mask(options):
+    def net(w, x):
+        y = jax.lax.conv_general_dilated(x, w, (2, 2), "VALID", dimension_numbers=NUMBERS)
+        return jax.nn.relu(y).mean((1, 2))
+
+    turn = lambda a: a[:, ::-1, ::-1]
+    mirrored = lambda w, x: net(w, turn(x))
+    keys = jax.random.split(jax.random.key(0), 2)
+    w = jax.random.normal(keys[0], (4, 4, 1, 3))
+    x = jax.random.uniform(keys[1], (1, 16, 16, 1)).at[:, :6].set(0)  # flat at the beginning
+    options = {"num_steps": 20, "cells": 8, **options}
+    mask = learned_mask(net, w, x, 0, **options).mask
+    other = learned_mask(mirrored, w, turn(x), 0, **options).mask
+    assert mask.std() > 0.1
+    np.testing.assert_allclose(turn(other), mask, atol=1e-3)
+
+
+def test_a_score_of_nan_gives_its_example_no_mask():
+    x = jnp.ones((2, 6, 6, 1)).at[1, 0, 0, 0].set(jnp.nan)
+    net = lambda _, x: jax.nn.relu(x).sum((1, 2))
+    out = learned_mask(net, None, x, 0, num_steps=2, fill=0.0)
+    assert np.isnan(out.mask[1]).all()
+    assert np.isfinite(out.mask[0]).all()

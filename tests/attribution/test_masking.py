@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxviz.attribution.masking import random_masks, rise
+from jaxviz.attribution.regions import blend
 from jaxviz.attribution.sensitivity import hsic, sobol
 
 KEY = jax.random.key(4)
@@ -148,3 +149,48 @@ def test_errors_say_what_came(method, wrong):
             **{sobol: {"num_designs": 12}, hsic: {"num_samples": 1}, rise: {"keep": 1.0}}[method],
             cells=2,
         )
+
+
+def missing(w, x):
+    """A model that takes NaN for a missing value: [N, 6, 6, 2] -> [N, 1]."""
+    return (jnp.nan_to_num(x) * w).sum((1, 2, 3))[:, None]
+
+
+def test_what_a_mask_hides_wholly_is_selected_and_no_other_place_is_touched():
+    w, x = data()
+    draw = {"key": KEY, "cells": 3}
+    out = [hsic(missing, w, x, 0, fill=fill, num_samples=64, **draw) for fill in (0.0, jnp.nan)]
+    np.testing.assert_allclose(*out, rtol=1e-4, atol=1e-7)
+    # What cannot be faded to is said: with NaN everywhere such a model sees nothing of any input.
+    fills = jnp.array([0.0, jnp.inf]).reshape(2, 1, 1, 1)
+    for explain in (rise, functools.partial(sobol, num_designs=4)):
+        found = explain(missing, w, x, 0, fill=fills, **draw)
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all()
+
+
+def test_a_blend_is_the_formula_and_exact_at_its_ends():
+    fill, x = jnp.array([1.0, jnp.nan, 2.0, jnp.inf]), jnp.array([4.0, 5.0, -jnp.inf, 7.0])
+    mask = jnp.array([0.25, 1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(blend(fill, mask, x), [1.75, 5, 2, 7])
+    np.testing.assert_array_equal(jax.grad(lambda x: blend(fill, mask, x).sum())(x), mask)
+    wide = blend(jnp.full(4, -6e4, jnp.float16), mask, jnp.full(4, 6e4, jnp.float16))
+    np.testing.assert_allclose(wide, [-3e4, 6e4, -6e4, 6e4], rtol=1e-3)  # 1.2e5 is none of float16
+
+
+@pytest.mark.parametrize("explain", [rise, sobol, hsic])
+def test_a_score_of_nan_gives_its_example_nan_and_no_other(explain):
+    w, x = data()
+    options = {"key": KEY, "cells": 2, "num_designs" if explain is sobol else "num_samples": 4}
+    found = explain(net, w, x.at[1, 0, 0, 0].set(jnp.nan), 0, **options)
+    assert np.isnan(found[1]).all()
+    clean = explain(net, w, x, 0, **options)
+    np.testing.assert_allclose(found[0], clean[0], rtol=1e-4, atol=1e-6)
+
+
+def test_hsic_has_no_unit_where_most_scores_are_equal():
+    one = lambda w, x: w * x[:, 0, 0]  # two values, so that most pairs are at no distance
+    x = jnp.ones((1, 4, 4, 1))
+    small, large = (hsic(one, w, x, 0, key=KEY, cells=2) for w in (1e-4, 1e4))
+    np.testing.assert_allclose(small, large, rtol=1e-3, atol=1e-6)
+    assert small[0, 0, 0] > 0.05

@@ -159,3 +159,29 @@ def test_errors_say_what_came():
     cut = ((lambda x: x[:, :1], lambda a: a),)
     with pytest.raises(ValueError, match=r"must keep the shape of x; .*\(1, 1\) of \(1, 2\)"):
         augmented(gradient, transforms=cut)(curved, w, x, 0)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS.values())
+def test_an_example_without_a_range_gets_nan_and_no_other_does(wrapper):
+    net = lambda w, x: jax.nn.relu(x @ w)  # whose slope is 0 where all of the input is NaN
+    w, x = jnp.ones((3, 2)), jnp.array([[1.0, jnp.nan, 2.0], [1.0, 2.0, 3.0]])
+    for method in (gradient, saliency):
+        found = wrapper(method, num_samples=3)(net, w, x, 0, key=jax.random.key(0))
+        assert np.isnan(found[0]).all()
+        np.testing.assert_allclose(found[1], 0 if wrapper is var_grad else 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -0.1])
+def test_noise_is_a_finite_share(scale):
+    for wrapper in WRAPPERS.values():
+        with pytest.raises(ValueError, match=rf"noise_scale must be .* got {scale}"):
+            wrapper(gradient, noise_scale=scale)
+    x = jnp.ones((1, 2))
+    options = {"baselines": x, "key": jax.random.key(0), "noise_scale": scale}
+    with pytest.raises(ValueError, match="expected_gradients: noise_scale must be"):
+        expected_gradients(curved, jnp.ones((2, 2)), x, 0, **options)
+
+
+def test_one_sample_has_no_variance():
+    with pytest.raises(ValueError, match="var_grad: num_samples must be at least 2; got 1"):
+        var_grad(gradient, num_samples=1)

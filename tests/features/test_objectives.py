@@ -1,5 +1,7 @@
 """Objectives and penalties: by hand and by NumPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,16 +84,20 @@ def test_penalties():
     x = np.random.default_rng(2).normal(size=(2, 4, 5, 3))
     values = {IMAGE: jnp.asarray(x, jnp.float32)}
     total = np.zeros(2)
-    for i in range(4):
-        for j in range(5):
-            down = x[:, i + 1, j] - x[:, i, j] if i < 3 else 0 * x[:, i, j]
-            right = x[:, i, j + 1] - x[:, i, j] if j < 4 else 0 * x[:, i, j]
-            total += np.sqrt(down**2 + right**2).sum(-1)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")  # no difference beyond the edge
+    for i, j in itertools.product(range(1, 5), range(1, 6)):
+        for up, left in itertools.product((-1, 1), repeat=2):
+            down = padded[:, i + up, j] - padded[:, i, j]
+            right = padded[:, i, j + left] - padded[:, i, j]
+            total += np.sqrt(down**2 + right**2).sum(-1) / 4
     found = regularizers.total_variation([0.5, 2.0], beta=1)(values)
     np.testing.assert_allclose(found, [0.5, 2.0] * total / 60, rtol=1e-5)
     np.testing.assert_allclose(
         regularizers.l2(3.0, centre=0.5)(values), 3 * ((x - 0.5) ** 2).mean((1, 2, 3)), rtol=1e-5
     )
+    for turned in (values[IMAGE][:, ::-1], values[IMAGE][:, :, ::-1]):  # no side is preferred
+        same = regularizers.total_variation([0.5, 2.0], beta=1)({IMAGE: turned})
+        np.testing.assert_allclose(same, found, rtol=1e-6)
     flat = lambda image: regularizers.total_variation(1.0, beta=1)({IMAGE: image}).sum()
     assert np.isfinite(jax.grad(flat)(jnp.zeros((1, 3, 3, 1)))).all()
 
@@ -117,3 +123,20 @@ def test_errors():
         objectives.neuron("a", 0, (1,))(VALUES)
     with pytest.raises(ValueError, match="num must be at least 2"):
         objectives.interpolation("a", 0, 1, 1)
+
+
+def test_what_is_flat_is_pushed_to_no_side():
+    image = jnp.full((1, 4, 4, 1), 0.5)
+    for penalty in (regularizers.lp(1.0, p=1.0, centre=0.5), regularizers.total_variation(beta=1)):
+        assert not jax.grad(lambda x, f=penalty: f({IMAGE: x}).sum())(image).any()
+    whole = jnp.round(VALUES["a"][:1, :2])  # products and means of 8 without rounding
+    texture = objectives.style("a", whole)
+    assert not jax.grad(lambda a: texture({"a": a}).sum())(whole).any()
+
+
+def test_units_are_counted_in_enough_bits_and_absent_ones_are_nan():
+    many = {OUTPUTS: jnp.arange(600.0).reshape(2, 300)}
+    small = objectives.logit(np.array([250, 7], np.uint8))(many)
+    np.testing.assert_array_equal(small, [250, 307])
+    traced = jax.jit(lambda unit: objectives.logit(unit)(many))
+    np.testing.assert_array_equal(traced(jnp.array([299, 300])), [299, np.nan])

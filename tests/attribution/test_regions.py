@@ -1,0 +1,26 @@
+"""What hides: blurs of any numbers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jaxviz.attribution.regions import blurred
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.uint8, jnp.int32, jnp.float16, jnp.bfloat16])
+def test_a_blur_is_scipys_whatever_the_numbers(dtype):  # half a kernel is no integer
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 200, (1, 9, 7, 2)), dtype)
+    exact = np.asarray(image).astype(np.float64)
+    expected = ndimage.gaussian_filter(exact, (0, 1.5, 1.5, 0), mode="reflect", truncate=4.0)
+    found = blurred(image, 1.5)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    assert found.dtype == (jnp.float32 if whole else dtype)
+    tolerance = {jnp.float16: 1e-3, jnp.bfloat16: 8e-3}.get(dtype, 1e-5)
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=tolerance)
+
+
+def test_a_blur_of_booleans_is_a_share():
+    found = blurred(jnp.ones((1, 4, 4, 1), bool).at[0, :, 2:].set(False), 1.0)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found + found[:, :, ::-1], np.ones((1, 4, 4, 1)), rtol=1e-6)
