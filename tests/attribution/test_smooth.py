@@ -174,7 +174,7 @@ def test_an_example_without_a_range_gets_nan_and_no_other_does(wrapper):
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -0.1])
 def test_noise_is_a_finite_share(scale):
     for wrapper in WRAPPERS.values():
-        with pytest.raises(ValueError, match=rf"noise_scale must be .* got {scale}"):
+        with pytest.raises(ValueError, match=rf"_grad: noise_scale must be .*; got {scale}"):
             wrapper(gradient, noise_scale=scale)
     x = jnp.ones((1, 2))
     options = {"baselines": x, "key": jax.random.key(0), "noise_scale": scale}
