@@ -252,7 +252,7 @@ def baseline_like(name: str, baseline: Any, x: Any) -> Any:
     if baseline is None:
         return jax.tree.map(lambda a: jnp.zeros_like(a) if is_floating(a) else a, x)
     if jax.tree.structure(baseline) != jax.tree.structure(x):
-        if len(jax.tree.leaves(baseline)) != 1:
+        if jax.tree.structure(baseline) != jax.tree.structure(0):
             raise ValueError(
                 f"{name}: baseline must be a pytree like x; got {jax.tree.structure(baseline)}, x "
                 f"{jax.tree.structure(x)}. Pass one leaf for each of x, a number for all, or None."

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import is_channel
@@ -85,7 +86,7 @@ class TopProjections(NamedTuple):
     projections: np.ndarray
 
 
-@public()
+@public(channel=whole(0))
 def top_projections(
     apply_fn: Callable,
     params: Any,

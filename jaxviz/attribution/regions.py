@@ -9,7 +9,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.copies import at_least_float32, is_floating
-from jaxviz.calls.options import several, whole
+from jaxviz.calls.models import moving
+from jaxviz.calls.options import real_array, several, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.indices import unless
 
@@ -60,7 +61,7 @@ def fadeable(filled: jax.Array) -> jax.Array:
     return unless(~finite, at_least_float32(filled))
 
 
-@public()
+@public(x=moving)
 def blurred(x: jax.Array, sigma: float) -> jax.Array:
     """Images out of focus: a fill that keeps colours and brightness and hides what is there.
 
@@ -134,7 +135,7 @@ def grid_segments(shape: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
     return number.astype(np.int32)
 
 
-@public()
+@public(x=real_array)
 def slic_segments(x: Any, num_segments: int = 50, *, compactness: float = 10.0) -> np.ndarray:
     """Superpixels: patches of similar colour that follow the edges of an image.
 

@@ -133,11 +133,11 @@ def _fault(target, count, structure, avals) -> tuple[str, Exception | None] | No
         return f"{must}; it fails with {type(error).__name__}: {words}.", error
     shape = getattr(scores, "shape", None)
     if shape != (count,):
+        told = f"shape {shape}" if shape is not None else described(scores)
         return (
             f"target: a function must return one number an example, [N] = ({count},); it returned "
-            f"{f'shape {shape}' if shape is not None else described(scores)} from outputs {shapes}."
-            " Reduce all axes but the first."
-        ).removeprefix("target: "), None
+            f"{told} from outputs {shapes}. Reduce all axes but the first."
+        ), None
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         return f"target: a function must return floating numbers; it returned {scores.dtype}.", None
     for index, axis, size in _outside(program):

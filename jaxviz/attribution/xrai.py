@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import check_one_array, fixed_target
 from jaxviz.attribution.path import integrated_gradients
+from jaxviz.calls.options import array, either, function, maybe, real, several
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 
@@ -18,9 +19,11 @@ from jaxviz.graph.held import hold
 _SCALES = (50, 100, 150, 250, 500, 1200)
 _SIDE = 224  # of the image that is segmented; scales are in its pixels
 _MARGIN = 5
+_MASKS = several(array, "a mask for each image")
+_REGIONS = either("a function of an image, or masks for each image", function, _MASKS)
 
 
-@public()
+@public(segments=maybe(_REGIONS), area=real(0, 1))
 def xrai(
     apply_fn: Callable,
     params: Any,

@@ -1,5 +1,6 @@
 """The three arguments that every method begins with, and what is said where a model fails."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,15 +39,15 @@ _HELD = (
 )
 
 
-def batch(who: str, option: str, value: Any) -> Any:
-    """An array `[N, ...]` or a pytree of such with one N; shapes will do."""
+def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
+    """An array `[N, ...]` or a pytree of such with one N."""
     if is_jax(type(value)) and value.ndim:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise refused(who, option, "an array of numbers", value)
         return value
     leaves, structure = jax.tree.flatten(value)
     found = [
-        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else array(who, option, leaf)
+        leaf if shapes and isinstance(leaf, jax.ShapeDtypeStruct) else array(who, option, leaf)
         for leaf in leaves
     ]
     shapes = [np.shape(leaf) for leaf in found]
@@ -58,6 +59,14 @@ def batch(who: str, option: str, value: Any) -> Any:
         )
     same = all(a is b for a, b in zip(found, leaves, strict=True))
     return value if same else jax.tree.unflatten(structure, found)
+
+
+def moving(who: str, option: str, value: Any) -> Any:
+    """A batch that holds real floating numbers."""
+    return floating(who, option, batch(who, option, value))
+
+
+batch_or_shapes = functools.partial(batch, shapes=True)
 
 
 def floating(who: str, option: str, value: Any) -> Any:

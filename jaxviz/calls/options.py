@@ -40,6 +40,8 @@ def described(value: Any) -> str:
         return f"a masked array of {value.dtype} of shape {value.shape}"
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         traced = "a traced array" if isinstance(value, Tracer) else "an array"
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return "a random key" if value.ndim == 0 else f"random keys of shape {value.shape}"
         if value.ndim == 0 and traced == "an array" and value.dtype.kind in "biufc":
             return f"{value.item()!r} ({value.dtype})"
         return f"{traced} of {value.dtype} of shape {tuple(value.shape)}"
@@ -172,9 +174,10 @@ def several(one: Check, what: str, *, least: int = 1, count: int | None = None) 
     """
 
     def check(who, option, value):
-        if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer):
-            value = tuple(value.tolist() if value.ndim == 1 else value) if value.ndim else value
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        listed = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer)
+        if listed and value.ndim and jnp.issubdtype(value.dtype, np.number):
+            value = tuple(value.tolist() if value.ndim == 1 else value)
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise refused(who, option, what, value)
         if len(value) < least or (count is not None and len(value) != count):
             raise refused(who, option, what, value, kind=ValueError)
@@ -246,8 +249,9 @@ def text(who: str, option: str, value: Any) -> str:
 
 def layer(who: str, option: str, value: Any) -> str:
     """The name of a layer."""
-    if not isinstance(value, str):
-        raise refused(who, option, "the name of a layer", value, _LISTED)
+    if not isinstance(value, str) or not value:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise refused(who, option, "the name of a layer", value, _LISTED, kind)
     return value
 
 
@@ -308,11 +312,10 @@ _WHERE = {
 
 def key(who: str, option: str, value: Any) -> jax.Array:
     """One key of `jax.random`, of the new kind or of the old (uint32)."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None:
-        if jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+    if is_jax(type(value)) or isinstance(value, np.ndarray):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.shape == ():
             return value
-        if dtype == np.uint32 and shape in ((2,), (4,)):
+        if value.dtype == np.uint32 and value.shape in ((2,), (4,)):
             return value
     raise refused(who, option, "one key of jax.random", value, "Pass jax.random.key(0), say.")
 
@@ -339,21 +342,93 @@ _NUMBERS = "Make it one: np.asarray(value, np.float32)."
 
 
 def numbers_list(who: str, option: str, value: Any) -> Any:
-    """An array of numbers, or a list of numbers, which becomes one."""
+    """An array of real numbers, or a list of numbers, which becomes one."""
     if isinstance(value, (list, tuple)):
         try:
             value = np.asarray(value)
-        except ValueError:
+        except ValueError:  # of lists of many lengths
             pass
-    return array(who, option, value)
+    return real_array(who, option, value)
+
+
+def real_array(who: str, option: str, value: Any) -> Any:
+    """An array of real numbers, or a number."""
+    found = array(who, option, value)
+    if isinstance(found, complex) or jnp.issubdtype(jnp.result_type(found), jnp.complexfloating):
+        raise refused(who, option, "real", value, "Give real and imaginary parts apart.")
+    return found
+
+
+def integers(who: str, option: str, value: Any) -> Any:
+    """An array of integers, or a list of them."""
+    found = numbers_list(who, option, value)
+    if not jnp.issubdtype(jnp.result_type(found), jnp.integer):
+        raise refused(who, option, "integers", value, "Number them from 0.", ValueError)
+    return found
+
+
+def unit(who: str, option: str, value: Any) -> Any:
+    """An index from 0, or a list of them; arrays may be traced."""
+    if isinstance(value, (bool, np.bool_)):
+        raise refused(who, option, "an index or a list of indices", value)
+    found = numbers_list(who, option, value)
+    if not jnp.issubdtype(jnp.result_type(found), jnp.integer) or np.ndim(found) > 1:
+        raise refused(who, option, "an index or a list of indices", value, kind=ValueError)
+    if not isinstance(found, Tracer) and (np.size(found) == 0 or np.min(np.asarray(found)) < 0):
+        raise refused(who, option, "an index from 0, or a list of them", value, kind=ValueError)
+    return found
+
+
+def weights(who: str, option: str, value: Any) -> Any:
+    """A finite number, or a list of one for each image; arrays may be traced."""
+    if isinstance(value, (bool, np.bool_)):
+        raise refused(who, option, "a number, or one for each image", value)
+    found = numbers_list(who, option, value)
+    known = not isinstance(found, Tracer)
+    if np.ndim(found) > 1 or np.size(found) == 0 or (known and not np.isfinite(found).all()):
+        must = "a finite number, or one for each image"
+        raise refused(who, option, must, value, kind=ValueError)
+    return found
+
+
+def rows(least: int, what: str) -> Check:
+    """A real array of at least so many axes, none of them empty, without NaN or infinity."""
+
+    def check(who, option, value):
+        found = numbers_list(who, option, value)
+        known = not isinstance(found, Tracer)
+        if np.ndim(found) < least or np.size(found) == 0:
+            raise refused(who, option, what, value, kind=ValueError)
+        if known and not np.isfinite(np.asarray(found, np.float64)).all():
+            raise refused(who, option, f"{what}, all finite", value, kind=ValueError)
+        return found
+
+    return check
+
+
+def image_list(who: str, option: str, value: Any) -> Any:
+    """An array of images, or an iterable of such."""
+    listed = hasattr(value, "__iter__") and not isinstance(value, (str, bytes, Mapping, set))
+    if hasattr(value, "shape") or not listed:
+        return images(who, option, value)
+    return value
+
+
+def images(who: str, option: str, value: Any) -> Any:
+    """Images `[M, H, W, C]`, real."""
+    found = real_array(who, option, value)
+    if np.ndim(found) != 4:
+        must = "images [M, H, W, C]"
+        raise refused(who, option, must, value, "One image is image[None].", ValueError)
+    return found
 
 
 def tree(who: str, option: str, value: Any) -> Any:
     """A pytree of arrays of numbers, of one at least."""
-    leaves, structure = jax.tree.flatten(value)
+    leaves, structure = jax.tree.flatten(value, is_leaf=lambda a: a is None)
     if not leaves:
         raise refused(who, option, "an array or a pytree of arrays", value)
-    found = [array(who, option, leaf) for leaf in leaves]
+    found = [real_array(who, option, leaf) for leaf in leaves]
     same = all(a is b for a, b in zip(found, leaves, strict=True))
     return value if same else jax.tree.unflatten(structure, found)
 

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxviz.calls.public import public
+
 
 class Dataset(NamedTuple):
     """Labelled images on the host.
@@ -20,6 +22,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
 
+@public()
 def train_validation_split(
     dataset: Dataset, key: jax.Array, fraction: float
 ) -> tuple[Dataset, Dataset]:
@@ -53,6 +56,7 @@ def train_validation_split(
     return _take(dataset, order[num_validation:]), _take(dataset, order[:num_validation])
 
 
+@public()
 def normalize(images: Any, mean: Any, std: Any) -> Any:
     """`(images - mean) / std`, channel by channel.
 

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxviz.calls.public import public
+
 RECORD_BYTES = 1 + 3 * 32 * 32
 """Length of a CIFAR-10 record: one label byte, then the red, green and blue 32x32 planes."""
 
 _IDX_UINT8 = 0x08
 
 
+@public()
 def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Reads an idx file of unsigned bytes, the format of MNIST and Fashion-MNIST.
 
@@ -68,6 +71,7 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
+@public()
 def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Reads one file of the binary version of CIFAR-10.
 
@@ -99,6 +103,7 @@ def read_cifar10(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     return _cifar10_records(_content(path), path)
 
 
+@public()
 def read_cifar10_tar(
     path: str | os.PathLike, members: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from jaxviz.calls.public import public
 from jaxviz.data.dataset import Dataset
 from jaxviz.data.digits import read_digits
 from jaxviz.data.formats import read_cifar10, read_cifar10_tar, read_idx
@@ -44,6 +45,7 @@ class_names: dict[str, tuple[str, ...]] = {
 """The data sets that `load` knows, and the names of their classes."""
 
 
+@public()
 def load(
     name: str,
     split: str = "train",

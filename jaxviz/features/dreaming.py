@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxviz.calls.models import moving
 from jaxviz.calls.public import public
 from jaxviz.features.maximization import maximize_activation
 from jaxviz.features.objectives import Objective
@@ -17,7 +18,7 @@ from jaxviz.features.transforms import Transform, jitter
 _JITTER = (jitter(32),)
 
 
-@public()
+@public(x=moving)
 def deep_dream(
     apply_fn: Callable,
     params: Any,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxviz.attribution.contract import program
+from jaxviz.calls.options import image_list
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.receptive import receptive_field
@@ -37,7 +38,7 @@ class TopExamples(NamedTuple):
     count: int
 
 
-@public()
+@public(images=image_list)
 def top_examples(
     apply_fn: Callable,
     params: Any,
@@ -81,7 +82,7 @@ def top_examples(
             found = _Collection(apply_fn, params, batch, layer, num_images)
         found.add(first, batch, params)
     if found is None:
-        raise ValueError(f"{who}: there must be at least one image; got none.")
+        raise ValueError(f"{who}: images must hold at least one image; got none.")
     return found.result()
 
 

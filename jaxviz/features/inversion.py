@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.models import moving
 from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import ROBUST, Maximization, maximize_activation
@@ -16,7 +17,7 @@ from jaxviz.features.transforms import Transform
 from jaxviz.graph.split import activations
 
 
-@public()
+@public(x=moving)
 def invert(
     apply_fn: Callable,
     params: Any,
@@ -80,7 +81,7 @@ def invert(
     )
 
 
-@public()
+@public(x=moving)
 def caricature(
     apply_fn: Callable,
     params: Any,
@@ -136,7 +137,7 @@ def caricature(
     )
 
 
-@public()
+@public(x=moving, style=moving)
 def restyle(
     apply_fn: Callable,
     params: Any,

@@ -155,9 +155,7 @@ def maximize_activation(
             f"{who}: chunk_size must divide the number of images, {count}; got {chunk_size}. "
             f"Leave it out: {told or 'it is chosen'}."
         )
-    given = None if isinstance(init, str) else jnp.broadcast_to(jnp.asarray(init, float), shape)
-    if given is None and init not in ("noise", "blank"):
-        raise ValueError(f'{who}: init must be "noise", "blank" or an image; got {init!r}.')
+    given = None if isinstance(init, str) else _as_images(who, init, shape)
     if given is not None and parametrization.variables is None:
         raise ValueError(
             f"{who}: this parametrization cannot start from a given image. Take pixels() or "
@@ -244,6 +242,15 @@ def _read(fixed, who, params, total):
     """The layers that an objective reads."""
     _kept_values(fixed.apply_fn, total, who)(params, jnp.zeros(fixed.shape))
     return _values(fixed.apply_fn, total, who)(params, _seen(fixed))
+
+
+def _as_images(who, init, shape):
+    try:
+        return jnp.broadcast_to(jnp.asarray(init, float), shape)
+    except ValueError:
+        raise ValueError(
+            f"{who}: init must broadcast to the images, {shape}; got {jnp.shape(init)}."
+        ) from None
 
 
 def _separable(parametrization, shape):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxviz.calls.models import moving
 from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import Maximization, maximize_activation
@@ -77,7 +78,7 @@ def maco(
     )
 
 
-@public()
+@public(x=moving)
 def accentuate(
     apply_fn: Callable,
     params: Any,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.options import real, whole
+from jaxviz.calls.options import real, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.indices import at_index, widened
 from jaxviz.graph.split import OUTPUTS
@@ -126,7 +126,7 @@ def logit(unit: Any) -> Objective:
     return Objective(_Mean(OUTPUTS), (OUTPUTS,), _i(unit))
 
 
-@public()
+@public(vector=rows(1, "[C], or [M, C]"))
 def direction(
     layer: str, vector: Any, *, cosine_power: float = 0.0, position: Sequence[int] | None = None
 ) -> Objective:
@@ -216,7 +216,7 @@ def diversity(layer: str) -> Objective:
     return Objective(_Diversity(layer), (layer,), coupled=True)
 
 
-@public()
+@public(target=rows(2, "[M or 1, ...], as the layer's output"))
 def match(layer: str, target: jax.Array, *, transformed: bool = True) -> Objective:
     """Minus the distance from given activations: `-|a - target|^2 / |target|^2`.
 
@@ -237,7 +237,7 @@ def match(layer: str, target: jax.Array, *, transformed: bool = True) -> Objecti
     return Objective(_Match(layer), (layer,), (jnp.asarray(target),))
 
 
-@public()
+@public(target=rows(2, "[M or 1, ..., C], as the layer's output"))
 def resemblance(layer: str, target: jax.Array, *, cosine_power: float = 2.0) -> Objective:
     """More of what given activations hold, place by place: the caricature objective.
 
@@ -254,7 +254,7 @@ def resemblance(layer: str, target: jax.Array, *, cosine_power: float = 2.0) -> 
     )
 
 
-@public()
+@public(target=rows(2, "[M or 1, ..., C], activations"))
 def style(layer: str, target: jax.Array) -> Objective:
     """Minus the distance of a layer's texture from that of given activations.
 
@@ -271,7 +271,7 @@ def style(layer: str, target: jax.Array) -> Objective:
     return Objective(_Style(layer), (layer,), (gram(jnp.asarray(target)),))
 
 
-@public()
+@public(a=rows(2, "[M, ..., C]"))
 def gram(a: jax.Array) -> jax.Array:
     """Mean products of a layer's units over its places: `[M, ..., C] -> [M, C, C]`.
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
 
 
@@ -64,7 +65,7 @@ def pixels(low: float = 0.0, high: float = 1.0, *, noise: float = 0.3) -> Parame
     return Parametrization(initial, image, variables)
 
 
-@public()
+@public(decay=real(0))
 @functools.cache
 def fourier(
     low: float = 0.0,
@@ -159,7 +160,7 @@ def _phases(low, high):
     return initial, image
 
 
-@public()
+@public(low=real(), high=real())
 def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) -> jax.Array:
     """The mean strength of each wave in photographs, for `phases`.
 
@@ -187,7 +188,7 @@ def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) 
     return magnitude.at[:, 0, 0].set(waves[:, :, 0, 0].real.mean(0))
 
 
-@public()
+@public(width=whole(1), depth=whole(1))
 @functools.cache
 def cppn(
     low: float = 0.0, high: float = 1.0, *, width: int = 24, depth: int = 8

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.options import numbers_list, real
+from jaxviz.calls.options import real, weights
 from jaxviz.calls.public import public
 from jaxviz.features.objectives import IMAGE, Objective
 from jaxviz.features.transforms import gaussian_blur
 from jaxviz.graph.symmetric import size
 
 
-@public(weight=numbers_list, beta=real(0, above=True))
+@public(weight=weights, beta=real(0, above=True))
 def total_variation(weight: Any = 1.0, *, beta: float = 2.0) -> Objective:
     """Differences of neighbours: `weight * mean (dx^2 + dy^2)^(beta / 2)`.
 
@@ -40,7 +40,7 @@ def total_variation(weight: Any = 1.0, *, beta: float = 2.0) -> Objective:
     return _penalty(_TotalVariation(float(beta)), weight)
 
 
-@public(weight=numbers_list, p=real(1))
+@public(weight=weights, p=real(1))
 def lp(weight: Any = 1.0, *, p: float = 6.0, centre: float = 0.0) -> Objective:
     """Distance from one value: `weight * mean |x - centre|^p`.
 
@@ -56,7 +56,7 @@ def lp(weight: Any = 1.0, *, p: float = 6.0, centre: float = 0.0) -> Objective:
     return _penalty(_Lp(float(p), float(centre)), weight)
 
 
-@public(weight=numbers_list)
+@public(weight=weights)
 def l2(weight: Any = 1.0, *, centre: float = 0.0) -> Objective:
     """Squared distance from one value: `weight * mean (x - centre)^2`.
 
@@ -67,7 +67,7 @@ def l2(weight: Any = 1.0, *, centre: float = 0.0) -> Objective:
     return lp(weight, p=2.0, centre=centre)
 
 
-@public(weight=numbers_list)
+@public(weight=weights)
 def blur(weight: Any = 1.0, *, sigma: float = 1.0) -> Objective:
     """Distance from the image's own blur, which is held fixed: `weight * mean (x - blur(x))^2`.
 

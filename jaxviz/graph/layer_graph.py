@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxviz.calls.models import batch_or_shapes
+from jaxviz.calls.options import maybe, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
@@ -52,7 +54,7 @@ class _Step(NamedTuple):
     values: tuple[Value, ...]
 
 
-@public()
+@public(x=batch_or_shapes, depth=maybe(whole(1)))
 def layer_graph(
     apply_fn: Callable, params: Any, x: Any, *, depth: int | None = None, fold: bool = True
 ) -> LayerGraph:

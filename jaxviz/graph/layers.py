@@ -12,6 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxviz.calls.models import batch_or_shapes
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.held import hold
@@ -72,7 +74,7 @@ _BODIES = {
 }
 
 
-@public()
+@public(x=batch_or_shapes)
 def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
     """All layers of a model in the order in which they run, whatever it is written in.
 
@@ -98,7 +100,7 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
     return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
 
 
-@public()
+@public(x=batch_or_shapes, width=whole(40))
 def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str:
     """A model's layers as a table, with totals: name, kind, output shape, parameters, FLOPs.
 

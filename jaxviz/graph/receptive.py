@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, Value, equation_of
@@ -15,7 +16,7 @@ from jaxviz.graph.split import needed, reachable
 from jaxviz.graph.trace import trace
 
 
-@public()
+@public(x=batch_or_shapes)
 def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.ndarray:
     """The box of the input that each number of a layer can depend on.
 

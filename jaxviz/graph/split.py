@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, run_nodes
@@ -16,7 +17,7 @@ from jaxviz.graph.layers import Row, find, rows
 from jaxviz.graph.trace import Traced, trace
 
 
-@public()
+@public(x=batch_or_shapes)
 def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable, Callable]:
     """Cuts a model at a layer: `tail((params, carry), a)` of `head(params, x) -> (a, carry)`.
 

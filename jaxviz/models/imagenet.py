@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxviz.calls.public import public
 from jaxviz.data.dataset import normalize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -16,6 +17,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NUM_CLASSES = 1000
 
 
+@public()
 def photographs(
     images: Sequence[Any], *, size: int = 224, shorter: int = 256, channels: int = 3
 ) -> np.ndarray:
@@ -57,6 +59,7 @@ def photographs(
     return np.stack([_middle(image, size, shorter, channels) for image in images])
 
 
+@public()
 def preprocess(pixels: Any) -> Any:
     """Pixels in [0, 1] as networks trained on ImageNet take them: `(pixels - mean) / std`.
 
@@ -73,6 +76,7 @@ def preprocess(pixels: Any) -> Any:
     return normalize(pixels, MEAN, STD)
 
 
+@public()
 def imagenet_classes(path: str | os.PathLike | None = None) -> tuple[str, ...]:
     """The names of ImageNet's classes, which this package does not hold.
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jaxviz.calls.public import public
 from jaxviz.data.sources import File, Source, cache_folder, find
 
 # The end of a name is the beginning of its SHA-256. The first weights published for each network:
@@ -44,6 +45,7 @@ SOURCE = Source(
 )
 
 
+@public()
 def published_weights(net: str, *, download: bool = True) -> Path:
     """The file of a network's published weights: torchvision's, or those of ResNet-20 for CIFAR-10.
 

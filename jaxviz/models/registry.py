@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from jaxviz.calls.public import public
 from jaxviz.data import class_names
 from jaxviz.models.chains import VGG, AlexNet
 from jaxviz.models.cifar import CIFARNet
@@ -83,6 +84,7 @@ Networks trained here keep their own numbers in their run folder.
 """
 
 
+@public()
 def name_of(net: nn.Module) -> str | None:
     """The name in `nets` of a network, or None if it is not a bundled one.
 
@@ -99,6 +101,7 @@ def name_of(net: nn.Module) -> str | None:
     return None
 
 
+@public()
 def apply_fn(net: nn.Module) -> Callable[[Any, Any], Any]:
     """The function `(variables, x) -> logits` that every explanation takes.
 

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxviz.calls.public import public
 from jaxviz.models.pth import read_pth
 from jaxviz.models.published import published_weights
 from jaxviz.models.registry import name_of
@@ -32,6 +33,7 @@ _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # axes of convolutions, dense
 _TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
+@public()
 def load_torchvision(
     net: nn.Module, path: str | os.PathLike | None = None, *, download: bool = True
 ) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def load_torchvision(
     return unflatten_dict(out)
 
 
+@public()
 def save_torchvision(net: nn.Module, variables: dict[str, Any], path: str | os.PathLike) -> Path:
     """Writes variables of a bundled network with PyTorch's names and layouts.
 

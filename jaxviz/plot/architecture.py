@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.path import Path
 
+from jaxviz.calls.public import public
 from jaxviz.graph.layer_graph import Box, LayerGraph
 from jaxviz.plot.box_words import Words, batch_of, counted, words
 from jaxviz.plot.boxes import TEXT, colours, draw_box, fitting, height, wanted_width
@@ -47,6 +48,7 @@ class _Column(NamedTuple):
         return self.at.x[name] - self.width / 2, self.tops[self.at.row[name]], self.width, tall
 
 
+@public()
 def architecture(graph: LayerGraph, *, title: str | None = None) -> Figure:
     """Draws the layers of a model and what each reads, from the input down.
 

@@ -2,11 +2,13 @@
 
 import json
 
+from jaxviz.calls.public import public
 from jaxviz.graph.layer_graph import LayerGraph
 from jaxviz.plot.box_words import batch_of, counted, words
 from jaxviz.plot.boxes import colours
 
 
+@public()
 def graphviz(graph: LayerGraph, *, title: str | None = None) -> str:
     """A layer graph in the DOT language, for `dot -Tsvg` or any tool that reads it.
 

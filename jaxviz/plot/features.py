@@ -9,11 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET, SIGNED, WRONG, interpolation
 from jaxviz.plot.inputs import check_images, check_names, shorten
 from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
 
 
+@public()
 def stitched(
     images: Any,
     *,
@@ -68,6 +70,7 @@ def stitched(
     return figure
 
 
+@public()
 def filters(
     kernels: Any,
     *,
@@ -137,6 +140,7 @@ def _kernel_picture(kernel: np.ndarray) -> np.ndarray:
     return picture
 
 
+@public()
 def atlas_page(
     images: Any,
     patches: Any,
@@ -234,6 +238,7 @@ def atlas_page(
     return figure
 
 
+@public()
 def save_gif(
     path: str | os.PathLike,
     frames: Any,

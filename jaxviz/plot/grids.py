@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET, WRONG, interpolation
 from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
 from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
@@ -13,6 +14,7 @@ from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
 CELL = 0.72  # inches
 
 
+@public()
 def image_grid(
     images,
     predicted,
@@ -104,6 +106,7 @@ def image_grid(
     return figure
 
 
+@public()
 def feature_maps(
     maps,
     *,

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET, SIGNED, draw_heat, interpolation, to_heat
 from jaxviz.plot.inputs import check_images, check_names, shorten
 from jaxviz.plot.page import frame, put_title
@@ -16,6 +17,7 @@ OTHERS = (0.80, 0.80, 0.78, 1.0)  # all classes beyond the ones with a colour
 COLOURS = [c for c in matplotlib.colormaps["tab10"].colors if c != (127 / 255,) * 3]  # type: ignore[attr-defined]
 
 
+@public()
 def occlusion_sheet(
     images,
     heat,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET, SIGNED, interpolation
 from jaxviz.plot.inputs import check_images, shorten
 from jaxviz.plot.page import EDGE, frame, put_title, write
@@ -14,6 +15,7 @@ from jaxviz.plot.page import EDGE, frame, put_title, write
 SIDE, BETWEEN, APART = 1.7, 0.12, 0.34  # inches: a square of patches, to its twin, to the next map
 
 
+@public()
 def top_projections(
     tops: Mapping[str, Any],
     *,
@@ -86,6 +88,7 @@ def top_projections(
     return figure
 
 
+@public()
 def map_projections(
     image: Any,
     layers: Mapping[str, tuple[Any, Any, Sequence[Any]]],

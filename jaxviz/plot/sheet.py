@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxviz.calls.public import public
 from jaxviz.plot.colour import (
     ACCENT,
     INK,
@@ -26,6 +27,7 @@ CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
 UNDER = 0.24  # room for the line under each cell
 
 
+@public()
 def explanation_sheet(
     images,
     maps: Mapping[str, object],

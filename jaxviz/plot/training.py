@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET, WRONG
 from jaxviz.plot.inputs import check_names, shorten
 from jaxviz.plot.page import put_title
@@ -15,6 +16,7 @@ from jaxviz.plot.page import put_title
 TRAIN = "#b2662b"
 
 
+@public()
 def training_history(
     history: Any, *, best_epoch: int | None = None, title: str = "training history"
 ) -> Figure:
@@ -96,6 +98,7 @@ def training_history(
     return figure
 
 
+@public()
 def confusion_matrix(
     matrix, *, class_names: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxviz.calls.options import described, either, real, several
 from jaxviz.calls.public import public
 from jaxviz.graph.rewrite import Rule, RuleSet, refuse
 from jaxviz.rules.lrp import (
@@ -21,6 +22,7 @@ from jaxviz.rules.lrp import (
     z_plus,
 )
 
+_RANGE = either("a number, or one a channel", real(), several(real(), "numbers, one a channel"))
 # Each number of the output is one of the input: relevance goes where the gradient goes.
 _MOVES = (
     "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
@@ -93,7 +95,7 @@ def epsilon_plus(epsilon: float = STABILIZER, *, stabilizer: float = STABILIZER)
     return composite("epsilon_plus", rows, stabilizer=stabilizer)
 
 
-@public()
+@public(low=_RANGE, high=_RANGE)
 def epsilon_gamma_box(
     low: float | Sequence[float],
     high: float | Sequence[float],
@@ -156,14 +158,19 @@ def resolve(who: str, rules: Any) -> RuleSet:
         return rules
     if isinstance(rules, Mapping):
         rows = dict(rules)
+        if odd := [name for name, rule in rows.items() if not callable(rule)]:
+            raise TypeError(
+                f"{who}: rules must be a table from a layer's kind or name to a rule; got "
+                f"{described(rows[odd[0]])} for {odd[0]!r}. Take one of jaxviz.rules.lrp."
+            )
         default = rows.pop("default", refuse)
         return composite("lrp", dict(epsilon().table) | rows, default=default)
     if isinstance(rules, str) and rules in COMPOSITES:
         return COMPOSITES[rules]
     extra = ""
-    if rules == "epsilon_gamma_box":
+    if isinstance(rules, str) and rules == "epsilon_gamma_box":
         extra = " It needs the inputs' range: pass rules.epsilon_gamma_box(low, high)."
     raise ValueError(
         f"{who}: rules must be one of {', '.join(COMPOSITES)}, a table from a layer's kind or name "
-        f"to a rule, or a RuleSet; got {rules!r}.{extra}"
+        f"to a rule, or a RuleSet; got {described(rules)}.{extra}"
     )

@@ -3,7 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.public import public
 
+
+@public()
 def pad_crop_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
     """Shifts each image by up to `padding` pixels each way and mirrors half of them.
 

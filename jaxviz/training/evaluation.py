@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.public import public
 from jaxviz.data import Dataset
 from jaxviz.models import apply_fn as inference
 from jaxviz.training.epoch import Metrics, batched, evaluate_set
 
 
+@public()
 def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 128) -> jax.Array:
     """Logits of any number of images, `batch_size` at a time in one compiled program.
 
@@ -38,6 +40,7 @@ def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 12
     return _logits(inference(net), variables, jnp.asarray(images), min(batch_size, len(images)))
 
 
+@public()
 def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: int = 128) -> Metrics:
     """Mean cross entropy (nats) and accuracy on a data set, dropout off.
 
@@ -64,6 +67,7 @@ def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: in
     return _metrics(inference(net), variables, *arrays, min(batch_size, len(dataset.labels)))
 
 
+@public()
 def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
     """How often class `i` was taken for class `j`.
 
@@ -99,6 +103,7 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
     return matrix
 
 
+@public()
 def per_class_accuracy(matrix: Any) -> np.ndarray:
     """Share of each true class that was predicted right (its recall).
 

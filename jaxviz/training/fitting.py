@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxviz.calls.public import public
 from jaxviz.data import Dataset
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.models import apply_fn as inference
@@ -57,6 +58,7 @@ class Fit(NamedTuple):
     best_epoch: int
 
 
+@public()
 def fit(
     net: nn.Module,
     train: Dataset,

@@ -9,11 +9,13 @@ import flax.linen as nn
 import jax
 import optax
 
+from jaxviz.calls.public import public
 from jaxviz.data import Dataset, train_validation_split
 from jaxviz.training.fitting import History, fit
 from jaxviz.training.run import Run, load_run, save_run
 
 
+@public()
 def train_run(
     folder: str | os.PathLike,
     net: nn.Module,

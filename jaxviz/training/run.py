@@ -17,6 +17,7 @@ import numpy as np
 
 import jaxviz
 from jaxviz import data as datasets, models
+from jaxviz.calls.public import public
 from jaxviz.training.checkpoint import read_arrays, write_arrays
 from jaxviz.training.fitting import History
 
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
 
 
+@public()
 def save_run(
     folder: str | os.PathLike,
     net: nn.Module,
@@ -120,6 +122,7 @@ def save_run(
     return folder
 
 
+@public()
 def load_run(folder: str | os.PathLike, *, net: nn.Module | None = None) -> Run:
     """Reads a run folder.
 
@@ -163,6 +166,7 @@ def load_run(folder: str | os.PathLike, *, net: nn.Module | None = None) -> Run:
     )
 
 
+@public()
 def preprocess(run: Run, images: Any) -> Any:
     """Images in [0, 1] as the run's network wants them: `(images - mean) / std`.
 

@@ -1,0 +1,321 @@
+"""Every public function with every kind of wrong argument: refused, in one sentence of ours.
+
+One argument of a call that would work is replaced by a value that makes no sense there. The error
+must begin with the function's name and say which argument it is about; nothing may be taken. What
+makes sense for which argument is said here in a table: a new argument has to be entered, so that no
+new function slips through.
+"""
+
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+import jaxviz as jv
+
+
+def net(params, x):
+    x = jax.nn.relu(x * params["a"])
+    return x.mean((1, 2)) @ params["d"]
+
+
+class Tensor:
+    """An array of another library, whose dtype NumPy does not know."""
+
+    shape, ndim, dtype = (2, 8, 8, 2), 4, "torch.float32"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(self.shape, np.float32)
+
+
+ONES = np.ones((2, 8, 8, 2), np.float32)
+PARAMS = {"a": jnp.ones((1, 1, 1, 2)), "d": jnp.ones((2, 3))}
+KEY = jax.random.key(0)
+CELLS = np.arange(64).reshape(8, 8) // 32
+
+# Values that make no sense in most places.
+WRONG: dict[str, Any] = {
+    "none": None,
+    "true": True,
+    "zero": 0,
+    "minus": -1,
+    "half": 2.5,
+    "minus_half": -0.5,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "complex": 1 + 2j,
+    "word": "nonsense",
+    "empty_word": "",
+    "bytes": b"nonsense",
+    "empty_tuple": (),
+    "words": ("nonsense", "more"),
+    "zeros": (0, 0),
+    "minuses": [-1, -1],
+    "nans": (float("nan"), 1.0),
+    "empty_dict": {},
+    "dict": {"image": 1},
+    "set": {1, 2},
+    "object": object(),
+    "class": Tensor,
+    "function": lambda *args, **options: None,
+    "key": KEY,
+    "keys": jax.random.split(KEY, 3),
+    "cube": np.ones((7, 7, 7), np.float32),
+    "integers": np.full((7, 7, 7), -5),
+    "complexes": np.ones((2, 8, 8, 2), np.complex64),
+    "letters": np.array(["a", "b"]),
+    "objects": np.array([None, {}], dtype=object),
+    "dates": np.array(["2020-01-01"], "M8[D]"),
+    "masked": np.ma.masked_array(ONES, ONES > 2),
+    "tensor": Tensor(),
+    "image": Image.new("RGB", (8, 8)),
+    "shape": jax.ShapeDtypeStruct((2, 8, 8, 2), jnp.float32),
+}
+
+NUMBERS = "zero minus half minus_half"
+# Which of them do make sense for an argument of a kind; the rest must be refused.
+TAKEN = {
+    "count": "",
+    "count0": "zero",
+    "positive": "half",
+    "positive0": "zero half",
+    "number": NUMBERS,
+    "share": "",
+    "share_or_none": "none",
+    "share0": "zero",
+    "bounds": f"{NUMBERS} zeros minuses",
+    "baseline": f"{NUMBERS} true nan inf zeros minuses nans none",
+    "flag": "true",
+    "choice": "",
+    "table": "empty_dict",
+    "layer": "",
+    "key": "key",
+    "sizes": "",
+    "size": "true",
+    "model": "class function",
+    # What params are is the model's to say: a few that it cannot read are enough.
+    "params": " ".join(WRONG.keys() - {"none", "half", "word", "dict", "object"}),
+    "x": "",
+    "x_or_shape": "shape",
+    "image": "cube",
+    "weight": f"{NUMBERS} zeros minuses",
+    "rows": "cube integers",
+    "name": "word",
+    "vector": "cube integers zeros minuses",
+    "target": "zero zeros",
+    "function": "class function",
+    "fill": f"{NUMBERS} true nan inf zeros minuses nans",
+    "array": "",
+    "unit": "zero zeros",
+    "position": "zeros",
+    "object": "",
+    "objects": "empty_tuple",
+    "text": "word",
+    "interval": "",
+    "any": " ".join(WRONG),
+}
+
+LOGIT = jv.objectives.logit(0)
+RULES = jv.RuleSet("none", {})
+
+# For each argument the kind, and a value with which a call would work.
+ARGUMENTS: dict[str, tuple[str, Any]] = {
+    "apply_fn": ("model", net),
+    "params": ("params", PARAMS),
+    "x": ("x", ONES),
+    "target": ("target", 0),
+    "key": ("key", KEY),
+    "layer": ("layer", "relu_0"),
+    "layers": ("layer", ["relu_0"]),
+    "style_layers": ("layer", ["relu_0"]),
+    "style": ("x", ONES),
+    "baseline": ("fill", 0.0),
+    "baselines": ("array", ONES),
+    "attribution": ("array", ONES),
+    "fill": ("fill", 0.0),
+    "segments": ("array", CELLS),
+    "images": ("array", ONES),
+    "magnitude": ("rows", np.ones((2, 8, 5), np.float32)),
+    "objective": ("object", LOGIT),
+    "optimizer": ("object", optax.adam(0.1)),
+    "parametrization": ("object", jv.parametrizations.pixels()),
+    "regularizers": ("objects", ()),
+    "transforms": ("objects", ()),
+    "init": ("fill", "noise"),
+    "rules": ("object", RULES),
+    "shape": ("sizes", (8, 8, 2)),
+    "window": ("sizes", (2, 2)),
+    "stride": ("sizes", (2, 2)),
+    "resize": ("size", True),
+    "value_range": ("interval", (0.0, 1.0)),
+    "method": ("choice", "auto"),
+    "rule": ("choice", None),
+    "penalty": ("choice", "ridge"),
+    "goal": ("choice", "preserve"),
+    "explain": ("any", jv.gradient),  # tests/sweep
+    "batches": ("any", ONES),  # tests/sweep
+    "out": ("any", None),  # tests/sweep
+    "mesh": ("any", None),  # tests/sweep
+    "dtype": ("choice", "float32"),
+    "module": ("object", None),
+    "reshape": ("function", lambda a: a),
+    "channel": ("unit", 0),
+    "unit": ("unit", 0),
+    "position": ("position", (0, 0)),
+    "vector": ("vector", np.ones(2, np.float32)),
+    "weight": ("weight", 1.0),
+    "centre": ("number", 0.0),
+    "low": ("positive", 0.5),
+    "high": ("positive", 0.75),
+    "value": ("number", 0.5),
+    "amount": ("positive0", 1),
+    "degrees": ("positive0", 5.0),
+    "size": ("count", 4),
+    "width": ("count0", 40),
+    "a": ("rows", ONES),
+    **dict.fromkeys(["chunk_size", "num_segments", "num_channels"], ("count", 1)),
+    **dict.fromkeys(["num_images", "batch_size", "cells", "num_octaves"], ("count", 1)),
+    **dict.fromkeys(["num_views", "num_steps"], ("count", 1)),
+    **dict.fromkeys(["num_samples", "num_designs", "num"], ("count", 64)),
+    **dict.fromkeys(["num_frames", "redirected_steps", "min_pixels"], ("count0", 0)),
+    **dict.fromkeys(["depth", "first", "second"], ("count0", 1)),
+    **dict.fromkeys(["sigma", "max_sigma", "compactness", "kernel_width"], ("positive", 1.0)),
+    **dict.fromkeys(["step_size", "octave_scale", "beta", "p", "decay"], ("positive", 2.0)),
+    **dict.fromkeys(["stabilizer"], ("positive", 1e-6)),
+    **dict.fromkeys(["noise", "noise_scale", "strength", "sparsity"], ("positive0", 0.1)),
+    **dict.fromkeys(["smoothness", "max_distance", "cosine_power"], ("positive0", 0.1)),
+    **dict.fromkeys(["style_weight", "gamma", "epsilon"], ("positive0", 0.1)),
+    **dict.fromkeys(["keep", "fraction", "area"], ("share", 0.5)),
+    **dict.fromkeys(["relu", "normalize_gradient", "strongest", "transformed"], ("flag", True)),
+    **dict.fromkeys(["random", "decorrelate", "fold", "resume", "progress"], ("flag", True)),
+}
+# Where a name means something else, or a value of another kind works.
+OWN: dict[str, dict[str, tuple[str, Any]]] = {
+    "smooth_grad": {"method": ("function", jv.gradient)},
+    "square_grad": {"method": ("function", jv.gradient)},
+    "var_grad": {"method": ("function", jv.gradient)},
+    "augmented": {
+        "method": ("function", jv.gradient),
+        "transforms": ("objects!", ((lambda a: a, lambda a: a),)),
+    },
+    "sweep": {"target": ("any", None)},
+    "xrai": {
+        "segments": ("function", [np.ones((1, 8, 8), bool)] * 2),
+        "area": ("share0", 0.5),
+    },
+    "grid_segments": {"shape": ("sizes", (8, 8)), "cells": ("sizes", (2, 2))},
+    "spectrum": {"low": ("number", 0.0), "high": ("number", 1.0)},
+    "pixels": {"low": ("number", 0.0), "high": ("number", 1.0)},
+    "fourier": {"low": ("number", 0.0), "high": ("number", 1.0), "decay": ("positive0", 1.0)},
+    "blurred": {"x": ("image", ONES)},
+    "accentuate": {"weight": ("number", 1.0)},
+    "pad": {"value": ("number", None)},
+    "shapley_values": {"segments": ("array!", CELLS)},
+    **{
+        name: {"x": ("x_or_shape", ONES), "width": ("count", 60), "depth": ("count", 1)}
+        for name in ("layers", "summary", "split", "layer_graph", "receptive_field")
+    },
+    "phases": {"low": ("number", 0.0), "high": ("number", 1.0)},
+    "cppn": {
+        **{"low": ("number", 0.0), "high": ("number", 1.0)},
+        **{"width": ("count", 4), "depth": ("count", 1)},
+    },
+    "epsilon_gamma_box": {"low": ("bounds", -9.0), "high": ("bounds", 9.0)},
+    **{
+        f"objectives.{name}": {"target": ("rows", ONES), "layer": ("name", "relu_0")}
+        for name in vars(jv.objectives)
+    },
+    "completeness_gap": {"baseline": ("baseline", None)},
+    "learned_mask": {"area": ("share_or_none", 0.5)},
+    "composite": {"name": ("text", "mine"), "rows": ("any", {}), "default": ("function", None)},
+    "deep_lift": {"rule": ("choice", "rescale")},
+    "deep_lift_shap": {"rule": ("choice", "rescale")},
+    "integrated_gradients": {"rule": ("choice", "middle")},
+    "blur_integrated_gradients": {"rule": ("choice", "middle")},
+    "lrp": {"rules": ("table", "epsilon")},
+    "concept_relevance": {"rules": ("table", "epsilon")},
+    "top_projections": {"num_images": ("count!", 1)},
+}
+# Not for users, or of one argument that may be anything.
+EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "rules.guided_rule"}
+EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.frequencies"}
+MODULES = {
+    "": jv,
+    **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers")},
+    **{name: getattr(jv, name) for name in ("parametrizations", "rules")},
+}
+
+
+def public_functions():
+    for prefix, module in MODULES.items():
+        for name, value in vars(module).items():
+            path = f"{prefix}.{name}".lstrip(".")
+            packaged = value.__module__ if inspect.isfunction(value) else ""
+            home = module.__name__ if prefix not in ("", "rules") else "jaxviz"
+            if packaged.startswith(home) and not name.startswith("_") and path not in EXEMPT:
+                if not packaged.startswith("jaxviz.calls"):
+                    yield path, value
+
+
+FUNCTIONS = dict(public_functions())
+
+
+def arguments_of(path):
+    """Each argument's kind and a value that works, in the order of the signature."""
+    name = path.split(".")[-1]
+    own = OWN.get(path, OWN.get(name, {}))
+    parameters = inspect.signature(FUNCTIONS[path]).parameters.values()
+    known = ARGUMENTS | own
+    return {p.name: (*known[p.name], p) for p in parameters if p.kind is not p.VAR_KEYWORD}
+
+
+def taken(kind, parameter):
+    """The labels of values that make sense."""
+    found = set(TAKEN[kind.rstrip("!")].split())
+    if kind.endswith("!"):
+        found -= {"empty_tuple"}
+    mirrored = parameter.name == "value"  # of a margin: None mirrors the image
+    return found | ({"none"} if parameter.default is None or mirrored else set())
+
+
+def _word(option):
+    return "layer" if option.endswith("layers") else option
+
+
+@pytest.mark.parametrize("path", FUNCTIONS)
+def test_wrong_arguments_are_refused_in_our_words(path):
+    function, name = FUNCTIONS[path], path.split(".")[-1]
+    given = arguments_of(path)
+    works = {
+        option: value
+        for option, (kind, value, parameter) in given.items()
+        if parameter.default is parameter.empty or kind.endswith("!")
+    }
+    faults = []
+    for option, (kind, _, parameter) in given.items():
+        for label, value in WRONG.items():
+            if label in taken(kind, parameter):
+                continue
+            try:
+                out = function(**(works | {option: value}))
+                faults.append(f"{option}={label}: TAKEN: {str(jax.tree.map(np.shape, out))[:60]}")
+            except (TypeError, ValueError, NotImplementedError) as error:
+                if not str(error).startswith(f"{name}: ") or _word(option) not in str(error):
+                    faults.append(f"{option}={label}: {type(error).__name__}: {str(error)[:150]}")
+            except Exception as error:
+                faults.append(f"{option}={label}: {type(error).__name__}: {str(error)[:150]}")
+    assert not faults, f"{len(faults)} faults\n" + "\n".join(faults)
+
+
+def test_the_matrix_is_large():
+    calls = sum(
+        len(WRONG.keys() - taken(kind, parameter))
+        for path in FUNCTIONS
+        for kind, _, parameter in arguments_of(path).values()
+    )
+    assert calls >= 5000
