@@ -175,7 +175,8 @@ def several(one: Check, what: str, *, least: int = 1, count: int | None = None) 
 
     def check(who, option, value):
         listed = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, Tracer)
-        if listed and value.ndim and jnp.issubdtype(value.dtype, np.number):
+        plain = listed and (value.dtype == bool or jnp.issubdtype(value.dtype, np.number))
+        if plain and value.ndim:
             value = tuple(value.tolist() if value.ndim == 1 else value)
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise refused(who, option, what, value)
@@ -418,7 +419,7 @@ def images(who: str, option: str, value: Any) -> Any:
     """Images `[M, H, W, C]`, real."""
     found = real_array(who, option, value)
     if np.ndim(found) != 4:
-        must = "images [M, H, W, C]"
+        must = "[M, H, W, C]"
         raise refused(who, option, must, value, "One image is image[None].", ValueError)
     return found
 

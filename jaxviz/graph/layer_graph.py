@@ -87,8 +87,6 @@ def layer_graph(
       >>> ("dense_2", "add_0") in graph.edges, ("<input>", "dense_1") in graph.edges
       (True, True)
     """
-    if depth is not None and depth < 1:
-        raise ValueError(f"layer_graph: depth must be 1 or more, or None; got {depth}.")
     apply_fn, params = hold("layer_graph", apply_fn, params)
     traced = trace(apply_fn, params, x)
     found = rows(traced, params)

@@ -65,7 +65,7 @@ def test_errors():
     net = lambda w, x: jnp.tanh(x)
     with pytest.raises(ValueError, match="at least one image; got none"):
         jv.top_examples(net, None, [], layer="tanh_0")
-    with pytest.raises(ValueError, match=r"images must be \[M, H, W, C\].*got \(4, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"images must be \[M, H, W, C\].*of shape \(4, 4, 1\)"):
         jv.top_examples(net, None, np.ones((4, 4, 1), "f4"), layer="tanh_0")
     with pytest.raises(ValueError, match="num_images must be at least 1; got 0"):
         jv.top_examples(net, None, np.ones((1, 4, 4, 1), "f4"), layer="tanh_0", num_images=0)

@@ -159,5 +159,5 @@ def test_edges_lead_forward_and_no_parameter_is_lost(net):
 
 
 def test_depth_must_be_positive():
-    with pytest.raises(ValueError, match="depth must be 1 or more"):
+    with pytest.raises(ValueError, match="depth must be at least 1; got 0"):
         jv.layer_graph(*build("plain"), depth=0)
