@@ -23,6 +23,7 @@ from jaxviz.graph.split import activations
 from jaxviz.run_tools import (
     Picture,
     class_index,
+    counted,
     folder_of,
     is_trained,
     last_maps,
@@ -146,7 +147,7 @@ def train(
     table.add_row("all", f"{np.trace(matrix) / matrix.sum():.2%}")
     say.print(table)
     say.print(
-        f"{len(run.history.loss)} epochs, {seconds:.0f} s. See what it looks at: "
+        f"{counted(len(run.history.loss), 'epoch')}, {seconds:.0f} s. See what it looks at: "
         f"jaxviz explain {folder}",
         highlight=False,
         soft_wrap=True,

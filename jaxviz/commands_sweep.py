@@ -16,6 +16,7 @@ from jaxviz.catalogue import METHODS
 from jaxviz.run_tools import (
     Picture,
     class_index,
+    counted,
     folder_of,
     last_maps,
     open_model,
@@ -79,14 +80,15 @@ def sweep(
     lost = {method: len(result.not_finite(method)) for method in methods}
     say = Console()
     say.print(
-        f"{len(y)} images, {len(methods)} methods, {time.perf_counter() - started:.0f} s, in "
-        f"{place}. See them: jaxviz show {place}",
+        f"{counted(len(y), 'image')}, {counted(len(methods), 'method')}, "
+        f"{time.perf_counter() - started:.0f} s, in {place}. See them: jaxviz show {place}",
         highlight=False,
         soft_wrap=True,
     )
     for method, count in lost.items():
         if count:
-            say.print(f"{method}: {count} maps hold a NaN or an infinity", highlight=False)
+            told = f"{method}: {counted(count, 'map')} with a NaN or an infinity"
+            say.print(told, highlight=False)
 
 
 def show(*, store: str, of_class: str | None, out: str | None, no_download: bool) -> None:

@@ -31,6 +31,11 @@ class Picture(NamedTuple):
     figure: Any
 
 
+def counted(number: int, what: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def no_such(what: str, given: str, known: Iterable[str]) -> str:
     """What to say of a name that is not there: the nearest ones, and all if they are few."""
     known = list(known)

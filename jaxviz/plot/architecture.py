@@ -9,10 +9,11 @@ from matplotlib.path import Path
 
 from jaxviz.calls.public import public
 from jaxviz.graph.layer_graph import Box, LayerGraph
-from jaxviz.plot.box_words import Words, batch_of, counted, words
+from jaxviz.plot.box_words import Words, batch_of, check_graph, counted, words
 from jaxviz.plot.boxes import TEXT, colours, draw_box, fitting, height, wanted_width
-from jaxviz.plot.colour import INK, QUIET
+from jaxviz.plot.colour import QUIET
 from jaxviz.plot.layering import Arrangement, Edge, arrange, crossing, cuts, rows_of
+from jaxviz.plot.page import put_title
 
 # Inches.
 TOP, EDGE, BETWEEN, LANE, BRACKET, GUTTER = 0.74, 0.2, 0.2, 0.17, 0.2, 0.5
@@ -67,14 +68,14 @@ def architecture(graph: LayerGraph, *, title: str | None = None) -> Figure:
 
     Raises:
       ValueError: the graph has no boxes.
+      TypeError: it is none.
 
     Example:
       >>> boxes = Box("<input>", "input", "", (1, 5), 0, ()), Box("a", "dense", "", (1, 3), 15, ())
       >>> architecture(LayerGraph(boxes, (("<input>", "a"),))).get_suptitle()
       '1 layer, 15 parameters'
     """
-    if not graph.boxes:
-        raise ValueError("architecture: graph must have boxes; it has none. Pass a layer_graph.")
+    check_graph("architecture", graph)
     boxes, batch = {box.name: box for box in graph.boxes}, batch_of(graph)
     row = rows_of(list(boxes), graph.edges)
     tall = {name: height(words(box, batch)) for name, box in boxes.items()}
@@ -97,9 +98,7 @@ def architecture(graph: LayerGraph, *, title: str | None = None) -> Figure:
             _go_on(ax, *before, column, trunk, left - GUTTER / 2)
         before = column, trunk
         left += column.right - column.left + GUTTER
-    style = {"ha": "left", "va": "top", "fontsize": 12, "color": INK, "weight": "bold"}
-    title = counted(graph) if title is None else title
-    figure.suptitle(title, x=EDGE / size[0], y=1 - 0.14 / size[1], **style)
+    put_title(figure, counted(graph) if title is None else title, left=EDGE)
     note = "at the right: output for one example, parameters"
     ax.text(EDGE, 0.48, note, fontsize=7.5, color=QUIET, va="center")
     return figure

@@ -30,6 +30,17 @@ def words(box: Box, batch: int | None, path: str = "") -> Words:
     return Words(name, " + ".join(does), told, held)
 
 
+def check_graph(who: str, graph: LayerGraph) -> None:
+    """Refuses what is no layer graph, or an empty one."""
+    if not isinstance(graph, LayerGraph):
+        raise TypeError(
+            f"{who}: graph must be a LayerGraph; got {type(graph).__name__}. Pass "
+            "jaxviz.layer_graph(apply_fn, params, x)."
+        )
+    if not graph.boxes:
+        raise ValueError(f"{who}: graph must have boxes; it has none. Pass a layer_graph.")
+
+
 def batch_of(graph: LayerGraph) -> int | None:
     """How many examples the graph was traced with: the first axis of its first input."""
     return graph.boxes[0].shape[0] if graph.boxes[0].shape else None
@@ -51,5 +62,9 @@ def _says(name: str, kind: str) -> bool:
 
 
 def _called(name: str, kind: str) -> str:
-    """A folded layer in the line of another: the user's name for it, or its kind."""
-    return kind if _says(name, kind) else name.split("/")[-1]
+    """A folded layer in the line of another: the user's name for it, or its kind.
+
+    A number alone, as a module in a sequence has, is no name that says anything.
+    """
+    own = name.split("/")[-1]
+    return kind if own.isdecimal() or _says(name, kind) else own

@@ -6,6 +6,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 
+from jaxviz.plot.inputs import check_array
+
 INK = "#222222"  # text
 QUIET = "#8a8f98"  # secondary text and lines
 ACCENT = "#2166ac"  # the blue end of RdBu_r
@@ -33,17 +35,17 @@ def to_heat(who: str, name: str, maps, count: int, percentile: float) -> Heat:
     so that what sums to the score still does; else the largest counts, as Simonyan et al. 2013 do.
     The limit is the `percentile` of each example's magnitudes, or their maximum where that is zero.
     """
-    maps = np.asarray(maps)
+    maps = check_array(who, f"map {name!r}", maps)
     if maps.ndim not in (3, 4) or maps.shape[0] != count or 0 in maps.shape:
         raise ValueError(
             f"{who}: map {name!r} must be [{count}, h, w] or [{count}, h, w, C], one a image; "
             f"got {maps.shape}. Put the batch first and the channels last."
         )
     maps = maps.astype(np.float64)
+    maps = np.where(np.isfinite(maps), maps, np.nan)  # before sums, in which two may cancel
     signed = bool((maps < 0).any())
     if maps.ndim == 4:
         maps = maps.sum(-1) if signed else maps.max(-1)
-    maps = np.where(np.isfinite(maps), maps, np.nan)
     limits = np.zeros(count)
     for n, one in enumerate(np.abs(maps)):
         finite = one[np.isfinite(one)]

@@ -4,7 +4,7 @@ import json
 
 from jaxviz.calls.public import public
 from jaxviz.graph.layer_graph import LayerGraph
-from jaxviz.plot.box_words import batch_of, counted, words
+from jaxviz.plot.box_words import batch_of, check_graph, counted, words
 from jaxviz.plot.boxes import colours
 
 
@@ -22,6 +22,10 @@ def graphviz(graph: LayerGraph, *, title: str | None = None) -> str:
     Returns:
       The text of one `digraph`. Neither Graphviz nor its Python package is needed to write it.
 
+    Raises:
+      ValueError: the graph has no boxes.
+      TypeError: it is none.
+
     Example:
       >>> from jaxviz.graph.layer_graph import Box
       >>> x, a = Box("<input>", "input", "", (1, 5), 0, ()), Box("a", "dense", "", (1, 3), 15, ())
@@ -34,6 +38,7 @@ def graphviz(graph: LayerGraph, *, title: str | None = None) -> str:
         "<input>" -> "a";
       }
     """
+    check_graph("graphviz", graph)
     batch = batch_of(graph)
     clusters: dict[str, list[str]] = {}
     for box in graph.boxes:

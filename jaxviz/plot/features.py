@@ -11,8 +11,20 @@ from PIL import Image
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET, SIGNED, WRONG, interpolation
-from jaxviz.plot.inputs import check_images, check_names, shorten
-from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
+from jaxviz.plot.inputs import check_array, check_count, check_images, check_names
+from jaxviz.plot.page import (
+    EDGE,
+    GAP,
+    cell_height,
+    fit,
+    fitting_points,
+    frame,
+    put_title,
+    text_width,
+    write,
+)
+
+_GIF_SIDE, _GIF_BYTES = 2**16 - 1, 2**33  # what its format can say; what is held to write it
 
 
 @public()
@@ -22,7 +34,7 @@ def stitched(
     titles: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
     per_row: int = 8,
-    title: str = "images",
+    title: str | None = "images",
 ) -> Figure:
     """Draws many images in a grid, a title above each.
 
@@ -31,7 +43,7 @@ def stitched(
       titles: N of them (units, classes); None numbers them.
       notes: N short texts (scores), beside the titles; None for none.
       per_row: Images a row, >= 1.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`.
@@ -45,14 +57,15 @@ def stitched(
     """
     who = "stitched"
     images = check_images(who, images)
-    names = check_names(who, titles, len(images))
-    remarks = [""] * len(images) if notes is None else check_names(who, notes, len(images))
-    if per_row < 1:
-        raise ValueError(f"{who}: per_row must be 1 or more; got {per_row}. 8 is usual.")
+    names = check_names(who, titles, len(images), "titles", " images")
+    remarks = [""] * len(images)
+    if notes is not None:
+        remarks = check_names(who, notes, len(images), "notes", " images")
+    per_row = check_count(who, "per_row", per_row, 8)
     columns = min(per_row, len(images))
     rows = math.ceil(len(images) / columns)
     cell = 0.8 if images.shape[2] < 100 else 1.15
-    height = cell * images.shape[1] / images.shape[2]
+    height = cell_height(cell, images.shape[1:])
     row = height + 0.24
     size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + rows * row + EDGE)
     figure = Figure(figsize=size, facecolor="white")
@@ -64,9 +77,10 @@ def stitched(
         ax.imshow(image, interpolation=interpolation(images.shape[1]))
         ax.set_label(names[n])
         above = bottom + height + 0.08
-        room = int(13 * cell) - len(remarks[n])
-        write(figure, left, above, shorten(names[n], room), fontsize=7, color=INK)
-        write(figure, left + cell, above, remarks[n], ha="right", fontsize=7, color=QUIET)
+        remark = fit(remarks[n], cell - 0.1, 7)
+        name = fit(names[n], cell - text_width(remark, 7) - 0.05, 7)
+        write(figure, left, above, name, fontsize=7, color=INK)
+        write(figure, left + cell, above, remark, ha="right", fontsize=7, color=QUIET)
     return figure
 
 
@@ -77,7 +91,7 @@ def filters(
     ranked: bool = False,
     per_row: int = 8,
     max_units: int = 64,
-    title: str = "filters",
+    title: str | None = "filters",
 ) -> Figure:
     """Draws the kernels of a convolution: in colour where they read three channels, else one a map.
 
@@ -90,20 +104,27 @@ def filters(
       ranked: Whether units come in order of their norm, the largest first; else by number.
       per_row: Units a row, >= 1.
       max_units: How many are drawn.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`.
 
     Raises:
-      ValueError: `kernels` has another number of axes.
+      ValueError: `kernels` has another number of axes, or numbers that are not finite.
 
     Example:
       >>> len(filters(np.ones((3, 3, 3, 5))).axes)
       5
     """
     who = "filters"
-    kernels = np.asarray(kernels, np.float64)
+    kernels = check_array(who, "kernels", kernels).astype(np.float64)
+    per_row = check_count(who, "per_row", per_row, 8)
+    max_units = check_count(who, "max_units", max_units, 64)
+    if not np.isfinite(kernels).all():
+        raise ValueError(
+            f"{who}: kernels must be finite; {(~np.isfinite(kernels)).sum()} of {kernels.size} "
+            "numbers are not. Did the training diverge?"
+        )
     if kernels.ndim != 4 or 0 in kernels.shape:
         raise ValueError(
             f"{who}: kernels must be [h, w, in, units]; got {kernels.shape}. Take those of "
@@ -148,7 +169,7 @@ def atlas_page(
     *,
     names: Sequence[str] | None = None,
     scores: Any = None,
-    title: str = "units of a layer",
+    title: str | None = "units of a layer",
 ) -> Figure:
     """Draws the page of a layer: each unit's optimised image, the patches it likes best, its mean.
 
@@ -160,7 +181,7 @@ def atlas_page(
       means: `[U]`: `TopExamples.means`.
       names: U names; None numbers them.
       scores: `[U, K]`, written below the patches; None for none.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`. 32 units fill a page.
@@ -174,7 +195,8 @@ def atlas_page(
     """
     who = "atlas_page"
     images = check_images(who, images)
-    patches, means = np.asarray(patches), np.asarray(means, np.float64)
+    patches, means = check_array(who, "patches", patches), check_array(who, "means", means)
+    means = means.astype(np.float64)
     count = len(images)
     if patches.ndim not in (4, 5) or len(patches) != count or means.shape != (count,):
         raise ValueError(
@@ -182,11 +204,17 @@ def atlas_page(
             f"one a unit; got {patches.shape} and {means.shape}."
         )
     rank = patches.shape[1]
-    patches = check_images(who, patches.reshape(-1, *patches.shape[2:]))
+    if not np.isfinite(means).all():
+        raise ValueError(f"{who}: means must be finite; got {means}.")
+    if patches.ndim == 4:
+        patches = patches[..., None]  # grey
+    patches = check_images(f"{who}, patches", patches.reshape(-1, *patches.shape[2:]))
     patches = patches.reshape(count, rank, *patches.shape[1:])
-    names = check_names(who, names, count)
-    if scores is not None and np.shape(scores) != (count, rank):
-        raise ValueError(f"{who}: scores must be [{count}, {rank}]; got {np.shape(scores)}.")
+    names = check_names(who, names, count, "names", " units")
+    if scores is not None:
+        scores = check_array(who, "scores", scores)
+        if scores.shape != (count, rank):
+            raise ValueError(f"{who}: scores must be [{count}, {rank}]; got {scores.shape}.")
     large, small = 0.86, 0.52
     block = large + 0.1 + rank * (small + 0.04) + 0.3
     columns = min(2, count)
@@ -206,7 +234,7 @@ def atlas_page(
             figure,
             left,
             bottom + large + 0.09,
-            shorten(names[unit], 16),
+            fit(names[unit], large + 0.1 - 0.04, 8),
             fontsize=8,
             color=INK,
         )
@@ -225,7 +253,7 @@ def atlas_page(
                     bottom + large - small - 0.07,
                     note,
                     ha="center",
-                    fontsize=5.5,
+                    fontsize=fitting_points(note, small, 5.5),
                     color=QUIET,
                 )
         wide = rank * (small + 0.04) - 0.04
@@ -234,7 +262,8 @@ def atlas_page(
         ax.barh(0, abs(means[unit]) / most, height=1.0, color=ACCENT if means[unit] >= 0 else WRONG)
         ax.set_ylim(-0.5, 0.5)
         note = f"mean {means[unit]:.3g}"
-        write(figure, start, bottom + 0.15, note, fontsize=6, color=QUIET)
+        points = fitting_points(note, wide, 6)
+        write(figure, start, bottom + 0.15, note, fontsize=points, color=QUIET)
     return figure
 
 
@@ -259,7 +288,8 @@ def save_gif(
       scale: Pixels of the GIF for one of an image; None makes small images about 84 pixels high.
 
     Raises:
-      ValueError: `frames` of another shape, without a frame, or a path that is no .gif.
+      ValueError: `frames` of another shape or without a frame, a path that is no .gif or in no
+        folder, a page too large for a GIF or for 8 GiB.
 
     Example:
       >>> import tempfile, pathlib
@@ -270,30 +300,49 @@ def save_gif(
       (2, (244, 80))
     """
     who = "save_gif"
-    frames = np.asarray(frames)
+    frames = check_array(who, "frames", frames)
     if frames.ndim not in (4, 5) or 0 in frames.shape:
         raise ValueError(
             f"{who}: frames must be [F, M, H, W, C], at least one; got {frames.shape}. Pass "
             "num_frames to maximize_activation."
         )
-    if os.path.splitext(os.fspath(path))[1].lower() != ".gif":
-        raise ValueError(f"{who}: path must end in .gif; got {os.fspath(path)!r}.")
+    path = os.fspath(path)
+    if os.path.splitext(path)[1].lower() != ".gif":
+        raise ValueError(f"{who}: path must end in .gif; got {path!r}.")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise ValueError(f"{who}: path must be in a folder that is there; got {path!r}. Make it.")
+    for what, value in (("seconds", seconds), ("hold", hold)):
+        if not 0 <= value <= 600:  # a frame's time is 16 bits of 1/100 s
+            raise ValueError(f"{who}: {what} must be 0 to 600; got {value}.")
     count, number = frames.shape[:2]
-    flat = check_images(who, frames.reshape(count * number, *frames.shape[2:]))
+    frames = frames[..., None] if frames.ndim == 4 else frames
     if scale is None:
-        scale = max(1, 84 // flat.shape[1])
-    large = flat.repeat(scale, 1).repeat(scale, 2)
-    height, width = large.shape[1:3]
-    large = large.reshape(count, number, height, width, 3)
-    columns = min(per_row, number)
+        scale = max(1, 84 // frames.shape[2])
+    scale = check_count(who, "scale", scale, 4)
+    columns = min(check_count(who, "per_row", per_row, 8), number)
     rows = math.ceil(number / columns)
-    page = np.ones((count, rows * (height + 2) - 2, columns * (width + 2) - 2, 3), np.float32)
-    for n in range(number):
-        i, j = (
-            at * (side + 2) for at, side in zip(divmod(n, columns), (height, width), strict=True)
+    tall, wide = (side * scale for side in frames.shape[2:4])
+    page = rows * (tall + 2) - 2, columns * (wide + 2) - 2
+    held = 3 * count * page[0] * page[1]
+    if max(page) > _GIF_SIDE or held > _GIF_BYTES:
+        raise ValueError(
+            f"{who}: the page must be at most {_GIF_SIDE} pixels a side, and all frames "
+            f"{_GIF_BYTES / 2**30:.0f} GiB; got {page[1]} x {page[0]} and {held / 2**30:.3g} GiB "
+            f"for {count} frames of {number} images at scale {scale}. Choose a smaller scale."
         )
-        page[:, i : i + height, j : j + width] = large[:, n]
-    pictures = [Image.fromarray((255 * one + 0.5).astype(np.uint8)) for one in page]
+    flat = check_images(who, frames.reshape(count * number, *frames.shape[2:]))
+    flat = flat.reshape(count, number, *flat.shape[1:])
+
+    def picture(images: np.ndarray) -> Image.Image:
+        whole = np.ones((*page, 3), np.float32)
+        for n, image in enumerate(images):
+            i, j = (
+                k * (side + 2) for k, side in zip(divmod(n, columns), (tall, wide), strict=True)
+            )
+            whole[i : i + tall, j : j + wide] = image.repeat(scale, 0).repeat(scale, 1)
+        return Image.fromarray((255 * whole + 0.5).astype(np.uint8))
+
+    pictures = [picture(images) for images in flat]
     step = 1000 * seconds / max(count - 1, 1)
     times = [max(20, round(step))] * (count - 1) + [max(20, round(1000 * hold))]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0)

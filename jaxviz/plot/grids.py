@@ -3,13 +3,32 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from jaxviz.calls.public import public
-from jaxviz.plot.colour import INK, QUIET, WRONG, interpolation
-from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
-from jaxviz.plot.page import EDGE, GAP, frame, put_title, write
+from jaxviz.plot.colour import INK, NOT_A_NUMBER, QUIET, WRONG, interpolation
+from jaxviz.plot.inputs import (
+    check_array,
+    check_count,
+    check_images,
+    check_names,
+    check_vector,
+    first_words,
+)
+from jaxviz.plot.page import (
+    EDGE,
+    GAP,
+    cell_height,
+    fit,
+    fit_apart,
+    fitting_points,
+    frame,
+    put_title,
+    text_width,
+    write,
+)
 
 CELL = 0.72  # inches
 
@@ -57,35 +76,39 @@ def image_grid(
             f"{who}: predicted must be [N] class indices; got None. Pass argmax of the logits."
         )
     labels = check_vector(who, "labels", labels, len(images), classes)
-    if per_row < 1:
-        raise ValueError(f"{who}: per_row must be 1 or more; got {per_row}. 10 is usual.")
+    per_row = check_count(who, "per_row", per_row, 10)
     largest = predicted.max() if labels is None else max(predicted.max(), labels.max())
     names = check_names(who, class_names, int(largest) + 1 if classes is None else classes)
+    names = first_words(names)
 
     present = np.unique(predicted)
+    counts = {index: f"{(predicted == index).sum()}" for index in present}
+    if labels is not None:
+        for index in present:
+            right = (labels[predicted == index] == index).sum()
+            counts[index] = f"{right} of {counts[index]} right"
+    beside, below = fit_apart(names, 1.2, 9.5), fit_apart(names, CELL, 7)
     columns = min(per_row, max(int((predicted == index).sum()) for index in present))
-    margin = 0.85 + 0.06 * max(len(shorten(names[index], 16)) for index in present)
-    height = CELL * images.shape[1] / images.shape[2]
-    row = height + GAP + (0.17 if labels is not None else 0)
+    margin = 0.12 + max(
+        max(text_width(beside[index], 9.5), text_width(counts[index], 7)) for index in present
+    )
+    height = cell_height(CELL, images.shape[1:])
+    row = max(height, 0.32) + GAP + (0.17 if labels is not None else 0)
     top = 0.5
     width = max(EDGE + margin + columns * (CELL + GAP) + EDGE - GAP, 4.2)
     size = (width, top + row * len(present) + EDGE)
     figure = Figure(figsize=size, facecolor="white")
     if title is None:
         wrong = "" if labels is None else f", {(predicted != labels).sum()} wrong"
-        title = f"{len(images)} images by predicted class{wrong}"
+        title = f"{len(images)} image{'s' * (len(images) > 1)} by predicted class{wrong}"
     put_title(figure, title)
     for line, index in enumerate(present):
         members = np.flatnonzero(predicted == index)
         bottom = size[1] - top - line * row - height
         right = EDGE + margin - 0.12
-        name = shorten(names[index], 16)
         middle = bottom + height / 2
-        write(figure, right, middle + 0.07, name, ha="right", fontsize=9.5, color=INK)
-        count = f"{len(members)}"
-        if labels is not None:
-            count = f"{(labels[members] == index).sum()} of {len(members)} right"
-        write(figure, right, middle - 0.09, count, ha="right", fontsize=7, color=QUIET)
+        write(figure, right, middle + 0.07, beside[index], ha="right", fontsize=9.5, color=INK)
+        write(figure, right, middle - 0.09, counts[index], ha="right", fontsize=7, color=QUIET)
         for column, n in enumerate(members[:columns]):
             left = EDGE + margin + column * (CELL + GAP)
             ax = frame(figure, left, bottom, CELL, height)
@@ -98,7 +121,7 @@ def image_grid(
                     figure,
                     left + CELL / 2,
                     bottom - 0.1,
-                    shorten(names[labels[n]], 11),
+                    below[labels[n]],
                     ha="center",
                     fontsize=7,
                     color=WRONG,
@@ -114,13 +137,13 @@ def feature_maps(
     ranked: bool = False,
     max_maps: int | None = None,
     per_row: int = 8,
-    title: str = "feature maps",
+    title: str | None = "feature maps",
 ) -> Figure:
     """Draws what each unit of one or more layers makes of one image, each map standardised.
 
     Colour is `(value - mean) / standard deviation` of the map, -1.5 to 3 (activations lean to the
     right), so weak units can be read beside strong ones; below each stands the number of largest
-    magnitude in it. A map of one value is grey.
+    magnitude in it. A map of one value is grey; numbers that are not finite are green and left out.
 
     Args:
       maps: `[H, W, C]`, one example's activations; or such by layer's name, `{name: [H, W, C]}`.
@@ -128,7 +151,7 @@ def feature_maps(
       ranked: Whether a layer's maps come in order of their largest magnitude, strongest first.
       max_maps: At most so many of each layer; None is all.
       per_row: Maps a row, >= 1.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`.
@@ -143,39 +166,48 @@ def feature_maps(
       8
     """
     who = "feature_maps"
-    if per_row < 1:
-        raise ValueError(f"{who}: per_row must be 1 or more; got {per_row}. 8 is usual.")
+    per_row = check_count(who, "per_row", per_row, 8)
+    if max_maps is not None:
+        max_maps = check_count(who, "max_maps", max_maps, 64)
     layers = dict(maps) if isinstance(maps, Mapping) else {"": maps}
-    if not layers or (names is not None and len(layers) > 1):
+    if not layers:
+        raise ValueError(f"{who}: maps must hold a layer's maps; got none. Pass [H, W, C].")
+    if names is not None and len(layers) > 1:
         raise ValueError(f"{who}: names go with the maps of one layer; got {len(layers)} layers.")
     sections = []
     for layer, values in layers.items():
-        values = np.asarray(values)
+        values = check_array(who, "maps", values)
         if values.ndim != 3 or 0 in values.shape:
             raise ValueError(
                 f"{who}: maps must be [H, W, C], one example; got {values.shape}. "
                 "Pick one example of a batch: activations[0]."
             )
         values = values.astype(np.float64)
-        strength = np.abs(values).max((0, 1))
+        values[~np.isfinite(values)] = np.nan
+        strength = np.abs(np.nan_to_num(values)).max((0, 1))
         order = np.argsort(-strength, kind="stable") if ranked else np.arange(len(strength))
-        sections.append((layer, values, check_names(who, names, len(strength)), order[:max_maps]))
+        known = check_names(who, names, len(strength), "names", " maps")
+        sections.append((str(layer), values, known, order[:max_maps]))
     columns = min(per_row, max(len(order) for *_, order in sections))
     cell, heading = 0.95, 0.26
     tall = 0.0
     for layer, values, _, order in sections:
-        row = cell * values.shape[0] / values.shape[1] + 0.24
+        row = cell_height(cell, values.shape) + 0.24
         tall += (heading if layer else 0) + math.ceil(len(order) / columns) * row
     size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.66 + tall + EDGE)
     figure = Figure(figsize=size, facecolor="white")
     put_title(figure, title)
     key = "colour: each map's standard deviations from its mean, -1.5 to 3; grey number: its peak"
-    write(figure, EDGE, size[1] - 0.48, key, fontsize=min(7, 7 * size[0] / 5), color=QUIET)
+    if any(np.isnan(values[..., order]).any() for _, values, _, order in sections):
+        key += "; green: not finite"
+    points = fitting_points(key, size[0] - 2 * EDGE, 7)
+    write(figure, EDGE, size[1] - 0.48, key, fontsize=points, color=QUIET)
     top = size[1] - 0.66
     for layer, values, known, order in sections:
-        height = cell * values.shape[0] / values.shape[1]
+        height = cell_height(cell, values.shape)
         if layer:
-            told = f"{layer}  {' x '.join(map(str, values.shape))}"
+            told = f"  {' x '.join(map(str, values.shape))}"
+            told = fit(layer, size[0] - 2 * EDGE - text_width(told, 9), 9) + told
             write(figure, EDGE, top - heading / 2, told, fontsize=9, color=INK)
             top -= heading
         for at, unit in enumerate(order):
@@ -189,13 +221,24 @@ def feature_maps(
 def _draw_map(figure: Figure, place, one: np.ndarray, name: str) -> None:
     left, bottom, cell, height = place
     ax = frame(figure, left, bottom, cell, height)
-    spread = one.std()
+    finite = one[np.isfinite(one)]
+    # Divided by the peak first, whose square may be too large or too small for a number.
+    peak = finite[np.abs(finite).argmax()] if finite.size else 0.0
+    scaled = one / (abs(peak) or 1.0)
+    spread = (finite / (abs(peak) or 1.0)).std() if finite.size else 0.0
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad=NOT_A_NUMBER)
     if spread > 0:
-        ax.imshow((one - one.mean()) / spread, cmap="viridis", vmin=-1.5, vmax=3)
-        note = f"{one.flat[np.abs(one).argmax()]:.2g}"
+        standard = (scaled - np.nanmean(scaled)) / spread
+        ax.imshow(np.ma.masked_invalid(standard), cmap=colours, vmin=-1.5, vmax=3)
+        note = f"{peak:.2g}"
     else:
-        ax.imshow(np.full_like(one, 0.85), cmap="gray", vmin=0, vmax=1)
-        note = f"all {one.flat[0]:.2g}"
+        colours = matplotlib.colormaps["gray"].with_extremes(bad=NOT_A_NUMBER)
+        flat = np.ma.masked_invalid(np.where(np.isnan(one), one, 0.85))
+        ax.imshow(flat, cmap=colours, vmin=0, vmax=1)
+        note = "not finite"
+        if finite.size:
+            note = f"{'all' if finite.size == one.size else 'rest'} {peak:.2g}"
     ax.set_label(name)
-    write(figure, left, bottom - 0.08, shorten(name, 9), fontsize=7, color=INK)
+    name = fit(name, cell - text_width(note, 7) - 0.05, 7)
+    write(figure, left, bottom - 0.08, name, fontsize=7, color=INK)
     write(figure, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)

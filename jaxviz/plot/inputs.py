@@ -1,14 +1,82 @@
 """What every picture asks of its arrays: shapes and ranges checked once, in plain NumPy."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 
+def check_array(who: str, what: str, values: Any) -> np.ndarray:
+    """Returns `values` as an array of real numbers."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:  # rows of several lengths, a tracer
+        raise ValueError(
+            f"{who}: {what} must be an array of numbers; got {type(values).__name__}, which NumPy "
+            f"refuses: {str(error).splitlines()[0]}"
+        ) from None
+    if array.dtype.kind not in "biuf":
+        try:  # what kind V holds: bfloat16 and the like
+            array = array.astype(np.float32) if array.dtype.kind == "V" else None
+        except (TypeError, ValueError):
+            array = None
+        if array is None:
+            raise TypeError(
+                f"{who}: {what} must be an array of real numbers; got {_came(values)}. "
+                "Pass a NumPy or JAX array."
+            )
+    return array
+
+
+def check_count(who: str, what: str, value: Any, usual: int, most: int | None = None) -> int:
+    """Returns `value`, a whole number from 1 to `most`."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1 or (most is not None and value > most):
+        bound = "1 or more" if most is None else f"1 to {most}"
+        raise ValueError(f"{who}: {what} must be {bound}; got {value!r}. {usual} is usual.")
+    return int(value)
+
+
+def check_pair(who: str, what: str, value: Any) -> tuple[int, int]:
+    """Returns `value`, two whole numbers of at least 1."""
+    given = value if isinstance(value, (tuple, list, np.ndarray)) else ()
+    whole = all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in given)
+    if len(given) != 2 or not whole or min(given) < 1:
+        raise ValueError(
+            f"{who}: {what} must be (height, width), whole numbers of at least 1; got {value!r}."
+        )
+    return int(given[0]), int(given[1])
+
+
+def check_named(who: str, what: str, values: Any, example: str) -> dict[str, Any]:
+    """Returns `values` as a dict by name, with at least one name."""
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"{who}: {what} must be a dict by name, such as {example}; got {_came(values)}."
+        )
+    if not values:
+        raise ValueError(
+            f"{who}: {what} must name at least one explanation; got none. Pass {example}."
+        )
+    return {str(name): value for name, value in values.items()}
+
+
+def _came(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return type(value).__name__ + (f" {dtype} {shape}" if shape is not None else "")
+
+
 def check_images(who: str, images) -> np.ndarray:
     """Returns `[N, H, W]` or `[N, H, W, 1 or 3]` images as float32 `[N, H, W, 3]` in 0 to 1."""
-    images = np.asarray(images)
+    images = check_array(who, "images", images)
     shape = images.shape
+    if images.ndim == 3 and shape[-1] in (1, 3) and shape[1] > shape[-1]:
+        raise ValueError(
+            f"{who}: images must have a batch axis; got {shape}, which looks like one image with "
+            f"{shape[-1]} channels. One image is images[None]; grey ones as narrow as that are "
+            "images[..., None]."
+        )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in shape:
@@ -33,7 +101,7 @@ def check_vector(who: str, what: str, values, length: int, classes: int | None =
     """Returns `values` as `[length]` integers below `classes`, or None for None."""
     if values is None:
         return None
-    values = np.asarray(values)
+    values = check_array(who, what, values)
     if values.shape != (length,) or not np.issubdtype(values.dtype, np.integer):
         raise ValueError(
             f"{who}: {what} must be {length} integers, one an image; "
@@ -48,19 +116,33 @@ def check_vector(who: str, what: str, values, length: int, classes: int | None =
     return values
 
 
-def check_names(who: str, class_names: Sequence[str] | None, classes: int) -> list[str]:
+def check_names(
+    who: str,
+    class_names: Sequence[str] | None,
+    classes: int,
+    what: str = "class_names",
+    of: str = " classes",
+) -> list[str]:
     """Returns `classes` names: those given, or the indices as text."""
     if class_names is None:
         return [str(index) for index in range(classes)]
-    if len(class_names) != classes:
+    several = isinstance(class_names, (Sequence, np.ndarray)) and not isinstance(class_names, str)
+    if not several or len(class_names) != classes:
+        came = len(class_names) if several else repr(class_names)
         raise ValueError(
-            f"{who}: class_names must name each of {classes} classes; got {len(class_names)}. "
+            f"{who}: {what} must name each of {classes}{of}; got {came}. "
             "Leave it out to see the indices."
         )
     return [str(name) for name in class_names]
 
 
-def shorten(name: str, length: int) -> str:
-    """The first of the comma-separated synonyms, cut to `length` characters."""
-    name = name.split(",")[0].strip()
-    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+def first_words(names: Sequence[str]) -> list[str]:
+    """Of comma-separated synonyms the first, where that tells a class from the others.
+
+    Example:
+      >>> first_words(["dog, hound", "crane, bird", "crane, machine"])
+      ['dog', 'crane, bird', 'crane, machine']
+    """
+    first = [name.split(",")[0].strip() for name in names]
+    often = Counter(first)
+    return [f if f and often[f] == 1 else name for f, name in zip(first, names, strict=True)]

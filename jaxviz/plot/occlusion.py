@@ -9,8 +9,16 @@ from matplotlib.patches import Patch
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET, SIGNED, draw_heat, interpolation, to_heat
-from jaxviz.plot.inputs import check_images, check_names, shorten
-from jaxviz.plot.page import frame, put_title
+from jaxviz.plot.inputs import (
+    check_array,
+    check_count,
+    check_images,
+    check_names,
+    check_pair,
+    check_vector,
+    first_words,
+)
+from jaxviz.plot.page import cell_height, fit, fit_apart, frame, put_title, text_width
 
 CELL, GAP, LEFT, TOP, BOTTOM, LEGEND = 2.0, 0.2, 0.36, 0.8, 0.62, 2.4  # inches
 OTHERS = (0.80, 0.80, 0.78, 1.0)  # all classes beyond the ones with a colour
@@ -65,7 +73,14 @@ def occlusion_sheet(
     who = "occlusion_sheet"
     images = check_images(who, images)
     count = len(images)
-    predicted, clean = np.asarray(predicted), np.asarray(clean_predicted)
+    window, stride = check_pair(who, "window", window), check_pair(who, "stride", stride)
+    if window[0] > images.shape[1] or window[1] > images.shape[2]:
+        raise ValueError(
+            f"{who}: window must fit into the images, {images.shape[1:3]}; got {window}. Pass that "
+            "of the occlusion."
+        )
+    predicted = check_array(who, "predicted", predicted)
+    clean = check_array(who, "clean_predicted", clean_predicted)
     sizes = [
         -(-(n - w) // s) + 1 for n, w, s in zip(images.shape[1:3], window, stride, strict=True)
     ]
@@ -75,16 +90,16 @@ def occlusion_sheet(
             f"and stride, clean_predicted [{count}]; got {predicted.shape}, {clean.shape}. Pass "
             "those of one `occlusion_scores`."
         )
-    if not 1 <= num_colours <= len(COLOURS):
-        raise ValueError(
-            f"{who}: num_colours must be 1 to {len(COLOURS)}; got {num_colours}. 6 is usual."
-        )
+    num_colours = check_count(who, "num_colours", num_colours, 6, len(COLOURS))
     largest = int(max(predicted.max(), clean.max())) + 1
-    names = check_names(who, class_names, largest if class_names is None else len(class_names))
+    classes = largest if class_names is None else len(class_names)
+    check_vector(who, "predicted", predicted.ravel(), predicted.size, classes)
+    check_vector(who, "clean_predicted", clean, count, classes)
+    names = first_words(check_names(who, class_names, classes))
     coloured = to_heat(who, "occlusion", heat, count, 100.0)
     coloured = coloured._replace(signed=True)
 
-    height = CELL * images.shape[1] / images.shape[2]
+    height = max(cell_height(CELL, images.shape[1:]), 0.14 * (num_colours + 2))  # of the legend
     row = height + GAP
     width = 2 * LEFT + 3 * (CELL + GAP) + LEGEND
     size = (width, TOP + count * row + BOTTOM)
@@ -101,9 +116,10 @@ def occlusion_sheet(
             for i in range(4)
         ]
         cells[0].imshow(images[n], interpolation=interpolation(images.shape[1]))
-        name = shorten(names[clean[n]], 20)
+        name = fit_apart(names, height, 9)[clean[n]]
         turned = 0 if len(name) < 3 else 90  # a lone 9 on its side would be a 6 as well
-        cells[0].set_ylabel(name, fontsize=9, color=INK, rotation=turned, va="center", labelpad=8)
+        style = {"fontsize": 9, "color": INK, "va": "center", "parse_math": False}
+        cells[0].set_ylabel(name, rotation=turned, labelpad=8, **style)
         draw_heat(cells[1], coloured, n, images[n], True)
         _winners(
             cells[2],
@@ -119,9 +135,10 @@ def occlusion_sheet(
         if n == 0:
             for ax, text in zip(cells, ("input", "score lost", "winning class"), strict=False):
                 ax.set_title(text, fontsize=9.5, color=INK)
-        cells[1].set_xlabel(
-            f"full colour {coloured.limits[n]:.3g}", fontsize=7, color=QUIET, labelpad=2
-        )
+        told = f"full colour {coloured.limits[n]:.3g}" if coloured.limits[n] else "zero everywhere"
+        if np.isnan(coloured.values[n]).all():
+            told = ""  # it stands in the map
+        cells[1].set_xlabel(told, fontsize=7, color=QUIET, labelpad=2)
     bar = frame(figure, LEFT + CELL + GAP, 0.3, CELL, 0.09)
     bar.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=SIGNED)
     bar.set_xticks([0, 127.5, 255], ["gained", "0", "lost"], fontsize=7, color=QUIET)
@@ -156,16 +173,17 @@ def _winners(ax, legend, image, predicted, clean, names, num_colours, window, st
     tally = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     handles = []
     if int(clean) in tally:
-        text = f"{shorten(names[clean], 14)}: {tally[int(clean)]} of {total} (as uncovered)"
+        rest = f": {tally[int(clean)]} of {total} (as uncovered)"
+        text = fit(names[clean], LEGEND - 0.3 - text_width(rest, 7), 7) + rest
         handles.append(Patch(facecolor="#e8e8e8", edgecolor=QUIET, linewidth=0.5, label=text))
     for c in frequent:
-        text = f"{shorten(names[c], 20)}: {tally[c]} of {total}"
+        rest = f": {tally[c]} of {total}"
+        text = fit(names[c], LEGEND - 0.3 - text_width(rest, 7), 7) + rest
         handles.append(Patch(facecolor=colour[c], label=text))
-    rest = sum(tally[c] for c in ranked if c != clean and c not in colour)
-    if rest:
-        handles.append(
-            Patch(facecolor=OTHERS, label=f"{len(ranked) - len(handles)} others: {rest} of {total}")
-        )
+    others = sum(tally[c] for c in ranked if c != clean and c not in colour)
+    if others:
+        text = f"{len(ranked) - len(handles)} others: {others} of {total}"
+        handles.append(Patch(facecolor=OTHERS, label=text))
     for spine in legend.spines.values():
         spine.set_visible(False)
     legend.legend(

@@ -1,19 +1,23 @@
-"""A page measured in inches: a title that fits, text, and frames for pictures."""
+"""A page measured in inches: texts that fit, kept apart, and frames for pictures."""
 
+import functools
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from jaxviz.plot.colour import INK
 
 EDGE, GAP = 0.16, 0.06  # inches: around the page, between its pictures
 FRAME = "#c8ccd2"
+_LOOSE = 1.1  # letters are fitted to pixels, which takes more than their widths: more where small
 
 
-def put_title(figure: Figure, text: str, *, left: float = EDGE) -> None:
+def put_title(figure: Figure, text: str | None, *, left: float = EDGE) -> None:
     """Writes the title at the top left, as large as fits the page's width, 12 points at most.
 
     Example:
@@ -22,39 +26,92 @@ def put_title(figure: Figure, text: str, *, left: float = EDGE) -> None:
       >>> figure.get_suptitle(), figure.texts[0].get_fontsize() < 8
       ('a title that is too long for two inches', True)
     """
+    if text is None:
+        return
     width, height = figure.get_size_inches()
-    room = width - left - EDGE
-    points = min(12.0, 12.0 * room / max(text_width(text, 12.0, weight="bold"), 1e-6))
+    text = one_line(text)
     figure.suptitle(
         text,
         x=left / width,
         y=1 - 0.14 / height,
         ha="left",
         va="top",
-        fontsize=points,
+        fontsize=fitting_points(text, width - left - EDGE, 12.0, "bold"),
         color=INK,
         weight="bold",
+        parse_math=False,
     )
 
 
-def text_width(text: str, points: float, **font: Any) -> float:
-    """Width in inches of a text of this size.
+def one_line(text: object) -> str:
+    """The text without its line ends, which would lie over what stands below."""
+    return " ".join(str(text).split())
+
+
+@functools.lru_cache(8192)
+def text_width(text: str, points: float, weight: str = "normal") -> float:
+    """Width in inches of a line of this size.
 
     Example:
       >>> 0.3 < text_width("figure", 10.0) < 0.6
       True
     """
-    if not text.strip():
-        return 0.0
-    longest = max(text.splitlines(), key=len)
-    path = TextPath((0, 0), longest, size=points, prop=FontProperties(**font))
-    return float(path.get_extents().width) / 72
+    font = FontProperties(size=points, weight=weight)
+    return _LOOSE * text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+
+
+def fitting_points(text: str, room: float, points: float, weight: str = "normal") -> float:
+    """The size at which a line takes no more than these inches, `points` at most."""
+    return min(points, points * room / max(text_width(text, points, weight), 1e-6))
+
+
+def fit(text: str, room: float, points: float, weight: str = "normal") -> str:
+    """The text cut in its middle to these inches: names differ at either end.
+
+    Example:
+      >>> fit("the first of many classes, number 17", 1.2, 7.0)
+      'the first…number 17'
+      >>> fit("dog", 1.2, 7.0)
+      'dog'
+    """
+    text = one_line(text)
+    if text_width(text, points, weight) <= room:
+        return text
+    kept, cut = "", lambda n: f"{text[: n - n // 2].rstrip()}…{text[len(text) - n // 2 :].lstrip()}"
+    low, high = 0, len(text) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        if text_width(cut(middle), points, weight) <= room:
+            kept, low = cut(middle), middle + 1
+        else:
+            high = middle - 1
+    return kept
+
+
+def fit_apart(names: Sequence[str], room: float, points: float, weight: str = "normal") -> list:
+    """Names by `fit`; where two would look alike their numbers are written before them.
+
+    Example:
+      >>> fit_apart(["a crane that flies, a bird", "a crane that lifts, a bird", "dog"], 0.9, 7.0)
+      ['0: a cra…, a bird', '1: a cra…, a bird', 'dog']
+    """
+    short = [fit(name, room, points, weight) for name in names]
+    often = Counter(short)
+    return [
+        text if often[text] == 1 else fit(f"{n}: {one_line(name)}", room, points, weight)
+        for n, (name, text) in enumerate(zip(names, short, strict=True))
+    ]
 
 
 def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Writes a text at a place in inches from the lower left, centred in height."""
     width, height = figure.get_size_inches()
-    figure.text(x / width, y / height, text, va="center", **style)
+    figure.text(x / width, y / height, text, va="center", parse_math=False, **style)
+
+
+def cell_height(width: float, shape: tuple[int, ...]) -> float:
+    """Of a cell for an image `[H, W, ...]`; strips and towers get a share of a page at most."""
+    return width * min(max(shape[0] / shape[1], 0.25), 3.0)
 
 
 def frame(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxviz.calls.public import public
-from jaxviz.plot.colour import INK, QUIET, SIGNED, interpolation
-from jaxviz.plot.inputs import check_images, shorten
-from jaxviz.plot.page import EDGE, frame, put_title, write
+from jaxviz.plot.colour import INK, NOT_A_NUMBER, QUIET, SIGNED, interpolation
+from jaxviz.plot.inputs import check_array, check_count, check_images, check_named
+from jaxviz.plot.page import EDGE, cell_height, fit, frame, put_title, text_width, write
 
 SIDE, BETWEEN, APART = 1.7, 0.12, 0.34  # inches: a square of patches, to its twin, to the next map
 
@@ -20,20 +20,21 @@ def top_projections(
     tops: Mapping[str, Any],
     *,
     maps_per_row: int = 3,
-    title: str = "what excites each feature map most, and what of it does",
+    title: str | None = "what excites each feature map most, and what of it does",
 ) -> Figure:
     """Draws, for some feature maps, the patches that excite each most beside their projections.
 
     Left the image patches, strongest first, row by row; right, in the same order, what the
     deconvnet projects back. Zero is the middle tone, and each projection has its own scale, the
     99.5th percentile of its magnitudes: red and blue for one channel, colours about grey for three.
+    What is not finite is green.
 
     Args:
       tops: From a map's name to what `jaxviz.top_projections` found for it: `patches`
         `[K, h, w, C]` in 0 to 1 (or uint8), `projections` `[K, h, w, C]` and `scores` `[K]`. Of
         images that were normalised: `top._replace(patches=top.patches * std + mean)`.
       maps_per_row: Feature maps side by side, >= 1.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`. Under each map stand its name and its activations' range.
@@ -53,11 +54,11 @@ def top_projections(
       Zeiler and Fergus 2013, arXiv:1311.2901, figure 2.
     """
     who = "top_projections"
-    if not tops or maps_per_row < 1:
-        raise ValueError(
-            f"{who}: needs one feature map or more, and maps_per_row >= 1; got {len(tops)} and "
-            f"{maps_per_row}. Pass {{name: jaxviz.top_projections(...)}}."
-        )
+    example = "{'conv1 7': jaxviz.top_projections(...)}"
+    if isinstance(tops, Mapping) and not tops:
+        raise ValueError(f"{who}: needs one feature map or more; got none. Pass {example}.")
+    tops = check_named(who, "tops", tops, example)
+    maps_per_row = check_count(who, "maps_per_row", maps_per_row, 3)
     columns = min(maps_per_row, len(tops))
     rows = math.ceil(len(tops) / columns)
     width, row = 2 * SIDE + BETWEEN, SIDE + 0.42
@@ -65,8 +66,14 @@ def top_projections(
     figure = Figure(figsize=size, facecolor="white")
     put_title(figure, title)
     for number, (name, top) in enumerate(tops.items()):
+        if not all(hasattr(top, field) for field in ("patches", "projections", "scores")):
+            raise TypeError(
+                f"{who}: {name!r} must have patches, projections and scores; got "
+                f"{type(top).__name__}. Pass {example}."
+            )
         patches = check_images(f"{who} ({name!r})", top.patches)
-        projections, scores = np.asarray(top.projections), np.asarray(top.scores)
+        projections = check_array(who, f"projections of {name!r}", top.projections)
+        scores = check_array(who, f"scores of {name!r}", top.scores)
         given = np.shape(top.patches)
         if projections.shape != given or scores.shape != given[:1]:
             raise ValueError(
@@ -82,8 +89,9 @@ def top_projections(
             ax.imshow(tiled, interpolation=interpolation(cells.shape[1]))
             ax.set_frame_on(False)
         ax.set_label(name)
-        write(figure, left, bottom - 0.1, shorten(name, 26), fontsize=8, color=INK)
         note = f"activation {scores.max():.3g} to {scores.min():.3g}"
+        short = fit(name, width - text_width(note, 7) - 0.06, 8)
+        write(figure, left, bottom - 0.1, short, fontsize=8, color=INK)
         write(figure, left + width, bottom - 0.1, note, ha="right", fontsize=7, color=QUIET)
     return figure
 
@@ -93,7 +101,7 @@ def map_projections(
     image: Any,
     layers: Mapping[str, tuple[Any, Any, Sequence[Any]]],
     *,
-    title: str = "feature maps, and what they are projected back to",
+    title: str | None = "feature maps, and what they are projected back to",
 ) -> Figure:
     """Draws some feature maps of one image, and below each the pixels that made it.
 
@@ -105,7 +113,7 @@ def map_projections(
       image: `[H, W]` or `[H, W, C]`, 1 or 3 channels, 0 to 1 or uint8; drawn first.
       layers: From a layer's name to K of its maps `[h, w, K]`, their projections `[K, H, W, C]`
         (of `jaxviz.feature_projection`) and K names.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`.
@@ -122,10 +130,20 @@ def map_projections(
       Zeiler and Fergus 2013, arXiv:1311.2901, section 2.1.
     """
     who = "map_projections"
-    picture = check_images(who, np.asarray(image)[None])[0]
+    picture = check_images(who, _one(who, image))[0]
+    if isinstance(layers, Mapping) and not layers:
+        raise ValueError(f"{who}: needs one layer or more; got none.")
     blocks = []
-    for name, (maps, projections, units) in layers.items():
-        maps, projections = np.asarray(maps), np.asarray(projections)
+    example = "{'conv1': (maps, projections, names)}"
+    for name, found in check_named(who, "layers", layers, example).items():
+        if not isinstance(found, (tuple, list)) or len(found) != 3:
+            raise TypeError(
+                f"{who}: {name!r} must have three things; got {type(found).__name__}. "
+                f"Pass {example}."
+            )
+        maps = check_array(who, f"maps of {name!r}", found[0])
+        projections = check_array(who, f"projections of {name!r}", found[1])
+        units = [str(unit) for unit in found[2]]
         wide = picture.shape[:2] if projections.ndim != 4 else projections.shape[1:3]
         if maps.ndim != 3 or projections.ndim != 4 or wide != picture.shape[:2]:
             raise ValueError(
@@ -137,15 +155,19 @@ def map_projections(
                 f"{who}: {name!r} must have as many maps as projections and names; got "
                 f"{maps.shape[2]}, {len(projections)} and {len(units)}."
             )
+        if not maps.size or not projections.size:
+            raise ValueError(f"{who}: {name!r} must have a map or more; got {maps.shape}.")
         blocks.append((name, maps, _coloured(projections), units))
-    if not blocks:
-        raise ValueError(f"{who}: needs one layer or more; got none.")
     side, between, head = 0.95, 0.06, 0.42
-    height = side * picture.shape[0] / picture.shape[1]
+    height = cell_height(side, picture.shape)
     row = 2 * height + between + head
     columns = max(len(units) for *_, units in blocks)
     across = EDGE + side + APART
-    size = (across + columns * (side + between) - between + EDGE, 0.42 + len(blocks) * row + EDGE)
+    # Three maps wide at least, for the heading.
+    size = (
+        across + max(columns, 3) * (side + between) - between + EDGE,
+        0.42 + len(blocks) * row + EDGE,
+    )
     figure = Figure(figsize=size, facecolor="white")
     put_title(figure, title)
     first = size[1] - 0.42 - head - height
@@ -155,7 +177,8 @@ def map_projections(
     write(figure, EDGE, first + height + 0.1, "input", fontsize=8, color=INK)
     for line, (name, maps, coloured, units) in enumerate(blocks):
         above = size[1] - 0.42 - line * row - head - height
-        heading = f"{name}: maps above, projections below"
+        rest = ": maps above, projections below"
+        heading = fit(name, size[0] - EDGE - across - text_width(rest, 9), 9) + rest
         write(figure, across, above + height + 0.27, heading, fontsize=9, color=INK)
         for k, unit in enumerate(units):
             left = across + k * (side + between)
@@ -163,21 +186,33 @@ def map_projections(
             ax.imshow(maps[..., k], cmap="viridis", aspect="auto", interpolation="nearest")
             ax.set_label(f"{name} {unit}")
             top = above + height + 0.09
-            write(figure, left, top, shorten(str(unit), 9), fontsize=7, color=INK)
             peak = f"{maps[..., k].max():.3g}"
+            short = fit(unit, side - text_width(peak, 7) - 0.05, 7)
+            write(figure, left, top, short, fontsize=7, color=INK)
             write(figure, left + side, top, peak, ha="right", fontsize=7, color=QUIET)
             ax = frame(figure, left, above - between - height, side, height)
             ax.imshow(coloured[k], interpolation=interpolation(picture.shape[0]))
     return figure
 
 
+def _one(who: str, image: Any) -> np.ndarray:
+    """One image with a batch axis."""
+    image = check_array(who, "image", image)
+    if image.ndim not in (2, 3):
+        raise ValueError(f"{who}: image must be one, [H, W] or [H, W, C]; got {image.shape}.")
+    return image[None, ..., None] if image.ndim == 2 else image[None]
+
+
 def _coloured(projections: np.ndarray) -> np.ndarray:
     """Signed `[K, h, w, C]` as colours, zero in the middle, each by its own scale."""
     values = projections.astype(np.float64).reshape(*projections.shape[:3], -1)
+    missing = np.logical_not(np.isfinite(values).all(-1))
+    values = np.where(missing[..., None], 0, values)
     limits = np.percentile(np.abs(values), 99.5, axis=(1, 2, 3), keepdims=True)
     limits = np.where(limits > 0, limits, np.abs(values).max((1, 2, 3), keepdims=True))
-    scaled = np.clip(values / np.where(limits > 0, limits, 1), -1, 1)
-    return (scaled + 1) / 2 if scaled.shape[-1] == 3 else SIGNED((scaled[..., 0] + 1) / 2)[..., :3]
+    scaled = (np.clip(values / np.where(limits > 0, limits, 1), -1, 1) + 1) / 2
+    colours = scaled if scaled.shape[-1] == 3 else SIGNED(scaled[..., 0])[..., :3]
+    return np.where(missing[..., None], NOT_A_NUMBER[:3], colours)
 
 
 def _tiled(cells: np.ndarray) -> np.ndarray:

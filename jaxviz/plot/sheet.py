@@ -15,16 +15,25 @@ from jaxviz.plot.colour import (
     SIGNED,
     UNSIGNED,
     WRONG,
+    Heat,
     draw_heat,
     interpolation,
     to_heat,
 )
-from jaxviz.plot.inputs import check_images, check_names, check_vector, shorten
-from jaxviz.plot.page import bare, put_title
+from jaxviz.plot.inputs import (
+    check_array,
+    check_images,
+    check_named,
+    check_names,
+    check_vector,
+    first_words,
+)
+from jaxviz.plot.page import bare, cell_height, fit, fit_apart, put_title, text_width
 
 # Inches. A cell holds an image or a map; the bars get a wider one.
 CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
 UNDER = 0.24  # room for the line under each cell
+BARS_TALL = 1.25  # at least, or the five lines would lie over each other
 
 
 @public()
@@ -56,7 +65,7 @@ def explanation_sheet(
       target: `[N]` explained classes, or one for all; None means each row's most probable class.
       overlay: Which of `maps` to draw over the grey image. `maps` itself draws all so.
       percentile: Of each map's magnitudes; what lies above gets the full colour. 100 clips nothing.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`. Nothing is shown.
@@ -73,11 +82,9 @@ def explanation_sheet(
     who = "explanation_sheet"
     images = check_images(who, images)
     count = len(images)
-    if not maps:
-        raise ValueError(
-            f"{who}: maps must name at least one explanation; got none. Pass {{'saliency': …}}."
-        )
-    unknown = [name for name in overlay if name not in maps]
+    overlay = {overlay} if isinstance(overlay, str) else {str(name) for name in overlay}
+    maps = check_named(who, "maps", maps, "{'saliency': saliency}")
+    unknown = sorted(overlay - set(maps))
     if unknown:
         raise ValueError(
             f"{who}: overlay must name maps; got {unknown[0]!r}. There are {list(maps)}."
@@ -87,8 +94,8 @@ def explanation_sheet(
             f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."
         )
     if probabilities is not None:
-        probabilities = np.asarray(probabilities)
-        if probabilities.ndim != 2 or len(probabilities) != count:
+        probabilities = check_array(who, "probabilities", probabilities)
+        if probabilities.ndim != 2 or len(probabilities) != count or not probabilities.size:
             raise ValueError(
                 f"{who}: probabilities must be [{count}, K], one row an image; "
                 f"got {probabilities.shape}. Pass jax.nn.softmax of the logits."
@@ -103,34 +110,40 @@ def explanation_sheet(
         classes = len(class_names)
     labels = check_vector(who, "labels", labels, count, classes)
     if target is not None:
-        target = check_vector(who, "target", np.broadcast_to(target, (count,)), count, classes)
+        target = check_array(who, "target", target)
+        target = np.broadcast_to(target, (count,)) if target.ndim == 0 else target
+        target = check_vector(who, "target", target, count, classes)
     elif probabilities is not None:
         target = probabilities.argmax(-1)
     if classes is None:
         indices = [values for values in (labels, target) if values is not None]
         classes = 1 + max((int(values.max()) for values in indices), default=0)
-    names = check_names(who, class_names, classes)
+    names = first_words(check_names(who, class_names, classes))
     heats = {name: to_heat(who, name, value, count, percentile) for name, value in maps.items()}
 
     # Placed by hand in inches: every cell keeps its size whatever stands beside it.
-    ratio = images.shape[1] / images.shape[2]
     widths = [CELL, *([] if probabilities is None else [BARS]), *[CELL] * len(heats)]
-    height = CELL * ratio
-    row = height + UNDER + GAP
+    height = cell_height(CELL, images.shape[1:])
+    tallest = height if probabilities is None else max(height, BARS_TALL)
+    row = tallest + UNDER + GAP
     top = TOP if title else TOP - 0.32
+    verdicts = fit_apart(names, CELL - text_width("true:   ✓", 8), 8)
     size = (LEFT * 2 + sum(widths) + GAP * (len(widths) - 1), top + BOTTOM + row * count - GAP)
     figure = Figure(figsize=size, facecolor="white")
 
     def place(n: int, column: int) -> Axes:
         left = LEFT + sum(widths[:column]) + GAP * column
-        bottom = size[1] - top - n * row - height
-        box = (left / size[0], bottom / size[1], widths[column] / size[0], height / size[1])
+        tall = tallest if widths[column] == BARS else height
+        bottom = size[1] - top - n * row - tall
+        box = (left / size[0], bottom / size[1], widths[column] / size[0], tall / size[1])
         return figure.add_axes(box)
 
     for n, image in enumerate(images):
         ax = bare(place(n, 0))
         ax.imshow(image, interpolation=interpolation(image.shape[0]))
-        _under(ax, *_verdict(n, labels, probabilities, names))
+        if labels is not None:
+            right = None if probabilities is None else probabilities[n].argmax() == labels[n]
+            _verdict(ax, verdicts[labels[n]], right)
         if n == 0:
             _head(ax, "input")
         if probabilities is not None:
@@ -140,10 +153,7 @@ def explanation_sheet(
         for column, (name, heat) in enumerate(heats.items(), len(widths) - len(heats)):
             ax = bare(place(n, column))
             draw_heat(ax, heat, n, image, name in overlay)
-            sign = "±" if heat.signed else "0 to "
-            _under(
-                ax, f"{sign}{heat.limits[n]:.2g}" if heat.limits[n] else "zero everywhere", QUIET
-            )
+            _under(ax, _scale(heat, n), QUIET)
             if n == 0:
                 _head(ax, name)
 
@@ -157,40 +167,54 @@ def explanation_sheet(
 
 
 def _head(ax: Axes, text: str) -> None:
-    ax.set_title(text, fontsize=9.5, color=INK, pad=5)
+    text = fit(text, CELL + GAP - 0.04, 9.5)
+    ax.set_title(text, fontsize=9.5, color=INK, pad=5, parse_math=False)
 
 
 def _under(ax: Axes, text: str, colour: str) -> None:
-    ax.text(
-        0.5, -0.04, text, transform=ax.transAxes, ha="center", va="top", fontsize=8, color=colour
-    )
+    """Writes a line below, at the same distance below cells of any height."""
+    ax.annotate(
+        text, (0.5, 0), (0, -3), xycoords="axes fraction", textcoords="offset points",
+        ha="center", va="top", fontsize=8, color=colour, parse_math=False,
+    )  # fmt: skip
 
 
-def _verdict(n: int, labels, probabilities, names: list[str]) -> tuple[str, str]:
+def _verdict(ax: Axes, name: str, right: bool | None) -> None:
     """The line under the input: its true class, and whether the model found it."""
-    if labels is None:
-        return "", INK
-    text = f"true: {shorten(names[labels[n]], 22)}"
-    if probabilities is None:
-        return text, INK
-    right = probabilities[n].argmax() == labels[n]
-    return (f"{text}  ✓", RIGHT) if right else (f"{text}  ✗", WRONG)
+    if right is None:
+        _under(ax, f"true: {name}", INK)
+    else:
+        _under(ax, f"true: {name}  {'✓' if right else '✗'}", RIGHT if right else WRONG)
+
+
+def _scale(heat: Heat, n: int) -> str:
+    """The line under a map: what gets the full colour."""
+    if heat.limits[n]:
+        return f"{'±' if heat.signed else '0 to '}{heat.limits[n]:.2g}"
+    missing = np.isnan(heat.values[n])
+    if missing.all():
+        return ""  # it stands in the map
+    return "zero elsewhere" if missing.any() else "zero everywhere"
 
 
 def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -> Axes:
     """The five largest probabilities; the explained class in the strong colour."""
     best = np.argsort(-row, kind="stable")[:5]
     explained = None if target is None else target[n]
+    share = text_width("100.0%", 7.5, "bold") + 0.06
+    shown = fit_apart(names, BARS - share, 7.5, "bold")
+    true = fit_apart(names, BARS - share - text_width(" (true)", 7.5, "bold"), 7.5, "bold")
     for place, index in enumerate(best):
         strong = index == explained
         ax.barh(place + 0.22, row[index], height=0.26, color=ACCENT if strong else "#b9c4d3")
         ax.plot([0, 1], [place + 0.22] * 2, color="#e6e9ee", linewidth=0.6, zorder=0)
-        true = labels is not None and index == labels[n]
+        is_true = labels is not None and index == labels[n]
         ax.text(
             0,
             place - 0.02,
-            shorten(names[index], 20) + (" (true)" if true else ""),
+            f"{true[index]} (true)" if is_true else shown[index],
             va="bottom",
+            parse_math=False,
             fontsize=7.5,
             color=INK,
             weight="bold" if strong else "normal",
@@ -209,7 +233,8 @@ def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -
     ax.axis("off")
     if explained is not None:
         share = "" if explained in best else f" ({row[explained]:.1%})"
-        _under(ax, f"explained: {shorten(names[explained], 18)}{share}", ACCENT)
+        room = BARS - text_width(f"explained: {share}", 8)
+        _under(ax, f"explained: {fit_apart(names, room, 8)[explained]}{share}", ACCENT)
     return ax
 
 

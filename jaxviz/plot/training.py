@@ -1,6 +1,6 @@
 """How training went: the curves epoch by epoch, and which classes are taken for which."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET, WRONG
-from jaxviz.plot.inputs import check_names, shorten
-from jaxviz.plot.page import put_title
+from jaxviz.plot.inputs import check_array, check_names, first_words
+from jaxviz.plot.page import fit_apart, fitting_points, put_title
 
 TRAIN = "#b2662b"
 
 
 @public()
 def training_history(
-    history: Any, *, best_epoch: int | None = None, title: str = "training history"
+    history: Any, *, best_epoch: int | None = None, title: str | None = "training history"
 ) -> Figure:
     """Draws loss and accuracy by epoch, training beside validation.
 
@@ -27,7 +27,7 @@ def training_history(
         `accuracy` (0 to 1), `validation_loss` and `validation_accuracy`. Other names, and curves
         that are NaN throughout, are passed over.
       best_epoch: Index of the epoch that was kept, from 0; the axis counts from 1.
-      title: Above everything.
+      title: Above everything; None leaves it out.
 
     Returns:
       A Figure for `savefig`.
@@ -43,7 +43,16 @@ def training_history(
     who = "training_history"
     known = ("loss", "accuracy", "validation_loss", "validation_accuracy")
     given = history._asdict() if hasattr(history, "_asdict") else history
-    curves = {name: np.asarray(given[name], np.float64) for name in known if name in given}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"{who}: history must be a dict or NamedTuple, name -> one number an epoch; got "
+            f"{type(history).__name__}. Pass the history of a run, or {{'loss': losses}}."
+        )
+    curves = {
+        name: check_array(who, name, given[name]).astype(np.float64)
+        for name in known
+        if given.get(name) is not None
+    }
     # A run without a validation set holds NaN there.
     curves = {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}
     if not curves:
@@ -72,10 +81,13 @@ def training_history(
             curve = curves.get(what if part == "train" else f"validation_{what}")
             if curve is None:
                 continue
-            dots = "o" if len(epochs) <= 30 else ""
-            ax.plot(epochs, curve, color=colour, linewidth=1.8, marker=dots, markersize=3.5)
+            style = {"color": colour, "linewidth": 1.8, "markersize": 3.5}
+            style["marker"] = "o" if len(epochs) <= 30 else ""
+            if len(epochs) == 1:
+                style["linestyle"] = ""  # a dot is no line, nor in the legend
+            ax.plot(epochs, curve, **style)
             last = f"{curve[-1]:.2%}" if what == "accuracy" else f"{curve[-1]:.3g}"
-            ax.plot([], [], color=colour, linewidth=1.8, label=f"{part}, last {last}")
+            ax.plot([], [], label=f"{part}, last {last}", **style)
         if best_epoch is not None:
             dashed = {"color": QUIET, "linewidth": 0.9, "linestyle": (0, (4, 3))}
             label = f"kept: epoch {best_epoch + 1}"
@@ -86,11 +98,17 @@ def training_history(
             ax.plot([], [], label=label, **dashed)
         ax.set_title(what, loc="left", fontsize=10, color=INK)
         ax.set_xlabel("epoch", fontsize=9, color=INK)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(epochs) <= 8:  # epochs are counted: there is none of 0.96
+            ax.set_xticks(epochs)
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlim(1 - 0.04 * len(epochs) - 0.1, 1.04 * len(epochs) + 0.1)
+        shown = np.concatenate([curve for name, curve in curves.items() if what in name])
+        shown = shown[np.isfinite(shown)]
         if what == "accuracy":
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-        else:
-            ax.set_ylim(bottom=0)
+        elif shown.size and shown.min() >= 0:
+            ax.set_ylim(0, 1.06 * shown.max() or 1.0)
         ax.grid(axis="y", color="#e6e9ee", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8, colors=INK)
@@ -123,7 +141,7 @@ def confusion_matrix(
       'accuracy 95.00 % (19 of 20)'
     """
     who = "confusion_matrix"
-    matrix = np.asarray(matrix)
+    matrix = check_array(who, "matrix", matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise ValueError(
             f"{who}: matrix must be [K, K], true class by predicted class; got {matrix.shape}. "
@@ -134,8 +152,14 @@ def confusion_matrix(
             f"{who}: matrix must hold counts, not all zero; got {matrix.min()} to {matrix.max()}. "
             "Do not normalise it first."
         )
+    if not np.isfinite(matrix).all() or (matrix != np.floor(matrix)).any():
+        raise ValueError(
+            f"{who}: matrix must hold counts, whole numbers; got {matrix.dtype}, "
+            f"{matrix.min():.3g} to {matrix.max():.3g}. Do not normalise it first."
+        )
+    matrix = matrix.astype(np.int64)
     classes = len(matrix)
-    names = [shorten(name, 14) for name in check_names(who, class_names, classes)]
+    names = fit_apart(first_words(check_names(who, class_names, classes)), 1.05, 9)
     right, total = np.trace(matrix), matrix.sum()
     if title is None:
         title = f"accuracy {right / total:.2%} ({right} of {total})".replace("%", " %")
@@ -162,7 +186,7 @@ def confusion_matrix(
                     f"{count}",
                     ha="center",
                     va="center",
-                    fontsize=8,
+                    fontsize=fitting_points(f"{count}", cell - 0.06, 8),
                     color="white" if dark else INK,
                 )
     ticks = range(0, classes, max(1, classes // 40))
@@ -172,8 +196,9 @@ def confusion_matrix(
         [names[i] for i in ticks],
         rotation=45 if turned else 0,
         ha="right" if turned else "center",
+        parse_math=False,
     )
-    ax.set_yticks(ticks, [names[i] for i in ticks])
+    ax.set_yticks(ticks, [names[i] for i in ticks], parse_math=False)
     ax.tick_params(length=0, labelsize=9, colors=INK)
     ax.set_xlabel("predicted class", fontsize=10, color=INK)
     ax.set_ylabel("true class", fontsize=10, color=INK)
@@ -190,16 +215,17 @@ def confusion_matrix(
         )
     if classes <= 20:
         ax.text(classes - 0.35, -0.75, "right", va="center", fontsize=8.5, color=QUIET)
-    ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
-    ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
-    ax.grid(which="minor", color="#e6e9ee", linewidth=0.8)
-    ax.tick_params(which="minor", length=0)
+    if classes <= 100:  # lines of more would cover the cells
+        ax.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+        ax.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+        ax.grid(which="minor", color="#e6e9ee", linewidth=0.8)
+        ax.tick_params(which="minor", length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return figure
 
 
-def _titled(width: float, height: float, title: str) -> Figure:
+def _titled(width: float, height: float, title: str | None) -> Figure:
     """An empty page of this size in inches, whose axes stay below the title."""
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1, rect=(0, 0, 1, 1 - 0.36 / height))
     figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
