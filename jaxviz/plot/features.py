@@ -29,7 +29,7 @@ _GIF_SIDE, _GIF_BYTES = 2**16 - 1, 2**33  # what its format can say; what is hel
 
 @public()
 def stitched(
-    images: Any,
+    images,
     *,
     titles: Sequence[str] | None = None,
     notes: Sequence[str] | None = None,
@@ -163,7 +163,7 @@ def _kernel_picture(kernel: np.ndarray) -> np.ndarray:
 
 @public()
 def atlas_page(
-    images: Any,
+    images,
     patches: Any,
     means: Any,
     *,

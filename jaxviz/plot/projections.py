@@ -1,7 +1,7 @@
 """Feature maps beside what is projected back from them: of an image, and of the best patches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def top_projections(
 @public()
 def map_projections(
     image: Any,
-    layers: Mapping[str, tuple[Any, Any, Sequence[Any]]],
+    layers,
     *,
     title: str | None = "feature maps, and what they are projected back to",
 ) -> Figure:
