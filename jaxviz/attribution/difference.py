@@ -146,21 +146,21 @@ def _multiplied(apply_fn, params, x, start, target, rule):
     return _RULES[rule](apply_fn, params, x, start, target)
 
 
-def _scored(apply_fn: Callable, target: Target) -> tuple[Callable, Callable | None]:
+def _scored(apply_fn: Callable, target: Target) -> Callable:
     """The function to carry differences through: a target that is a function is part of it."""
     if callable(target):
-        return (lambda params, x: select(apply_fn(params, x), target)), (lambda score: score)
-    return apply_fn, None
+        return lambda params, x: select(apply_fn(params, x), target)
+    return apply_fn
 
 
 def _rescaled(apply_fn, params, x, start, target):
-    explained, chosen = _scored(apply_fn, target)
+    explained = _scored(apply_fn, target)
     starts = jax.tree.leaves(start)
 
     def carried(given, d):
         params, x = given
         along = jax.tree.leaves(d)
-        outputs = lift(
+        return lift(
             explained,
             deeplift.rescale,
             params,
@@ -169,24 +169,14 @@ def _rescaled(apply_fn, params, x, start, target):
             still=still,
             each=deeplift.linear,
         )
-        here, _, carried = outputs
-        return here, carried
 
     gap = _difference(x, start)
-
-    def score(outputs):
-        here, along = outputs
-        if chosen is not None:
-            return along
-        top = jnp.argmax(here, axis=1) if target is None else target
-        return select(along, top)
-
-    multipliers = input_gradient(carried, (params, x), gap, score)
+    multipliers = input_gradient(carried, (params, x), gap, _score(target))
     return jax.tree.map(lambda m, g: m * g, multipliers, gap)
 
 
 def _revealed(apply_fn, params, x, start, target):
-    explained, chosen = _scored(apply_fn, target)
+    explained = _scored(apply_fn, target)
     starts = jax.tree.leaves(start)
     gap = _difference(x, start)
     up = jax.tree.map(lambda g: jnp.maximum(g, 0), gap)
@@ -205,21 +195,28 @@ def _revealed(apply_fn, params, x, start, target):
             still=reveal_cancel.still,
             each=reveal_cancel.linear,
         )
-        here, _, _, positive, negative = outputs
-        return here, positive + negative
+        here, there, _, positive, negative = outputs
+        return here, there, positive + negative
 
-    def score(outputs):
-        here, along = outputs
-        if chosen is not None:
-            return along
-        top = jnp.argmax(here, axis=1) if target is None else target
-        return select(along, top)
-
-    by_sign = input_gradient(carried, (params, x), (up, down), score)
+    by_sign = input_gradient(carried, (params, x), (up, down), _score(target))
     return jax.tree.map(lambda p, n, u, d: p * u + n * d, *by_sign, up, down)
 
 
 _RULES = {"rescale": _rescaled, "reveal_cancel": _revealed}
+
+
+def _score(target: Target) -> Callable:
+    """Of the bundle of all outputs, the carried difference of each example's explained number."""
+
+    def score(outputs):
+        if not callable(target):
+            top = jnp.argmax(outputs[0], axis=1) if target is None else target
+            outputs = [select(output, top) for output in outputs]
+        here, there, along = outputs
+        # A number that is infinite or undefined at an end has no shares: 0 * inf is NaN.
+        return along * (1 + 0 * (here - there))
+
+    return score
 
 
 def _difference(x, start):

@@ -81,25 +81,28 @@ class _Runner:
 
     def run(self, program: Program, arguments: Sequence[Any]) -> list[Any]:
         env: dict[int, Any] = dict(program.constants)
+        makers: dict[int, Op] = {}
         for value, argument in zip(program.inputs, arguments, strict=True):
             env[value] = self.as_needed(argument, value in program.depends)
         for node in program.nodes:
-            self.step(program, node, env)
+            self.step(program, node, env, makers)
         return [env[value] for value in program.outputs]
 
     def as_needed(self, value: Any, moving: bool) -> Any:
         return self.still(jnp.asarray(value)) if moving and not isinstance(value, Bundle) else value
 
-    def step(self, program: Program, node: Node, env: dict[int, Any]) -> None:
+    def step(
+        self, program: Program, node: Node, env: dict[int, Any], makers: dict[int, Op]
+    ) -> None:
         if not any(v in program.depends for v in node.inputs):
             run_node(node, env)
             return
-        op = make_op(program, node, {})
+        op = make_op(program, node, {})._replace(makers=tuple(map(makers.get, node.inputs)))
         known, replacement = self.rules.find(op)
         values = [env[v] for v in node.inputs]
         if replacement is None and node.members:
             for member in node.members:
-                self.step(program, member, env)
+                self.step(program, member, env, makers)
             return
         if replacement is None and node.bodies:
             outputs = [self.as_needed(o, True) for o in self.higher(node, values)]
@@ -110,6 +113,7 @@ class _Runner:
             outputs = (replacement or self.each(op))(*values)
             outputs = [outputs] if isinstance(outputs, Bundle) else outputs
         env.update(zip(node.outputs, outputs, strict=True))
+        makers.update(dict.fromkeys(node.outputs, op))
 
     def higher(self, node: Node, values: Sequence[Any]) -> list[Any]:
         """The outputs of an operation with bodies, those that are kept."""

@@ -45,6 +45,7 @@ class Op(NamedTuple):
       first: Whether it is a convolution or dense layer that no other one comes before.
       members: Of a group, each operation with where its inputs are found: their places in the list
         of the group's inputs followed by the outputs of the members before.
+      makers: For each input, the operation that made it, where `lift` has come by it; else None.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Op(NamedTuple):
     source: str
     first: bool = False
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
+    makers: tuple["Op | None", ...] = ()
 
 
 _KINDS = LISTED | {"add", "sub", "mul", "div", "bias", "sum", "max", "min", "first", "activation"}

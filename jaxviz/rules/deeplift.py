@@ -10,8 +10,8 @@ multipliers adds up to the score gained, exactly, whatever the net is made of:
   of two numbers (a power) by the mean over which of them changes first;
 - maxima, sorting and medians by the place that explains the change (`deeplift_order`);
 - products of two activations, and anything quadratic, by the derivative half way, which gives each
-  factor its Shapley value; a quotient is a product with the reciprocal; products of more factors
-  by the mean derivative on the straight way;
+  factor its Shapley value; a quotient y = a / b as the product y b = a; products of more factors by
+  the mean derivative on the straight way;
 - softmax by logarithmic means, the difference quotients of the exponential;
 - comparisons and choices by what crossed its threshold (`deeplift_choice`).
 
@@ -23,7 +23,7 @@ Rows are as in any `RuleSet`; a function that depends on the input in no row is 
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from jaxviz.rules.deeplift_choice import (
     chosen,
     compared,
     converted,
-    finite,
+    is_finite,
     logical,
     moved,
     no_difference,
@@ -46,6 +46,7 @@ from jaxviz.rules.differences import (
     bundled,
     column,
     divided,
+    finite,
     gap,
     halfway,
     is_float,
@@ -154,12 +155,35 @@ def midpoint(op: Op) -> Callable:
 
 
 def product(op: Op) -> Callable:
-    return midpoint(op) if sum(moves(op, o) for o in op.operands) > 1 else linear(op)
+    """a b by the derivative half way; where b is the reciprocal of something, a quotient."""
+    if sum(moves(op, o) for o in op.operands) < 2:
+        return linear(op)
+    inverse = [o for o in op.operands if _is_reciprocal(op, o)] if op.primitive == "mul" else []
+    if len(inverse) != 1 or jnp.issubdtype(op.outputs[0].dtype, jnp.complexfloating):
+        return midpoint(op)
+    (s_at,) = cast(list[int], inverse)
+    (a_at,) = (o for o in cast(tuple[int, ...], op.operands) if o != s_at)
+
+    def replaced(*inputs):
+        (a, a0, da), (s, s0, ds) = inputs[a_at], inputs[s_at]
+        y, y0 = a * s, a0 * s0
+        same = jnp.sign(s) * jnp.sign(s0) > 0
+        total = jnp.where(same, s + s0, 1)
+        of_a = jnp.where(same, 2 * s * (s0 / total), s / 2 + s0 / 2)
+        of_s = jnp.where(same, y / total + y0 / total, a / 2 + a0 / 2)
+        return y, y0, finite(of_a) * da + finite(of_s) * ds
+
+    return replaced
 
 
 def quotient(op: Op) -> Callable | None:
-    """a / b as the product of a and 1 / b."""
-    top, bottom = op.operands
+    """y = a / b by the product y b = a: d -> (da - db (y + y0) / 2) / ((b + b0) / 2).
+
+    As a product with the reciprocal the multipliers would be as large as the larger of 1 / b and
+    1 / b0, however small the quotient itself: a norm at a baseline of zeros has 1 / b0 = 1000, and
+    a few of them in a row leave no digit. That is only done where b and b0 differ in sign.
+    """
+    top, bottom = cast(tuple[int, int], op.operands)
     if not moves(op, bottom):
         return linear(op)
     if not moves(op, top):
@@ -167,16 +191,41 @@ def quotient(op: Op) -> Callable | None:
 
     def replaced(*inputs):
         (a, a0, da), (b, b0, db) = inputs[top], inputs[bottom]
-        inverse, inverse0 = 1 / b, 1 / b0
-        fell = (a / 2 + a0 / 2) * inverse * inverse0 * db
-        return a / b, a0 / b0, da * (inverse / 2 + inverse0 / 2) - fell
+        y, y0 = a / b, a0 / b0
+        same = jnp.zeros(b.shape, bool)
+        if not jnp.iscomplexobj(b):
+            same = jnp.sign(b) * jnp.sign(b0) > 0
+        half = 1 / jnp.where(same, b / 2 + b0 / 2, 1)
+        of_a = jnp.where(same, half, 1 / b / 2 + 1 / b0 / 2)
+        of_b = jnp.where(same, (y / 2 + y0 / 2) * half, (a / 2 + a0 / 2) / b / b0)
+        return y, y0, finite(of_a) * da - finite(of_b) * db
 
     return replaced
 
 
+def _is_reciprocal(op: Op, operand: Any) -> bool:
+    """Whether an operand is 1 / b or 1 / sqrt b, moved or scaled by what stays."""
+    maker = op.makers[operand] if op.makers else None
+    while maker is not None and (maker.kind in MOVES or maker.primitive in ("mul", "div")):
+        moving = [i for i, d in enumerate(maker.depends) if d]
+        if maker.primitive == "div" and not moves(maker, maker.operands[0]):
+            return True
+        if len(moving) != 1 or sum(o == moving[0] for o in maker.operands) != 1:
+            return False
+        maker = maker.makers[moving[0]]
+    if maker is None:
+        return False
+    if maker.primitive == "pow":
+        power = maker.operands[1]
+        return not isinstance(power, int) and power.value < 0
+    return maker.primitive == "rsqrt" or maker.options.get("y", 0) < 0
+
+
 def solved(op: Op) -> Callable:
     """A linear system whose matrix stays."""
-    return refuse(op) if moves(op, op.operands[0]) else linear(op)
+    if moves(op, op.operands[0]):
+        refuse(op)
+    return linear(op)
 
 
 def softmax(op: Op) -> Callable:
@@ -262,7 +311,7 @@ LUMPED = {
     **_rows(ordered, ["sort", "top_k"]),
     **_rows(multiplied, ["reduce_prod", "cumprod"]),
     **_rows(linear, COMPLEX),
-    "is_finite": finite,
+    "is_finite": is_finite,
     "cumlogsumexp": log_sums,
     "triangular_solve": solved,
 }

@@ -20,10 +20,10 @@ from jaxviz.rules.differences import (
     bundled,
     column,
     divided,
+    finite,
     gap,
     halfway,
     is_float,
-    moves,
     truth_dtype,
 )
 
@@ -104,7 +104,7 @@ def moved(op: Op) -> Callable:
     return replaced
 
 
-def finite(op: Op) -> Callable:
+def is_finite(op: Op) -> Callable:
     """Whether a number is finite: one that is so at one end only has no difference to share."""
 
     def replaced(value):
@@ -116,12 +116,15 @@ def finite(op: Op) -> Callable:
 
 def chosen(op: Op) -> Callable | None:
     """`where` by a condition that depends on the input."""
-    if not moves(op, op.operands[0]) or op.inputs[op.operands[0]].dtype != jnp.bool_:
+    which_at = op.operands[0]
+    if not isinstance(which_at, int) or not op.depends[which_at]:
+        return None
+    if op.inputs[which_at].dtype != jnp.bool_:
         return None
 
     def replaced(*inputs):
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
-        which, which0, step = inputs[op.operands[0]]
+        which, which0, step = inputs[which_at]
         cases = [
             inputs[o] if isinstance(o, int) else jnp.full(here.shape, o.value, here.dtype)
             for o in op.operands[1:]
@@ -133,7 +136,7 @@ def chosen(op: Op) -> Callable | None:
         cases, ends = [_numbers(v) for v in cases], [_numbers(v) for v in (here, there)]
         other = which != which0
         kept = [v[2] if isinstance(v, tuple) else jnp.zeros_like(v) for v in cases]
-        change = jnp.where(other, gap(*ends), 0).astype(kept[0].dtype)
+        change = jnp.where(other, finite(gap(*ends)), 0).astype(kept[0].dtype)
         share = step * (_number(which) - _number(which0))
         same = jnp.where(other, 0, jax.lax.select_n(which, *kept))
         return here, there, same + change * share.astype(change.dtype)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.graph.rewrite import Op, refuse
-from jaxviz.rules.differences import along, bundled, column, divided, gap, is_float, shrink
+from jaxviz.rules.differences import along, bundled, column, divided, finite, gap, is_float, shrink
 
 FALLS = ("min", "reduce_min", "reduce_window_min", "cummin", "scatter-min")
 
@@ -32,7 +32,7 @@ def extreme(evaluate: Callable, inputs: Sequence[Any], falls: bool):
     shares = [share(v) for v in inputs]
     here, winner_here = along(evaluate, shares, column(inputs, 0))
     there, winner_there = along(evaluate, shares, column(inputs, 1))
-    change = gap(here, there).astype(here.dtype)
+    change = finite(gap(here, there)).astype(here.dtype)
     grew = (change < 0) if falls else (change >= 0)
     return here, there, change * jnp.where(grew, winner_here, winner_there)
 
@@ -40,6 +40,7 @@ def extreme(evaluate: Callable, inputs: Sequence[Any], falls: bool):
 def ordered(op: Op) -> Callable | None:
     """Sorting and top k. Costs the square of the length: each place against each rank."""
     moving = [i for i, d in enumerate(op.depends) if d]
+    key: Any = op.operands[0]
     keys = op.options.get("num_keys", 1)
     if not op.operands[:keys] or not any(o in moving for o in op.operands[:keys]):
         return None  # sorted by what stays where it is: places move, no more
@@ -51,14 +52,14 @@ def ordered(op: Op) -> Callable | None:
     axis = op.options["dimension" if op.primitive == "sort" else "axis"]
 
     def replaced(*inputs):
-        x, x0, d = (jnp.moveaxis(a, axis, -1)[..., None, :] for a in inputs[op.operands[0]])
+        x, x0, d = (jnp.moveaxis(a, axis, -1)[..., None, :] for a in inputs[key])
         one = len(op.outputs) == 1
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
         y, y0 = (jnp.moveaxis(v if one else v[0], axis, -1)[..., None] for v in (here, there))
         rose, fell = (x0 <= y0) & (x >= y), (x0 >= y0) & (x <= y)
         explains = jnp.where(y >= y0, rose, fell).astype(d.dtype)
         explains /= jnp.maximum(explains.sum(-1, keepdims=True), 1)
-        change = gap(y, y0).astype(d.dtype)
+        change = finite(gap(y, y0)).astype(d.dtype)
         share = divided(d, gap(x, x0).astype(d.dtype))
         carried = jnp.moveaxis((change * explains * share).sum(-1), -1, axis)
         return bundled(op, here, there, carried if one else [carried, *here[1:]])

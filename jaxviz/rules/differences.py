@@ -79,6 +79,11 @@ def divided(change: jax.Array, by: jax.Array) -> jax.Array:
     return jnp.where(none, jnp.zeros_like(change), change / jnp.where(none, 1, by))
 
 
+def finite(a: jax.Array) -> jax.Array:
+    """Nothing in place of what is infinite or undefined."""
+    return jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a))
+
+
 def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
     """f(a), f(b), and (f(a) - f(b)) / (a - b) in the type of `a`: how much of a - b passes.
 
@@ -86,8 +91,8 @@ def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
     and the derivative half way is exact up to the square of their distance. It stands in where it
     makes the change that was seen up to what rounding f(a) and f(b) leaves open; nothing else is
     compared, so a kink or a step between the two, or a derivative that is not the function's own
-    (straight-through), is never missed. Where a = b it is the derivative, or nothing if that is
-    infinite: no difference passes there.
+    (straight-through), is never missed. Where a = b it is the derivative. Nothing passes where f is
+    infinite or undefined at an end, so that a mask behind it can hide that.
 
     Args:
       f: Of each number alone.
@@ -104,8 +109,7 @@ def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
     if not exact:
         rounding = 4 * float(jnp.finfo(fa.dtype).eps) * (jnp.abs(wide(fa)) + jnp.abs(wide(fb)))
         ratio = jnp.where(jnp.abs(change - slope * run) <= rounding, slope, ratio)
-    slope = jnp.where(jnp.isfinite(slope), slope, jnp.zeros_like(slope))
-    return fa, fb, jnp.where(level, slope, ratio).astype(a.dtype)
+    return fa, fb, finite(jnp.where(level, slope, ratio)).astype(a.dtype)
 
 
 def shrink(size: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ def linear(op: Op) -> Callable:
     return _with(op, lambda inputs: lambda p, n: (_carry(op, inputs, p), _carry(op, inputs, n)))
 
 
-def scaling(op: Op) -> Callable:
+def scaling(op: Op) -> Callable | None:
     """A scale for each number: a negative one makes the positive part the negative one."""
     if sum(isinstance(o, int) and op.depends[o] for o in op.operands) != 1:
         return lumped(op)
@@ -151,10 +151,8 @@ def lumped(op: Op) -> Callable | None:
         moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
         total = [None if v is None else _change(v) for v in moving]
         whole = [None if v is None else v[3] + v[4] for v in moving]
-        outputs = [
-            _sorted(*ends, change, d)
-            for (*ends, change), (_, _, d) in zip(through(total), through(whole), strict=True)
-        ]
+        pairs = zip(through(total), through(whole), strict=True)
+        outputs = [_sorted(a, b, change, d) for (a, b, change), (_, _, d) in pairs]
         return outputs[0] if len(outputs) == 1 else outputs
 
     return replaced

@@ -106,7 +106,9 @@ ODD = {
     "square": lambda x: x * x + x**3,
     "gate": lambda x: x * jax.nn.sigmoid(x[:, ::-1]),
     "quotient": lambda x: x / (1 + x[:, ::-1] ** 2),
+    "quotient of any sign": lambda x: x / x[:, ::-1],
     "reciprocal": lambda x: 1 / (2 + x * x),
+    "times a reciprocal": lambda x: x * (1 / (x[:, ::-1] + 0.3)) + x * (x[:, ::-1] ** -2),
     "attention": lambda x: (jax.nn.softmax(x[:, :, None] * x[:, None, :]) @ x[:, :, None])[:, :, 0],
     "layer norm": lambda x: (
         (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + 1e-3)
@@ -231,6 +233,15 @@ def test_rescale_by_hand():
     f = lambda _, x: x[:, :1] * x[:, 1:]
     out = deep_lift(f, None, jnp.array([[5.0, 3.0]]), 0, baseline=jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(out, [[10.0, 3.0]])
+    # A quotient by y b = a: from 1 / 1 to 6 / 3 it is (5 - 2 * 1.5) / 2, however it is spelled.
+    x, x0 = jnp.array([[6.0, 3.0]]), jnp.ones(2)
+    quotients = (
+        lambda _, x: x[:, :1] / x[:, 1:],
+        lambda _, x: x[:, :1] * (1 / x[:, 1:]),
+        lambda _, x: 2 * x[:, 1:] ** -1 * (0.5 * x[:, :1]),
+    )
+    for f in quotients:
+        np.testing.assert_allclose(deep_lift(f, None, x, 0, baseline=x0), [[2.5, -1.5]], rtol=1e-6)
     # A maximum that grew belongs to the winner now, one that fell to the winner before.
     f = lambda _, x: x.max(1, keepdims=True)
     x, x0 = jnp.array([[5.0, 3.0], [1.0, 2.0]]), jnp.array([[1.0, 4.0], [7.0, 3.0]])

@@ -123,6 +123,40 @@ def test_a_secant_is_told_from_a_derivative_by_the_values_alone():
     assert slope(jnp.exp, jnp.full(1, -jnp.inf), jnp.full(1, -jnp.inf)) == 0
 
 
+NORMS = {
+    "by hand": lambda h: (
+        (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-6)
+    ),
+    "divided": lambda h: h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-6),
+    "scaled first": lambda h: (
+        (h - h.mean(-1, keepdims=True))
+        * (1.1 * jax.lax.rsqrt(jnp.var(h, -1, keepdims=True) + 1e-6))
+    ),
+    "by the largest": lambda h: h / jnp.maximum(jnp.abs(h).max(-1, keepdims=True), 1e-3),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_in_a_row_lose_no_digits_at_a_baseline_of_zeros(norm):
+    """1 / sqrt(eps) = 1000 at the baseline; eight times in a row, that would be 1e24."""
+
+    def transformer(p, x):
+        def block(h, w):
+            u = NORMS[norm](h)
+            h = h + jax.nn.softmax(u @ w[0] @ u.swapaxes(1, 2)) @ u @ w[1]
+            return h + jax.nn.gelu(NORMS[norm](h) @ w[2]) @ w[3], None
+
+        return NORMS[norm](jax.lax.scan(block, x, p["blocks"])[0]).mean(1) @ p["out"]
+
+    rng = np.random.default_rng(0)
+    p = {"blocks": rng.normal(size=(4, 4, 8, 8)) / 8**0.5, "out": rng.normal(size=(8, 2))}
+    p, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (p, rng.normal(size=(2, 3, 8))))
+    out = np.asarray(jv.deep_lift(transformer, p, x, 0))
+    gained = np.asarray(transformer(p, x) - transformer(p, 0 * x))[:, 0]
+    assert np.abs(out.sum((1, 2)) - gained).max() < 1e-5 * np.abs(out).sum((1, 2)).max()
+    assert np.abs(out).max() < 100 * np.abs(gained).max()
+
+
 DEAD = {  # channel 0 is zero at both ends, and no function has a derivative there
     "root": lambda h: jnp.sqrt(h),
     "power": lambda h: h**0.3,
@@ -146,6 +180,29 @@ def test_what_is_dead_at_both_ends_has_no_share_and_no_nan(rule):
     out = np.asarray(jv.deep_lift(every, w, x, target, baseline=x0, rule=rule))
     gained = np.asarray(every(w, x) - every(w, x0))[target, target]
     np.testing.assert_allclose(out.sum(1), gained, rtol=1e-5, atol=1e-6)
+
+
+HIDDEN = {  # zero by zero at the baseline, but never seen
+    "a safe quotient": lambda x: jnp.where(
+        x.sum(1, keepdims=True) > 0, x / x.sum(1, keepdims=True), 0
+    ),
+    "a safe norm": lambda x: jnp.where(
+        (x * x).sum(1, keepdims=True) > 0, x * jax.lax.rsqrt((x * x).sum(1, keepdims=True)), 0
+    ),
+    "a safe logarithm": lambda x: jnp.where(x[:, ::-1] > 0, jnp.log(x), 0),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_undefined_is_hidden_by_a_choice_or_seen_in_the_shares(rule):
+    x = jnp.array([[0.7, 0.4]])
+    for name in ("a safe quotient", "a safe norm", "a safe logarithm"):
+        f = lambda _, x, name=name: HIDDEN[name](x) @ jnp.array([[1.0], [3.0]])
+        out = np.asarray(jv.deep_lift(f, None, x, 0, rule=rule))
+        np.testing.assert_allclose(out.sum(1), f(None, x)[:, 0], rtol=1e-6, err_msg=name)
+    undefined = lambda _, x: jnp.stack([jnp.log(x).sum(1), x.sum(1)], 1)
+    assert np.isnan(jv.deep_lift(undefined, None, x, 0, rule=rule)).all()
+    np.testing.assert_allclose(jv.deep_lift(undefined, None, x, 1, rule=rule), x, rtol=1e-6)
 
 
 def test_reveal_cancel_where_one_part_alone_leaves_the_domain():
