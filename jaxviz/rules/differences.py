@@ -101,15 +101,16 @@ def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
       exact: Whether f rounds nothing (ReLU, clamps, |x|), so that the quotient is always exact.
     """
     fa, fb = f(a), f(b)
-    run, change = gap(a, b), gap(fa, fb)
-    middle = a if exact else jnp.where(a == b, a, a / 2 + b / 2)
+    level = a == b
+    run = jnp.where(level, 1, wide(a) - wide(b))
+    middle = a if exact else jnp.where(level, a, a / 2 + b / 2)
     slope = wide(jax.jvp(f, (middle,), (jnp.ones_like(middle),))[1])
-    level = run == 0
-    ratio = change / jnp.where(level, 1, run)
-    if not exact:
-        rounding = 4 * float(jnp.finfo(fa.dtype).eps) * (jnp.abs(wide(fa)) + jnp.abs(wide(fb)))
-        ratio = jnp.where(jnp.abs(change - slope * run) <= rounding, slope, ratio)
-    return fa, fb, finite(jnp.where(level, slope, ratio)).astype(a.dtype)
+    if exact:
+        return fa, fb, jnp.where(level, slope, (wide(fa) - wide(fb)) / run).astype(a.dtype)
+    change = gap(fa, fb)
+    rounding = 4 * float(jnp.finfo(fa.dtype).eps) * (jnp.abs(wide(fa)) + jnp.abs(wide(fb)))
+    near = level | (jnp.abs(change - slope * run) <= rounding)
+    return fa, fb, finite(jnp.where(near, slope, change / run)).astype(a.dtype)
 
 
 def shrink(size: jax.Array) -> jax.Array:

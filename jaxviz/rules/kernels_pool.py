@@ -90,10 +90,9 @@ def max_pool_difference(
     def scale(x, x0, y, y0, here, there):
         winner = jnp.where(y >= y0, here, there)
         gap = jnp.zeros_like(y)
-        moved = jnp.where(x == x0, 0, x - x0)  # nothing between equal infinities
-        for number, value in enumerate(places(moved, windows)):
+        for number, value in enumerate(places(x - x0, windows)):
             gap = jnp.where(winner == jnp.array(number, winner.dtype), value, gap)
-        none = gap == 0
+        none = ~(jnp.abs(gap) > 0)  # between equal infinities too
         ratio = (y - y0) / jnp.where(none, jnp.ones_like(gap), gap)
         return winner, jnp.where(none, jnp.zeros_like(ratio), ratio)
 
