@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxviz.graph.interpreter import Node, Program, build, equation_of
+from jaxviz.graph.interpreter import CUSTOM, Node, Program, build, equation_of
 
 # XLA books these apart, as transcendentals.
 TRANSCENDENTAL = frozenset(
@@ -54,6 +54,10 @@ def node_flops(program: Program, node: Node) -> int:
         return max(bodies) if name == "cond" else sum(bodies)
     if not node.outputs:
         return 0
+    if name in CUSTOM:  # a recognised activation: what it is made of
+        inner = equation.params[CUSTOM[name]]
+        body = build(inner.jaxpr, inner.consts, [False] * len(inner.jaxpr.invars), flat=True)
+        return sum(node_flops(body, n) for n in body.nodes)
     return _primitive(name, equation, [v.aval for v in equation.invars], node, program)
 
 
@@ -61,8 +65,6 @@ def _primitive(name: str, equation: Any, inputs: list, node: Node, program: Prog
     output = math.prod(program.avals[node.outputs[0]].shape)
     if name in _MOVES or name in TRANSCENDENTAL:
         return 0
-    if name in ("jit", "pjit", "custom_jvp_call"):  # a recognised activation
-        return _ACTIVATION_FLOPS.get(node.kind, 1) * output
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * output * math.prod(inputs[0].shape[d] for d in contracted)
@@ -81,13 +83,6 @@ def _primitive(name: str, equation: Any, inputs: list, node: Node, program: Prog
     if name.startswith("scatter"):
         return math.prod(inputs[-1].shape)
     return output
-
-
-# Beside transcendentals, which are booked apart.
-_ACTIVATION_FLOPS = {
-    **{"relu": 1, "relu6": 2, "tanh": 0, "sigmoid": 0, "silu": 1, "leaky_relu": 3, "elu": 4},
-    **{"selu": 5, "gelu": 8, "gelu_exact": 4, "softplus": 6, "hard_silu": 5, "hard_sigmoid": 4},
-}
 
 
 def _conv(params: dict, inputs: list, output: tuple[int, ...]) -> int:

@@ -1,109 +1,35 @@
 """What an operation is, however it is spelled: kinds of single equations and recognised groups.
 
-A group is found by its shape in the graph, not by its name: where two paths from one value meet
-again and everything between is pointwise, the group is a function of one number, and is told by
-its values at a few probes (so `jnp.where(x > 0, x, 0)` is a ReLU). Softmax and normalisations are
-told by what lies between, batch norm by its chain of affine steps with params.
+A kind is proved from the equations and the values of their constants, for all real inputs
+(`jaxviz.graph.pieces`, `jaxviz.graph.norms`), never tried out; what is not proved is an ordinary
+operation. A group is found by its shape in the graph, not by its name: where all paths from one
+value meet again, and nothing else reads what is between. So it can always stand at the place of its
+last member, and taking it apart gives the program back.
+
+What a function with a `stop_gradient` or a derivative of its own inside is, its values do not tell:
+it has a kind only where that changes no derivative.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-PROBES = np.array([-30.0, -7.5, -3.2, -2.0, -1.0, -0.4, -1e-3, 0.0, 1e-3, 0.3, 1.0, 2.5, 4.0, 9.0])
+import jaxviz.graph.norms as norms
+import jaxviz.graph.pieces as pieces
+from jaxviz.graph.activations import NAMED, named
+from jaxviz.graph.algebra import Unproved
 
-
-def _erf(x: Any) -> np.ndarray:
-    import math
-
-    return np.vectorize(math.erf)(np.asarray(x, float))
-
-
-def _sigmoid(x: Any) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.asarray(x, float)))
-
-
-def _elu(x: np.ndarray) -> np.ndarray:
-    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
-
-
-# Functions of one number that have a name; `leaky_relu` is told apart by its slope.
-ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "elu": _elu,
-    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x)),
-    "celu": lambda x: np.maximum(x, 0) + np.minimum(0, np.expm1(np.minimum(x, 0))),
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-    "silu": lambda x: x * _sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
-    "gelu_exact": lambda x: 0.5 * x * (1 + _erf(x / np.sqrt(2))),
-    "softplus": lambda x: np.logaddexp(x, 0),
-    "log_sigmoid": lambda x: -np.logaddexp(-x, 0),
-    "soft_sign": lambda x: x / (1 + np.abs(x)),
-    "hard_tanh": lambda x: np.clip(x, -1, 1),
-    "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
-    "hard_silu": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-    "squareplus": lambda x: 0.5 * (x + np.sqrt(x * x + 4)),
-    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
-}
 NORM_KINDS = frozenset({"layer_norm", "rms_norm"})
-ACTIVATION_KINDS = frozenset(ACTIVATIONS) | {"leaky_relu", "pointwise"}
+ACTIVATION_KINDS = NAMED | {"pointwise"}
 
-# Primitives that act on each number alone, in NumPy, for the probes.
-_POINTWISE: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "add": np.add,
-    "add_any": np.add,
-    "and": np.logical_and,
-    "ceil": np.ceil,
-    "clamp": lambda low, x, high: np.clip(x, low, high),
-    "convert_element_type": lambda x: np.asarray(x, float),
-    "copy": lambda x: x,
-    "copy_p": lambda x: x,
-    "cos": np.cos,
-    "cosh": np.cosh,
-    "div": np.divide,
-    "eq": np.equal,
-    "erf": _erf,
-    "erfc": lambda x: 1 - _erf(x),
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "floor": np.floor,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "is_finite": np.isfinite,
-    "le": np.less_equal,
-    "log": np.log,
-    "log1p": np.log1p,
-    "logistic": _sigmoid,
-    "lt": np.less,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mul": np.multiply,
-    "name": lambda x: x,
-    "ne": np.not_equal,
-    "neg": np.negative,
-    "not": np.logical_not,
-    "or": np.logical_or,
-    "pow": np.power,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "select_n": lambda which, *cases: np.choose(np.asarray(which, int), cases),
-    "sign": np.sign,
-    "sin": np.sin,
-    "sinh": np.sinh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "stop_gradient": lambda x: x,
-    "sub": np.subtract,
-    "tan": np.tan,
-    "tanh": np.tanh,
-    "xor": np.logical_xor,
-}
+# What acts on each number alone, whether or not its form is known.
+_ELEMENTWISE = pieces.POINTWISE | frozenset(
+    "acos acosh asin asinh atan atanh cbrt ceil cos digamma erf_inv floor lgamma round sin tan".split()
+)
 
 # Primitives that carry another name in the field.
 _PRIMITIVES = {
@@ -116,91 +42,111 @@ _PRIMITIVES = {
 }
 
 
-class _Uses(NamedTuple):
-    producer: dict[int, int]  # value -> position of the node that makes it
-    consumers: dict[int, list[int]]  # value -> positions of the nodes that read it
-    kept: set[int]  # values that must stay values: outputs and tagged ones
-    uniform: dict[int, float]  # values that are one number everywhere
+class _Graph:
+    """The nodes of a program by position, and who makes and reads which value.
+
+    A node that is absorbed into a group leaves a gap; the group stands where its last member was.
+    """
+
+    def __init__(self, program: Any, nodes: Sequence[Any], through: Callable):
+        self.program = program
+        self.nodes: list[Any] = list(nodes)
+        self.through = through  # what an equation makes of functions of one number
+        self.producer: dict[int, int] = {}
+        self.readers: dict[int, list[int]] = {}
+        for position, node in enumerate(nodes):
+            self.producer.update(dict.fromkeys(node.outputs, position))
+            for value in node.inputs:
+                self.readers.setdefault(value, []).append(position)
+        # Values that must stay values: outputs and tagged ones.
+        self.kept = {*program.outputs, *(value for *_, value in program.tags)}
+        self.uniform = _uniform(program, nodes)
+
+    def moving(self, node: Any) -> list[int]:
+        return [v for v in node.inputs if v in self.program.depends]
+
+    def made_by(self, value: int) -> int | None:
+        return self.producer.get(value)
+
+    def inside(self, value: int, members: set[int]) -> bool:
+        """Whether nothing but the members needs a value."""
+        return value not in self.kept and members.issuperset(self.readers.get(value, ()))
+
+    def only_reader(self, node: Any) -> int | None:
+        """The node that alone reads this one's output, which nothing else needs."""
+        if len(node.outputs) != 1 or node.outputs[0] in self.kept:
+            return None
+        readers = self.readers.get(node.outputs[0], [])
+        return readers[0] if len(readers) == 1 else None
+
+    def region(
+        self, position: int, members: set[int], allowed: Callable, *, closed: bool = True
+    ) -> int | None:
+        """Adds to `members` what lies between a node and the nearest value all of it comes from.
+
+        Returns that value, or None where there is none: where a node on the way is not `allowed`,
+        or, if it must be `closed`, something else needs what is between.
+        """
+        members.add(position)
+        frontier = set(self.moving(self.nodes[position]))
+        while len(frontier) > 1:
+            # Step back over the node made last: what it reads is older, so the walk ends.
+            newest = max(frontier, key=lambda v: self.producer.get(v, -1))
+            made = self.producer.get(newest, -1)
+            if made < 0 or len(members) > _LARGEST_GROUP or not allowed(self.nodes[made]):
+                return None
+            members.add(made)
+            frontier -= set(self.nodes[made].outputs)
+            frontier |= set(self.moving(self.nodes[made]))
+        last = max(members)
+        inner = {v for p in members if p != last for v in self.nodes[p].outputs}
+        if not frontier or (closed and not all(self.inside(v, members) for v in inner)):
+            return None
+        return frontier.pop()
+
+    def group(self, kind: str, members: set[int]) -> None:
+        """Puts a group in the place of its last member."""
+        positions = sorted(members)
+        parts = tuple(self.nodes[p] for p in positions)
+        made = {v for m in parts for v in m.outputs}
+        read = dict.fromkeys(v for m in parts for v in m.inputs if v not in made)
+        moving = [v for v in read if v in self.program.depends]
+        inputs = (*moving, *(v for v in read if v not in self.program.depends))
+        last = positions[-1]
+        for p in positions:
+            for v in self.nodes[p].inputs:
+                self.readers[v] = [q for q in self.readers[v] if q != p]
+            self.nodes[p] = None
+        for v in inputs:
+            self.readers[v] = [*self.readers.get(v, ()), last]
+        for v in made:
+            self.producer[v] = last
+        self.nodes[last] = parts[-1]._replace(
+            kind=kind, inputs=inputs, operands=inputs, equation=None, members=parts, bodies=()
+        )
 
 
-def recognise(program: Any) -> tuple[Any, ...]:
-    """The program's nodes with their kinds, recognised groups as one node each."""
+def recognise(program: Any, through: Callable) -> tuple[Any, ...]:
+    """The program's nodes with their kinds, recognised groups as one node each.
+
+    Args:
+      program: Its nodes have the kinds of their primitives, or of activations already known.
+      through: `(equation, operands) -> result` over functions of one number, or `Unproved`.
+    """
     nodes = [node._replace(kind=_kind(program, node)) for node in program.nodes]
-    for finder in (_meeting, _affine, _averaging, _clipping):
-        position, uses = 0, _uses(program, nodes)
-        while position < len(nodes):
-            found = finder(program, nodes, uses, position)
-            if found is None:
-                position += 1
-                continue
-            kind, members = found
-            nodes = _grouped(program, nodes, kind, sorted(members))
-            uses = _uses(program, nodes)
-            position = position - len(members) + 2
-    return tuple(nodes)
-
-
-def activation(program: Any) -> str | None:
-    """The kind of a whole program that maps one array pointwise, or None."""
-    if len(program.outputs) != 1:
-        return None
-    source = [v for v in program.inputs if v in program.depends]
-    if len(source) != 1 or program.outputs[0] not in program.depends:
-        return None
-    uniform = _uniform(program, program.nodes)
-    values = probe(program.nodes, source[0], uniform)
-    return None if values is None else _name(values.get(program.outputs[0]))
-
-
-def probe(
-    nodes: Iterable[Any], source: int, uniform: dict[int, float]
-) -> dict[int, np.ndarray] | None:
-    """Values at the probes of everything computed pointwise from `source`; None if not all is."""
-    env: dict[int, Any] = {**uniform, source: PROBES}
-
-    def run(node):
-        if all(v in uniform for v in node.outputs):
-            return True
-        if node.members:
-            return all(run(member) for member in node.members)
-        operands: list[Any] = [env.get(o) if type(o) is int else o.value for o in node.operands]
-        if any(o is None for o in operands):
-            return False
-        if node.kind in ACTIVATIONS:
-            result = ACTIVATIONS[node.kind](operands[0])
-        elif node.kind == "integer_pow":
-            result = np.power(operands[0], float(node.equation.params["y"]))
-        elif node.kind == "leaky_relu" or node.equation.primitive.name not in _POINTWISE:
-            return False
-        else:
-            result = _POINTWISE[node.equation.primitive.name](*operands)
-        env[node.outputs[0]] = result
-        return True
-
-    with np.errstate(all="ignore"):
-        return env if all(run(node) for node in nodes) else None
-
-
-def _name(values: Any) -> str | None:
-    """The activation that has these values at the probes."""
-    if values is None or np.shape(values) != PROBES.shape:
-        return None
-    if values.dtype == bool:  # a comparison, such as the derivative of a clip
-        return "pointwise"
-    for kind, function in ACTIVATIONS.items():
-        with np.errstate(all="ignore"):
-            if np.allclose(values, function(PROBES), rtol=2e-6, atol=1e-7):
-                return kind
-    slope = -values[PROBES == -1.0][0]
-    with np.errstate(all="ignore"):
-        leaky = np.where(PROBES > 0, PROBES, -slope * -PROBES)
-    if slope != 1 and np.allclose(values, leaky, rtol=2e-6, atol=1e-7):
-        return "leaky_relu"
-    return "pointwise"
+    if program.depends.isdisjoint(v for node in nodes for v in node.inputs):
+        return tuple(nodes)
+    graph = _Graph(program, nodes, through)
+    for finder in (_function, _along_axes, _affine, _averaging):
+        for position in range(len(nodes)):
+            node = graph.nodes[position]
+            if node is not None and not node.bodies and graph.moving(node):
+                finder(graph, position)
+    return tuple(node for node in graph.nodes if node is not None)
 
 
 def _kind(program: Any, node: Any) -> str:
-    if node.members or node.kind != node.equation.primitive.name:
+    if node.kind != node.equation.primitive.name:
         return node.kind  # already known to be an activation
     moving = [v for v in node.inputs if v in program.depends]
     others = [o for o in node.operands if o not in moving]
@@ -210,254 +156,348 @@ def _kind(program: Any, node: Any) -> str:
         return "dense" if others else "matmul"
     if node.kind == "conv_general_dilated" and not others:
         return "conv_product"
-    if node.kind in ("add", "sub", "mul", "div") and others:
+    if node.kind == "add" and others:
         held = [o for o in others if type(o) is int and program.avals[o].ndim]
-        if held and node.kind == "add":
-            return "bias"
-        return node.kind
-    if node.kind == "max" and len(node.operands) == 2:
-        uniform = _uniform(program, program.nodes)
-        if any(_number(o, uniform) == 0 for o in others):
-            return "relu"
+        return "bias" if held else "add"
     if node.kind == "gather" and node.operands[0] not in moving:
         return "embed"
-    if node.kind == "reshape" and len(program.avals[node.outputs[0]].shape) == 2:
+    if node.kind == "reshape" and node.equation.params["dimensions"] is None:
         before, after = (program.avals[v].shape for v in (node.inputs[0], node.outputs[0]))
-        if len(before) > 2 and before[0] == after[0]:
+        if len(after) == 2 and len(before) > 2 and before[0] == after[0]:
             return "flatten"
     return _PRIMITIVES.get(node.kind, node.kind)
-
-
-def _number(operand: Any, uniform: dict[int, float]) -> float | None:
-    return uniform.get(operand) if type(operand) is int else operand.value
-
-
-def _uniform(program: Any, nodes: Iterable[Any]) -> dict[int, float]:
-    found = {
-        v: float(c)
-        for v, c in program.constants.items()
-        if isinstance(c, np.ndarray) and c.ndim == 0 and c.dtype.kind in "fiub"
-    }
-    for node in nodes:
-        if node.equation is None or node.equation.primitive.name not in (
-            "broadcast_in_dim",
-            "convert_element_type",
-        ):
-            continue
-        dtype = program.avals[node.outputs[0]].dtype
-        if dtype == jax.dtypes.float0 or dtype.kind == "c":  # no real number
-            continue
-        number = _number(node.operands[0], found)
-        if number is not None and np.ndim(number) == 0:
-            found[node.outputs[0]] = float(number)
-    return found
-
-
-def _uses(program: Any, nodes: Sequence[Any]) -> _Uses:
-    producer, consumers = {}, {}
-    for position, node in enumerate(nodes):
-        producer.update(dict.fromkeys(node.outputs, position))
-        for value in node.inputs:
-            consumers.setdefault(value, []).append(position)
-    kept = {*program.outputs, *(value for *_, value in program.tags)}
-    return _Uses(producer, consumers, kept, _uniform(program, nodes))
-
-
-def _moving(program: Any, node: Any) -> list[int]:
-    return [v for v in node.inputs if v in program.depends]
-
-
-def _only_consumer(uses: _Uses, node: Any) -> int | None:
-    """The node that alone reads this one's output, which nothing else needs."""
-    if len(node.outputs) != 1 or node.outputs[0] in uses.kept:
-        return None
-    readers = uses.consumers.get(node.outputs[0], [])
-    return readers[0] if len(readers) == 1 else None
-
-
-def _grouped(program: Any, nodes: list, kind: str, positions: list[int]) -> list:
-    members = tuple(nodes[p] for p in positions)
-    if kind in NORM_KINDS:  # a variance kept from falling below zero is no ReLU
-        members = tuple(m._replace(kind="max") if m.kind == "relu" else m for m in members)
-    made = {v for m in members for v in m.outputs}
-    read = dict.fromkeys(v for m in members for v in m.inputs if v not in made)
-    moving = [v for v in read if v in program.depends]
-    inputs = (*moving, *(v for v in read if v not in program.depends))
-    last = members[-1]
-    group = last._replace(
-        kind=kind, inputs=inputs, operands=inputs, equation=None, members=members, bodies=()
-    )
-    rest = [n for p, n in enumerate(nodes) if p not in positions[:-1]]
-    rest[rest.index(last)] = group
-    return rest
-
-
-def _meeting(program, nodes, uses, position):
-    """A group between one value and the place where all paths from it meet again."""
-    exit_node = nodes[position]
-    if exit_node.members or len(exit_node.outputs) != 1 or exit_node.equation is None:
-        return None
-    primitive = exit_node.equation.primitive.name
-    if primitive not in _POINTWISE or len(_moving(program, exit_node)) < 2:
-        return None
-    region = _region(program, nodes, uses, position)
-    if region is None:
-        return None
-    source, members = region
-    inside = [nodes[p] for p in sorted(members)]
-    shape = program.avals[exit_node.outputs[0]].shape
-    names = {_spelled(n) for n in inside}
-    if program.avals[source].shape == shape:
-        values = probe(inside, source, uses.uniform)
-        if values is not None:
-            return _name(values[exit_node.outputs[0]]) or "pointwise", members
-    if primitive in ("mul", "div") and "reduce_sum" in names and names & {"rsqrt", "sqrt"}:
-        if names <= _NORM:
-            return ("layer_norm" if "sub" in names else "rms_norm"), members
-    if "reduce_sum" in names and names <= _SOFTMAX and primitive in ("div", "sub"):
-        # exp(x - max) is used above and below the line, x - max on both sides of the difference.
-        before = uses.producer.get(source)
-        if primitive == "div" and "exp" not in names:
-            if before is None or nodes[before].kind != "exp" or not _inside(uses, source, members):
-                return None
-            members, source = members | {before}, nodes[before].inputs[0]
-        elif primitive == "sub" and not {"exp", "log"} <= names:
-            return None
-        return {"div": "softmax", "sub": "log_softmax"}[primitive], _shifted(
-            program, nodes, uses, source, members
-        )
-    return None
-
-
-def _spelled(node: Any) -> str:
-    return node.kind if node.members or node.kind in ACTIVATION_KINDS else _primitive(node)
 
 
 def _primitive(node: Any) -> str:
     return node.equation.primitive.name if node.equation is not None else node.kind
 
 
-def _inside(uses: _Uses, value: int, members: set[int]) -> bool:
-    return value not in uses.kept and set(uses.consumers.get(value, [])) <= members
+def _number(operand: Any, uniform: dict[int, float]) -> float | None:
+    """The one number that a value is everywhere."""
+    if type(operand) is int:
+        return uniform.get(operand)
+    return _real(operand.value)
 
 
-def _shifted(program, nodes, uses, source: int, members: set[int]) -> set[int]:
-    """A softmax's members with those that subtract the largest logit first."""
-    made = uses.producer.get(source)
-    if made is None or nodes[made].kind != "sub" or not _inside(uses, source, members):
-        return members
-    region = _region(program, nodes, uses, made)
-    if region is None or not {_spelled(nodes[p]) for p in region[1]} <= _SOFTMAX:
-        return members
-    return members | region[1]
+def _real(value: Any) -> float | None:
+    array = np.asarray(value)
+    real = array.dtype.kind in "fiub" or jnp.issubdtype(array.dtype, jnp.floating)
+    return float(array) if array.ndim == 0 and real else None
 
 
-_SOFTMAX = {
-    *("reduce_max", "max", "stop_gradient", "broadcast_in_dim", "reshape", "sub", "exp"),
-    *("reduce_sum", "div", "log", "select_n", "squeeze", "convert_element_type", "is_finite"),
-}
-_NORM = {
-    *("reduce_sum", "div", "mul", "sub", "add", "integer_pow", "square", "rsqrt", "sqrt", "max"),
-    *("broadcast_in_dim", "reshape", "convert_element_type", "stop_gradient", "abs", "squeeze"),
-    *("mean", "pointwise", "relu", "copy"),
-}
+_COPIES = frozenset({"broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy"})
+_SUMS = frozenset({"add", "sub", "mul", "div", "neg", "max", "min", "sqrt", "rsqrt", "gt"})
+
+
+def _uniform(program: Any, nodes: Iterable[Any]) -> dict[int, float]:
+    """The values that are one real number everywhere, with it."""
+    found = {}
+    for value, held in program.constants.items():
+        if isinstance(held, np.ndarray) and held.ndim == 0 and (c := _real(held)) is not None:
+            found[value] = c
+    for node in nodes:
+        name = _primitive(node)
+        if name not in _COPIES and name not in _SUMS:
+            continue
+        numbers = [_number(o, found) for o in node.operands]
+        dtype = program.avals[node.outputs[0]].dtype
+        if any(c is None for c in numbers) or dtype == jax.dtypes.float0 or dtype.kind == "c":
+            continue
+        if name in _COPIES:
+            found[node.outputs[0]] = numbers[0]  # type: ignore[assignment]
+            continue
+        try:
+            made = pieces.apply(name, {}, numbers, dtype)  # type: ignore[arg-type]
+        except Unproved:
+            continue
+        if isinstance(made, float):
+            found[node.outputs[0]] = made
+    return found
+
+
 _LARGEST_GROUP = 40
+_MOST_STEPS = 6  # back from where a function ends: 1 / (1 + exp(-x)) has four
 
 
-def _region(program, nodes, uses, position):
-    """The nearest value that all moving inputs of a node come from, and the nodes between."""
-    members, frontier = {position}, set(_moving(program, nodes[position]))
-    while len(frontier) > 1:
-        # Step back over the node made last: what it reads is older, so the walk ends at a meeting.
-        made = {v: uses.producer.get(v, -1) for v in frontier}
-        newest = max(made, key=lambda v: made[v])
-        if made[newest] < 0 or len(members) > _LARGEST_GROUP:
-            return None
-        members.add(made[newest])
-        frontier -= set(nodes[made[newest]].outputs)
-        frontier |= set(_moving(program, nodes[made[newest]]))
-    inner = [nodes[p] for p in members if p != position]
-    for node in inner:
-        if node.bodies or any(v in uses.kept for v in node.outputs):
-            return None
-        if any(set(uses.consumers.get(v, [])) - members for v in node.outputs):
-            return None
-    return frontier.pop(), members
+def _is_float(program: Any, value: int) -> bool:
+    return jnp.issubdtype(program.avals[value].dtype, jnp.floating)
 
 
-def _affine(program, nodes, uses, position):
+def _elementwise(node: Any) -> bool:
+    if node.members or node.kind in NAMED:
+        return node.kind in ACTIVATION_KINDS
+    return not node.bodies and len(node.outputs) == 1 and _primitive(node) in _ELEMENTWISE
+
+
+def _function(graph: _Graph, position: int) -> None:
+    """An activation, or what else is a function of one number between two places."""
+    node = graph.nodes[position]
+    if not _elementwise(node) or not _is_float(graph.program, node.outputs[0]):
+        return
+    if node.kind in NAMED:
+        return
+    members: set[int] = set()
+    source = graph.region(position, members, _elementwise)
+    if source is None or not _places(graph, members, source, node.outputs[0]):
+        return
+    nearest = set(members)
+    kind = _named(graph, members, source, node.outputs[0])
+    best = (kind, set(members)) if kind else None
+    for _ in range(_MOST_STEPS):
+        before = graph.made_by(source)
+        if before is None or not _elementwise(graph.nodes[before]):
+            break
+        if not graph.inside(source, members) or (kind and graph.nodes[before].kind in NAMED):
+            break
+        further = graph.region(before, members, _elementwise)
+        if further is None or not _places(graph, members, further, node.outputs[0]):
+            break
+        source = further
+        if found := _named(graph, members, source, node.outputs[0]):
+            best = (found, set(members))
+    if best is None:
+        if len(nearest) > 1 and not _holds(graph, nearest):
+            graph.group("pointwise", nearest)
+        return
+    kind, members = best
+    if len(members) > 1:
+        graph.group(kind, members)
+    elif kind != "relu" or not _clamps_a_spread(graph, source_of(graph, position)):
+        graph.nodes[position] = node._replace(kind=kind)
+
+
+def source_of(graph: _Graph, position: int) -> int:
+    return graph.moving(graph.nodes[position])[0]
+
+
+def _places(graph: _Graph, members: set[int], source: int, out: int) -> bool:
+    """Whether each place of the output is made from the same place of the source alone."""
+    avals = graph.program.avals
+    shape = avals[source].shape
+    if avals[out].shape != shape or avals[out].dtype != avals[source].dtype:
+        return False
+    for p in members:
+        node = graph.nodes[p]
+        if node.members:
+            continue  # its operands were looked at when it was made
+        for o in node.operands:
+            if type(o) is int and o in graph.program.depends:
+                if avals[o].shape != shape:
+                    return False
+            elif _number(o, graph.uniform) is None:
+                return False
+    return True
+
+
+def _holds(graph: _Graph, members: Iterable[int]) -> bool:
+    """Whether a gradient is stopped inside."""
+    return any(
+        _primitive(graph.nodes[p]) == "stop_gradient"
+        and _is_float(graph.program, graph.nodes[p].inputs[0])
+        for p in members
+    )
+
+
+def _named(graph: _Graph, members: Iterable[int], source: int, out: int) -> str | None:
+    """The activation that leads from a value to another."""
+    env: dict[int, Any] = {source: pieces.X}
+
+    def run(node):
+        if node.members:
+            for member in node.members:
+                run(member)
+            return
+        operands = [
+            env[o] if type(o) is int and o in env else _number(o, graph.uniform)
+            for o in node.operands
+        ]
+        if any(o is None for o in operands):
+            raise Unproved
+        env[node.outputs[0]] = graph.through(node.equation, operands)
+
+    try:
+        for p in sorted(members):
+            run(graph.nodes[p])
+    except Unproved:
+        return None
+    return named(env[out], pieces.rounding(graph.program.avals[out].dtype))
+
+
+def _allowed_along(node: Any) -> bool:
+    if node.members:
+        return node.kind == "pointwise" and all(map(_allowed_along, node.members))
+    return not node.bodies and _primitive(node) in norms.PRIMITIVES
+
+
+def _along_axes(graph: _Graph, position: int) -> None:
+    """Softmax, its logarithm, and normalisations."""
+    node = graph.nodes[position]
+    if _primitive(node) not in ("add", "sub", "mul", "div") or len(graph.moving(node)) < 2:
+        return
+    members: set[int] = set()
+    source = graph.region(position, members, _allowed_along)
+    best = None
+    while source is not None:
+        if kind := norms.kind(_along(graph, members, source, node.outputs[0])):
+            best = (kind, set(members))
+        before = graph.made_by(source)
+        if before is None or not graph.inside(source, members):
+            break
+        first = graph.nodes[before]
+        steps = ("sub",) if best else ("sub", "exp")
+        if _primitive(first) not in steps or not _allowed_along(first):
+            break
+        source = graph.region(before, members, _allowed_along)
+    if best is not None:
+        graph.group(*best)
+
+
+def _along(graph: _Graph, members: Iterable[int], source: int, out: int) -> Any:
+    """What the members make of an array along its axes; 0 where that is not known."""
+    avals = graph.program.avals
+    nodes = [m for p in sorted(members) for m in _flat(graph.nodes[p])]
+    values = {v for node in nodes for v in node.inputs}
+    size = math.prod(avals[source].shape)
+    alike = [avals[v].shape for v in values if math.prod(avals[v].shape) == size]
+    env: dict[int, Any] = {}
+
+    def operand(o):
+        if type(o) is int and o in env:
+            return env[o]
+        c = _number(o, graph.uniform)
+        if c is not None:
+            return c
+        if type(o) is not int or o in graph.program.depends:
+            raise Unproved
+        return norms.param(o, avals[o].shape)
+
+    try:
+        env[source] = norms.array(avals[source].shape, alike)
+        for node in nodes:
+            aval = avals[node.outputs[0]]
+            env[node.outputs[0]] = norms.apply(
+                _primitive(node),
+                node.equation.params,
+                [operand(o) for o in node.operands],
+                aval.shape,
+                aval.dtype,
+                node.outputs[0],
+            )
+    except Unproved:
+        return 0.0
+    return env[out]
+
+
+def _flat(node: Any) -> list[Any]:
+    return [m for part in node.members for m in _flat(part)] if node.members else [node]
+
+
+def _clamps_a_spread(graph: _Graph, value: int) -> bool:
+    """Whether a value is a variance, which rounding alone takes below zero."""
+    made = graph.made_by(value)
+    if made is None or _primitive(graph.nodes[made]) not in ("sub", "pointwise"):
+        return False
+    members: set[int] = set()
+    source = graph.region(made, members, _allowed_along, closed=False)
+    return source is not None and norms.is_spread(_along(graph, members, source, value))
+
+
+def _affine(graph: _Graph, position: int) -> None:
     """A chain of sums and products with params: batch norm in inference, or scale and shift."""
+    depends = graph.program.depends
 
     def step(node):
         if node.kind not in ("add", "bias", "sub", "mul", "div") or node.equation is None:
             return False
-        moving = _moving(program, node)
-        held = [o for o in node.operands if type(o) is int and o not in program.depends]
+        moving = graph.moving(node)
+        held = [o for o in node.operands if type(o) is int and o not in depends]
         if node.kind == "div" and node.operands[0] not in moving:
             return False
-        return len(moving) == 1 and len(held) == 1 and held[0] not in uses.uniform
+        return len(moving) == 1 and len(held) == 1 and held[0] not in graph.uniform
 
-    node = nodes[position]
+    node = graph.nodes[position]
     if not step(node):
-        return None
-    before = uses.producer.get(_moving(program, node)[0])
-    if node.kind == "bias" and before is not None and nodes[before].kind in ("conv", "dense"):
-        return None
+        return
+    before = graph.made_by(graph.moving(node)[0])
+    if node.kind == "bias" and before is not None and graph.nodes[before].kind in ("conv", "dense"):
+        return
     chain = [position]
-    while (following := _only_consumer(uses, nodes[chain[-1]])) is not None:
-        if not step(nodes[following]):
+    while (following := graph.only_reader(graph.nodes[chain[-1]])) is not None:
+        if not step(graph.nodes[following]):
             break
         chain.append(following)
-    if len(chain) < 2 or not any(nodes[p].kind in ("mul", "div") for p in chain):
-        return None
-    held = {o for p in chain for o in nodes[p].inputs if o not in program.depends}
-    return ("batch_norm" if _takes_root(nodes, uses, held) else "affine"), set(chain)
+    if len(chain) < 2 or not any(graph.nodes[p].kind in ("mul", "div") for p in chain):
+        return
+    held = {o for p in chain for o in graph.nodes[p].inputs if o not in depends}
+    graph.group("batch_norm" if _takes_root(graph, held) else "affine", set(chain))
 
 
-def _takes_root(nodes, uses, values: set[int]) -> bool:
+def _takes_root(graph: _Graph, values: Iterable[int]) -> bool:
     """Whether a square root was taken to make one of these params-only values."""
     todo, seen = list(values), set()
     while todo:
-        value = todo.pop()
-        made = uses.producer.get(value)
+        made = graph.made_by(todo.pop())
         if made is None or made in seen:
             continue
         seen.add(made)
-        if nodes[made].equation is not None and nodes[made].equation.primitive.name in (
-            "rsqrt",
-            "sqrt",
-        ):
+        if _primitive(graph.nodes[made]) in ("rsqrt", "sqrt"):
             return True
-        todo.extend(nodes[made].inputs)
+        todo.extend(graph.nodes[made].inputs)
     return False
 
 
-def _averaging(program, nodes, uses, position):
-    """A sum over windows or axes, then divided by a count."""
-    kind = {"sum_pool": "avg_pool", "sum": "mean"}.get(nodes[position].kind)
-    following = _only_consumer(uses, nodes[position]) if kind else None
-    if following is None or nodes[following].kind not in ("div", "mul"):
-        return None
-    if len(_moving(program, nodes[following])) != 1 or nodes[following].equation is None:
-        return None
-    held = [o for o in nodes[following].operands if o not in nodes[position].outputs]
-    number = _number(held[0], uses.uniform) if held else None
-    if number is None and kind == "mean":
-        return None
-    return kind, {position, following}
+def _averaging(graph: _Graph, position: int) -> None:
+    """A sum over windows or axes, then divided by how many there are."""
+    node = graph.nodes[position]
+    kind = {"sum_pool": "avg_pool", "sum": "mean"}.get(node.kind)
+    following = graph.only_reader(node) if kind else None
+    if following is None:
+        return
+    divided = graph.nodes[following]
+    if divided.kind not in ("div", "mul") or len(graph.moving(divided)) != 1:
+        return
+    if divided.equation is None or (
+        divided.kind == "div" and divided.operands[0] != node.outputs[0]
+    ):
+        return
+    held = next(o for o in divided.operands if o != node.outputs[0])
+    if _counts(graph, node, held, reciprocal=divided.kind == "mul"):
+        graph.group(kind, {position, following})  # type: ignore[arg-type]
 
 
-def _clipping(program, nodes, uses, position):
-    """Two pointwise steps in a row that only together have a name (ReLU6; half of x + |x|)."""
-    node = nodes[position]
-    following = _only_consumer(uses, node)
-    if following is None or len(_moving(program, node)) != 1 or node.bodies:
-        return None
-    pair = [node, nodes[following]]
-    if pair[1].kind not in ("min", "max", "mul", "div") or len(_moving(program, pair[1])) != 1:
-        return None
-    if node.kind not in ("relu", "min", "pointwise"):
-        return None
-    values = probe(pair, _moving(program, node)[0], uses.uniform)
-    kind = None if values is None else _name(values[pair[1].outputs[0]])
-    return None if kind in (None, "pointwise") else (kind, {position, following})
+def _counts(graph: _Graph, node: Any, held: Any, reciprocal: bool) -> bool:
+    """Whether a value is how many numbers each sum of a node has (or one over that)."""
+    params = node.equation.params
+    avals = graph.program.avals
+    if node.kind == "sum":
+        count = math.prod(avals[node.inputs[0]].shape[a] for a in params["axes"])
+    else:
+        count = math.prod(params["window_dimensions"])
+    number = _number(held, graph.uniform)
+    if number is not None:
+        dtype = avals[node.outputs[0]].dtype
+        true = np.asarray(1 / count if reciprocal else count, dtype) if count else math.nan
+        return number == float(true)
+    # The count of each window, padding left out: the same sum over ones.
+    made = None if type(held) is not int else graph.made_by(held)
+    if made is None or reciprocal or node.kind != "sum_pool":
+        return False
+    other = graph.nodes[made]
+    while _primitive(other) in ("broadcast_in_dim", "reshape") and other.inputs:
+        made = graph.made_by(other.inputs[0])
+        if made is None:
+            return False
+        other = graph.nodes[made]
+    same = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    shape, ones = avals[node.inputs[0]].shape, avals[other.outputs[0]].shape
+    return (
+        _primitive(other) == _primitive(node)
+        and _number(other.operands[0], graph.uniform) == 1
+        and all(tuple(other.equation.params[k]) == tuple(params[k]) for k in same)
+        and len(shape) == len(ones)
+        and all(w == 1 or _size(avals, other, a) == shape[a] for a, w in enumerate(params[same[0]]))
+    )
+
+
+def _size(avals: dict, node: Any, axis: int) -> int:
+    return avals[node.inputs[0]].shape[axis] if node.inputs else 0

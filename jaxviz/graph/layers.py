@@ -1,5 +1,6 @@
 """The layers of any model: names, kinds, shapes, parameters and FLOPs, in order of execution."""
 
+import dataclasses
 import difflib
 import io
 import math
@@ -17,7 +18,7 @@ from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.held import hold
-from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.names import join_scope
 from jaxviz.graph.trace import Traced, trace
@@ -205,7 +206,8 @@ class _Namer:
         turns: int,
         can_cut: bool,
     ) -> list[Row]:
-        origin = dict(origin)
+        origin, whole = dict(origin), program.nodes
+        program = dataclasses.replace(program, nodes=tuple(opened(whole)))
         for node in program.nodes:
             if not any(v in program.depends for v in node.inputs):
                 leaves = frozenset().union(*(origin.get(v, frozenset()) for v in node.inputs))
@@ -265,6 +267,8 @@ class _Namer:
                     self.names[id(extra)] = name
                 row(name, part.kind, value, nodes, (max(made[value], i), 0), path)
         self._tags(program, paths, made, absorbing, row)
+        for node in whole:
+            self._name_unnamed(node)
         return sorted(found, key=lambda r: _sort_key(r.position))
 
     def _tags(self, program, paths, made, absorbing, row) -> None:
@@ -300,6 +304,13 @@ class _Namer:
                 self.names.setdefault(id(node), name)
                 self._name_members(node, name, own=False)
             row(name, kind, value, nodes, (position, 2, order), path, submodules)
+
+    def _name_unnamed(self, node: Node) -> None:
+        """A group without a name has that of its last member."""
+        if node.kind == "pointwise":
+            for member in node.members:
+                self._name_unnamed(member)
+            self.names.setdefault(id(node), self.names.get(id(node.members[-1]), ""))
 
     def _name_members(self, node: Node, path: str, *, own: bool = False) -> None:
         for member in node.members:
@@ -356,7 +367,7 @@ def _body_operands(node: Node, number: int, operands: list) -> list:
 
 
 def _listed(program: Program, node: Node) -> Iterator[Node]:
-    """The layers in a node: itself, or those inside a group without a name of its own."""
+    """The node, if it is a layer."""
     if not any(v in program.depends for v in node.inputs):
         return
     if node.kind in LISTED:
@@ -365,9 +376,6 @@ def _listed(program: Program, node: Node) -> Iterator[Node]:
         moving = [v for v in node.inputs if v in program.depends]
         if len(moving) > 1:
             yield node
-    elif node.kind == "pointwise":
-        for member in node.members:
-            yield from _listed(program, member)
 
 
 def _with_bias(program, position, node, paths, made) -> tuple[Value, list[Node]]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
-from jaxviz.graph.interpreter import Node, Program, Tagged, Value, run_nodes
+from jaxviz.graph.interpreter import Node, Program, Tagged, Value, opened, run_nodes
 from jaxviz.graph.layers import Row, find, rows
 from jaxviz.graph.trace import Traced, trace
 
@@ -222,7 +222,7 @@ def reachable(row: Row, who: str) -> Row:
 def needed(nodes: Sequence[Node], values: Sequence[Value], stop: set[Value] = frozenset()):  # type: ignore[assignment]
     """The nodes without which the values cannot be made, in order; `stop` is given."""
     wanted, kept = set(values) - stop, []
-    for node in reversed(nodes):
+    for node in reversed(list(opened(nodes))):
         if wanted.intersection(node.outputs):
             kept.append(node)
             wanted |= set(node.inputs) - stop
@@ -231,7 +231,7 @@ def needed(nodes: Sequence[Node], values: Sequence[Value], stop: set[Value] = fr
 
 def _reached(program: Program, values: Sequence[Value]) -> set[Value]:
     reached = set(values)
-    for node in program.nodes:
+    for node in opened(program.nodes):
         if reached.intersection(node.inputs):
             reached.update(node.outputs)
     return reached

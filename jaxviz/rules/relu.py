@@ -2,14 +2,15 @@
 
 The function itself is never changed, only what its derivative lets through. A ReLU is found
 however it is spelled (`jax.nn.relu`, `jnp.maximum(x, 0)`, `where(x > 0, x, 0)`, `x * (x > 0)`).
-ReLU6 counts as a ReLU, for it is one with a ceiling. Leaky ReLU, ELU, GELU and the like let
-negative values through by design; the papers say nothing of them, so they keep their own
-derivative. To treat one like a ReLU all the same, add a row:
+ReLU6 and any other clipped ReLU count as a ReLU, for they are one with a ceiling; a clamp that
+keeps a variance from falling below zero does not, for it changes nothing. Leaky ReLU, ELU, GELU and
+the like let negative values through by design; the papers say nothing of them, so they keep their
+own derivative. To treat one like a ReLU all the same, add a row:
 `RuleSet("mine", {**dict(guided.table), "gelu": guided_rule})`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,33 +29,26 @@ def deconvnet_rule(op: Op) -> Callable:
     return _with_pullback(op, lambda x, g, own: jnp.maximum(g, 0))
 
 
-@functools.cache
-def redirected_rule(ceiling: float | None = None) -> Callable[[Op], Callable]:
+def redirected_rule(op: Op) -> Callable:
     """Where a whole example's gradient is blocked by dead units, lets it through to wake them.
 
-    The gradient is that of what climbs: a dead unit that it would push further away stays closed.
-
-    Args:
-      ceiling: The input above which the activation is dead too (6 for ReLU6).
+    The gradient is that of what climbs: a dead unit that it would push further away stays closed,
+    below zero and above a ceiling (6 for ReLU6).
 
     Reference:
       The `redirected_relu_grad` of Lucid, which descends: there the sign of the gradient is the
       other one.
     """
 
-    def rule(op: Op) -> Callable:
-        def pullback(x, g, own):
-            away = (x <= 0) & (g < 0)
-            if ceiling is not None:
-                away = away | ((x >= ceiling) & (g > 0))
-            plain = own(g)
-            blocked = jnp.all(plain == 0, tuple(range(1, x.ndim)), keepdims=True)
-            redirected = jnp.where(away, jnp.zeros_like(g), g)
-            return jnp.where(jnp.broadcast_to(blocked, g.shape), redirected, plain)
+    def pullback(x, g, own):
+        dead = own(jnp.ones_like(g)) == 0
+        away = dead & jnp.where(x > 0, g > 0, g < 0)
+        plain = own(g)
+        blocked = jnp.all(plain == 0, tuple(range(1, x.ndim)), keepdims=True)
+        redirected = jnp.where(away, jnp.zeros_like(g), g)
+        return jnp.where(jnp.broadcast_to(blocked, g.shape), redirected, plain)
 
-        return _with_pullback(op, pullback)
-
-    return rule
+    return _with_pullback(op, pullback)
 
 
 @functools.cache
@@ -72,7 +66,8 @@ def softplus_rule(beta: float) -> Callable[[Op], Callable]:
         @replaced.defjvp
         def tangent(inputs, tangents):
             x = jnp.asarray(inputs[at])
-            slope = jax.nn.sigmoid(jnp.asarray(beta, x.dtype) * x)
+            step = lambda x: jax.nn.sigmoid(jnp.asarray(beta, x.dtype) * x)
+            slope = step(x) - step(x - _ceiling(op, inputs, at))
             return replaced(*inputs), tangents[at] * slope
 
         return replaced
@@ -92,12 +87,13 @@ def _with_pullback(op: Op, pullback: Callable) -> Callable:
         x = inputs[at]
 
         def own(g):
-            if op.kind == "relu":  # spelled as a maximum its derivative at zero would be a half
-                return jnp.where(x > 0, g, jnp.zeros_like(g))
+            if op.kind in _KINDS:  # spelled as a maximum its derivative at zero would be a half
+                lets_through = (x > 0) & (x < _ceiling(op, inputs, at))
+                return jnp.where(lets_through, g, jnp.zeros_like(g))
             moved = lambda x: op.evaluate(*inputs[:at], x, *inputs[at + 1 :])
             return jax.vjp(moved, x)[1](g)[0]
 
-        gradients = [jnp.zeros_like(a) for a in inputs]
+        gradients: list = [None] * len(inputs)  # only x is differentiated
         gradients[at] = pullback(x, g, own)
         return tuple(gradients)
 
@@ -105,22 +101,35 @@ def _with_pullback(op: Op, pullback: Callable) -> Callable:
     return replaced
 
 
-def _relus(name: str, rule: Callable, relu6: Callable | None = None) -> RuleSet:
+def _ceiling(op: Op, inputs: Sequence[jax.Array], at: int) -> jax.Array:
+    """The value that a ReLU never exceeds, at each place; infinite where it has none."""
+    x = inputs[at]
+    if op.kind not in _KINDS or op.kind == "relu":
+        return jnp.full_like(x, jnp.inf)
+    highest = jnp.full_like(x, jnp.finfo(x.dtype).max)
+    return op.evaluate(*inputs[:at], highest, *inputs[at + 1 :])
+
+
+_KINDS = ("relu", "relu6", "clipped_relu")
+
+
+def _relus(name: str, rule: Callable) -> RuleSet:
     # A ReLU inside a function with a derivative of its own is a ReLU all the same.
-    table = {"relu": rule, "relu6": relu6 or rule}
+    table = dict.fromkeys(_KINDS, rule)
     return RuleSet(name, table, into_custom=True, named=False)
 
 
 guided = _relus("guided", guided_rule)
 deconvnet = _relus("deconvnet", deconvnet_rule)
-redirected_relu = _relus("redirected_relu", redirected_rule(), redirected_rule(6.0))
+redirected_relu = _relus("redirected_relu", redirected_rule)
 
 
 @public()
 def softplus_surrogate(beta: float = 10.0) -> RuleSet:
     """ReLUs whose derivative is that of a softplus, for second derivatives that are not zero.
 
-    1[x > 0] becomes 1 / (1 + exp(-beta x)); the values of the function stay those of ReLU.
+    1[x > 0] becomes s(x) = 1 / (1 + exp(-beta x)), and that of a ReLU with a ceiling c
+    s(x) - s(x - c); the values of the function stay those of ReLU.
 
     Args:
       beta: Sharpness, > 0; the derivative tends to the step as it grows.
