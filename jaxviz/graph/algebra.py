@@ -20,7 +20,7 @@ ROUNDING = 1e-13  # of sums of a few float64 numbers, relative to the largest
 _MOST_TERMS = 64  # what has more is no function with a name
 
 
-class Unproved(Exception):  # noqa: N818 - not an error: a proof that was not found
+class Unproved(Exception):
     """Raised where nothing can be said; the proof ends there."""
 
 

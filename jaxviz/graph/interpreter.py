@@ -12,8 +12,6 @@ The only file that touches `jax.extend.core`. Sharp edges, so that nobody has to
 
 import dataclasses
 import os
-import types
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,10 +23,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core as jex
 
 import jaxviz.graph.kinds as kinds
-from jaxviz.graph.activations import named
-from jaxviz.graph.algebra import Unproved
 from jaxviz.graph.names import parse_scope, parse_tag, tag_name
-from jaxviz.graph.pieces import PRIMITIVES, Function, Operand, X, apply, has_slopes, rounding
+from jaxviz.graph.pieces import Operand
+from jaxviz.graph.through import INLINED, activation, through
 
 Value = int  # a value of the program, numbered in order of creation
 
@@ -71,7 +68,6 @@ class Program:
     tags: tuple[tuple[str, str, Value], ...]  # (layer path, class name, value) in order
 
 
-INLINED = {"jit", "pjit", "closed_call", "core_call"}
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 REMAT = {"remat2", "checkpoint", "remat"}
 
@@ -107,6 +103,10 @@ def build(
         tags=tuple(builder.tags),
     )
     return dataclasses.replace(program, nodes=kinds.recognise(program, _through))
+
+
+def _through(equation: Any, operands: Sequence[Operand]) -> Operand:
+    return through(equation, operands, bind)
 
 
 class _Builder:
@@ -155,7 +155,7 @@ class _Builder:
             self.tags.append((*tag, env[equation.outvars[0]]))
             return
         moves = any(env[v] in self.depends for v in variables(equation.invars))
-        kind = _activation(equation) if moves else None
+        kind = activation(equation, bind) if moves else None
         wraps = INLINED | REMAT if self.flat else INLINED
         if kind is None and name in wraps:
             inner, consts = _open(equation.params.get("jaxpr") or equation.params["call_jaxpr"])
@@ -198,147 +198,6 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
 
 def _kept(equation: Any) -> list[Any]:
     return [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
-
-
-def _activation(equation: Any) -> str | None:
-    """The kind of a `custom_jvp` that is an activation function, as some of `jax.nn` are."""
-    if equation.primitive.name != "custom_jvp_call" or len(equation.outvars) != 1:
-        return None
-    moving = [not isinstance(a, jex.Literal) for a in equation.invars]
-    if sum(moving) != 1:
-        return None
-    aval, out = equation.invars[moving.index(True)].aval, equation.outvars[0].aval
-    floating = jnp.issubdtype(aval.dtype, jnp.floating)
-    if out.shape != aval.shape or out.dtype != aval.dtype or not floating:
-        return None
-    operands = [X if m else _literal(a) for m, a in zip(moving, equation.invars, strict=True)]
-    try:
-        return named(_through(equation, operands), rounding(out.dtype))
-    except Unproved:
-        return None
-
-
-_LARGEST_FUNCTION = 40  # equations
-# What a derivative's rule says, by the rule: it is traced once for all calls on arrays like these.
-_SLOPES: weakref.WeakKeyDictionary[Any, dict] = weakref.WeakKeyDictionary()
-
-
-def _literal(atom: Any) -> float:
-    number = _number(atom)
-    if number.ndim or not (
-        number.dtype.kind in "iub" or jnp.issubdtype(number.dtype, jnp.floating)
-    ):
-        return float("nan")
-    return float(number)
-
-
-def _through(equation: Any, operands: Sequence[Operand], values_only: bool = False) -> Operand:
-    """What an equation makes of functions of one number and of constants.
-
-    Raises:
-      Unproved: It cannot be said, or the derivative is not that of the values (which does not matter
-        if `values_only`).
-    """
-    name = equation.primitive.name
-    if name in INLINED or name == "custom_jvp_call":
-        inner, _ = _open(equation.params.get("jaxpr") or equation.params["call_jaxpr"])
-        if name == "custom_jvp_call" and not values_only:
-            _check_derivative(equation, inner, operands)
-        return _walked(inner, operands, values_only or name == "custom_jvp_call")
-    if len(equation.outvars) != 1 or name not in PRIMITIVES:
-        raise Unproved
-    return apply(name, equation.params, operands, equation.outvars[0].aval.dtype)
-
-
-def _walked(jaxpr: Any, operands: Sequence[Operand], values_only: bool) -> Operand:
-    """The one output of a jaxpr; what cannot be said matters only where it is needed."""
-    if len(jaxpr.eqns) > _LARGEST_FUNCTION or len(jaxpr.outvars) != 1:
-        raise Unproved
-    env: dict[Any, Operand] = dict(zip(jaxpr.invars, operands, strict=True))
-
-    def read(atom):
-        if isinstance(atom, jex.Literal):
-            return _literal(atom)
-        if atom not in env:  # not proved, or a constant array
-            raise Unproved
-        return env[atom]
-
-    for equation in jaxpr.eqns:
-        try:
-            made = _through(equation, [read(a) for a in equation.invars], values_only)
-        except Unproved:
-            continue
-        env[equation.outvars[0]] = made
-    return read(jaxpr.outvars[0])
-
-
-def _check_derivative(equation: Any, body: Any, operands: Sequence[Operand]) -> None:
-    """Raises `Unproved` unless the derivative that a `custom_jvp` was given is that of its values."""
-    moving = [i for i, o in enumerate(operands) if isinstance(o, Function)]
-    if len(moving) != 1 or isinstance(equation.invars[moving[0]], jex.Literal):
-        raise Unproved
-    x = equation.invars[moving[0]]
-    operands = [X if i == moving[0] else o for i, o in enumerate(operands)]
-    rule = _rule(equation)
-    known = {} if rule is None else _SLOPES.setdefault(rule, {})
-    key = tuple(
-        (str(a.aval), o) for a, o in zip(equation.invars, operands, strict=True) if o is not X
-    )
-    key = (moving[0], str(x.aval), key)
-    if key not in known:
-        known[key] = _slope(equation, x, operands)
-    values = _walked(body, operands, True)
-    if known[key] is None or not has_slopes(known[key], values, rounding(x.aval.dtype)):
-        raise Unproved
-
-
-def _slope(equation: Any, x: Any, operands: Sequence[Operand]) -> Operand | None:
-    """What a `custom_jvp` says its derivative is."""
-    reads = variables(equation.invars)
-
-    def along(*values):
-        given = dict(zip(reads, values, strict=True))
-        one = jnp.ones(x.aval.shape, x.aval.dtype)
-        moved = lambda value: bind(equation, [{**given, x: value}[v] for v in reads])[0]
-        return jax.jvp(moved, (given[x],), (one,))[1]
-
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in reads]
-    try:
-        closed = jax.make_jaxpr(along)(*shapes)
-    except (
-        Exception
-    ):  # the user's own rule: what it raises is heard where a derivative is asked for
-        return None
-    pairs = zip(equation.invars, operands, strict=True)
-    given = {a: o for a, o in pairs if not isinstance(a, jex.Literal)}
-    try:
-        return _walked(closed.jaxpr, [given[v] for v in reads], True)
-    except Unproved:
-        return None
-
-
-def _rule(equation: Any) -> Any:
-    """The function that was given as a `custom_jvp`'s derivative, to know it again; None if hidden."""
-    found = equation.params.get("jvp_jaxpr_fun")
-    for name in ("f", "fn", "jvp"):
-        function = getattr(found, "f", found)
-        if name != "f":
-            found = _cell(function, name)
-    steps = getattr(found, "transforms", ())
-    plain = len(steps) == 1 and getattr(steps[0][0], "__name__", "") == "_flatten_jvp"
-    rule = getattr(found, "f", None)
-    return rule if plain and isinstance(rule, types.FunctionType) else None
-
-
-def _cell(function: Any, name: str) -> Any:
-    """A value that a function closes over."""
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    if name not in names:
-        return None
-    try:
-        return function.__closure__[names.index(name)].cell_contents
-    except ValueError:  # not filled in yet
-        return None
 
 
 def _bodies(
@@ -576,7 +435,7 @@ _INTERNAL = tuple(folder + os.sep for folder in _OURS + _THEIRS)
 def opened(nodes: Iterable[Node]) -> Iterator[Node]:
     """The nodes, with the members of groups that have no name in their place.
 
-    Only for rules is such a group one function of one number; whoever lists or cuts sees through it.
+    Only for rules is such a group one function of one number; who lists or cuts sees through it.
     """
     for node in nodes:
         if node.kind == "pointwise":

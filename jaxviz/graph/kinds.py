@@ -12,7 +12,7 @@ it has a kind only where that changes no derivative.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,8 @@ ACTIVATION_KINDS = NAMED | {"pointwise"}
 
 # What acts on each number alone, whether or not its form is known.
 _ELEMENTWISE = pieces.POINTWISE | frozenset(
-    "acos acosh asin asinh atan atanh cbrt ceil cos digamma erf_inv floor lgamma round sin tan".split()
+    "acos acosh asin asinh atan atanh cbrt ceil cos digamma erf_inv floor lgamma round sin"
+    " tan".split()
 )
 
 # Primitives that carry another name in the field.
@@ -210,8 +211,8 @@ def _uniform(program: Any, nodes: Iterable[Any]) -> dict[int, float]:
             made = pieces.apply(name, {}, numbers, dtype)  # type: ignore[arg-type]
         except Unproved:
             continue
-        if isinstance(made, float):
-            found[node.outputs[0]] = made
+        if isinstance(made, float) or not made.breaks:
+            found[node.outputs[0]] = pieces.at(pieces.lift(made), 0.0)
     return found
 
 
@@ -381,7 +382,6 @@ def _along(graph: _Graph, members: Iterable[int], source: int, out: int) -> Any:
                 [operand(o) for o in node.operands],
                 aval.shape,
                 aval.dtype,
-                node.outputs[0],
             )
     except Unproved:
         return 0.0
@@ -412,6 +412,8 @@ def _affine(graph: _Graph, position: int) -> None:
         moving = graph.moving(node)
         held = [o for o in node.operands if type(o) is int and o not in depends]
         if node.kind == "div" and node.operands[0] not in moving:
+            return False
+        if len({graph.program.avals[v].shape for v in (*moving, *node.outputs)}) > 1:
             return False
         return len(moving) == 1 and len(held) == 1 and held[0] not in graph.uniform
 
@@ -477,7 +479,7 @@ def _counts(graph: _Graph, node: Any, held: Any, reciprocal: bool) -> bool:
     if number is not None:
         dtype = avals[node.outputs[0]].dtype
         true = np.asarray(1 / count if reciprocal else count, dtype) if count else math.nan
-        return number == float(true)
+        return float(np.asarray(number, dtype)) == float(true)
     # The count of each window, padding left out: the same sum over ones.
     made = None if type(held) is not int else graph.made_by(held)
     if made is None or reciprocal or node.kind != "sum_pool":

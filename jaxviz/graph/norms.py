@@ -6,6 +6,7 @@ and reciprocals of these, and params. Each value knows which of its axes is whic
 that a mean never meets a row that is not its own. What nobody wrote down is `Unproved`.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,13 +51,13 @@ def array(shape: Sequence[int], others: Sequence[Sequence[int]]) -> Rows:
         for i, shape in [(k, s) for k in range(len(s) + 1)]
     }
     steps = sorted(ends)
-    if any(b % a for a, b in zip(steps, steps[1:], strict=False) if a):
+    if any(b % a for a, b in itertools.pairwise(steps) if a):
         raise Unproved
     axes = []
     for i, size in enumerate(shape):
         low, high = math.prod(shape[i + 1 :]), math.prod(shape[i:])
         inner = [s for s in steps if low <= s <= high]
-        parts = [(b, b // a) for a, b in zip(inner, inner[1:], strict=False) if a]
+        parts = [(b, b // a) for a, b in itertools.pairwise(inner) if a]
         axes.append(tuple(reversed(parts)) if size > 1 else ())
     return Rows(symbol("x"), tuple(axes))
 
@@ -72,10 +73,15 @@ def apply(
     operands: Sequence[Operand],
     shape: Sequence[int],
     dtype: Any,
-    number_of: int,
 ) -> Operand:
-    """What an operation makes of rows; `number_of` names what it makes where that is opaque."""
+    """What an operation makes of rows and constants, of the given shape and dtype.
+
+    Raises:
+      Unproved: It cannot be said.
+    """
     rule = _RULES.get(name)
+    if name == "select_n" and not isinstance(operands[0], Rows) and operands[0] in (0, 1):
+        return operands[1 + int(operands[0])]
     if name in _SAME:
         if name == "convert_element_type" and not rounding(dtype) <= 2**-7:
             raise Unproved
@@ -89,7 +95,7 @@ def apply(
         (a,) = operands
         if not isinstance(a, Rows):
             raise Unproved
-        return _reduced(a, params["axes"], None if name == "reduce_sum" else number_of)
+        return _reduced(a, params["axes"], None if name == "reduce_sum" else name)
     axes = _together([o.axes for o in moving], shape)
     if rule is not None:
         try:
@@ -99,9 +105,10 @@ def apply(
         except (Unproved, ArithmeticError):
             pass
     if all(_still(o.sum) for o in moving) and name in _OPAQUE:
+        made_of = tuple(key(o.sum) if isinstance(o, Rows) else o for o in operands)
         along = set().union(*(_rows(o.sum) for o in moving))
         if len(along) == 1 and not any(s[0] == "param" for o in moving for s in _atoms(o.sum)):
-            return Rows(symbol(("opaque", along.pop(), number_of)), axes)
+            return Rows(symbol(("opaque", along.pop(), name, made_of)), axes)
     raise Unproved
 
 
@@ -232,8 +239,8 @@ def _still(a: Sum) -> bool:
     )
 
 
-def _reduced(a: Rows, axes: Sequence[int], picked: int | None) -> Rows:
-    """A sum over axes; or, with a number to call it by, one value of each row, whichever."""
+def _reduced(a: Rows, axes: Sequence[int], picked: str | None) -> Rows:
+    """A sum over axes; or what was `picked` of each row."""
     along = [f for i in axes for f in a.axes[i]]
     names = frozenset(f for f in along if f[0] is not None)
     left = tuple(axis for i, axis in enumerate(a.axes) if i not in axes)
@@ -242,7 +249,7 @@ def _reduced(a: Rows, axes: Sequence[int], picked: int | None) -> Rows:
             raise Unproved
         if any(s[0] == "param" or s[1] != names for s in _atoms(a.sum)):
             raise Unproved
-        return Rows(symbol(("opaque", names, picked)), left)
+        return Rows(symbol(("opaque", names, picked, key(a.sum))), left)
     count = math.prod(n for _, n in along)
     out: Sum = {}
     for (exponent, powers), c in a.sum.items():

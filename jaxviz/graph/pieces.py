@@ -8,6 +8,7 @@ not so - the sign of a difference is not known, a root may be taken of something
 wrote the operation down - `Unproved` is raised, and the operation has no name.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ X = Function((), ((symbol("x"), _ONE),), ())
 
 def same(a: Operand, b: Operand, rounding: float = _EXACT) -> bool:
     """Whether two functions are equal everywhere, constants up to `rounding`."""
-    a, b, rounding = _lift(a), _lift(b), max(rounding, _EXACT)
+    a, b, rounding = lift(a), lift(b), max(rounding, _EXACT)
     close = lambda p, q: p == q or abs(p - q) <= max(rounding, _EXACT) * max(abs(p), abs(q))
     return (
         len(a.breaks) == len(b.breaks)
@@ -75,7 +76,7 @@ def same(a: Operand, b: Operand, rounding: float = _EXACT) -> bool:
 
 def has_slopes(f: Operand, of: Operand, rounding: float = _EXACT) -> bool:
     """Whether f is the derivative of another function wherever that has one."""
-    f, of = _lift(f), _lift(of)
+    f, of = lift(f), lift(of)
     every = sorted({*f.breaks, *of.breaks})
     f, of = _broken(f, every), _broken(of, every)
     return all(_equal(p, _slope(q), rounding) for p, q in zip(f.pieces, of.pieces, strict=True))
@@ -268,7 +269,7 @@ def _sum_signs(a: Sum, low: float, high: float) -> list[tuple[float, float, int]
         return [(low, high, found.pop())]
     inner = sorted(r for r in _roots(a) if low < r < high)
     ends = [low, *inner, high]
-    pairs = list(zip(ends, ends[1:], strict=False))
+    pairs = list(itertools.pairwise(ends))
     values = [_value((a, _ONE), _between(p, q)) for p, q in pairs]
     if not all(math.isfinite(v) and v for v in values):
         raise Unproved
@@ -322,7 +323,8 @@ def _roots(a: Sum) -> list[float]:
 # --- building -------------------------------------------------------------------------------
 
 
-def _lift(a: Operand) -> Function:
+def lift(a: Operand) -> Function:
+    """A number as the function that is this number everywhere."""
     return a if isinstance(a, Function) else Function((), ((number(a), _ONE),), ())
 
 
@@ -337,7 +339,7 @@ def _broken(f: Function, breaks: Sequence[float]) -> Function:
 
 
 def _aligned(*operands: Operand, extra: Iterable[float] = ()) -> tuple[Function, ...]:
-    functions = [_lift(a) for a in operands]
+    functions = [lift(a) for a in operands]
     breaks = sorted({*extra, *(b for f in functions for b in f.breaks)})
     if len(breaks) > 16:
         raise Unproved
@@ -523,7 +525,7 @@ def _log(a: Ratio, low: float, high: float) -> Ratio:
     for part, sign in zip(a, (1.0, -1.0), strict=True):
         if {s for *_, s in _sum_signs(part, low, high)} != {1}:
             raise Unproved
-        # The monomial of the least exponent comes out: log(e^x + 1) = x + log(1 + e^-x) is one form.
+        # The least exponent comes out, so that log(1 + e^x) and x + log(1 + e^-x) are one.
         inner = sorted({p for exponent, _ in part for p, _ in exponent}, key=repr)
         first = min(part, key=lambda m: [dict(m[0]).get(p, 0.0) for p in inner])
         exponent = {(NONE, p): c for p, c in first[0]}
