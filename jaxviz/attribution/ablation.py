@@ -131,7 +131,7 @@ def _ablated(
         method=method,
     )
     lost = score_of(apply_fn, params, x, target)[:, None] - scores.T
-    return per_place(lost, segments).reshape(shape).astype(x.dtype)
+    return per_place(lost, segments).reshape(len(lost), *shape[1:]).astype(x.dtype)
 
 
 _ablated.__name__ = "feature_ablation"  # the name that its errors begin with

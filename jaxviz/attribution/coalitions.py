@@ -1,5 +1,7 @@
 """The score of a coalition of segments: these are left as they are, all others are filled."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,9 +55,24 @@ class SegmentScores(NamedTuple):
 
 
 def segmented(
-    name: str, apply_fn: Any, x: Any, segments: Any, num_segments: int | None
+    name: str,
+    x: Any,
+    segments: Any,
+    num_segments: int | None,
+    *,
+    num_samples: int = 0,
+    squares: int = 0,
 ) -> Segmented:
-    """The segments that were given, or a grid of 7 cells along each axis of space."""
+    """The segments that were given, or a grid of 7 cells along each axis of space.
+
+    Args:
+      name: Of the method, for errors.
+      x: One array.
+      segments: As the user gave them.
+      num_segments: Their number, or None.
+      num_samples: How many coalitions are held at once.
+      squares: How many matrices of segments by segments are held at once.
+    """
     check_one_array(name, x)
     if segments is None:
         space = jnp.shape(x)[1:-1] or jnp.shape(x)[1:]
@@ -63,7 +80,26 @@ def segmented(
             segments = np.arange(space[0], dtype=np.int32)
         else:
             segments = grid_segments(space, tuple(min(CELLS, n) for n in space))
-    return Segmented(*segments_like(name, segments, x, num_segments))
+    found = Segmented(*segments_like(name, segments, x, num_segments))
+    needed = jnp.shape(x)[0] * found.count * (5 * num_samples + 4 * squares * found.count)
+    if needed > (there := _memory()):
+        raise ValueError(
+            f"{name}: segments must be few enough to fit the memory; got {found.count}, which with "
+            f"{num_samples} samples of {jnp.shape(x)[0]} examples need about "
+            f"{needed / 2**30:,.0f} GiB of {there / 2**30:,.0f}. Take fewer segments "
+            "(`grid_segments`, `slic_segments`) or fewer examples at once."
+        )
+    return found
+
+
+def _memory() -> int:
+    """Bytes of the device, or of the machine where the device is its processor."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if not hasattr(os, "sysconf"):  # Windows: not told, so nothing is refused
+        return sys.maxsize
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def coalition_scores(
@@ -104,6 +140,6 @@ def as_scores(
     x: jax.Array,
 ) -> SegmentScores:
     """The result of a method, in the dtype of `x`."""
-    found = per_place(values, numbers).reshape(shape)
+    found = per_place(values, numbers).reshape(len(values), *shape[1:])
     found = SegmentScores(found, values, standard_errors, base)
     return jax.tree.map(lambda a: a.astype(x.dtype), found)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -61,6 +61,8 @@ def explanation(
         def public(*args, **kwargs):
             with calling(name):
                 bound = read(args, kwargs).arguments
+                if not np.shape(jax.tree.leaves(bound["x"])[0])[0]:
+                    return _of_none(public, bound, ("apply_fn", *static))
                 apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
                 target = bound.pop("target", None)
                 floating(name, "x", x)
@@ -110,6 +112,29 @@ def program(
     return side_by_side(
         function, count, static_argnums=static_argnums, options=options, alone=alone
     )
+
+
+def _of_none(method: Callable, arguments: dict[str, Any], static: Sequence[str]) -> Any:
+    """What a method gives for a batch without examples: nothing is run.
+
+    The axes of its result that differ for one and for two examples are those of the examples.
+    """
+    fixed = {k: v for k, v in arguments.items() if k in static or callable(v)}
+    traced = {k: v for k, v in arguments.items() if k not in fixed}
+
+    def shapes(count):
+        def rows(a):
+            if np.shape(a)[:1] != (0,):
+                return a
+            return jax.ShapeDtypeStruct((count, *np.shape(a)[1:]), jnp.result_type(a))
+
+        return jax.eval_shape(lambda traced: method(**fixed, **traced), jax.tree.map(rows, traced))
+
+    def none(one, two):
+        axes = zip(one.shape, two.shape, strict=True)
+        return jnp.zeros([m if m == n else 0 for m, n in axes], one.dtype)
+
+    return jax.tree.map(none, shapes(1), shapes(2))
 
 
 def under_trace(arguments: Any) -> bool:

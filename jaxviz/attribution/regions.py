@@ -179,7 +179,7 @@ def slic_segments(x: Any, num_segments: int = 50, *, compactness: float = 10.0) 
             start_label=0,
         )
         found.append(labels)
-    return np.stack(found).astype(np.int32)
+    return np.array(found, np.int32).reshape(images.shape[:3])
 
 
 def segments_like(
@@ -208,18 +208,30 @@ def segments_like(
             f"got {jnp.result_type(segments)} {shape}. Number them from 0: "
             "grid_segments((H, W), (7, 7)), say."
         )
+    full = readings[shape]
     if count is None:
         if isinstance(segments, Tracer):
             raise ValueError(
                 f"{name}: num_segments must be given where segments are traced (under jit or "
                 "vmap), for it shapes the program; got None. Pass an upper bound of their number."
             )
-        count = int(np.max(np.asarray(segments))) + 1
+        count = int(np.max(np.asarray(segments), initial=-1)) + 1
+        places = math.prod(shape[-len(full) + 1 :] if len(shape) == len(dims) else shape)
+        if count > max(places, 1):
+            raise ValueError(
+                f"{name}: segments must be numbered without large gaps; got numbers up to "
+                f"{count - 1} for {places} places. Number them anew: "
+                "np.unique(segments, return_inverse=True)[1].reshape(segments.shape)."
+            )
+    elif not isinstance(segments, Tracer) and np.max(np.asarray(segments), initial=-1) >= count:
+        raise ValueError(
+            f"{name}: num_segments must be more than every number of segments; got {count}, and "
+            f"the number {np.max(np.asarray(segments))}. Leave it out to have it read off."
+        )
     if count < 1:
         raise ValueError(
             f"{name}: segments must name one at least; got {count}. Number them from 0."
         )
-    full = readings[shape]
     numbers = jnp.asarray(segments).reshape(full).astype(jnp.int32)
     without_channels = len(dims) > 2 and len(shape) < len(dims) and shape in (dims[1:-1], dims[:-1])
     return numbers, count, dims[:-1] if without_channels else dims

@@ -67,7 +67,7 @@ def shapley_values(
       through all orders instead, G! of them.
     """
     name = "shapley_values"
-    found = segmented(name, apply_fn, x, segments, num_segments)
+    found = segmented(name, x, segments, num_segments)
     if found.count > _LARGEST:
         raise ValueError(
             f"{name}: segments must be {_LARGEST} at most, for all their coalitions are evaluated; "
@@ -164,7 +164,7 @@ def shapley_sampling(
       2022, arXiv:2104.12199, section 4.1. Captum's "ShapleyValueSampling" walks forwards only.
     """
     name = "shapley_sampling"
-    found = segmented(name, apply_fn, x, segments, num_segments)
+    found = segmented(name, x, segments, num_segments, num_samples=2 * num_samples)
     return _shapley_sampling(
         apply_fn,
         params,

@@ -18,8 +18,9 @@ from jaxviz.attribution.copies import (
     with_noise,
 )
 from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
+from jaxviz.calls.naming import calling
 from jaxviz.calls.options import whole
-from jaxviz.calls.public import public
+from jaxviz.calls.public import fitting, public
 
 
 @public()
@@ -194,6 +195,7 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
             given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
             return marked(gradient_sum(*given, PULLED))
         like = jax.eval_shape(sample, jnp.int32(0))
+        _check_rows(name, method, x, like)
         total = lambda term: running_sum(name, term, num_samples, chunk_size, x)
         reduced = reduce(total, sample, num_samples)
         # Squares of half-precision numbers are too small for it.
@@ -254,6 +256,7 @@ def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], 
             return jax.lax.switch(j, [undo for _, undo in transforms], explained)
 
         like = jax.eval_shape(explain, jnp.int32(0))
+        _check_rows("augmented", method, x, like)
         total = running_sum("augmented", explain, len(transforms), 1, x)
         return jax.tree.map(lambda a, b: (a / len(transforms)).astype(b.dtype), total, like)
 
@@ -296,6 +299,8 @@ def _as_method(name, run, method, named):
                 f"{name}: needs {', '.join(missing)}; got {sorted(options) or 'no option'}. "
                 "Pass key=jax.random.key(0), say."
             )
+        with calling(name):
+            fitting(name, wrapped.__signature__, (apply_fn, params, x, target), options)
         own = {k: options.pop(k) for k in named}
         traced = {k: v for k, v in options.items() if _holds_arrays(v)}
         fixed = tuple(sorted((k, v) for k, v in options.items() if k not in traced))
@@ -308,6 +313,16 @@ def _as_method(name, run, method, named):
     wrapped.__signature__ = signature.replace(parameters=kept + added)  # type: ignore[attr-defined]
     wrapped.__doc__ = f"{name}: see {name.split('(')[0]}.\n\n{inspect.getdoc(method) or ''}"
     return wrapped
+
+
+def _check_rows(name, method, x, like):
+    count = jax.tree.leaves(x)[0].shape[0]
+    shapes = [a.shape for a in jax.tree.leaves(like)]
+    if all(count not in shape for shape in shapes):
+        raise ValueError(
+            f"{name}: method must return a row for each of the {count} examples; {_name(method)} "
+            f"returns {', '.join(map(str, shapes)) or 'no array'}."
+        )
 
 
 def _holds_arrays(option):

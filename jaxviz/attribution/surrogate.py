@@ -98,7 +98,7 @@ def lime(
       authors' image explainer. Captum's default is a lasso of 0.01 with kernel width 1.
     """
     name = "lime"
-    found = segmented(name, apply_fn, x, segments, num_segments)
+    found = segmented(name, x, segments, num_segments, num_samples=num_samples, squares=2)
     return _lime(
         apply_fn,
         params,
@@ -259,7 +259,7 @@ def kernel_shap(
       closed form: Covert and Lee 2021, arXiv:2012.01536, eq. 7 and section 4.2.
     """
     name = "kernel_shap"
-    found = segmented(name, apply_fn, x, segments, num_segments)
+    found = segmented(name, x, segments, num_segments, num_samples=num_samples, squares=2)
     if num_samples <= found.count:
         raise ValueError(
             f"{name}: num_samples must be more than the {found.count} segments, or the least "

@@ -104,7 +104,7 @@ def xrai(
         _rank(attribution.max(-1), np.asarray(mask), min_pixels, area)
         for attribution, mask in zip(total, masks, strict=True)
     ]
-    return np.stack(ranked).astype(x.dtype)
+    return np.array(ranked, x.dtype).reshape(x.shape[:3])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -137,10 +137,7 @@ def reader(
         return checks_of(function) | (checks or {})
 
     def read(args, kwargs):
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(_misfit(name, signature, kwargs, error)) from None
+        bound = fitting(name, signature, args, kwargs)
         checked = found()
         given = bound.arguments
         for option, value in given.items():
@@ -253,6 +250,14 @@ def _told(kinds):
         else:
             words.append(f"a {getattr(kind, '__name__', 'value')}")
     return " or ".join(words)
+
+
+def fitting(name: str, signature: inspect.Signature, args: tuple, kwargs: dict):
+    """The arguments by parameter; those that fit none are refused, with the nearest name."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(_misfit(name, signature, kwargs, error)) from None
 
 
 def _misfit(name, signature, kwargs, error):

@@ -1,0 +1,222 @@
+"""What is refused and what is not: rows of a batch, target functions, models that fail, arrays."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import jaxviz as jv
+
+W = jnp.array([[1.0, 2.0, 4.0], [-1.0, 0.5, 3.0]])
+X = jnp.array([[1.0, 2.0], [3.0, -1.0]])
+IMAGES = jnp.ones((2, 8, 8, 2))
+KEY = jax.random.key(0)
+
+
+def net(w, x):
+    return x @ w
+
+
+def seen(w, x):
+    return jax.nn.relu(x).mean((1, 2)) @ w
+
+
+@pytest.mark.parametrize("method", [jv.saliency, jv.integrated_gradients, jv.lrp, jv.occlusion])
+@pytest.mark.parametrize("target", [1, None])
+def test_outputs_must_have_a_row_for_each_example(method, target):
+    if method is jv.occlusion:
+        method = functools.partial(method, window=(1,), stride=(1,))
+    with pytest.raises(ValueError, match=r"a row for each of the 2 examples.*got outputs \(1, 3\)"):
+        method(lambda w, x: net(w, x).mean(0, keepdims=True), W, X, target)
+    with pytest.raises(ValueError, match=r"got outputs \(3, 2\).*return outputs\.T"):
+        method(lambda w, x: net(w, x).T, W, X, target)
+
+
+def test_as_many_classes_as_examples_are_told_apart_by_one_example_more():
+    x = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match="examples first"):
+        jv.gradient(lambda w, x: net(w, x).T, W, x, 0)
+    np.testing.assert_array_equal(jv.gradient(net, W, x, 1), jnp.tile(W[:, 1], (3, 1)))
+    fixed = lambda w, x: net(w, x.reshape(3, 2))  # a model of one batch size cannot be asked
+    np.testing.assert_array_equal(jv.gradient(fixed, W, x, 1), jnp.tile(W[:, 1], (3, 1)))
+
+
+OUTSIDE = {
+    "column": lambda o: o[:, 7],
+    "margin": lambda o: o[:, 1] - o[:, 5],
+    "before the first": lambda o: o[:, -4],
+    "after a softmax": lambda o: jax.nn.log_softmax(o)[:, 3],
+    "labels": lambda o: o[jnp.arange(2), jnp.array([1, 3])],
+    "along an axis": lambda o: jnp.take_along_axis(o, jnp.array([[0], [9]]), 1)[:, 0],
+    "take": lambda o: jnp.take(o, 5, axis=1),
+    "lax": lambda o: jax.lax.dynamic_index_in_dim(o, 4, 1, keepdims=False),
+}
+INSIDE = {
+    "last": (lambda o: o[:, -1], W[:, 2]),
+    "margin": (lambda o: o[:, 0] - o[:, 2], W[:, 0] - W[:, 2]),
+    "labels": (lambda o: o[jnp.arange(2), jnp.array([1, 1])], W[:, 1]),
+    "sum": (lambda o: o[:, :2].sum(1), W[:, 0] + W[:, 1]),
+    "take": (lambda o: jnp.take(o, 1, axis=1), W[:, 1]),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_target_function_must_index_inside(name):
+    explain = lambda x: jv.gradient(net, W, x, OUTSIDE[name])
+    for call in (explain, jax.jit(explain)):
+        with pytest.raises(ValueError, match=r"^gradient: target must .* indexes inside"):
+            call(X)
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_target_function_that_indexes_inside_is_taken(name):
+    target, expected = INSIDE[name]
+    for method in (jv.gradient, jax.jit(jv.gradient, static_argnums=(0, 3))):
+        np.testing.assert_allclose(method(net, W, X, target), jnp.tile(expected, (2, 1)))
+
+
+def test_a_target_function_may_hold_labels_under_trace():
+    labels = lambda x, y: jv.gradient(net, W, x, lambda o: o[jnp.arange(2), y])
+    out = jax.jit(labels)(X, jnp.array([0, 2]))
+    np.testing.assert_array_equal(out, jnp.stack([W[:, 0], W[:, 2]]))
+
+
+def test_a_target_function_that_fails_is_told_of():
+    with pytest.raises(
+        ValueError, match=r"^saliency: target must be a function of outputs"
+    ) as told:
+        jv.saliency(net, W, X, lambda o: o["logits"])
+    assert isinstance(told.value.__cause__, Exception)
+    with pytest.raises(ValueError, match=r"one number an example.*returned shape \(2, 3\)"):
+        jv.saliency(net, W, X, lambda o: o)
+
+
+def test_a_missing_batch_axis_is_seen():
+    with pytest.raises((TypeError, ValueError), match=r"saliency: .*shape \(8, 8, 2\).*x\[None\]"):
+        jv.saliency(seen, jnp.ones((2, 3)), IMAGES[0])
+
+
+def test_a_batch_of_a_data_set_is_no_input():
+    batch = {"image": IMAGES, "label": np.zeros(2, int)}
+    with pytest.raises((TypeError, ValueError), match=r"^grad_cam: .*pass batch\['image'\]"):
+        jv.grad_cam(seen, jnp.ones((2, 3)), batch, 0)
+
+
+def test_a_module_is_no_function_of_params():
+    dense = linen.Dense(3)
+    variables = dense.init(KEY, X)
+    with pytest.raises((TypeError, ValueError), match=r"^saliency: .*pass `module\.apply`"):
+        jv.saliency(dense, variables, X)
+    with pytest.raises((TypeError, ValueError), match=r"^layers: .*pass `module\.apply`"):
+        jv.layers(dense, variables, X)
+    with pytest.raises((TypeError, ValueError), match=r"^saliency: .*from_nnx\(module\)"):
+        jv.saliency(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), None, X)
+
+
+def test_the_words_of_a_model_that_fails_are_kept():
+    def broken(w, x):
+        raise KeyError("scale of the lens")
+
+    with pytest.raises(ValueError, match=r"^saliency: .*KeyError.*scale of the lens") as told:
+        jv.saliency(broken, W, X)
+    assert isinstance(told.value.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("begins", "call"),
+    [
+        ("grad_cam", lambda: jv.grad_cam(seen, jnp.ones((2, 3)), IMAGES, 0, layer="conv")),
+        ("guided_grad_cam", lambda: jv.guided_grad_cam(seen, W, IMAGES, 0, layer="conv")),
+        ("invert", lambda: jv.invert(seen, W, IMAGES, layer="relu_0", key=KEY, num_views=0)),
+        ("smooth_grad(grad_cam)", lambda: _smooth(jv.grad_cam, layer="conv")),
+        ("smooth_grad(gradient)", lambda: _smooth(jv.gradient, chunk=3)),
+        ("xrai", lambda: jv.xrai(seen, W, IMAGES, 9)),
+        ("summary", lambda: jv.summary(seen, W, jnp.ones((2, 8)))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_begin_with_the_function_called(begins, call):
+    with pytest.raises((TypeError, ValueError)) as told:
+        call()
+    assert str(told.value).startswith(f"{begins}: "), told.value
+
+
+def _smooth(method, **options):
+    return jv.smooth_grad(method)(seen, jnp.ones((2, 3)), IMAGES, 0, key=KEY, **options)
+
+
+def test_a_wrong_name_gets_the_nearest_and_a_short_signature():
+    with pytest.raises(TypeError, match="Did you mean num_steps") as told:
+        jv.integrated_gradients(net, W, X, 0, num_step=3)
+    assert len(str(told.value)) < 250
+    assert "collections" not in str(told.value)
+
+
+def test_other_byte_orders_are_the_same_numbers():
+    there = np.asarray(X).astype(">f4")
+    np.testing.assert_array_equal(jv.input_x_gradient(net, W, there, 1), X * W[:, 1][None])
+
+
+@pytest.mark.parametrize("value", [np.ma.masked_array(X, X > 2), np.array([["a"]]), [[1.0]], "x"])
+def test_what_is_no_array_of_numbers_is_refused(value):
+    with pytest.raises((TypeError, ValueError), match=r"^saliency: x must be"):
+        jv.saliency(net, W, value)
+
+
+@pytest.mark.parametrize("num", [4, np.int64(4), np.int32(4), jnp.int32(4), np.array(4)])
+def test_whole_numbers_of_any_kind_are_one(num):
+    out = jv.integrated_gradients(net, W, X, np.int64(1), num_steps=num, rule="middle")
+    np.testing.assert_allclose(out, X * W[:, 1][None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", [jax.random.key(1), jax.random.PRNGKey(1), np.array([0, 1], "u4")])
+def test_keys_of_both_kinds(key):
+    out = jv.smooth_grad(jv.gradient, num_samples=2, noise_scale=jnp.float32(0.1))(
+        net, W, X, 1, key=key
+    )
+    np.testing.assert_allclose(out, jnp.tile(W[:, 1], (2, 1)), rtol=1e-6)
+
+
+EMPTY = {
+    "gradient": (jv.gradient, (0, 2)),
+    "guided_integrated_gradients": (jv.guided_integrated_gradients, (0, 2)),
+    "feature_ablation": (jv.feature_ablation, (0, 2)),
+    "shapley_values": (jv.shapley_values, (0, 2)),
+    "lime": (functools.partial(jv.lime, key=KEY), (0, 2)),
+    "smooth_grad": (functools.partial(jv.smooth_grad(jv.gradient), key=KEY), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("target", [None, 1, np.zeros(0, int), lambda o: o[:, 1]])
+def test_of_no_examples_there_are_no_rows(name, target):
+    method, shape = EMPTY[name]
+    out = method(net, W, X[:0], target)
+    assert jax.tree.leaves(out)[0].shape == shape
+
+
+def test_history_of_no_examples_keeps_its_steps():
+    out = jv.learned_mask(seen, jnp.ones((2, 3)), IMAGES[:0], 0, num_steps=3)
+    assert (out.mask.shape, out.history.shape) == ((0, 8, 8), (3, 0))
+
+
+@pytest.mark.parametrize("method", [jv.lime, jv.kernel_shap, jv.shapley_sampling])
+def test_segments_that_ask_for_too_much_are_refused(method):
+    segments = jv.grid_segments((8, 8), (2, 2))
+    call = functools.partial(method, seen, jnp.ones((2, 3)), IMAGES, 0, key=KEY)
+    with pytest.raises(ValueError, match=r"numbers up to 3000000 for 64 places"):
+        call(segments=segments * 10**6, num_samples=10**7)
+    with pytest.raises(ValueError, match=r"need about [\d,]+ GiB"):
+        call(segments=segments, num_segments=10**6, num_samples=10**8)
+    with pytest.raises(ValueError, match="num_segments must be more than every number"):
+        call(segments=segments, num_segments=2)
+
+
+def test_a_method_that_loses_the_rows_is_not_averaged():
+    total = lambda apply_fn, params, x, target=None: jv.gradient(apply_fn, params, x, target).sum(0)
+    x = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"smooth_grad.*a row for each of the 3 examples"):
+        jv.smooth_grad(total)(net, W, x, 0, key=KEY)
