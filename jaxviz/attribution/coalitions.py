@@ -18,6 +18,7 @@ from jaxviz.attribution.copies import (
     stacked,
 )
 from jaxviz.attribution.regions import fill_like, grid_segments, per_place, segments_like
+from jaxviz.calls.shown import shown
 
 CELLS = 7  # along each axis of space, where no segments are given
 
@@ -52,6 +53,8 @@ class SegmentScores(NamedTuple):
     values: jax.Array
     standard_errors: jax.Array
     base: jax.Array
+
+    __repr__ = shown
 
 
 def segmented(

@@ -10,6 +10,7 @@ from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import is_floating
 from jaxviz.attribution.feature_maps import Resize, resized
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.calls.shown import shown
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
 
@@ -25,6 +26,8 @@ class FullGradient(NamedTuple):
 
     inputs: Any
     biases: tuple[jax.Array, ...]
+
+    __repr__ = shown
 
 
 @explanation("resize")

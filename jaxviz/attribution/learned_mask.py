@@ -16,6 +16,7 @@ from jaxviz.attribution.copies import (
 )
 from jaxviz.attribution.regions import blend, blurred, fadeable, fill_like
 from jaxviz.calls.options import maybe, real
+from jaxviz.calls.shown import shown
 from jaxviz.graph.indices import unless
 from jaxviz.graph.symmetric import share_above, size
 
@@ -41,6 +42,8 @@ class LearnedMask(NamedTuple):
     clean_score: jax.Array
     filled_score: jax.Array
     history: jax.Array
+
+    __repr__ = shown
 
 
 @explanation("goal", "area", "cells", "num_steps", "optimizer", area=maybe(_SHARE))

@@ -11,6 +11,7 @@ from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import at_least_float32, check_one_array, outputs_of
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like
+from jaxviz.calls.shown import shown
 from jaxviz.rules.spans import span
 
 
@@ -29,6 +30,8 @@ class OcclusionScores(NamedTuple):
     predicted: jax.Array
     clean_score: jax.Array
     clean_predicted: jax.Array
+
+    __repr__ = shown
 
 
 @explanation("window", "stride", "chunk_size", "method", sweeps=True)

@@ -12,6 +12,7 @@ from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import is_channel
 from jaxviz.graph.receptive import receptive_field
@@ -84,6 +85,8 @@ class TopProjections(NamedTuple):
     boxes: np.ndarray
     patches: np.ndarray
     projections: np.ndarray
+
+    __repr__ = shown
 
 
 @public(channel=whole(0))

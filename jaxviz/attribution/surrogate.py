@@ -12,6 +12,7 @@ from jaxviz.attribution.coalitions import SegmentScores, as_scores, coalition_sc
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates
@@ -36,6 +37,8 @@ class Surrogate(NamedTuple):
     standard_errors: jax.Array
     base: jax.Array
     fit: jax.Array
+
+    __repr__ = shown
 
 
 @public(num_samples=whole(2))

@@ -59,7 +59,6 @@ OPTIONS: dict[str, Check] = {
     "baseline": maybe(options.tree),
     "baselines": options.tree,
     "attribution": options.tree,
-    "images": options.images,
     "magnitude": options.rows(3, "[C, H, W // 2 + 1]"),
     "position": several(whole(0), "indices from 0, one for each axis of space"),
     "init": options.either(

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 
 
 class Dataset(NamedTuple):
@@ -20,6 +21,8 @@ class Dataset(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+
+    __repr__ = shown
 
 
 @public()

@@ -10,6 +10,7 @@ import numpy as np
 from jaxviz.attribution.contract import program
 from jaxviz.calls.options import image_list
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.graph.held import hold
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
@@ -36,6 +37,8 @@ class TopExamples(NamedTuple):
     patches: np.ndarray
     means: np.ndarray
     count: int
+
+    __repr__ = shown
 
 
 @public(images=image_list)

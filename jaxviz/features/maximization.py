@@ -12,6 +12,7 @@ import optax
 
 from jaxviz.attribution.contract import program, under_trace
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
@@ -48,6 +49,8 @@ class Maximization(NamedTuple):
     history: jax.Array
     importance: jax.Array
     frames: jax.Array
+
+    __repr__ = shown
 
 
 @public()

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls import options
 from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
 
@@ -160,7 +161,7 @@ def _phases(low, high):
     return initial, image
 
 
-@public(low=real(), high=real())
+@public(images=options.images, low=real(), high=real())
 def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) -> jax.Array:
     """The mean strength of each wave in photographs, for `phases`.
 

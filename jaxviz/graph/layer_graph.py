@@ -8,6 +8,7 @@ import jax
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import maybe, whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -45,6 +46,8 @@ class LayerGraph(NamedTuple):
 
     boxes: tuple[Box, ...]
     edges: tuple[tuple[str, str], ...]
+
+    __repr__ = shown
 
 
 class _Step(NamedTuple):

@@ -16,6 +16,7 @@ from rich.table import Table
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import Text
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened
@@ -112,8 +113,9 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
       width: Columns of text, >= 40.
 
     Returns:
-      The text. A layer inside a loop shows its turns; a module made of others sums them up, and
-      its rows stand above it. Totals count each parameter once.
+      The text, a `str` that a notebook shows as it is printed. A layer inside a loop shows its
+      turns; a module made of others sums them up, and its rows stand above it. Totals count each
+      parameter once.
     """
     apply_fn, params = hold("summary", apply_fn, params)
     traced = trace(apply_fn, params, x)
@@ -147,7 +149,7 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
     lines = [f"Parameters: {trained:,} trained" + (f", {state:,} of state" if state else "")]
     lines.append(f"Size: {nbytes / 2**20:.2f} MiB")
     lines.append(f"FLOPs: {_engineering(flops)} for {batch} example{'s' if batch != 1 else ''}")
-    return console.export_text() + "\n".join(lines)
+    return Text(console.export_text() + "\n".join(lines))
 
 
 def find(found: list[Row], name: str, who: str) -> Row:

@@ -71,16 +71,28 @@ def feed(batches: Any, batch_size: int, first: int = 0, step: int = 1) -> Feed:
 
 
 def _feed_of_batches(batches: Iterable, first: int, step: int) -> Feed:
-    rest = iter(batches)
+    try:
+        rest = iter(batches)
+    except TypeError:
+        raise TypeError(
+            "sweep: batches must be x, (x, y) or an iterable of those; got "
+            f"{type(batches).__name__}. Pass arrays, a list or a loader."
+        ) from None
     first_given = next(rest, None)
     sample = _batch(first_given)
-    size = check_batch(*sample)
+    size, kind = check_batch(*sample), _kind(*sample)
 
     def chunks(skip):
         short = None
         for place, batch in enumerate(itertools.chain([first_given], rest)):
             x, y = _batch(batch)
             count = check_batch(x, y)
+            if _kind(x, y) != kind:
+                raise ValueError(
+                    f"sweep: batches must be alike; the first had {kind[1]} {kind[0]}, batch "
+                    f"{place} has {_kind(x, y)[1]} {_kind(x, y)[0]}. Three arrays of one batch are "
+                    "one too many: a batch is x or (x, y)."
+                )
             if short is not None or count > size:
                 wrong = short or (place, count)
                 raise ValueError(
@@ -92,6 +104,12 @@ def _feed_of_batches(batches: Iterable, first: int, step: int) -> Feed:
                 yield filled(first + place * step, x, y, size)
 
     return Feed(size, None, sample, chunks)
+
+
+def _kind(x: Any, y: Any) -> tuple[str, str]:
+    """What must be the same in each batch: the inputs' shapes, and whether there are labels."""
+    shapes = jax.tree.map(lambda a: str(np.shape(a)[1:]), x)
+    return str(shapes), "inputs alone" if y is None else "inputs and labels"
 
 
 def _batch(given: Any) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxviz.attribution.copies import default_chunk
@@ -96,8 +97,9 @@ def sweep(
     _check_options(methods, target, dtype, batch_size, key)
     process, processes = jax.process_index(), jax.process_count()
     source = feed(batches, batch_size, process, processes)
-    given = floating("sweep", "x", batch("sweep", "x", source.sample[0]))
     apply_fn, params = hold("sweep", apply_fn, params)
+    _refuse_records(apply_fn, params, source.sample[0])
+    given = floating("sweep", "x", batch("sweep", "x", source.sample[0]))
     output_shape(apply_fn, params, given)
     if target == "label" and source.sample[1] is None:
         raise ValueError('sweep: target="label" needs labels; batches are x alone. Pass (x, y).')
@@ -117,6 +119,23 @@ def sweep(
     work = functools.partial(_explain, methods, apply_fn, placed, target, dtype, key)
     _run(source, keeper, put, work, progress, processes)
     return keeper.close(process, processes)
+
+
+def _refuse_records(apply_fn, params, x) -> None:
+    """Tells how to take the inputs out of `{"image": ..., "label": ...}`, as many loaders give."""
+    if not isinstance(x, Mapping):
+        return  # what goes wrong in a model of arrays is told by those who call it
+    try:
+        jax.eval_shape(apply_fn, params, x)
+    except Exception as error:
+        keys = list(x)
+        image = next((k for k in keys if np.ndim(x[k]) > 1), keys[0])
+        label = next((k for k in keys if np.ndim(x[k]) == 1), "label")
+        raise TypeError(
+            f"sweep: a batch must be x or (x, y), such as apply_fn takes; it takes no dict with "
+            f"{', '.join(map(str, keys))} ({type(error).__name__}). Map the batches: "
+            f"((b[{image!r}], b[{label!r}]) for b in batches)."
+        ) from error
 
 
 def _run(source: Feed, keeper, put, work, progress, processes) -> None:

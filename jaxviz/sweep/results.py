@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.sweep.reader import Reader
 
 MAPS, SUMMARIES, SCALES = "maps/", "summaries/", "scales/"
@@ -35,6 +36,8 @@ class Summary(NamedTuple):
     lowest: np.ndarray
     highest: np.ndarray
 
+    __repr__ = shown
+
 
 class Sweep(NamedTuple):
     """Explanations of a whole set, one row an example, in the order of the batches.
@@ -59,6 +62,11 @@ class Sweep(NamedTuple):
     probabilities: np.ndarray | None
     about: dict[str, Any]
     rows: np.ndarray
+
+    def __repr__(self) -> str:
+        gaps = len(self.rows) and self.rows[-1] + 1 - len(self.rows)
+        note = f"\n  {gaps} rows before the last one are not done" if gaps else ""
+        return shown(self) + note
 
     def not_finite(self, method: str) -> np.ndarray:
         """Indices of the examples whose map holds a NaN or an infinity."""

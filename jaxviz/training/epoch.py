@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxviz.calls.shown import shown
 from jaxviz.graph.indices import widened
 
 
@@ -38,6 +39,8 @@ class Metrics(NamedTuple):
 
     loss: jax.Array
     accuracy: jax.Array
+
+    __repr__ = shown
 
 
 def variables(state: State) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from jaxviz.data import Dataset
 from jaxviz.models import apply_fn as inference
 from jaxviz.training.epoch import Metrics, batched, evaluate_set
 
+_LARGEST = 2**33  # bytes of a matrix of counts
+
 
 @public()
 def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 128) -> jax.Array:
@@ -80,7 +82,8 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
       int64 `[K, K]`: row the true class, column the predicted one; sums to N.
 
     Raises:
-      ValueError: Shapes differ, or a class is out of range.
+      ValueError: Shapes differ, a class is out of range or no integer, or the matrix takes more
+        than 8 GiB.
 
     Example:
       >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
@@ -91,6 +94,18 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
         raise ValueError(
             "confusion_matrix: labels and predictions must both be [N]; got "
             f"{labels.shape}, {predictions.shape}. Pass class indices, not logits."
+        )
+    for what, given in (("labels", labels), ("predictions", predictions)):
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(
+                f"confusion_matrix: {what} must be integers; got {given.dtype}. Pass class indices."
+            )
+    if num_classes < 1 or 8 * num_classes**2 > _LARGEST:
+        raise ValueError(
+            f"confusion_matrix: num_classes must be 1 or more, in at most {_LARGEST / 2**30:.0f} "
+            f"GiB; got {num_classes}, which takes {8 * num_classes**2 / 2**30:.3g} GiB. Count the "
+            "pairs that occur: np.unique(np.stack([labels, predictions]), axis=1, "
+            "return_counts=True)."
         )
     classes = np.concatenate([labels, predictions])
     if classes.size and not (0 <= classes.min() and classes.max() < num_classes):

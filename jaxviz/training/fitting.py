@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.data import Dataset
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.models import apply_fn as inference
@@ -43,6 +44,8 @@ class History(NamedTuple):
     validation_accuracy: np.ndarray
     seconds: np.ndarray
 
+    __repr__ = shown
+
 
 class Fit(NamedTuple):
     """What training made.
@@ -56,6 +59,8 @@ class Fit(NamedTuple):
     variables: dict[str, Any]
     history: History
     best_epoch: int
+
+    __repr__ = shown
 
 
 @public()

@@ -18,6 +18,7 @@ import numpy as np
 import jaxviz
 from jaxviz import data as datasets, models
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown
 from jaxviz.training.checkpoint import read_arrays, write_arrays
 from jaxviz.training.fitting import History
 
@@ -43,6 +44,8 @@ class Run(NamedTuple):
     class_names: tuple[str, ...]
     data: str
     config: dict[str, Any]
+
+    __repr__ = shown
 
 
 @public()

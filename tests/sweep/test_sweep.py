@@ -256,6 +256,19 @@ def test_out_of_memory_halves_the_chunk_once():
         ({"batches": [X[:4], X[:6]]}, "one size"),
         ({"batches": [X[:4], X[:3], X[:4]]}, "one size"),
         ({"batches": []}, "there was none"),
+        ({"batches": None}, "batches must be x, "),
+        ({"batches": (X, Y, X)}, r"batches must be alike; .* a batch is x or \(x, y\)"),
+        ({"batches": [(X, Y, X)]}, "must be x or"),
+        ({"batches": [X[:4], (X[4:8], Y[4:8])]}, "batches must be alike; .*inputs and labels"),
+        ({"batches": [X[:4], X[4:8, 1:]]}, "batches must be alike"),
+        (
+            {"batches": [{"image": X, "label": Y}]},
+            r"""Map the batches: \(\(b\['image'\], b\['label'\]\) for b in batches\)""",
+        ),
+        (
+            {"batches": {"labels": Y, "pixel_values": X}},
+            r"""Map the batches: \(\(b\['pixel_values'\], b\['labels'\]\) for b""",
+        ),
         ({"batches": ["photo.png"]}, "must be x or"),
         ({"batches": (X, Y.astype(np.float32))}, "labels must be integers"),
         ({"batches": (X, Y[:5])}, "of one N"),
@@ -270,8 +283,18 @@ def test_out_of_memory_halves_the_chunk_once():
 )
 def test_wrong_input_is_refused(change, message):
     given = {"explain": jv.gradient, "apply_fn": net, "params": W, "batches": X, "batch_size": 4}
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError), match=f"^sweep: .*{message}"):
         jv.sweep(**{**given, **change})
+
+
+def test_a_net_that_takes_a_dict_is_given_one():
+    both = jv.sweep(
+        {},
+        lambda w, x: x["a"] @ w + x["b"] @ w,
+        W,
+        {"a": X.reshape(11, 16), "b": X.reshape(11, 16)},
+    )
+    np.testing.assert_allclose(both.outputs, 2 * X.reshape(11, 16) @ W, rtol=1e-5)
 
 
 DEVICES = """

@@ -68,7 +68,7 @@ def test_wrong_input_is_refused():
         training.per_class_accuracy(np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"predict: needs at least one image"):
         training.predict(NET, VARIABLES, np.zeros((0, 3), np.float32))
-    with pytest.raises(ValueError, match=r"evaluate: needs .* batch_size=0"):
+    with pytest.raises(ValueError, match=r"evaluate: batch_size must be at least 1; got 0"):
         training.evaluate(NET, VARIABLES, data.Dataset(np.eye(3), np.arange(3), ()), batch_size=0)
 
 
@@ -117,3 +117,12 @@ def test_augmentation_is_a_function_of_its_key():
     assert first.dtype == np.float32
     with pytest.raises(ValueError, match=r"images must be \[N, H, W, C\].*\(6, 6, 2\)"):
         training.pad_crop_flip(jax.random.key(0), x[0])
+
+
+def test_a_matrix_of_terabytes_is_refused_with_its_size():  # 8 bytes * 1e12 / 2**30 by hand
+    with pytest.raises(ValueError, match=r"^confusion_matrix: num_classes .*7\.45e\+03 GiB"):
+        training.confusion_matrix([0, 1], [1, 1], 10**6)
+    with pytest.raises(ValueError, match=r"^confusion_matrix: num_classes"):
+        training.confusion_matrix([], [], 0)
+    with pytest.raises(ValueError, match=r"^confusion_matrix: labels must be integers; got float"):
+        training.confusion_matrix([0.5, 1.0], [1, 1], 2)

@@ -1,0 +1,98 @@
+"""How results show themselves: names, shapes and types in a few lines, instead of all numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+_WIDTH, _LINES = 100, 24  # of what is shown: one screen
+
+
+class Text(str):
+    """A text that shows itself with its lines, as the last value in a notebook's cell or a shell.
+
+    Example:
+      >>> Text("two\\nlines")
+      two
+      lines
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def shown(result: Any) -> str:
+    """The `__repr__` of a NamedTuple of arrays: a line a field.
+
+    Example:
+      >>> from typing import NamedTuple
+      >>> import numpy as np
+      >>> class Scores(NamedTuple):
+      ...     values: np.ndarray
+      ...     by_method: dict
+      ...     note: str = "clean"
+      ...     __repr__ = shown
+      >>> Scores(np.zeros((2, 3)), {"saliency": np.zeros((2, 8, 8), np.float32)})
+      Scores
+        values     float64 [2, 3]
+        by_method  'saliency': float32 [2, 8, 8]
+        note       'clean'
+    """
+    wide = max(map(len, result._fields))
+    lines = []
+    for field, value in zip(result._fields, result, strict=True):
+        for row in _rows(value):
+            lines.append(f"  {field:{wide}}  {row}")
+            field = ""
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], f"  ... {len(lines) - _LINES + 1} more lines"]
+    return "\n".join([type(result).__name__, *(_cut(line.rstrip(), _WIDTH) for line in lines)])
+
+
+def _rows(value: Any) -> list[str]:
+    """A value's lines: a dict of arrays has one for each, all else one."""
+    if isinstance(value, Mapping) and value and all(map(_is_flat, value.values())):
+        return [f"{_cut(repr(name), 40)}: {_line(each)}" for name, each in value.items()]
+    return [_line(value)]
+
+
+def _is_flat(value: Any) -> bool:
+    return _is_array(value) or (hasattr(value, "_fields") and all(map(_is_array, value)))
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _line(value: Any) -> str:
+    if _is_array(value):
+        if value.shape == ():
+            try:
+                return f"{value.item():.6g} ({value.dtype})"
+            except (AttributeError, TypeError, ValueError):  # traced, a shape, a key
+                pass
+        return f"{value.dtype} [{', '.join(map(str, value.shape))}]"
+    if hasattr(value, "_fields"):
+        parts = [f"{name} {_line(each)}" for name, each in zip(value._fields, value, strict=True)]
+        return f"{type(value).__name__}({', '.join(parts)})"
+    if isinstance(value, (Mapping, list, tuple)) and value:
+        arrays = [leaf for leaf in jax.tree.leaves(value) if _is_array(leaf)]
+        held = f" of {len(arrays)} arrays, {sum(map(_size, arrays)):,} numbers" if arrays else ""
+        if isinstance(value, Mapping):
+            return f"{type(value).__name__}{held}: {', '.join(map(str, value))}"
+        if held or len(repr(value)) > _WIDTH:
+            return f"{type(value).__name__} of {len(value)}{held and ',' + held}"
+    return " ".join(repr(value).split())
+
+
+def _size(array: Any) -> int:
+    count = 1
+    for length in array.shape:
+        count *= length
+    return count
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
