@@ -82,7 +82,7 @@ OPTIONS: dict[str, Check] = {
     "cosine_power": real(0),
     "style_weight": real(0),
     "value_range": options.interval,
-    "stabilizer": _positive,
+    "stabilizer": real(0),
     "epsilon": real(0),
     "gamma": real(0),
 }

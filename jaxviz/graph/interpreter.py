@@ -200,6 +200,11 @@ def _kept(equation: Any) -> list[Any]:
     return [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
 
 
+def kept_places(equation: Any) -> list[int]:
+    """Which of an equation's results its node has: those that something reads."""
+    return [i for i, v in enumerate(equation.outvars) if not isinstance(v, jex.DropVar)]
+
+
 def _bodies(
     equation: Any, moves: list[bool], flat: bool, callers: tuple[Any, ...]
 ) -> tuple[Program, ...]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.public import public
+from jaxviz.graph.exponentials import OUT, Part, parts
 from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import (
@@ -22,6 +23,7 @@ from jaxviz.graph.interpreter import (
 )
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import LISTED, operation_names
+from jaxviz.graph.roles import inner, leaves, roles, start
 from jaxviz.graph.trace import trace
 
 
@@ -46,6 +48,8 @@ class Op(NamedTuple):
       members: Of a group, each operation with where its inputs are found: their places in the list
         of the group's inputs followed by the outputs of the members before.
       makers: For each input, the operation that made it, where `lift` has come by it; else None.
+      roles: For rule sets that are `functional`, what each input is: "" (no relevance can reach it:
+        params, and what was chosen by a comparison), "signal", "activation", "gate" or "divisor".
     """
 
     kind: str
@@ -62,6 +66,7 @@ class Op(NamedTuple):
     first: bool = False
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
     makers: tuple["Op | None", ...] = ()
+    roles: tuple[str, ...] = ()
 
 
 _KINDS = LISTED | {"add", "sub", "mul", "div", "bias", "sum", "max", "min", "first", "activation"}
@@ -87,6 +92,10 @@ class RuleSet:
       named: Whether rules need layer names; tracing without is a little quicker.
       folded: Whether a convolution or dense layer comes as one operation with its bias and the
         scale and shift (batch norm) right after it, its own name standing for all.
+      functional: Whether the rules explain the function as it is computed, whatever derivative the
+        model gives it: `custom_jvp` and `custom_vjp` are always taken apart, operations come with
+        the `roles` of their inputs, and what belongs to a softmax or log-sum-exp that is no group
+        comes under the kinds of `jaxviz.graph.exponentials`.
     """
 
     name: str
@@ -95,6 +104,7 @@ class RuleSet:
     into_custom: bool = False
     named: bool = True
     folded: bool = False
+    functional: bool = False
 
     def __post_init__(self):
         if isinstance(self.table, Mapping):
@@ -189,20 +199,26 @@ def rewrite(apply_fn: Callable, rules: RuleSet) -> Callable:
 
 
 def replacements(
-    program: Program, rules: RuleSet, names: Mapping[int, str], after: frozenset = frozenset()
+    program: Program,
+    rules: RuleSet,
+    names: Mapping[int, str],
+    after: frozenset = frozenset(),
+    given: Mapping[int, str] | None = None,
 ) -> dict[int, Any]:
     """What to do at each node, by position; nodes left alone are not in it.
 
-    `after` are the inputs that a linear layer comes before.
+    `after` are the inputs that a linear layer comes before, `given` the roles of the inputs, which
+    are signals unless told.
     """
     mixed = set(after)
+    flow = _flow(program, given, rules.name) if rules.functional else None
 
     def node_plan(node: Node) -> Any:
-        moving = [v in program.depends for v in node.inputs]
+        moving = [v in (program.depends if flow is None else flow.roles) for v in node.inputs]
         if not any(moving):
             return None
         first = node.kind in LINEAR and not mixed.intersection(node.inputs)
-        op = make_op(program, node, names, first)
+        op = make_op(program, node, names, first, flow)
         if node.kind in LINEAR or not mixed.isdisjoint(node.inputs):
             mixed.update(node.outputs)
         known, replacement = rules.find(op)
@@ -211,15 +227,17 @@ def replacements(
         if node.members:
             return nodes_plan(node.members) or None
         if node.bodies and (rules.into_custom or node.equation.primitive.name not in CUSTOM):
+            told = [None] * len(node.bodies) if flow is None else inner(node, flow.roles)
             bodies = tuple(
-                replacements(body, rules, names, inner_after(node, body, mixed))
-                for body in node.bodies
+                replacements(body, rules, names, inner_after(node, body, mixed), roles)
+                for body, roles in zip(node.bodies, told, strict=True)
             )
             if any(
                 v in program.depends and _has_linear(b) for b in node.bodies for v in node.inputs
             ):
                 mixed.update(node.outputs)
-            return bodies if any(bodies) else None
+            opened = rules.functional and node.equation.primitive.name in CUSTOM
+            return bodies if opened or any(bodies) else None
         floats = any(jnp.issubdtype(o.dtype, jnp.inexact) for o in op.outputs)
         if known or rules.default is None or not floats or node.bodies:
             return None
@@ -235,6 +253,35 @@ def replacements(
     return nodes_plan(program.nodes)
 
 
+class _Flow(NamedTuple):
+    roles: Mapping[int, str]
+    parts: Mapping[int, Part]
+
+
+def _flow(program: Program, given: Mapping[int, str] | None, who: str) -> _Flow:
+    """The roles of a program's values and the parts of its operations."""
+    start_ = start(program) if given is None else given
+    found = roles(program, start_)
+    part = parts(program, found)
+    gates = [
+        v
+        for n in leaves(program.nodes)
+        if id(n) in part
+        for v in n.outputs
+        if part[id(n)].kind == OUT
+    ]
+    if gates:
+        found = roles(program, start_, frozenset(gates))
+    if given is None and start_ and not any(v in found for v in program.outputs):
+        if any(v in program.depends for v in program.outputs):
+            raise NotImplementedError(
+                f"{who}: the outputs depend on the input only through comparisons or integers, and "
+                "no relevance goes back through a choice. Explain a part of the net that ends "
+                "before them (`jaxviz.split`)."
+            )
+    return _Flow(found, part)
+
+
 def inner_after(node: Node, body: Program, mixed: set) -> frozenset:
     """Of a body's inputs, those that a linear layer comes before; all of them in a loop."""
     if node.kind in ("scan", "while"):
@@ -247,7 +294,13 @@ def _has_linear(program: Program) -> bool:
     return any(n.kind in LINEAR or any(map(_has_linear, n.bodies)) for n in program.nodes)
 
 
-def make_op(program: Program, node: Node, names: Mapping[int, str], first: bool = False) -> Op:
+def make_op(
+    program: Program,
+    node: Node,
+    names: Mapping[int, str],
+    first: bool = False,
+    flow: _Flow | None = None,
+) -> Op:
     """A node as a rule sees it."""
 
     def aval(value):
@@ -262,11 +315,17 @@ def make_op(program: Program, node: Node, names: Mapping[int, str], first: bool 
     where = {value: i for i, value in enumerate(node.inputs)}
     places, members = dict(where), []
     for member in node.members:
-        part = make_op(program, member, names)
+        part = make_op(program, member, names, flow=flow)
         members.append((part, tuple(places[v] for v in member.inputs)))
         places.update((v, len(places) + i) for i, v in enumerate(member.outputs))
+    own = None if flow is None else flow.parts.get(id(node))
+    told = () if flow is None else tuple(flow.roles.get(v, "") for v in node.inputs)
+    if own is not None and own.shift is not None:  # it takes nothing, like a divisor
+        told = tuple(
+            "divisor" if v == own.shift else r for v, r in zip(node.inputs, told, strict=True)
+        )
     return Op(
-        kind=node.kind,
+        kind=node.kind if own is None else own.kind,
         primitive=node.kind if node.equation is None else node.equation.primitive.name,
         name=names.get(id(node), ""),
         operands=tuple(o if isinstance(o, Scalar) else where[o] for o in node.operands),
@@ -279,4 +338,5 @@ def make_op(program: Program, node: Node, names: Mapping[int, str], first: bool 
         source=source(node),
         first=first,
         members=tuple(members),
+        roles=told,
     )

@@ -9,6 +9,11 @@ input, and what several branches send to one value adds up. For the epsilon rule
 d(t) = W (x t) / (z + eps), hence R -> x W^T (R / (z + eps)). Every rule is `rule(op) -> function`,
 equal for equal arguments, so that what was compiled for one table is found again for its equal.
 
+What divides by z has no scale of its own: without an epsilon (the default, LRP-0) an output that is
+exactly 0 hands nothing on, and inputs c times as large, of a net without biases, get relevances c
+times as large, for any c and in any precision. An epsilon or `stabilizer` that is given is added to
+|z| as it is, in units of z, as in the papers and their peers (zennit's default is 1e-6).
+
 A convolution or dense layer is seen with its bias, and with the batch norm right after it folded
 in: z = W x + b. The relevance that b takes is lost unless a rule is made with `bias=False`.
 """
@@ -21,12 +26,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.public import public
 from jaxviz.graph.fold import LINEAR, MOVING, kernel_axes, moved_axes
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
 from jaxviz.rules.fast import fast
-
-STABILIZER = 1e-6
+from jaxviz.rules.lrp_maps import (
+    contributions,
+    derivative,
+    moving,
+    replaced,
+    share,
+)
+from jaxviz.rules.lrp_operations import (
+    extremum as extremum,
+    factors as factors,
+    keep as keep,
+    pass_through as pass_through,
+    product as product,
+    quotient as quotient,
+    signal_takes_all as signal_takes_all,
+)
 
 
 class _Layer(NamedTuple):
@@ -42,8 +62,8 @@ class _Layer(NamedTuple):
         return jax.jvp(lambda x: self.apply(x, w), (self.x,), (t,))[1]
 
 
-@functools.cache
-def epsilon(epsilon: float = STABILIZER, *, bias: bool = True) -> Rule:
+@public()
+def epsilon(epsilon: float = 0.0, *, bias: bool = True) -> Rule:
     """Shares relevance by contribution: R_i = sum_j x_i w_ij R_j / (z_j + eps sign z_j).
 
     For any operation: of one that is not linear, its derivative takes the place of w, so R is what
@@ -56,42 +76,56 @@ def epsilon(epsilon: float = STABILIZER, *, bias: bool = True) -> Rule:
       epsilon: Added to |z|, in units of z; relevance where |z| is below it fades out.
       bias: Whether the bias of a convolution or dense layer takes its share.
 
-    Reference:
-      Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 58.
-    """
+    Raises:
+      ValueError: `epsilon` is negative or not finite.
 
+    Reference:
+      Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 58; without an epsilon eq. 56.
+    """
+    return _epsilon(epsilon, bias)
+
+
+@functools.cache
+def _epsilon(epsilon: float, bias: bool) -> Rule:
     def rule(op: Op) -> Callable:
         def tangent(inputs, tangents):
-            scaled = [None if t is None else x * t for x, t in zip(inputs, tangents, strict=True)]
-            z, d = _derivative(op, inputs, scaled)
+            z, d = derivative(op, inputs, contributions(inputs, tangents))
             if not bias and _is_layer(op):
                 layer = _layer(op, inputs)
                 denominator = layer.apply(layer.x, layer.w)
-                return z, d / _stable(denominator, epsilon)
-            return z, jax.tree.map(lambda z, d: d / _stable(z, epsilon), z, d)
+                return z, share(d, denominator, epsilon)
+            return z, jax.tree.map(lambda z, d: share(d, z, epsilon), z, d)
 
-        return _replaced(op, tangent)
+        return replaced(op, tangent)
 
     return rule
 
 
-@functools.cache
-def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = STABILIZER) -> Rule:
+@public()
+def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = 0.0) -> Rule:
     """Like epsilon, with the contributions of the output's own sign enlarged by 1 + gamma.
 
     All four sign branches: where z > 0 the contributions x w > 0 are enlarged, of positive inputs
     through positive weights and of negative inputs through negative ones; where z < 0 those < 0.
 
     Args:
-      gamma: How much, >= 0. Zero is epsilon, infinity alpha-beta with (1, 0) on either sign.
+      gamma: How much, >= 0. Zero is epsilon; it tends to alpha-beta with (1, 0) on either sign.
       bias: Whether the bias takes its share (enlarged alike).
       stabilizer: Added to |denominator|.
+
+    Raises:
+      ValueError: `gamma` or `stabilizer` is negative or not finite.
 
     Reference:
       Montavon et al. 2019, doi:10.1007/978-3-030-28954-6_10, section 10.2.2, for x >= 0 and z > 0;
       Andeol et al. 2021, arXiv:2106.13166, for all signs. Captum's GammaRule has the first branch
       only and leaves the bias as it is.
     """
+    return _gamma(gamma, stabilizer, bias)
+
+
+@functools.cache
+def _gamma(gamma: float, stabilizer: float, bias: bool) -> Rule:
 
     def tangent(layer: _Layer, t):
         x, w, b = layer.x, layer.w, layer.b if bias else jnp.zeros_like(layer.b)
@@ -100,20 +134,21 @@ def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = STABILI
         z = layer.apply(x, w) + layer.b
         zero = jnp.zeros_like(z)
 
-        def share(keep, for_pos, for_neg, b):
+        def part_of(keep, for_pos, for_neg, b):
             whole = layer.apply(_pos(x), for_pos) + layer.apply(_neg(x), for_neg) + b
             part = layer.along(_pos(x) * t, for_pos) + layer.along(_neg(x) * t, for_neg)
-            return jnp.where(keep, part / _stable(whole, stabilizer), zero)
+            return jnp.where(keep, share(part, whole, stabilizer), zero)
 
         g = g.astype(b.dtype)
-        return share(z > 0, up, down, b + g * _pos(b)) + share(z < 0, down, up, b + g * _neg(b))
+        d = part_of(z > 0, up, down, b + g * _pos(b))
+        return d + part_of(z < 0, down, up, b + g * _neg(b))
 
     return _layer_rule("gamma", tangent)
 
 
-@functools.cache
+@public()
 def alpha_beta(
-    alpha: float = 2.0, beta: float = 1.0, *, bias: bool = True, stabilizer: float = STABILIZER
+    alpha: float = 2.0, beta: float = 1.0, *, bias: bool = True, stabilizer: float = 0.0
 ) -> Rule:
     """Shares alpha R among the positive contributions and -beta R among the negative ones.
 
@@ -125,7 +160,7 @@ def alpha_beta(
       stabilizer: Added to |denominator|.
 
     Raises:
-      ValueError: alpha - beta is not 1, or one of them is negative.
+      ValueError: alpha - beta is not 1, or a number is negative or not finite.
 
     Reference:
       Bach et al. 2015, doi:10.1371/journal.pone.0130140, eq. 60. Captum's Alpha1_Beta0 does not
@@ -136,25 +171,31 @@ def alpha_beta(
             f"alpha_beta: needs alpha - beta = 1, both >= 0; got {alpha} and {beta}. "
             "Take (1, 0) or (2, 1)."
         )
+    return _alpha_beta(alpha, beta, stabilizer, bias)
+
+
+@functools.cache
+def _alpha_beta(alpha: float, beta: float, stabilizer: float, bias: bool) -> Rule:
 
     def tangent(layer: _Layer, t):
         x, w = layer.x, layer.w
 
-        def share(for_pos, for_neg, b):
+        def part_of(for_pos, for_neg, b):
             whole = layer.apply(_pos(x), for_pos) + layer.apply(_neg(x), for_neg)
             part = layer.along(_pos(x) * t, for_pos) + layer.along(_neg(x) * t, for_neg)
             whole = whole + b if bias else whole
-            return part / _stable(whole, stabilizer)
+            return share(part, whole, stabilizer)
 
-        d = jnp.asarray(alpha, w.dtype) * share(_pos(w), _neg(w), _pos(layer.b))
+        d = jnp.asarray(alpha, w.dtype) * part_of(_pos(w), _neg(w), _pos(layer.b))
         if beta:
-            d = d - jnp.asarray(beta, w.dtype) * share(_neg(w), _pos(w), _neg(layer.b))
+            d = d - jnp.asarray(beta, w.dtype) * part_of(_neg(w), _pos(w), _neg(layer.b))
         return d
 
     return _layer_rule("alpha_beta", tangent)
 
 
-def z_plus(*, bias: bool = True, stabilizer: float = STABILIZER) -> Rule:
+@public()
+def z_plus(*, bias: bool = True, stabilizer: float = 0.0) -> Rule:
     """Shares relevance among the positive contributions alone: `alpha_beta(1, 0)`.
 
     Reference:
@@ -164,8 +205,9 @@ def z_plus(*, bias: bool = True, stabilizer: float = STABILIZER) -> Rule:
     return alpha_beta(1.0, 0.0, bias=bias, stabilizer=stabilizer)
 
 
+@public()
 def z_box(
-    low: float | Sequence[float], high: float | Sequence[float], *, stabilizer: float = STABILIZER
+    low: float | Sequence[float], high: float | Sequence[float], *, stabilizer: float = 0.0
 ) -> Rule:
     """For a first layer whose inputs lie in a box: shares by w x - w+ low - w- high.
 
@@ -200,13 +242,14 @@ def _z_box(low, high, stabilizer) -> Rule:
             return apply(x, w) - apply(down, _pos(w)) - apply(up, _neg(w))
 
         whole = box(layer.apply, x, down, up)
-        return box(layer.along, x * t, down * t, up * t) / _stable(whole, stabilizer)
+        d = box(layer.along, x * t, down * t, up * t)
+        return share(d, whole, stabilizer)
 
     return _layer_rule("z_box", tangent)
 
 
-@functools.cache
-def w_square(*, stabilizer: float = STABILIZER) -> Rule:
+@public()
+def w_square(*, stabilizer: float = 0.0) -> Rule:
     """For a first layer of unbounded inputs: shares by squared weights, whatever the input is.
 
     Deeper in a residual net it feeds dead units too, and sums there that nearly cancel enlarge what
@@ -218,16 +261,21 @@ def w_square(*, stabilizer: float = STABILIZER) -> Rule:
       zennit's WSquare adds their squares to the denominator unless told not to.
     """
 
+    return _w_square(stabilizer)
+
+
+@functools.cache
+def _w_square(stabilizer: float) -> Rule:
     def tangent(layer: _Layer, t):
         square = layer.w * layer.w
         whole = layer.apply(jnp.ones_like(layer.x), square)
-        return layer.along(t, square) / _stable(whole, stabilizer)
+        return share(layer.along(t, square), whole, stabilizer)
 
     return _layer_rule("w_square", tangent)
 
 
-@functools.cache
-def flat(*, stabilizer: float = STABILIZER) -> Rule:
+@public()
+def flat(*, stabilizer: float = 0.0) -> Rule:
     """For a first layer: shares evenly among the inputs that an output sees.
 
     In every layer of a residual net it is as ill-conditioned as `w_square`.
@@ -236,75 +284,23 @@ def flat(*, stabilizer: float = STABILIZER) -> Rule:
       Lapuschkin et al. 2019, arXiv:1902.10178, methods.
     """
 
+    return _flat(stabilizer)
+
+
+@functools.cache
+def _flat(stabilizer: float) -> Rule:
     def tangent(layer: _Layer, t):
         ones = jnp.ones_like(layer.w)
         whole = layer.apply(jnp.ones_like(layer.x), ones)
-        return layer.along(t, ones) / _stable(whole, stabilizer)
+        return share(layer.along(t, ones), whole, stabilizer)
 
     return _layer_rule("flat", tangent)
 
 
-def norm(*, stabilizer: float = STABILIZER) -> Rule:
+@public()
+def norm(*, stabilizer: float = 0.0) -> Rule:
     """For sums and averages: shares by contribution; `epsilon` under the name it has there."""
-    return epsilon(stabilizer)
-
-
-def pass_through(op: Op) -> Callable:
-    """For activations and scalings: the input gets what the output has."""
-    moving = _moving(op)
-    if len(moving) != 1 or op.inputs[moving[0]].shape != op.outputs[0].shape:
-        raise NotImplementedError(
-            f"pass_through: needs one input of the output's shape; the operation {op.kind!r} at "
-            f"{op.source} has {[op.inputs[i].shape for i in moving]} -> {op.outputs[0].shape}. "
-            "Give it `epsilon()`, say."
-        )
-
-    def tangent(inputs, tangents):
-        z = op.evaluate(*inputs)
-        return z, tangents[moving[0]].astype(z.dtype)
-
-    return _replaced(op, tangent)
-
-
-def keep(op: Op) -> None:
-    """For operations that move numbers or pick one: the own derivative moves relevance alike."""
-
-
-@functools.cache
-def product(epsilon: float = STABILIZER) -> Rule:
-    """For a product of two activations (gates, attention): half of the relevance to each factor.
-
-    Reference:
-      Achtibat et al. 2024, arXiv:2402.05602, proposition 3.3 (the uniform rule).
-    """
-
-    def rule(op: Op) -> Callable:
-        if op.primitive == "mul":
-            if len(op.operands) == 2 and len(_moving(op)) == 2:
-                return _replaced(op, lambda inputs, ts: (op.evaluate(*inputs), (ts[0] + ts[1]) / 2))
-            return pass_through(op)
-
-        def tangent(inputs, tangents):
-            scaled = [None if t is None else x * t for x, t in zip(inputs, tangents, strict=True)]
-            z, d = _derivative(op, inputs, scaled)
-            return z, d / (2 * _stable(z, epsilon))
-
-        return _replaced(op, tangent)
-
-    return rule
-
-
-def quotient(op: Op) -> Callable:
-    """For a quotient of two activations (a normalisation): all relevance to the numerator."""
-    if len(_moving(op)) == 1:
-        return pass_through(op)
-    top = op.operands[0]
-    return _replaced(op, lambda inputs, tangents: (op.evaluate(*inputs), tangents[top]))
-
-
-def extremum(op: Op) -> Callable | None:
-    """For max and min: between activations the winner takes all; against a constant, passed on."""
-    return pass_through(op) if len(_moving(op)) == 1 else None
+    return _epsilon(stabilizer, True)
 
 
 def _layer_rule(name: str, tangent: Callable[[_Layer, jax.Array], jax.Array]) -> Rule:
@@ -321,63 +317,15 @@ def _layer_rule(name: str, tangent: Callable[[_Layer, jax.Array], jax.Array]) ->
             layer = _layer(op, inputs)
             return op.evaluate(*inputs), tangent(layer, tangents[op.depends.index(True)])
 
-        return _replaced(op, layered)
+        return replaced(op, layered)
 
     rule.__name__ = name
     return rule
 
 
-def _replaced(op: Op, tangent: Callable) -> Callable:
-    """The operation as it stands, `(inputs, tangents) -> (outputs, tangent)` its derivative.
-
-    The outputs in `tangent` come from the operation itself, so a derivative of the explanation
-    differentiates the net's true values.
-    """
-    moving = _moving(op)
-
-    @jax.custom_jvp
-    def replaced(*inputs):
-        return op.evaluate(*inputs)
-
-    @replaced.defjvp
-    def jvp(inputs, tangents):
-        return tangent(inputs, [t if i in moving else None for i, t in enumerate(tangents)])
-
-    return replaced
-
-
-def _derivative(op: Op, inputs: Sequence[jax.Array], tangents: Sequence[jax.Array | None]):
-    """The operation and its own derivative along the tangents that are not None."""
-    moving = [i for i, t in enumerate(tangents) if t is not None]
-    evaluate = _quick(op)
-
-    def moved(*values):
-        given = dict(zip(moving, values, strict=True))
-        return evaluate(*(given.get(i, a) for i, a in enumerate(inputs)))
-
-    return jax.jvp(moved, [inputs[i] for i in moving], [tangents[i] for i in moving])
-
-
-def _quick(op: Op) -> Callable:
-    """The operation by faster kernels of the same numbers, where there are some."""
-
-    def evaluate(*inputs):
-        values = list(inputs)
-        for member, reads in op.members:
-            values.append(_quick(member)(*(values[i] for i in reads)))
-        return values[-1]
-
-    return fast.find(op)[1] or (evaluate if op.members and _is_layer(op) else op.evaluate)
-
-
-def _moving(op: Op) -> list[int]:
-    pairs = enumerate(zip(op.depends, op.inputs, strict=True))
-    return [i for i, (d, a) in pairs if d and jnp.issubdtype(a.dtype, jnp.inexact)]
-
-
 def _is_layer(op: Op) -> bool:
     core = op.members[0][0] if op.members else op
-    return core.kind in LINEAR and len(core.inputs) == 2 and len(_moving(core)) == 1
+    return core.kind in LINEAR and len(core.inputs) == 2 and len(moving(core)) == 1
 
 
 def _layer(op: Op, inputs: Sequence[jax.Array]) -> _Layer:
@@ -430,11 +378,6 @@ def _on_kernel(c: jax.Array, axes: dict[int, int], rank: int) -> jax.Array:
     sizes = {axes[a]: c.shape[a] for a in kept}
     c = c.transpose([*kept, *(a for a in range(c.ndim) if a not in axes)])
     return c.reshape([sizes.get(k, 1) for k in range(rank)])
-
-
-def _stable(z: jax.Array, epsilon: float) -> jax.Array:
-    e = jnp.asarray(epsilon, z.dtype)
-    return z + jnp.where(z < 0, -e, e)
 
 
 def _pos(a: jax.Array) -> jax.Array:

@@ -5,91 +5,125 @@ from typing import Any
 
 from jaxviz.calls.options import described, either, real, several
 from jaxviz.calls.public import public
+from jaxviz.graph import exponentials
 from jaxviz.graph.rewrite import Rule, RuleSet, refuse
+from jaxviz.graph.roles import REARRANGING
 from jaxviz.rules.lrp import (
-    STABILIZER,
     alpha_beta,
     epsilon as epsilon_rule,
-    extremum,
     flat,
     gamma as gamma_rule,
-    keep,
     norm,
+    z_box,
+    z_plus,
+)
+from jaxviz.rules.lrp_operations import (
+    extremum,
+    factors,
+    keep,
+    logits,
+    normalised,
     pass_through,
     product,
     quotient,
-    z_box,
-    z_plus,
+    scattered_extremum,
+    scattered_product,
+    shifted,
+    solved,
+    unnormalised,
 )
 
 _RANGE = either("a number, or one a channel", real(), several(real(), "numbers, one a channel"))
 # Each number of the output is one of the input: relevance goes where the gradient goes.
 _MOVES = (
-    "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
-    " dynamic_update_slice expand_dims flatten gather name optimization_barrier pad"
-    " reduce_precision reshape rev scatter select_n slice split squeeze transpose"
+    "dynamic_update_slice flatten pad scatter select_n"
     # Each is the winner among several: it takes all.
-    " max_pool reduce_max reduce_min cummax cummin sort top_k reduce_window_min"
+    " max_pool reduce_max reduce_min cummax cummin sort top_k approx_top_k reduce_window_min"
     # The winners' places in a max pooling that keeps them.
     " select_and_gather_add"
+    # Of a running log-sum-exp its derivative is each exponential's part of the sum.
+    " cumlogsumexp"
 ).split()
 _SUMS = (
     "add add_any bias sub sum mean sum_pool avg_pool cumsum scatter_add scatter-sub reduce_sum"
 ).split()
+# Groups whose operations have rules of their own: no matter how a norm is spelled.
+_APART = "layer_norm rms_norm affine".split()
 _POINTWISE = (
-    "abs acos acosh asin asinh atan atanh cbrt clamp cos cosh erf erfc exp exp2 expm1 integer_pow"
-    " log log1p logistic neg pow round rsqrt sign sin sinh sqrt square tan tanh"
+    "abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma"
+    " erf erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p logistic neg pow round"
+    " rsqrt sign sin sinh sqrt square stop_gradient tan tanh"
 ).split()
 
 
 @public()
 def composite(
-    name: str, rows: Mapping[str, Rule], *, stabilizer: float = STABILIZER, default: Rule = refuse
+    name: str, rows: Mapping[str, Rule], *, stabilizer: float = 0.0, default: Rule = refuse
 ) -> RuleSet:
     """A rule set of LRP: some rows over the ones that every net needs.
 
-    Underneath: activations and scalings pass relevance on; sums and averages share it by
-    contribution; max pooling gives it to the winner; reshapes, slices and the like move it; a
-    product of two activations halves it, a quotient gives it to the numerator; a normalisation
-    without running statistics (layer norm) passes it on; softmax shares it by gradient times input.
+    Underneath, the function is explained as it is computed, whatever derivative the model gives it:
+    `stop_gradient`, a straight-through estimator or a reversed gradient change nothing. Activations
+    and scalings pass relevance on; sums and averages share it by contribution; max pooling gives it
+    to the winner; reshapes, slices and the like move it; of a product of activations each factor
+    gets the same part, of a quotient the numerator gets all, and a product with one over something
+    is a quotient: layer norm and its kin are centred, their deviation held, scaled and shifted,
+    however they are spelled. Softmax shares by gradient times input, log-sum-exp by the parts of
+    its sum. What was chosen by a comparison (a mask) is a constant: nothing goes back through it.
 
     Args:
       name: Said in errors.
       rows: From a layer's name, "first" or a kind to a rule; see `RuleSet`.
-      stabilizer: Of the shares among summands.
+      stabilizer: Added to the magnitude of those sums, in their units; 0 is exact at any scale.
       default: For operations that are in no row. `refuse` raises; `epsilon()` falls back to the
         operation's own gradient times its input.
 
     Returns:
       A `RuleSet`.
+
+    Raises:
+      ValueError: `stabilizer` is negative or not finite.
     """
     shared = norm(stabilizer=stabilizer)
     table: dict[str, Rule] = {
-        **dict.fromkeys(_MOVES, keep),
+        **dict.fromkeys((*REARRANGING, *_MOVES, *_APART), keep),
         **dict.fromkeys(_SUMS, shared),
-        **dict.fromkeys(_POINTWISE, pass_through),
-        **dict.fromkeys(("activation", "layer_norm", "rms_norm"), pass_through),
-        **dict.fromkeys(("batch_norm", "affine"), pass_through),
+        **dict.fromkeys((*_POINTWISE, "activation", "batch_norm"), pass_through),
         **dict.fromkeys(("softmax", "log_softmax"), shared),
         **dict.fromkeys(("mul", "matmul", "conv_product"), product(stabilizer)),
-        **dict.fromkeys(("max", "min", "scatter-max", "scatter-min"), extremum),
-        "scatter-mul": pass_through,
+        **dict.fromkeys(("max", "min"), extremum),
+        **dict.fromkeys(("scatter-max", "scatter-min"), scattered_extremum),
+        **dict.fromkeys(("reduce_prod", "cumprod"), factors),
+        "scatter-mul": scattered_product,
         "div": quotient,
+        "triangular_solve": solved,
+        exponentials.IN: logits,
+        exponentials.INSIDE: keep,
+        exponentials.OUT: normalised,
+        exponentials.SHIFT: shifted,
+        exponentials.ALONE: unnormalised,
     }
+    table["stop_gradient"] = pass_through  # it moves nothing, but its derivative is not its own
     return RuleSet(
-        name, table | dict(rows), default=default, into_custom=True, named=True, folded=True
+        name,
+        table | dict(rows),
+        default=default,
+        into_custom=True,
+        named=True,
+        folded=True,
+        functional=True,
     )
 
 
-def epsilon(epsilon: float = STABILIZER) -> RuleSet:
+@public()
+def epsilon(epsilon: float = 0.0) -> RuleSet:
     """The epsilon rule everywhere, for batch norm that follows no linear layer as well."""
-    rule = epsilon_rule(epsilon)
-    rows: dict[str, Rule] = dict.fromkeys(("conv", "dense", "batch_norm", "affine"), rule)
+    rows: dict[str, Rule] = dict.fromkeys(("conv", "dense", "batch_norm"), epsilon_rule(epsilon))
     return composite("epsilon", rows, stabilizer=epsilon)
 
 
 @public()
-def epsilon_plus(epsilon: float = STABILIZER, *, stabilizer: float = STABILIZER) -> RuleSet:
+def epsilon_plus(epsilon: float = 0.0, *, stabilizer: float = 0.0) -> RuleSet:
     """Positive contributions in convolutions, epsilon in dense layers."""
     rows = {"conv": z_plus(stabilizer=stabilizer), "dense": epsilon_rule(epsilon)}
     return composite("epsilon_plus", rows, stabilizer=stabilizer)
@@ -100,9 +134,9 @@ def epsilon_gamma_box(
     low: float | Sequence[float],
     high: float | Sequence[float],
     *,
-    epsilon: float = STABILIZER,
+    epsilon: float = 0.0,
     gamma: float = 0.25,
-    stabilizer: float = STABILIZER,
+    stabilizer: float = 0.0,
 ) -> RuleSet:
     """The box rule in the first layer, gamma in convolutions, epsilon in dense layers."""
     rows = {
@@ -114,7 +148,7 @@ def epsilon_gamma_box(
 
 
 @public()
-def epsilon_alpha2_beta1(epsilon: float = STABILIZER, *, stabilizer: float = STABILIZER) -> RuleSet:
+def epsilon_alpha2_beta1(epsilon: float = 0.0, *, stabilizer: float = 0.0) -> RuleSet:
     """Alpha-beta (2, 1) in convolutions, epsilon in dense layers."""
     rows = {
         "conv": alpha_beta(2.0, 1.0, stabilizer=stabilizer),
@@ -124,14 +158,14 @@ def epsilon_alpha2_beta1(epsilon: float = STABILIZER, *, stabilizer: float = STA
 
 
 @public()
-def with_flat(rules: RuleSet, *, stabilizer: float = STABILIZER) -> RuleSet:
+def with_flat(rules: RuleSet, *, stabilizer: float = 0.0) -> RuleSet:
     """A composite whose first layer shares evenly."""
     rows = dict(rules.table) | {"first": flat(stabilizer=stabilizer)}
     return composite(f"{rules.name}_flat", rows, stabilizer=stabilizer, default=rules.default)  # type: ignore[arg-type]
 
 
 @public()
-def excitation_backprop(*, stabilizer: float = STABILIZER) -> RuleSet:
+def excitation_backprop(*, stabilizer: float = 0.0) -> RuleSet:
     """Positive contributions in convolutions and dense layers, without biases.
 
     Reference:

@@ -1,0 +1,237 @@
+"""Exponentials that are only a way to compute a softmax or a log-sum-exp, however it is spelled.
+
+`exp(x - max x)` alone is no function of the net's design: the maximum is there against overflow
+and cancels where the exponentials are divided by their sum, or where it is added back to the
+logarithm of their sum. A rule that shares relevance by contribution must not see such a difference
+(the winner's is exactly 0), so what belongs together is found here by following the exponentials
+forward: over axes, over segments (graph nets), behind masks, with any weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from jaxviz.graph.interpreter import Node, Program, Value
+from jaxviz.graph.roles import REARRANGING, leaves
+
+# Linear in what it reads, if all else it reads is constant.
+_SUMMING = frozenset(
+    "reduce_sum cumsum scatter-add reduce_window_sum dot_general conv_general_dilated".split()
+)
+_LINEAR = REARRANGING | _SUMMING | frozenset("add add_any mul div neg abs select_n max min".split())
+_EXTREME = frozenset(
+    "reduce_max reduce_min scatter-max scatter-min cummax cummin reduce_window_max max min".split()
+)
+_JOINING = frozenset("add add_any concatenate dynamic_update_slice select_n scatter-add".split())
+_KEPT = frozenset({"softmax", "log_softmax"})
+
+IN, INSIDE, OUT = "softmax_in", "softmax_inside", "softmax_out"
+SHIFT, ALONE = "shift", "unnormalised"
+
+
+class Part(NamedTuple):
+    """An operation's part in a softmax or log-sum-exp.
+
+    Attributes:
+      kind: "softmax_in" (the logits come in), "softmax_inside", "softmax_out" (the quotient),
+        "shift" (a maximum is taken off, or added back), "unnormalised" (an exponential of a
+        distance from a maximum that is neither).
+      shift: Of a "shift", the value that is taken off or added back.
+    """
+
+    kind: str
+    shift: Value | None = None
+
+
+class _Entry(NamedTuple):
+    exponential: Node
+    path: tuple[Node, ...]  # from the difference, which comes first, up to the exponential
+    shift: Value | None  # the maximum that the difference is from
+
+
+class _Search:
+    """What is made from exponentials alone, followed forward through a program."""
+
+    def __init__(self, program: Program, reached: Mapping[Value, str]):
+        self.reached = reached
+        self.nodes = list(leaves(program.nodes))
+        self.made = {v: n for n in self.nodes for v in n.outputs}
+        self.readers: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in node.inputs:
+                self.readers.setdefault(value, []).append(node)
+        self.entries: list[_Entry] = []
+        self.sets: dict[Value, frozenset[int]] = {}  # which exponentials a value is made from
+        self.summed: set[Value] = set()
+        self.inverse: set[Value] = set()
+        self.logged: set[Value] = set()
+        self.inside: list[tuple[frozenset[int], Node]] = []
+        self.leaving: list[tuple[frozenset[int], Node]] = []
+        self.added: list[tuple[frozenset[int], Node, Value]] = []
+        self.broken: set[int] = set()
+        for node in self.nodes:
+            self.follow(node)
+        for value in program.outputs:
+            self.broken |= self.sets.get(value, frozenset())
+
+    def carrying(self, node: Node) -> list[Value]:
+        return [o for o in node.operands if isinstance(o, Value) and o in self.reached]
+
+    def follow(self, node: Node) -> None:
+        carrying = self.carrying(node)
+        touched = [v for v in carrying if v in self.sets]
+        ids = frozenset().union(*(self.sets[v] for v in touched))
+        name = "" if node.equation is None or node.bodies else node.equation.primitive.name
+        if name in ("exp", "exp2") and carrying:
+            self.broken |= ids
+            self.sets[node.outputs[0]] = frozenset({len(self.entries)})
+            self.entries.append(self.entry(node))
+        elif not touched or not any(v in self.reached for v in node.outputs):
+            return
+        elif len(touched) < len(carrying):
+            self.meet(node, name, touched[0], ids)
+        elif name == "log" and touched[0] in self.summed:
+            self.keep(node, ids, touched, logs=True)
+        elif self.is_quotient(node, name, touched):
+            self.leaving.append((ids, node))
+        elif self.is_linear(node, name, touched):
+            self.keep(node, ids, touched)
+        else:
+            self.broken |= ids
+
+    def is_quotient(self, node: Node, name: str, touched: list[Value]) -> bool:
+        if len(touched) != 2:
+            return False
+        if name == "div":
+            return touched[1] in self.summed and touched[0] not in self.inverse
+        ends = [v in self.inverse and v in self.summed for v in touched]
+        return name == "mul" and sum(ends) == 1
+
+    def is_linear(self, node: Node, name: str, touched: list[Value]) -> bool:
+        if any(v in self.logged for v in touched) and name not in REARRANGING:
+            return False
+        if name == "integer_pow":
+            return node.equation.params["y"] == -1
+        return name in _LINEAR and (len(touched) == 1 or name in _JOINING)
+
+    def keep(self, node: Node, ids: frozenset[int], touched: list[Value], logs=False) -> None:
+        name, out = node.equation.primitive.name, node.outputs[0]
+        self.sets[out] = ids
+        self.inside.append((ids, node))
+        turned = name == "integer_pow" or (name == "div" and node.operands[0] != touched[0])
+        for flag, sets in (
+            (name in _SUMMING, self.summed),
+            (turned, self.inverse),
+            (logs, self.logged),
+        ):
+            if flag or any(v in sets for v in touched):
+                sets.update(node.outputs)
+
+    def meet(self, node: Node, name: str, value: Value, ids: frozenset[int]) -> None:
+        """A sum of exponentials meets something else: the logits, or the maximum."""
+        other = next((o for o in self.carrying(node) if o != value), None)
+        logged = value in self.logged and len(ids) == 1 and other is not None
+        entry = self.entries[next(iter(ids))]
+        if logged and name == "sub" and node.operands[0] == other:
+            if other == entry.exponential.operands[0]:
+                self.leaving.append((ids, node))
+                return
+        if logged and name == "add" and entry.shift is not None:
+            if self.root(other) == self.root(entry.shift):
+                self.added.append((ids, node, other))
+                return
+        self.broken |= ids
+
+    def entry(self, node: Node) -> _Entry:
+        """The maximum that was taken off what an exponential reads, and the way from there."""
+        path, value = [node], node.operands[0]
+        while isinstance(value, Value) and (made := self.made.get(value)) is not None:
+            if made.equation is None or made.bodies:
+                break
+            name, carrying = made.equation.primitive.name, self.carrying(made)
+            path.append(made)
+            if name == "sub" and len(carrying) == 2:
+                for shift in reversed(carrying):
+                    top = self.made.get(self.root(shift))
+                    if top is not None and top.equation.primitive.name in _EXTREME:
+                        return _Entry(node, tuple(reversed(path)), shift)
+                break
+            if len(carrying) != 1 or name not in REARRANGING | {"mul", "div", "neg", "select_n"}:
+                break
+            value = carrying[0]
+        return _Entry(node, (node,), None)
+
+    def root(self, value: Any) -> Any:
+        """Where a value comes from, moved about, kept finite and with its gradient stopped."""
+        while (made := self.made.get(value)) is not None and made.equation is not None:
+            carrying = self.carrying(made)
+            clipped = made.equation.primitive.name in ("max", "min", "select_n", "clamp")
+            if made.bodies or len(carrying) != 1:
+                break
+            if not clipped and made.equation.primitive.name not in REARRANGING:
+                break
+            value = carrying[0]
+        return value
+
+    def only_for(self, entry: _Entry, leaving: Iterable[Node]) -> bool:
+        """Whether what is between the shift and the exponential is read by nothing else."""
+        allowed = {id(n) for n in (*entry.path, *leaving)}
+        steps = entry.path[:-1]
+        return all(id(r) in allowed for n in steps for v in n.outputs for r in self.readers[v])
+
+
+def parts(program: Program, reached: Mapping[Value, str]) -> dict[int, Part]:
+    """The operations of a program that belong to a softmax or log-sum-exp, by `id` of the node.
+
+    Args:
+      program: As traced or folded; groups that are known to be a softmax are left to their kind.
+      reached: The values that relevance can reach, as from `roles`.
+
+    Returns:
+      The part of each operation; a group that holds one has the part "softmax_inside".
+    """
+    search = _Search(program, reached)
+    found: dict[int, Part] = {}
+    for together in _components(search):
+        entries = [search.entries[i] for i in together]
+        leaving = [n for ids, n in search.leaving if ids & together]
+        added = [(n, shift) for ids, n, shift in search.added if ids & together]
+        whole = together.isdisjoint(search.broken) and all(
+            search.only_for(entry, leaving) for entry in entries
+        )
+        if whole and leaving and not added:
+            for entry in entries:
+                found[id(entry.path[0])] = Part(IN)
+                found.update((id(n), Part(INSIDE)) for n in entry.path[1:])
+            found.update((id(n), Part(INSIDE)) for ids, n in search.inside if ids & together)
+            found.update((id(n), Part(OUT)) for n in leaving)
+        elif whole and added and not leaving:
+            for entry in entries:
+                if entry.shift is not None:
+                    found[id(entry.path[0])] = Part(SHIFT, entry.shift)
+            found.update((id(n), Part(SHIFT, shift)) for n, shift in added)
+        else:
+            for entry in entries:
+                if entry.shift is not None:
+                    found[id(entry.exponential)] = Part(ALONE)
+    if found:
+        _mark_groups(program.nodes, found)
+    return found
+
+
+def _components(search: _Search) -> list[frozenset[int]]:
+    """Exponentials that meet somewhere."""
+    together = [frozenset({i}) for i in range(len(search.entries))]
+    links = [ids for ids, *_ in (*search.inside, *search.leaving, *search.added)]
+    for ids in links:
+        if len(ids) > 1:
+            joined = frozenset().union(*(c for c in together if c & ids))
+            together = [c for c in together if not c & ids] + [joined]
+    return together
+
+
+def _mark_groups(nodes: Iterable[Node], found: dict[int, Part]) -> None:
+    for node in nodes:
+        if node.members and node.kind not in _KEPT:
+            _mark_groups(node.members, found)
+            if any(id(member) in found for member in node.members):
+                found[id(node)] = Part(INSIDE)

@@ -1,0 +1,84 @@
+"""How a rule of LRP becomes a replacement: linear maps of tangents, and how they are divided."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.rewrite import Op
+from jaxviz.rules.fast import fast
+
+
+def replaced(op: Op, tangent: Callable) -> Callable:
+    """The operation as it stands, `(inputs, tangents) -> (outputs, tangent)` its derivative.
+
+    The outputs in `tangent` come from the operation itself, so a derivative of the explanation
+    differentiates the net's true values.
+    """
+    reached = moving(op)
+
+    @jax.custom_jvp
+    def replaced(*inputs):
+        return op.evaluate(*inputs)
+
+    @replaced.defjvp
+    def jvp(inputs, tangents):
+        return tangent(inputs, [t if i in reached else None for i, t in enumerate(tangents)])
+
+    return replaced
+
+
+def derivative(
+    op: Op, inputs: Sequence[jax.Array], tangents: Sequence[jax.Array | None]
+) -> tuple[Any, Any]:
+    """The operation and its own derivative along the tangents that are not None."""
+    along = [i for i, t in enumerate(tangents) if t is not None]
+    evaluate = quick(op)
+
+    def moved(*values):
+        given = dict(zip(along, values, strict=True))
+        return evaluate(*(given.get(i, a) for i, a in enumerate(inputs)))
+
+    return jax.jvp(moved, [inputs[i] for i in along], [tangents[i] for i in along])
+
+
+def quick(op: Op) -> Callable:
+    """The operation by faster kernels of the same numbers, where there are some."""
+
+    def evaluate(*inputs):
+        values = list(inputs)
+        for member, reads in op.members:
+            values.append(quick(member)(*(values[i] for i in reads)))
+        return values[-1]
+
+    linear = op.members and op.kind in ("conv", "dense")
+    return fast.find(op)[1] or (evaluate if linear else op.evaluate)
+
+
+def moving(op: Op) -> list[int]:
+    """Which inputs relevance can go to."""
+    reached = op.roles or ["signal" if d else "" for d in op.depends]
+    pairs = enumerate(zip(reached, op.inputs, strict=True))
+    return [i for i, (r, a) in pairs if r and jnp.issubdtype(a.dtype, jnp.inexact)]
+
+
+def contribution(x: jax.Array, t: jax.Array | None) -> jax.Array | None:
+    """x t, and nothing of what is infinite (a masked logit): all that it makes has no relevance."""
+    return None if t is None else jnp.where(jnp.isinf(x), jnp.zeros_like(x), x) * t
+
+
+def contributions(inputs: Sequence[jax.Array], tangents: Sequence) -> list[jax.Array | None]:
+    return [contribution(x, t) for x, t in zip(inputs, tangents, strict=True)]
+
+
+def share(d: jax.Array, z: jax.Array, epsilon: float = 0.0) -> jax.Array:
+    """d / (z + epsilon sign z); nothing where that is infinite, or 0 (less than a normal number).
+
+    Without an epsilon there is no scale in it: what is c times as large is shared alike.
+    """
+    e = jnp.asarray(epsilon, z.dtype)
+    whole = z + jnp.where(z < 0, -e, e)
+    none = (jnp.abs(whole) < jnp.finfo(whole.dtype).tiny) | jnp.isinf(whole)
+    zero = jnp.zeros_like(d)
+    return jnp.where(none, zero, d) / jnp.where(none, jnp.ones_like(whole), whole)

@@ -1,0 +1,254 @@
+"""Rules of LRP for what stands between the layers: activations, products, quotients, maxima."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.calls.public import public
+from jaxviz.graph.rewrite import Op, Rule
+from jaxviz.graph.roles import ROLES
+from jaxviz.rules.lrp_maps import (
+    contributions,
+    derivative,
+    moving,
+    replaced,
+    share,
+)
+
+
+def pass_through(op: Op) -> Callable:
+    """For activations and scalings: the input gets what the output has.
+
+    An input that is broadcast (`x[:, :, None] * w`) gets the sum over its copies.
+    """
+    at = moving(op)
+    if len(at) != 1 or not _spreads(op.inputs[at[0]].shape, op.outputs[0].shape):
+        raise NotImplementedError(
+            f"pass_through: needs one input of the output's shape; the operation {op.kind!r} at "
+            f"{op.source} has {[op.inputs[i].shape for i in at]} -> {op.outputs[0].shape}. "
+            "Give it `epsilon()`, say."
+        )
+    return _all_to(op, at[0])
+
+
+def keep(op: Op) -> None:
+    """For operations that move numbers or pick one: the own derivative moves relevance alike."""
+
+
+@functools.cache
+def _product(epsilon: float, least: int) -> Rule:
+    """Shares among the factors that are most of a signal; roles from `least` on are told apart."""
+
+    def rule(op: Op) -> Callable:
+        at = moving(op)
+        ranks = {i: _rank(op, i, least) for i in at}
+        taking = [i for i in at if ranks[i] == min(ranks.values())]
+        factors = [o for o in op.operands if o in taking and isinstance(o, int)]
+        if op.primitive == "mul":
+
+            def halves(inputs, tangents):
+                z = op.evaluate(*inputs)
+                spread = [jnp.broadcast_to(tangents[i].astype(z.dtype), z.shape) for i in factors]
+                return z, sum(spread[1:], spread[0]) / len(factors)
+
+            return replaced(op, halves)
+
+        def tangent(inputs, tangents):
+            given = [t if i in taking else None for i, t in enumerate(tangents)]
+            z, d = derivative(op, inputs, contributions(inputs, given))
+            return z, share(d / len(factors), z, epsilon)
+
+        return replaced(op, tangent)
+
+    return rule
+
+
+@public()
+def product(epsilon: float = 0.0) -> Rule:
+    """For a product of two activations (gates, attention): half of the relevance to each factor.
+
+    A factor that is one over something (`rsqrt`, a negative power, a reciprocal) makes a quotient
+    of the product and takes nothing, as in `quotient`: so a layer norm is what Achtibat et al. ask
+    for, centred, its deviation held, scaled and shifted, in whatever spelling.
+
+    Args:
+      epsilon: Added to the magnitude of a matrix product, in its units.
+
+    Raises:
+      ValueError: `epsilon` is negative or not finite.
+
+    Reference:
+      Achtibat et al. 2024, arXiv:2402.05602, proposition 3.3 (the uniform rule), 3.4 (norms).
+    """
+    return _product(epsilon, ROLES.index("divisor"))
+
+
+@public()
+def signal_takes_all(epsilon: float = 0.0) -> Rule:
+    """For a product of a signal and a gate (LSTM, GRU, GLU, SwiGLU): all of it to the signal.
+
+    Beside `product`, which halves. A sigmoid, one minus it, and a softmax are gates; of two factors
+    of which one alone was made by an activation function (silu in SwiGLU, gelu in GEGLU), that one
+    is the gate. Where neither or both are, each takes half. Either way a product's relevance is
+    what its factors get together; a gate's own part of the net gets none.
+
+    Lay it over a composite: `lrp(..., rules={"mul": rules.lrp.signal_takes_all()})`; on "matmul"
+    too, attention's weights are gates of its values (as in Ali et al. 2022).
+
+    Args:
+      epsilon: As in `product`.
+
+    Raises:
+      ValueError: `epsilon` is negative or not finite.
+
+    Reference:
+      Arras et al. 2019, doi:10.1007/978-3-030-28954-6_11, section 11.3 ("LRP-all"), for the
+      sigmoids of an LSTM; Ali et al. 2022, arXiv:2202.07304, for attention. The order of
+      activations for GLU variants is ours.
+    """
+    return _product(epsilon, ROLES.index("activation"))
+
+
+def quotient(op: Op) -> Callable:
+    """For a quotient of two activations (a normalisation): all relevance to the numerator."""
+    at = moving(op)
+    return pass_through(op) if len(at) == 1 else _all_to(op, op.operands[0])
+
+
+def extremum(op: Op) -> Callable | None:
+    """For max and min: between activations the winner takes all; against a constant, passed on."""
+    return pass_through(op) if len(moving(op)) == 1 else None
+
+
+def shifted(op: Op) -> Callable:
+    """For a maximum taken off before exponentials, or added back to their logarithm: it takes none.
+
+    So of a log-sum-exp each term gets its exponential's part of the sum.
+
+    Reference:
+      Kauffmann et al. 2019, arXiv:1906.07633 (soft minima and maxima as pooling).
+    """
+    return _all_to(op, next(i for i in moving(op) if op.roles[i] != "divisor"))
+
+
+def logits(op: Op) -> Callable:
+    """Where logits enter a softmax: from there to `normalised` all is gradient times input."""
+    return replaced(op, lambda inputs, ts: derivative(op, inputs, contributions(inputs, ts)))
+
+
+def normalised(op: Op) -> Callable:
+    """Where a softmax divides by its sum: the derivative over the output."""
+
+    def tangent(inputs, tangents):
+        z, d = derivative(op, inputs, tangents)
+        return z, share(d, z)
+
+    return replaced(op, tangent)
+
+
+def unnormalised(op: Op) -> None:
+    raise NotImplementedError(
+        f"the exponential at {op.source} is of a distance from a maximum, but is not divided by "
+        "the sum of all of them, nor is the maximum added back to its logarithm, so nobody knows "
+        "what the maximum's share is. Write the softmax out before its weights are used."
+    )
+
+
+def factors(op: Op) -> Callable:
+    """For products along an axis: each of n factors gets 1/n (the uniform rule)."""
+
+    def tangent(inputs, tangents):
+        (t,) = tangents
+        z = op.evaluate(*inputs)
+        axes = op.options.get("axes")
+        if axes is not None:
+            count = 1
+            for axis in axes:
+                count *= t.shape[axis]
+            return z, t.sum(tuple(axes)) / max(count, 1)
+        axis, reverse = op.options["axis"], op.options["reverse"]
+        size = t.shape[axis]
+        count = jnp.arange(1, size + 1, dtype=t.dtype)
+        count = count[::-1] if reverse else count
+        count = count.reshape([size if a == axis else 1 for a in range(t.ndim)])
+        return z, jax.lax.cumsum(t, axis, reverse) / count
+
+    return replaced(op, tangent)
+
+
+def scattered_extremum(op: Op) -> Callable:
+    """For maxima (minima) over segments: the winner takes all, winners alike share evenly.
+
+    Where updates are constants the operand gets what the result has, as with a plain maximum.
+    """
+    operand, _, update = op.operands
+    at = moving(op)
+    if update not in at:
+        return _all_to(op, operand)
+    names = "dimension_numbers indices_are_sorted unique_indices mode".split()
+    options = {name: op.options[name] for name in names}
+
+    def tangent(inputs, tangents):
+        z = op.evaluate(*inputs)
+        base, indices, updates = (
+            inputs[o] if isinstance(o, int) else jnp.asarray(o.value) for o in op.operands
+        )
+
+        def sums(u):
+            return jax.lax.scatter_add(jnp.zeros_like(z), indices, u, **options)
+
+        spread = lambda a: jax.vjp(sums, updates)[1](a)[0]  # what each update's place has
+        won = (updates == spread(z)).astype(z.dtype)
+        held = (base == z).astype(z.dtype) if operand in at else jnp.zeros_like(z)
+        count = jnp.maximum(sums(won) + held, 1)
+        d = sums(won * tangents[update])
+        return z, (d + held * tangents[operand] if operand in at else d) / count
+
+    return replaced(op, tangent)
+
+
+def scattered_product(op: Op) -> Callable:
+    """For an operand scaled at some places; products of several activations are refused."""
+    operand = op.operands[0]
+    if moving(op) != [operand]:
+        raise NotImplementedError(
+            f"the product over segments {op.primitive!r} at {op.source} has activations among its "
+            "factors, and how many meet in a place is not known while tracing. Sum logarithms, or "
+            "give it a rule of yours."
+        )
+    return _all_to(op, operand)
+
+
+def solved(op: Op) -> Callable:
+    """For a linear system with constant coefficients: linear in its right-hand side."""
+    if moving(op) != [op.operands[1]] or op.operands[0] == op.operands[1]:
+        raise NotImplementedError(
+            f"the linear system {op.primitive!r} at {op.source} has coefficients that depend on "
+            "the input, and no rule shares between those and the right-hand side."
+        )
+
+    def tangent(inputs, tangents):
+        z, d = derivative(op, inputs, contributions(inputs, tangents))
+        return z, share(d, z)
+
+    return replaced(op, tangent)
+
+
+def _all_to(op: Op, at: int) -> Callable:
+    def tangent(inputs, tangents):
+        z = op.evaluate(*inputs)
+        return z, jnp.broadcast_to(tangents[at].astype(z.dtype), z.shape)
+
+    return replaced(op, tangent)
+
+
+def _rank(op: Op, i: int, least: int) -> int:
+    rank = ROLES.index(op.roles[i]) if op.roles else 0
+    return rank if rank >= least else 0
+
+
+def _spreads(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    pairs = zip(shape[::-1], to[::-1], strict=False)
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in pairs)
