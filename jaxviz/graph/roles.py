@@ -126,7 +126,7 @@ def _after_bodies(node: Node, outputs: list[Value], found: Mapping[Value, str]) 
             continue
         reached = roles(body, given)
         after = [reached.get(v, "") for v in body.outputs]
-        results = [_weakest(pair) for pair in zip(results, after, strict=True)] or after
+        results = [_weakest(pair) for pair in zip(results or after, after, strict=True)]
     kept = [results[i] for i in kept_places(node.equation)]
     if node.kind in ("scan", "while"):
         kept = ["signal" if role else "" for role in kept]

@@ -31,7 +31,8 @@ def every(rule, **options):
 
 
 def box(name):
-    return rules.epsilon_gamma_box(*((-3.0, 3.0) if name in PUBLISHED else (0.0, 1.0)))
+    low, high = (-3.0, 3.0) if name in PUBLISHED else (0.0, 1.0)
+    return rules.epsilon_gamma_box(low, high, epsilon=1e-6, **_ZENNITS)
 
 
 def averaged(f):
@@ -52,6 +53,9 @@ def averaged(f):
 
 
 _TINY = {"stabilizer": 1e-30}
+_ZENNITS = {"stabilizer": 1e-6}  # what zennit adds to every denominator unless told otherwise
+_PLUS = rules.epsilon_plus(1e-6, **_ZENNITS)
+_ALPHA_BETA = rules.epsilon_alpha2_beta1(1e-6, **_ZENNITS)
 _lrp = lambda table: functools.partial(jv.lrp, rules=table)
 _NORMS = dict.fromkeys(("batch_norm", "affine"), rules.lrp.epsilon(1e-30))
 # Captum shares with the shift of a batch norm that stands alone; zennit passes it.
@@ -69,17 +73,17 @@ CASES = {
     "captum_deep_lift": lambda f, params, x, target: jv.deep_lift(
         averaged(f), params, x, target, baseline=jnp.asarray(0.1, x.dtype)
     ),
-    "zennit_epsilon": _lrp(every(rules.lrp.epsilon(0.1))),
-    "zennit_gamma": _lrp(every(rules.lrp.gamma(0.3))),
-    "zennit_zplus": _lrp(every(rules.lrp.z_plus())),
-    "zennit_zplus_no_bias": _lrp(every(rules.lrp.z_plus(bias=False))),
-    "zennit_alpha2_beta1": _lrp(every(rules.lrp.alpha_beta(2, 1))),
-    "zennit_wsquare_no_bias": _lrp(every(rules.lrp.w_square())),
-    "zennit_flat": _lrp(every(rules.lrp.flat())),
-    "zennit_epsilon_plus": _lrp("epsilon_plus"),
-    "zennit_epsilon_plus_flat": _lrp("epsilon_plus_flat"),
-    "zennit_epsilon_alpha2_beta1": _lrp("epsilon_alpha2_beta1"),
-    "zennit_epsilon_alpha2_beta1_flat": _lrp("epsilon_alpha2_beta1_flat"),
+    "zennit_epsilon": _lrp(every(rules.lrp.epsilon(0.1), **_ZENNITS)),
+    "zennit_gamma": _lrp(every(rules.lrp.gamma(0.3, **_ZENNITS), **_ZENNITS)),
+    "zennit_zplus": _lrp(every(rules.lrp.z_plus(**_ZENNITS), **_ZENNITS)),
+    "zennit_zplus_no_bias": _lrp(every(rules.lrp.z_plus(bias=False, **_ZENNITS), **_ZENNITS)),
+    "zennit_alpha2_beta1": _lrp(every(rules.lrp.alpha_beta(2, 1, **_ZENNITS), **_ZENNITS)),
+    "zennit_wsquare_no_bias": _lrp(every(rules.lrp.w_square(**_ZENNITS), **_ZENNITS)),
+    "zennit_flat": _lrp(every(rules.lrp.flat(**_ZENNITS), **_ZENNITS)),
+    "zennit_epsilon_plus": _lrp(_PLUS),
+    "zennit_epsilon_plus_flat": _lrp(rules.with_flat(_PLUS, **_ZENNITS)),
+    "zennit_epsilon_alpha2_beta1": _lrp(_ALPHA_BETA),
+    "zennit_epsilon_alpha2_beta1_flat": _lrp(rules.with_flat(_ALPHA_BETA, **_ZENNITS)),
     "zennit_epsilon_gamma_box": None,  # by the net's range of inputs
 }
 
