@@ -53,6 +53,7 @@ class _Search:
 
     def __init__(self, program: Program, reached: Mapping[Value, str]):
         self.reached = reached
+        self.results = program.outputs
         self.nodes = list(leaves(program.nodes))
         self.made = {v: n for n in self.nodes for v in n.outputs}
         self.readers: dict[Value, list[Node]] = {}
@@ -73,6 +74,9 @@ class _Search:
         for value in program.outputs:
             self.broken |= self.sets.get(value, frozenset())
 
+    def is_read(self, value: Value) -> bool:
+        return value in self.readers or value in self.results
+
     def carrying(self, node: Node) -> list[Value]:
         return [o for o in node.operands if isinstance(o, Value) and o in self.reached]
 
@@ -85,7 +89,7 @@ class _Search:
             self.broken |= ids
             self.sets[node.outputs[0]] = frozenset({len(self.entries)})
             self.entries.append(self.entry(node))
-        elif not touched or not any(v in self.reached for v in node.outputs):
+        elif not touched or not any(v in self.reached and self.is_read(v) for v in node.outputs):
             return
         elif len(touched) < len(carrying):
             self.meet(node, name, touched[0], ids)

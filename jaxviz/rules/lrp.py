@@ -89,7 +89,13 @@ def epsilon(epsilon: float = 0.0, *, bias: bool = True) -> Rule:
 def _epsilon(epsilon: float, bias: bool) -> Rule:
     def rule(op: Op) -> Callable:
         def tangent(inputs, tangents):
-            z, d = derivative(op, inputs, contributions(inputs, tangents))
+            if _is_layer(op):
+                given = [
+                    None if t is None else x * t for x, t in zip(inputs, tangents, strict=True)
+                ]
+            else:
+                given = contributions(inputs, tangents)
+            z, d = derivative(op, inputs, given)
             if not bias and _is_layer(op):
                 layer = _layer(op, inputs)
                 denominator = layer.apply(layer.x, layer.w)

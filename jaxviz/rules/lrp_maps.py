@@ -77,8 +77,10 @@ def share(d: jax.Array, z: jax.Array, epsilon: float = 0.0) -> jax.Array:
 
     Without an epsilon there is no scale in it: what is c times as large is shared alike.
     """
-    e = jnp.asarray(epsilon, z.dtype)
-    whole = z + jnp.where(z < 0, -e, e)
-    none = (jnp.abs(whole) < jnp.finfo(whole.dtype).tiny) | jnp.isinf(whole)
-    zero = jnp.zeros_like(d)
-    return jnp.where(none, zero, d) / jnp.where(none, jnp.ones_like(whole), whole)
+    if epsilon:
+        e = jnp.asarray(epsilon, z.dtype)
+        z = z + jnp.where(z < 0, -e, e)
+    least = jnp.finfo(z.dtype).tiny
+    if epsilon < least:
+        z = jnp.where(jnp.abs(z) < least, jnp.full_like(z, jnp.inf), z)
+    return d / z
