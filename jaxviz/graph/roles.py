@@ -21,8 +21,8 @@ REARRANGING = frozenset(
     (
         "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
         " expand_dims gather mesh_cast name optimization_barrier pbroadcast pvary reduce_precision"
-        " reshape reshard rev sharding_constraint slice split squeeze stack stop_gradient tile transpose"
-        " unstack"
+        " reshape reshard rev sharding_constraint slice split squeeze stack stop_gradient tile"
+        " transpose unstack"
     ).split()
 )
 _SAME = frozenset("neg sqrt square cbrt max min clamp real".split())  # of a scale, a scale
