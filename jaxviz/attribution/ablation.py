@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import check_one_array, fixed_target, score_of
+from jaxviz.attribution.copies import at_least_float32, check_one_array, fixed_target, score_of
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like, per_place, segments_like
 from jaxviz.calls.public import public
@@ -130,7 +130,8 @@ def _ablated(
         chunk_size=chunk_size,
         method=method,
     )
-    lost = score_of(apply_fn, params, x, target)[:, None] - scores.T
+    wide = at_least_float32(scores)
+    lost = score_of(apply_fn, params, x, target).astype(wide)[:, None] - scores.T.astype(wide)
     return per_place(lost, segments).reshape(len(lost), *shape[1:]).astype(x.dtype)
 
 

@@ -45,7 +45,7 @@ class SegmentScores(NamedTuple):
         value at every place of it, 0 where no segment is.
       values: `[N, G]`, the values of the G segments, in units of the explained output.
       standard_errors: `[N, G]`, how far values are from those of unlimited samples (one standard
-        deviation, estimated from the samples).
+        deviation, estimated from the samples); in float32 at least, for they may be small.
       base: `[N]`, the score at no segment: the surrogate's intercept, or the score of the fill.
     """
 
@@ -142,7 +142,7 @@ def as_scores(
     shape: tuple[int, ...],
     x: jax.Array,
 ) -> SegmentScores:
-    """The result of a method, in the dtype of `x`."""
+    """The result of a method, in the dtype of `x` but for the errors."""
     found = per_place(values, numbers).reshape(len(values), *shape[1:])
-    found = SegmentScores(found, values, standard_errors, base)
-    return jax.tree.map(lambda a: a.astype(x.dtype), found)
+    found, values, base = (a.astype(x.dtype) for a in (found, values, base))
+    return SegmentScores(found, values, standard_errors, base)

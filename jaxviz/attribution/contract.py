@@ -65,6 +65,8 @@ def explanation(
                     return _of_none(public, bound, ("apply_fn", *static))
                 apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
                 target = bound.pop("target", None)
+                if "key" in bound:
+                    bound["key"] = same_when_batched(bound["key"])
                 floating(name, "x", x)
                 apply_fn, params = hold(name, apply_fn, params)
                 fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
@@ -135,6 +137,17 @@ def _of_none(method: Callable, arguments: dict[str, Any], static: Sequence[str])
         return jnp.zeros([m if m == n else 0 for m, n in axes], one.dtype)
 
     return jax.tree.map(none, shapes(1), shapes(2))
+
+
+def same_when_batched(key: jax.Array) -> jax.Array:
+    """A key whose draws are the same alone and under `vmap`: the key itself, if it is so.
+
+    Threefry's are. Those of "rbg" and "unsafe_rbg" depend on what is batched beside them, and so
+    would on `chunk_size`: from them a threefry key is drawn.
+    """
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return key
+    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
 
 
 def under_trace(arguments: Any) -> bool:

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import is_floating, outputs_of, running_sum, score_of
+from jaxviz.attribution.copies import (
+    at_least_float32,
+    is_floating,
+    outputs_of,
+    running_sum,
+    score_of,
+)
 from jaxviz.graph.affine import affine_start
 
 # FLOPs for each number that the affine start of a model makes, from which on one pullback for all
@@ -77,7 +83,8 @@ def gradient_sum(
     def one(k):
         values, weight = at(k)
         gradients = input_gradient(parts.rest, params, values, target)
-        return jax.tree.map(lambda g: g * jnp.asarray(weight, g.dtype), gradients)
+        weighed = lambda g, wide: g.astype(wide) * jnp.asarray(weight, wide)
+        return jax.tree.map(lambda g: weighed(g, at_least_float32(g)), gradients)
 
     total = running_sum(name, one, num, chunk_size, jax.eval_shape(start, x))
     moving, whole = _moving(x)

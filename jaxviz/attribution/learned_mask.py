@@ -21,7 +21,7 @@ from jaxviz.graph.indices import unless
 from jaxviz.graph.symmetric import share_above, size
 
 Goal = Literal["preserve", "delete"]
-_FLAT = 0.01  # differences of neighbours below which roughness is priced less and less
+_FLAT = 0.05  # differences of neighbours below which roughness is priced less and less
 _SHARE = real(0, 1, above=True, below=True)
 _ADAM = optax.adam(0.1)  # one object, so that calls share a program
 
@@ -69,7 +69,7 @@ def learned_mask(
     of the mask from one that is 1 on that share of places, where it is largest, and 0 elsewhere
     (places that are equal share alike), its weight growing from 0.1 to 100 (extremal perturbation);
     with None it is `sparsity` times the mean of the mask (meaningful perturbation). `smoothness`
-    weighs the mean absolute difference of neighbours, one below 0.01 less. No penalty prefers a
+    weighs the mean absolute difference of neighbours, one below 0.05 less. No penalty prefers a
     side: a mirrored model and input have the mirrored mask.
 
     Args:

@@ -147,16 +147,29 @@ def _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, met
         "occlusion", apply_fn, params, x, target, window, stride, fill, chunk_size, method
     )
     wide = at_least_float32(found.scores)
-    lost = (found.clean_score.reshape(-1, *[1] * len(window)) - found.scores).astype(wide)
-    for axis, (size, step) in enumerate(zip(window, stride, strict=True)):
-        # The windows that cover a place are those of its row times those of its column.
-        starts = _starts(x.shape[1 + axis], size, step)
-        place = np.arange(x.shape[1 + axis])
-        covers = (place >= starts[:, None]) & (place < starts[:, None] + size)
-        share = jnp.asarray(covers / covers.sum(0), wide)
-        spread = jnp.tensordot(lost, share, (1 + axis, 0), precision=jax.lax.Precision.HIGHEST)
-        lost = jnp.moveaxis(spread, -1, 1 + axis)
-    return lost.astype(x.dtype)
+    clean = found.clean_score.reshape(-1, *[1] * len(window)).astype(wide)
+    lost = clean - found.scores.astype(wide)
+
+    def averaged(lost):
+        for axis, (size, step) in enumerate(zip(window, stride, strict=True)):
+            # The windows that cover a place are those of its row times those of its column.
+            starts = _starts(x.shape[1 + axis], size, step)
+            place = np.arange(x.shape[1 + axis])
+            covers = (place >= starts[:, None]) & (place < starts[:, None] + size)
+            share = jnp.asarray(covers / covers.sum(0), wide)
+            spread = jnp.tensordot(lost, share, (1 + axis, 0), precision=jax.lax.Precision.HIGHEST)
+            lost = jnp.moveaxis(spread, -1, 1 + axis)
+        return lost
+
+    # A window without a finite score says so of the places that it covers, and of no other.
+    out = averaged(jnp.where(jnp.isfinite(lost), lost, 0))
+    for value, here in (
+        (jnp.inf, lost == jnp.inf),
+        (-jnp.inf, lost == -jnp.inf),
+        (jnp.nan, jnp.isnan(lost)),
+    ):
+        out = jnp.where(averaged(here.astype(wide)) > 0, out + value, out)
+    return out.astype(x.dtype)
 
 
 def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size, method):

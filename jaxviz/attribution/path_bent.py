@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation
 from jaxviz.attribution.copies import (
+    at_least_float32,
     check_one_array,
     fixed_target,
     running_sum,
 )
 from jaxviz.attribution.gradient import input_gradient
-from jaxviz.attribution.path import Rule, baseline_like, quadrature
+from jaxviz.attribution.path import Rule, baseline_like, between, moved as difference_of, quadrature
+from jaxviz.graph.indices import unless
 
 
 @explanation("num_steps", "fraction", "max_distance")
@@ -69,14 +71,15 @@ def guided_integrated_gradients(
     check_one_array(name, x)
     start = baseline_like(name, baseline, x)
     target = fixed_target(apply_fn, params, x, target)
-    way = jnp.abs(x - start).reshape(x.shape[0], -1)
+    difference = difference_of(x, start)
+    way = jnp.abs(difference).reshape(x.shape[0], -1)
     whole = way.sum(1)
 
     def step(carry, k):
         moved, total = carry  # moved: the share of its way that each input has gone, [N, inputs]
-        at = start + moved.reshape(x.shape) * (x - start)
-        gradient = input_gradient(apply_fn, params, at, target)
-        share = ((k + 1) / num_steps).astype(x.dtype)
+        at = between(start, x, moved.reshape(x.shape))
+        gradient = input_gradient(apply_fn, params, at, target).astype(way.dtype)
+        share = (k + 1) / num_steps
         least, most = jnp.maximum(share - max_distance, 0), jnp.minimum(share + max_distance, 1)
         there = jnp.maximum(moved, least)
         short = (way * (1 - there)).sum(1) - whole * (1 - share)
@@ -86,9 +89,11 @@ def guided_integrated_gradients(
         )
         return (there, total + gradient * (there - moved).reshape(x.shape)), None
 
-    begin = jnp.zeros_like(way), jnp.zeros_like(x)
-    (_, total), _ = jax.lax.scan(step, begin, jnp.arange(num_steps, dtype=x.dtype))
-    return (x - start) * total
+    begin = jnp.zeros_like(way), jnp.zeros_like(difference)
+    (_, total), _ = jax.lax.scan(step, begin, jnp.arange(num_steps, dtype=way.dtype))
+    # Without a finite way there is no path; a ReLU's slope of 0 there would look like one.
+    known = unless(~jnp.isfinite(whole), way.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return (difference * total * known).astype(x.dtype)
 
 
 def _advance(moved, way, slope, short, most, fraction):
@@ -182,17 +187,18 @@ def blur_integrated_gradients(
             "x[..., None]."
         )
     points, weights = quadrature(name, rule, num_steps)
+    wide = at_least_float32(x)
     target = fixed_target(apply_fn, params, x, target)
 
     def term(k):
-        sigma = points[k].astype(x.dtype) * max_sigma
+        sigma = points[k].astype(wide) * max_sigma
         blurred, speed = jax.jvp(
-            lambda s: _blur(x, s, max_sigma), (sigma,), (jnp.ones_like(sigma),)
+            lambda s: _blur(x.astype(wide), s, max_sigma), (sigma,), (jnp.ones_like(sigma),)
         )
-        gradient = input_gradient(apply_fn, params, blurred, target)
-        return gradient * speed * weights[k].astype(x.dtype)
+        gradient = input_gradient(apply_fn, params, blurred.astype(x.dtype), target)
+        return gradient.astype(wide) * speed * weights[k].astype(wide)
 
-    return -max_sigma * running_sum(name, term, num_steps, chunk_size, x).astype(x.dtype)
+    return (-max_sigma * running_sum(name, term, num_steps, chunk_size, x)).astype(x.dtype)
 
 
 def _blur(x, sigma, max_sigma):

@@ -16,6 +16,7 @@ from jaxviz.calls.shown import shown
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates
+_SAMPLES = 1024  # of KernelSHAP, for up to 128 segments
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -27,7 +28,9 @@ class Surrogate(NamedTuple):
         coefficient at every place of it, 0 where no segment is.
       values: `[N, G]`, the coefficients, in units of the explained output.
       standard_errors: `[N, G]`, how far they are from those of unlimited samples (one standard
-        deviation, estimated from the residuals; for a lasso, of the coefficients that are not 0).
+        deviation, estimated from the residuals and how closely so many samples can be fitted; what
+        the penalty shrinks is not in it; for a lasso, of the coefficients that are not 0). Infinite
+        where there are too few samples to tell. In float32 at least.
       base: `[N]`, the intercept: what the model gives with every segment hidden.
       fit: `[N]`, R squared: the share of the scores' weighted variance that the model explains.
     """
@@ -153,10 +156,12 @@ def _fitted(
         zc, yc = z - middle[None], y - mean
         # With weights that sum to 1 the ridge's objective is divided by their sum; the lasso's is.
         scaled = jnp.asarray(strength, y.dtype) / (total if penalty == "ridge" else 1)
-        coefficients, spread = solve(zc, yc, w, scaled)
+        coefficients, spread, unknown = solve(zc, yc, w, scaled)
         residual = yc - _dot(zc, coefficients)
-        scatter = _dot((zc * (w * residual)[:, None]), spread)  # of each sample on each coefficient
-        errors = jnp.sqrt(jnp.square(scatter).sum(0))
+        leverage = w + w * (zc * _dot(zc, spread)).sum(1)  # of each sample on its own fit
+        unfitted, free = _unfitted(residual, leverage, w)
+        pull = _dot(zc * (w * unfitted)[:, None], spread)  # of each sample on each coefficient
+        errors = jnp.where(unknown | ~free, jnp.inf, jnp.sqrt(jnp.square(pull).sum(0)))
         variance = (w * jnp.square(yc)).sum()
         unexplained = (w * jnp.square(residual)).sum()
         fit = 1 - unexplained / jnp.where(variance > 0, variance, 1)
@@ -178,17 +183,21 @@ def _dot(a, b):
 
 
 def _ridge(z, y, w, strength):
-    """Coefficients, and the inverse of the normal equations' matrix. Weights sum to 1."""
+    """Coefficients, the inverse of the normal equations' matrix, whether samples leave one open.
+
+    Weights sum to 1.
+    """
     gram = _dot(z.T * w[None], z) + strength * jnp.eye(z.shape[1], dtype=z.dtype)
     inverse = jnp.linalg.pinv(gram, hermitian=True)
     coefficients = _dot(inverse, _dot(z.T, w * y))
     # One step of refinement takes back what single precision lost.
     rest = _dot(z.T, w * (y - _dot(z, coefficients))) - strength * coefficients
-    return coefficients + _dot(inverse, rest), inverse
+    unknown = jnp.diag(_dot(inverse, gram)) < 0.99  # 1 for all where the samples tell them apart
+    return coefficients + _dot(inverse, rest), inverse, unknown
 
 
 def _lasso(z, y, w, strength):
-    """Coefficients by coordinate descent, and the inverse for those that are not 0."""
+    """Coefficients by coordinate descent; the rest as for the ridge, for those that are not 0."""
     gram, moment = _dot(z.T * w[None], z), _dot(z.T, w * y)
     count = z.shape[1]
 
@@ -203,7 +212,22 @@ def _lasso(z, y, w, strength):
     active = (coefficients != 0).astype(z.dtype)
     both = active[:, None] * active[None]
     inverse = jnp.linalg.pinv(gram * both, hermitian=True) * both
-    return coefficients, inverse
+    unknown = (active > 0) & (jnp.diag(_dot(inverse, gram)) < 0.99)
+    return coefficients, inverse, unknown
+
+
+def _unfitted(residual, leverage, weights):
+    """Residuals as large as they would be had the samples not been fitted, and if that can be told.
+
+    By MacKinnon and White 1985 ("HC2"); a sample that alone decides what is fitted to it has the
+    residuals' common size. Nothing is told where there are as many values as samples.
+    """
+    rest = 1 - leverage
+    free = rest.sum() > 0.5
+    common = (weights * jnp.square(residual)).sum() / jnp.where(free, (weights * rest).sum(), 1)
+    alone = rest < 1e-2
+    squares = jnp.where(alone, common, jnp.square(residual) / jnp.where(alone, 1, rest))
+    return jnp.sqrt(squares), free
 
 
 @public()
@@ -216,7 +240,7 @@ def kernel_shap(
     key: jax.Array,
     segments: Any = None,
     num_segments: int | None = None,
-    num_samples: int = 1024,
+    num_samples: int | None = None,
     fill: Any = 0.0,
     chunk_size: int | None = None,
 ) -> SegmentScores:
@@ -237,15 +261,17 @@ def kernel_shap(
         numbers below 0 are never hidden. None is a grid of 7 cells along each axis of space, or
         each number of a row `[N, F]` on its own; `slic_segments` makes superpixels.
       num_segments: Their number G; None reads it off `segments`.
-      num_samples: Coalitions, more than G. Where it reaches 2 ** G - 2 they are all taken once,
+      num_samples: Coalitions, 2 G at least, for one and its complement are the same equation; None
+        is 1,024, or 8 G where that is more. Where it reaches 2 ** G - 2 they are all taken once,
         with their kernel's weights, and the values are exact.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       `SegmentScores`; values sum to the score less that of the filled input, which is `base`; the
-      standard errors are estimated from the residuals of pairs, 0 where all coalitions are taken.
-      Costs one forward pass a sample, and two.
+      standard errors are estimated from the residuals of pairs and how closely so many can be
+      fitted, 0 where all coalitions are taken, infinite where those drawn do not determine the
+      values (which are then the smallest that fit). Costs one forward pass a sample, and two.
 
     Raises:
       ValueError: Too few samples; segments that are no integers of the shape of `x`; traced ones
@@ -262,11 +288,17 @@ def kernel_shap(
       closed form: Covert and Lee 2021, arXiv:2012.01536, eq. 7 and section 4.2.
     """
     name = "kernel_shap"
-    found = segmented(name, x, segments, num_segments, num_samples=num_samples, squares=2)
-    if num_samples <= found.count:
+    # 8 G samples of G segments are as much as 10 more squares.
+    held = (_SAMPLES, 12) if num_samples is None else (num_samples, 2)
+    found = segmented(name, x, segments, num_segments, num_samples=held[0], squares=held[1])
+    usual = max(_SAMPLES, 8 * found.count)
+    if num_samples is None:
+        num_samples = usual
+    if num_samples < min(2 * found.count, 2 ** min(found.count, 31) - 2):
         raise ValueError(
-            f"{name}: num_samples must be more than the {found.count} segments, or the least "
-            f"squares have no one solution; got {num_samples}. Take {20 * found.count}, say."
+            f"{name}: num_samples must be at least {2 * found.count}, twice the {found.count} "
+            "segments, for a coalition and its complement are one equation for as many values; got "
+            f"{num_samples}. Take {usual}, or fewer segments."
         )
     return _kernel_shap(
         apply_fn,
@@ -302,16 +334,22 @@ def _kernel(
         z, y, total = z.astype(y.dtype), y - nothing, whole - nothing
         if count == 1:
             return total[None], jnp.zeros(1, y.dtype)
-        inverse = jnp.linalg.pinv(_dot(z.T * w[None], z), hermitian=True)
-        across = inverse.sum(1)
-        # Solves the least squares for a change that keeps the sum.
-        keeping = inverse - across[:, None] * across[None] / across.sum()
+        # The least squares among changes that keep the sum, z less its mean over segments.
+        zc = z - z.mean(1, keepdims=True)
+        sizes, axes = jnp.linalg.eigh(_dot(zc.T * w[None], zc))
+        told = sizes > 10 * count * jnp.finfo(y.dtype).eps * sizes[-1]
+        keeping = _dot(axes * jnp.where(told, 1 / sizes, 0)[None], axes.T)
         values = jnp.full(count, total / count)
         for _ in range(2):  # the second takes back what single precision lost
             values = values + _dot(keeping, _dot(z.T, w * (y - _dot(z, values))))
-        pull = (z * (w * (y - _dot(z, values)))[:, None]).reshape(2, -1, count).sum(0)
-        errors = jnp.sqrt(jnp.square(_dot(pull, keeping)).sum(0))
-        return values, jnp.zeros_like(errors) if all_of_them else errors
+        if all_of_them:
+            return values, jnp.zeros_like(values)
+        # A coalition and its complement are one draw, and up to sign one equation.
+        residual, zc, w = (y - _dot(z, values)).reshape(2, -1), zc[: len(zc) // 2], w[: len(w) // 2]
+        leverage = 2 * w * (zc * _dot(zc, keeping)).sum(1)
+        unfitted, free = _unfitted(residual[0] - residual[1], leverage, w)
+        errors = jnp.sqrt(jnp.square(_dot(zc * (w * unfitted)[:, None], keeping)).sum(0))
+        return values, jnp.where(free & (told.sum() == count - 1), errors, jnp.inf)
 
     values, errors = jax.vmap(one, in_axes=(1, 1, 0, 0))(kept, scores[2:], scores[0], scores[1])
     return as_scores(values, errors, scores[0], numbers, shape, x)

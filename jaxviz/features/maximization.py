@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.attribution.contract import program, under_trace
+from jaxviz.attribution.contract import program, same_when_batched, under_trace
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
@@ -164,7 +164,7 @@ def maximize_activation(
             f"{who}: this parametrization cannot start from a given image. Take pixels() or "
             "fourier()."
         )
-    starts = (key, given, given is None and init == "noise")
+    starts = (same_when_batched(key), given, given is None and init == "noise")
     return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
 
 

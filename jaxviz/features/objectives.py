@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.attribution.copies import at_least_float32
 from jaxviz.calls.options import real, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.indices import at_index, widened
@@ -48,7 +49,9 @@ class Objective:
     coupled: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __call__(self, values: dict[str, jax.Array]) -> jax.Array:
-        return self.function(values, *self.data)
+        # Means, squares and products of half-precision numbers do not fit in half precision.
+        wide = {name: a.astype(at_least_float32(a)) for name, a in values.items()}
+        return self.function(wide, *self.data)
 
     def __add__(self, other: Any) -> "Objective":
         return _combined(_sum, self, other)

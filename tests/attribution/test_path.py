@@ -15,6 +15,7 @@ from jaxviz.attribution.gradient import gradient, input_gradient
 from jaxviz.attribution.path import (
     completeness_gap,
     expected_gradients,
+    gauss_legendre,
     integrated_gradients,
     quadrature,
 )
@@ -326,3 +327,101 @@ def test_new_data_and_labels_do_not_retrace():
     count = len(traces)
     integrated_gradients(f, 2 * w, 3 * x, 1, num_steps=3)
     assert len(traces) == count
+
+
+SEQUENCE = jax.random.normal(jax.random.key(1), (2, 6, 4))
+MASK = jnp.arange(6)[None] < jnp.array([[4], [6]])  # the first sequence is padded
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+def pooled(nothing):
+    def net(w, h):  # attention over what is there
+        weights = jax.nn.softmax(jnp.where(MASK, h @ w[:, 0], nothing))
+        return jnp.tanh((weights[..., None] * (h @ w)).sum(1))
+
+    return net
+
+
+def largest(w, h):
+    return jnp.where(MASK[..., None], h @ w, -jnp.inf).max(1)
+
+
+def smallest(w, h):
+    return jnp.where(MASK[..., None], h @ w, jnp.inf).min(1) ** 2
+
+
+def padded(w, h):  # NaN and infinities where a window has nothing
+    rows = jnp.pad(h @ w, ((0, 0), (1, 1), (0, 0)), constant_values=jnp.nan)
+    rows = jnp.where(jnp.isnan(rows), -jnp.inf, rows)
+    tops = jnp.stack([rows[:, :-1:2], rows[:, 1::2]]).max(0)
+    return jax.nn.relu(tops).mean(1)
+
+
+@pytest.mark.parametrize("rule", ["gausslegendre", "left", "right", "trapezoid"])
+@pytest.mark.parametrize(
+    "net", [pooled(-jnp.inf), pooled(LOWEST), largest, smallest, padded], ids=str
+)
+def test_what_is_infinite_at_both_ends_is_so_between_them(net, rule):
+    w = jax.random.normal(jax.random.key(0), (4, 3))
+    points, weights = (np.asarray(a, np.float32) for a in quadrature("f", rule, 5))
+    slope = jax.grad(lambda h: net(w, h)[:, 1].sum())
+    expected = SEQUENCE * sum(c * slope(t * SEQUENCE) for t, c in zip(points, weights, strict=True))
+    assert np.isfinite(expected).all()
+    found = integrated_gradients(net, w, SEQUENCE, 1, num_steps=5, rule=rule)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_points_of_the_sum_are_run():
+    """At the input itself the first layer overflows float16; at no point of the sum does it."""
+    w, x = jnp.full((2, 1), 250, jnp.float16), jnp.full((1, 2), 140, jnp.float16)
+    net = lambda w, x: jnp.minimum(x @ w, 1000)
+    assert np.isinf((x @ w)[0, 0])
+    out = integrated_gradients(net, w, x, 0, num_steps=4, rule="left")
+    # Of the points 0, 35, 70, 105 the first alone is not capped.
+    np.testing.assert_allclose(out, [[140 * 250 / 4] * 2], rtol=1e-3)
+
+
+def test_an_input_that_is_infinite_and_stays_so_has_no_part():
+    x = jnp.array([[1.0, -jnp.inf, 2.0]])
+    net = lambda _, x: jax.nn.logsumexp(x, axis=1, keepdims=True)
+    baseline = jnp.array([0.0, -jnp.inf, 0.0])
+    out = integrated_gradients(net, None, x, 0, baseline=baseline)
+    np.testing.assert_allclose(out.sum(), jax.nn.logsumexp(x) - np.log(2), rtol=1e-5)
+    assert out[0, 1] == 0
+    draw = {"baselines": baseline[None], "key": jax.random.key(0)}
+    assert expected_gradients(net, None, x, 0, **draw)[0, 1] == 0
+    slope = jax.grad(lambda x: integrated_gradients(product, 1.0, x, 0, num_steps=2).sum())
+    # x y, whatever the baseline: an input that stands at its baseline still has a slope.
+    np.testing.assert_allclose(slope(jnp.array([[0.0, 3.0]])), [[3.0, 0.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 51])
+def test_gauss_legendre_points_are_numpys(count):
+    points, weights = gauss_legendre(count)
+    nodes, expected = np.polynomial.legendre.leggauss(count)
+    np.testing.assert_allclose(points, (1 + nodes) / 2, rtol=1e-13)
+    np.testing.assert_allclose(weights, expected / 2, rtol=1e-12)
+
+
+def test_thousands_of_points_are_still_a_quadrature():
+    points, weights = gauss_legendre(2001)
+    assert (np.diff(points) > 0).all()
+    for power in (0, 1, 7, 100):
+        np.testing.assert_allclose(weights @ points**power, 1 / (power + 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_loses_its_own_digits_and_no_more(dtype):
+    """Weights, points and sums are in float32: 300 equal steps of bfloat16 would lose a percent."""
+    w = jax.random.normal(jax.random.key(0), (4, 2))
+    x = jax.random.uniform(jax.random.key(1), (1, 4), minval=0.5)
+    half = lambda a: a.astype(dtype)
+    exact = jnp.asarray(half(w), jnp.float32), jnp.asarray(half(x), jnp.float32)
+    tolerance = 4 * float(jnp.finfo(dtype).eps)
+    # No layer is left to half precision: each gradient is its own input, of which sums are taken.
+    net = lambda _, x: (x.astype(jnp.float32) ** 3).sum(1, keepdims=True)
+    out = integrated_gradients(net, None, half(x), 0, num_steps=300, rule="middle")
+    np.testing.assert_allclose(out.astype(jnp.float32), exact[1] ** 3, rtol=tolerance)
+    gap = completeness_gap(net, None, half(x), None, half(x) ** 3, 0)
+    assert gap.dtype == jnp.float32
+    assert abs(gap[0]) < tolerance * (exact[1] ** 3).sum()

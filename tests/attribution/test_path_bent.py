@@ -138,3 +138,24 @@ def test_errors_say_what_came():
         blur_integrated_gradients(smooth, w, x, 0)
     with pytest.raises(ValueError, match=r"max_sigma must be above 0; got 0.0"):
         blur_integrated_gradients(smooth, w, x[..., None], 0, max_sigma=0.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("method", [guided_integrated_gradients, blur_integrated_gradients])
+def test_half_precision_paths_are_those_of_single(method, dtype):
+    x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 1)).astype(dtype)
+    net = lambda _, x: (x.astype(jnp.float32) ** 2).sum((1, 2))
+    options = {"num_steps": 300} | ({"max_sigma": 8.0} if "blur" in method.__name__ else {})
+    exact = method(net, None, x.astype(jnp.float32), 0, **options)
+    out = method(net, None, x, 0, **options)
+    assert out.dtype == dtype
+    off = jnp.abs(out.astype(jnp.float32) - exact).max() / jnp.abs(exact).max()
+    assert off < 6 * float(jnp.finfo(dtype).eps)
+
+
+def test_an_example_without_a_way_has_no_path_and_no_other_is_touched():
+    net = lambda _, x: jax.nn.relu(x + 1).sum(1, keepdims=True)
+    x = jnp.array([[1.0, jnp.nan], [1.0, 2.0]])
+    out = guided_integrated_gradients(net, None, x, 0, num_steps=4)
+    assert np.isnan(out[0]).all()
+    np.testing.assert_allclose(out[1], [1, 2], rtol=1e-5)

@@ -12,8 +12,12 @@ import pytest
 import small_net
 from small_net import close
 
+from jaxviz.attribution.gradient import gradient
+from jaxviz.attribution.masking import rise
+from jaxviz.attribution.path import expected_gradients
 from jaxviz.attribution.regions import grid_segments
 from jaxviz.attribution.shapley import shapley_sampling, shapley_values
+from jaxviz.attribution.smooth import smooth_grad
 from jaxviz.attribution.surrogate import kernel_shap, lime
 
 KEY = jax.random.key(7)
@@ -179,11 +183,85 @@ def test_errors_say_what_came():
     w, x = data()
     with pytest.raises(ValueError, match=r"shapley_values: segments must be 20 at most.*got 36"):
         shapley_values(linear, w, x, 0, segments=np.arange(36).reshape(6, 6))
-    with pytest.raises(ValueError, match=r"num_samples must be more than the 6 segments.*got 6"):
-        kernel_shap(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=6)
+    with pytest.raises(ValueError, match=r"kernel_shap: num_samples .* 12, twice .* got 11"):
+        kernel_shap(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=11)
     with pytest.raises(ValueError, match="num_samples must be at least 2; got 1"):
         shapley_sampling(linear, w, x, 0, key=KEY, segments=SEGMENTS, num_samples=1)
     with pytest.raises(ValueError, match="lime: penalty must be 'ridge' or 'lasso'; got 'l0'"):
         lime(linear, w, x, 0, key=KEY, segments=SEGMENTS, penalty="l0")
     with pytest.raises(ValueError, match="lime: segments must be integers"):
         lime(linear, w, x, 0, key=KEY, segments=SEGMENTS[:3])
+
+
+def rows(features):
+    """A linear model's weights, inputs, each its own segment, and what KernelSHAP must give."""
+    keys = jax.random.split(jax.random.key(features), 2)
+    w, x = jax.random.normal(keys[0], (features, 1)), jax.random.normal(keys[1], (2, features))
+    return w, x, np.asarray(x * w[:, 0][None])
+
+
+def test_the_usual_number_of_samples_is_enough_for_many_features():
+    w, x, expected = rows(150)
+    out = kernel_shap(lambda w, x: x @ w, w, x, 0, key=KEY)
+    np.testing.assert_allclose(out.values, expected, atol=1e-4)
+    assert out.standard_errors.max() < 1e-4
+
+
+@pytest.mark.parametrize("num_samples", [60, 62, 70, 90, 200])
+def test_what_too_few_samples_leave_open_is_said(num_samples):  # 30 unknowns, pairs count once
+    w, x, expected = rows(30)
+    out = kernel_shap(lambda w, x: x @ w, w, x, 0, key=KEY, num_samples=num_samples)
+    off = np.abs(np.asarray(out.values) - expected)
+    said = np.asarray(out.standard_errors)
+    assert ((off < 1e-4) | (off < 6 * said)).all()
+    if num_samples == 60:  # 30 pairs: of one example two are the same
+        assert np.isinf(said).any()
+    if num_samples == 200:
+        assert off.max() < 1e-4
+
+
+@pytest.mark.parametrize("penalty", ["ridge", "lasso"])
+def test_lime_says_so_too(penalty):
+    w, x, expected = rows(30)
+    options = {"key": KEY, "penalty": penalty, "strength": 0.0, "kernel_width": 2.0}
+    fit = lambda num: lime(lambda w, x: x @ w, w, x, 0, num_samples=num, **options)
+    few, many = fit(20), fit(400)
+    assert np.isinf(few.standard_errors).any(1).all()
+    assert (np.abs(many.values - expected) < 1e-2).all()
+    assert np.isfinite(many.standard_errors).all()
+
+
+@pytest.mark.parametrize("name", ["kernel_shap", "lime"])
+def test_few_samples_state_no_smaller_error_than_they_have(name):
+    """Residuals of what was fitted to them are too small: 13 pairs for 6 values, say."""
+    w, x = data(2)
+    explain = functools.partial(
+        {"kernel_shap": kernel_shap, "lime": lime}[name], curved, w, x, 1, segments=SEGMENTS
+    )
+    options = {"strength": 0.0, "kernel_width": 2.0} if name == "lime" else {}
+    explain = functools.partial(explain, num_samples=26, **options)
+    runs = jax.vmap(lambda key: explain(key=key))(jax.random.split(jax.random.key(0), 60))
+    scatter = np.asarray(runs.values).std(0, ddof=1)
+    stated = np.median(np.asarray(runs.standard_errors), 0)
+    assert (stated > scatter / 2).all()
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
+    w, x = data()
+    key = jax.random.key(3, impl=impl)
+    model = lambda w, x: (x * w).sum((1, 2))
+    explain = {
+        "rise": lambda c: rise(curved, w, x, 0, key=key, num_samples=6, cells=2, chunk_size=c),
+        "smooth": lambda c: smooth_grad(gradient, num_samples=6, chunk_size=c)(
+            curved, w, x, 0, key=key
+        ),
+        "expected": lambda c: expected_gradients(
+            curved, w, x, 0, baselines=x, key=key, num_samples=6, noise_scale=0.1, chunk_size=c
+        ),
+        "lime": lambda c: (
+            lime(model, w, x, 0, key=key, segments=SEGMENTS, num_samples=20, chunk_size=c).map
+        ),
+    }
+    for method in explain.values():
+        np.testing.assert_allclose(method(1), method(6), rtol=1e-4, atol=1e-5)

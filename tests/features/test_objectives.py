@@ -140,3 +140,10 @@ def test_units_are_counted_in_enough_bits_and_absent_ones_are_nan():
     np.testing.assert_array_equal(small, [250, 307])
     traced = jax.jit(lambda unit: objectives.logit(unit)(many))
     np.testing.assert_array_equal(traced(jnp.array([299, 300])), [299, np.nan])
+
+
+def test_half_precision_is_measured_in_single():
+    large = {"a": jnp.full((1, 40, 40, 1), 300, jnp.float16)}  # 9e4 is none of float16
+    assert objectives.energy("a")(large).tolist() == [9e4]
+    slope = jax.grad(lambda a: objectives.channel("a", 0)({"a": a}).sum())(large["a"])
+    np.testing.assert_allclose(slope, np.full((1, 40, 40, 1), 1 / 1600), rtol=1e-3)
