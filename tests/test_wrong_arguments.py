@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 import jaxviz as jv
+from jaxviz import data, models, plot, training
 
 
 def net(params, x):
@@ -115,7 +116,13 @@ TAKEN = {
     "position": "zeros",
     "object": "",
     "objects": "empty_tuple",
-    "text": "word",
+    "text": "word empty_word",
+    "texts": "words empty_tuple",
+    "title": "word empty_word none",
+    "classes": "zeros",
+    "pictures": "cube",
+    "grid": "image cube integers",
+    "matrix": "",
     "interval": "",
     "any": " ".join(WRONG),
 }
@@ -241,13 +248,55 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "concept_relevance": {"rules": ("table", "epsilon")},
     "top_projections": {"num_images": ("count!", 1)},
 }
+# Pictures, data sets and training.
+GRAPH = jv.layer_graph(net, PARAMS, ONES)
+SET = data.Dataset(np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), ("a", "b"))
+NET = models.MNISTNetA()
+ARGUMENTS |= {
+    "graph": ("object", GRAPH),
+    "title": ("title", "a title"),
+    "titles": ("texts", None),
+    "notes": ("texts", None),
+    "names": ("texts", None),
+    "class_names": ("texts", None),
+    **dict.fromkeys(["per_row", "max_units", "max_maps", "maps_per_row"], ("count", 2)),
+    **dict.fromkeys(["num_epochs", "patience", "padding"], ("count", 2)),
+    **dict.fromkeys(["ranked", "fast", "download"], ("flag", True)),
+    "kernels": ("rows", np.ones((3, 3, 2, 4), np.float32)),
+    "maps": ("rows", ONES),
+    "matrix": ("matrix", np.eye(2, dtype=int)),
+    "net": ("object", NET),
+    "variables": ("params", {}),
+    "dataset": ("object", SET),
+    "train": ("object", SET),
+    "monitor": ("choice", "accuracy"),
+    "augment": ("function", None),
+    "on_epoch": ("function", None),
+    "num_classes": ("count", 2),
+    "labels": ("classes", [0, 1]),
+    "predictions": ("classes", [0, 1]),
+}
+OWN |= {
+    "plot.stitched": {"images": ("pictures", ONES[..., :1])},
+    "plot.feature_maps": {"maps": ("grid", ONES[0])},
+    "data.train_validation_split": {"fraction": ("share", 0.5)},
+    "training.pad_crop_flip": {"padding": ("count0", 1)},
+}
+
 # Not for users, or of one argument that may be anything.
 EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "rules.guided_rule"}
 EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.frequencies"}
+# Of the floors above, those functions that can be called without files.
+CHOSEN = {
+    "plot": "architecture graphviz stitched filters feature_maps".split(),
+    "training": "confusion_matrix per_class_accuracy pad_crop_flip".split(),
+    "data": ["train_validation_split"],
+}
 MODULES = {
     "": jv,
     **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers")},
     **{name: getattr(jv, name) for name in ("parametrizations", "rules")},
+    **{"plot": plot, "training": training, "data": data},
 }
 
 
@@ -257,6 +306,8 @@ def public_functions():
             path = f"{prefix}.{name}".lstrip(".")
             packaged = value.__module__ if inspect.isfunction(value) else ""
             home = module.__name__ if prefix not in ("", "rules") else "jaxviz"
+            if prefix in CHOSEN and name not in CHOSEN[prefix]:
+                continue
             if packaged.startswith(home) and not name.startswith("_") and path not in EXEMPT:
                 if not packaged.startswith("jaxviz.calls"):
                     yield path, value

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
-from jaxviz.calls.options import whole
+from jaxviz.calls.options import images, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.graph.held import hold
@@ -89,7 +89,7 @@ class TopProjections(NamedTuple):
     __repr__ = shown
 
 
-@public(channel=whole(0))
+@public(images=images, channel=whole(0))
 def top_projections(
     apply_fn: Callable,
     params: Any,

@@ -84,7 +84,7 @@ def check_target(
     if target is None and shape[1]:
         return None
     try:
-        index = target if is_jax(type(target)) else np.asarray(target)
+        index: Any = target if is_jax(type(target)) else np.asarray(target)
     except ValueError:  # a list of lists that differ
         index = np.asarray(None)
     if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), shape[:1]):
@@ -155,8 +155,9 @@ def _outside(program: Program) -> Iterator[tuple[int, int, int]]:
         if kind not in ("dynamic_slice", "gather") or isinstance(node.operands[0], Scalar):
             continue
         shape = program.avals[node.operands[0]].shape
-        starts = [_known(program, operand) for operand in node.operands[1:]]
-        if any(start is None for start in starts):
+        known = [_known(program, operand) for operand in node.operands[1:]]
+        starts = [start for start in known if start is not None]
+        if len(starts) < len(known):
             continue
         p = equation_of(node).params
         if kind == "dynamic_slice":

@@ -50,8 +50,8 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
         leaf if shapes and isinstance(leaf, jax.ShapeDtypeStruct) else array(who, option, leaf)
         for leaf in leaves
     ]
-    shapes = [np.shape(leaf) for leaf in found]
-    if not leaves or any(len(s) == 0 for s in shapes) or len({s[0] for s in shapes}) != 1:
+    sizes = [np.shape(leaf) for leaf in found]
+    if not leaves or any(len(s) == 0 for s in sizes) or len({s[0] for s in sizes}) != 1:
         got = shapes_of(value) if leaves else "no array"
         raise ValueError(
             f"{who}: {option} must be an array [N, ...] or a pytree of such with one N; got {got}. "

@@ -311,7 +311,7 @@ _WHERE = {
 }
 
 
-def key(who: str, option: str, value: Any) -> jax.Array:
+def key(who: str, option: str, value: Any) -> Any:
     """One key of `jax.random`, of the new kind or of the old (uint32)."""
     if is_jax(type(value)) or isinstance(value, np.ndarray):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.shape == ():

@@ -59,6 +59,7 @@ OPTIONS: dict[str, Check] = {
     "baseline": maybe(options.tree),
     "baselines": options.tree,
     "attribution": options.tree,
+    "kernels": options.real_array,
     "magnitude": options.rows(3, "[C, H, W // 2 + 1]"),
     "position": several(whole(0), "indices from 0, one for each axis of space"),
     "init": options.either(
@@ -197,8 +198,9 @@ def _by_annotation(hint: Any) -> Check | None:
         return options.choice(*parts)
     if origin in (types.UnionType, typing.Union):
         kinds = [part for part in parts if part is not type(None)]
-        found = [_by_annotation(part) for part in kinds]
-        if None in found:
+        each = [_by_annotation(part) for part in kinds]
+        found = [check for check in each if check is not None]
+        if len(found) < len(each):
             return None
         one = found[0] if len(found) == 1 else options.either(_told(kinds), *found)
         return maybe(one) if len(kinds) < len(parts) else one

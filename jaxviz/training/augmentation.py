@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.options import images, whole
 from jaxviz.calls.public import public
 
 
-@public()
+@public(images=images, padding=whole(0))
 def pad_crop_flip(key: jax.Array, images: jax.Array, *, padding: int = 4) -> jax.Array:
     """Shifts each image by up to `padding` pixels each way and mirrors half of them.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.options import integers, rows
 from jaxviz.calls.public import public
 from jaxviz.data import Dataset
 from jaxviz.models import apply_fn as inference
@@ -69,7 +70,7 @@ def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: in
     return _metrics(inference(net), variables, *arrays, min(batch_size, len(dataset.labels)))
 
 
-@public()
+@public(labels=integers, predictions=integers)
 def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndarray:
     """How often class `i` was taken for class `j`.
 
@@ -110,15 +111,15 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
     classes = np.concatenate([labels, predictions])
     if classes.size and not (0 <= classes.min() and classes.max() < num_classes):
         raise ValueError(
-            f"confusion_matrix: classes must be 0 to {num_classes - 1}; got {classes.min()} to "
-            f"{classes.max()}. Raise num_classes."
+            f"confusion_matrix: labels and predictions must be 0 to {num_classes - 1}; got "
+            f"{classes.min()} to {classes.max()}. Raise num_classes."
         )
     matrix = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(matrix, (labels, predictions), 1)
     return matrix
 
 
-@public()
+@public(matrix=rows(2, "[K, K]"))
 def per_class_accuracy(matrix: Any) -> np.ndarray:
     """Share of each true class that was predicted right (its recall).
 
