@@ -363,7 +363,7 @@ def real_array(who: str, option: str, value: Any) -> Any:
 def integers(who: str, option: str, value: Any) -> Any:
     """An array of integers, or a list of them."""
     found = numbers_list(who, option, value)
-    if not jnp.issubdtype(jnp.result_type(found), jnp.integer):
+    if np.size(found) and not jnp.issubdtype(jnp.result_type(found), jnp.integer):
         raise refused(who, option, "integers", value, "Number them from 0.", ValueError)
     return found
 

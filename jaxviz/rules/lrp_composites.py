@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxviz.calls.options import described, either, real, several
+from jaxviz.calls.options import described, either, function, maybe, real, several
 from jaxviz.calls.public import public
 from jaxviz.graph import exponentials
 from jaxviz.graph.rewrite import Rule, RuleSet, refuse
@@ -56,7 +56,7 @@ _POINTWISE = (
 ).split()
 
 
-@public()
+@public(default=maybe(function))
 def composite(
     name: str, rows: Mapping[str, Rule], *, stabilizer: float = 0.0, default: Rule = refuse
 ) -> RuleSet:
