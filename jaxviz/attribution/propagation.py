@@ -101,6 +101,16 @@ def lrp(
     R = f_target(x) at the output; each layer shares the relevance R_j of its outputs among its
     inputs, R_i = sum_j (share of i in j) R_j, by the rule that the table gives it.
 
+    What is explained is the function as it is computed. A derivative that the model puts in place
+    of the function's own (`stop_gradient`, `custom_jvp`, `custom_vjp`: straight-through estimators,
+    gradient reversal) plays no part here nor in `deep_lift`; gradients and what is made of them use
+    it. What a comparison or an integer of the input chose (a mask) is a constant, as params are.
+
+    Layer norm and its kin, however spelled: centred, the deviation held, scaled, shifted. Softmax:
+    gradient times input; log-sum-exp: each term its part of the sum; a product of activations: the
+    same to each factor, or with `{"mul": rules.lrp.signal_takes_all()}` nothing to gates; a
+    quotient: all to the numerator (`rules.composite` has the whole list).
+
     Relevance of a layer is that of the tail from there on: `a, carry = head(params, x)`, then
     `lrp(tail, (params, carry), a, target)`, with `head, tail = jaxviz.split(...)`.
 
@@ -120,13 +130,17 @@ def lrp(
 
     Returns:
       The shape of `x`, signed, in units of the explained output. Sums over an example to the
-      explained number less what biases took and stabilizers damped: on a bias-free net that is
-      nothing (1e-4 relative), on a trained MNIST net of 5 layers a few per cent for "epsilon_plus".
+      explained number less what biases and other constants took, what a softmax's gradient times
+      input leaves out and what an epsilon damped (there is none unless given, so that inputs of any
+      scale are shared alike): on a bias-free net of layers, activations, pools, norms without an
+      epsilon and products that is nothing (1e-4 relative), on a trained MNIST net of 5 layers a few
+      per cent for "epsilon_plus".
       A rule made with `bias=False` gives biases nothing. Costs a forward and a backward pass for
       epsilon, two to four for rules that split signs.
 
     Raises:
-      NotImplementedError: An operation without a rule; named with the user's file and line.
+      NotImplementedError: An operation without a rule, named with the user's file and line; or
+        outputs that depend on the input only through comparisons or integers.
       ValueError: `x` is no batch, `target` names no output, or `rules` names no composite.
       TypeError: `apply_fn` is no hashable function, or `x` has no floating number.
 

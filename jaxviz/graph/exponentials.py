@@ -140,7 +140,7 @@ class _Search:
                 self.leaving.append((ids, node))
                 return
         if logged and name == "add" and entry.shift is not None:
-            if self.root(other) == self.root(entry.shift):
+            if self.equal(self.root(other), self.root(entry.shift)):
                 self.added.append((ids, node, other))
                 return
         self.broken |= ids
@@ -175,6 +175,17 @@ class _Search:
                 break
             value = carrying[0]
         return value
+
+    def equal(self, a: Any, b: Any) -> bool:
+        """Whether two values are one, or made from one by the same equation written twice."""
+        if a == b:
+            return True
+        one, two = self.made.get(a), self.made.get(b)
+        if one is None or two is None or one.bodies or two.bodies:
+            return False
+        same = one.equation.primitive.name == two.equation.primitive.name
+        options = str(one.equation.params) == str(two.equation.params)
+        return same and options and one.operands == two.operands
 
     def only_for(self, entry: _Entry, leaving: Iterable[Node]) -> bool:
         """Whether what is between the shift and the exponential is read by nothing else."""
