@@ -33,6 +33,7 @@ from jaxviz.run_tools import (
     run_layers,
     title_of,
     with_weights,
+    writable,
     write_pictures,
 )
 
@@ -48,7 +49,7 @@ _ROWS = 8  # images a sheet: what a page holds
 def demo(*, out: str, epochs: int, seed: int) -> None:
     """Trains on digits, explains some answers, writes every kind of picture."""
     started = time.perf_counter()
-    folder = Path(out)
+    folder = writable(Path(out))
     train_set, test_set = (datasets.load("digits", split) for split in ("train", "test"))
     run = training.train_run(
         folder,
@@ -104,9 +105,9 @@ def train(
         raise ValueError(
             f"--augment mirrors images; a mirrored digit is none. Leave it out for {data}."
         )
-    folder = Path(out or f"runs/{net}-{data}")
     where = {"folder": data_folder, "download": not no_download}
     train_set, test_set = (datasets.load(data, split, **where) for split in ("train", "test"))
+    folder = writable(Path(out or f"runs/{net}-{data}"))
     options = {
         "optimizer": optimizer,
         "learning_rate": learning_rate,
@@ -172,8 +173,8 @@ def layers(
         file = Path(diagram)
         if file.suffix not in DIAGRAMS:
             raise ValueError(f"--diagram must end in {', '.join(DIAGRAMS)}; got {diagram}.")
+        writable(file.parent)
         graph = layer_graph(apply_fn, run.variables, x, depth=depth)
-        file.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".dot":
             file.write_text(plot.graphviz(graph) + "\n")
         else:
@@ -218,6 +219,7 @@ def explain(
             f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
             f"{pixels.shape[1:]}. Choose another data set, or pass image files with --images."
         )
+    folder = writable(Path(out or folder_of(model, net, "explanations")))
     labels = labels if same_classes else None
     index = None if target is None else class_index(target, run.class_names)
     run = with_weights(run, seed, download=not no_download)
@@ -234,7 +236,6 @@ def explain(
     if images is None:
         pixels, labels = pixels[:examples], None if labels is None else labels[:examples]
 
-    folder = Path(out or folder_of(model, net, "explanations"))
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
     write_pictures(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])

@@ -21,6 +21,7 @@ from jaxviz.run_tools import (
     last_maps,
     open_model,
     with_weights,
+    writable,
     write_pictures,
 )
 from jaxviz.sweep import Sweep, open_sweep, sweep as sweep_set
@@ -59,6 +60,7 @@ def sweep(
         )
     x, y = test_set.images[:examples], test_set.labels[:examples]
     place = Path(out or folder_of(model, net, "sweep"))
+    writable(place)
     explained: Any = target
     if target is not None and target != "label":
         explained = class_index(target, run.class_names)
@@ -108,6 +110,7 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
     labels = result.labels
     if labels is None or result.predicted is None:
         raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
+    folder = writable(Path(out or Path(store) / "pictures"))
     images = test_set.images[result.rows]  # a sweep that was stopped may lack some
     pictures = [
         _mean_maps(result, images, run.class_names),
@@ -115,7 +118,7 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
     ]
     if of_class is not None:
         pictures.append(_grid(result, images, class_index(of_class, run.class_names), run))
-    write_pictures(Console(), Path(out or Path(store) / "pictures"), pictures)
+    write_pictures(Console(), folder, pictures)
 
 
 def _bound(name: str, run: training.Run):

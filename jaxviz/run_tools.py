@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,8 +150,18 @@ def class_index(text: str, class_names: Sequence[str]) -> int:
     raise ValueError(f"{no_such('class', text, class_names)}. Its index, from 0, will do too.")
 
 
+def writable(folder: Path) -> Path:
+    """Makes a folder for results, or refuses it before any work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(f"cannot write to {folder}: {why}. Choose another --out.") from None
+
+
 def write_pictures(say: Console, folder: Path, pictures: Sequence[Picture]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     table = Table(title=f"pictures in {folder}", title_justify="left")
     table.add_column("file", no_wrap=True)
     table.add_column("shows")

@@ -64,7 +64,7 @@ def feature_ablation(
       [[3.0, 3.0, 4.0]]
 
     Reference:
-      "FeatureAblation" of Captum; there segments always have the channel axis.
+      "FeatureAblation" of Captum; there segments have every axis of the input, 1 where shared.
     """
     name = "feature_ablation"
     check_one_array(name, x)

@@ -125,8 +125,9 @@ def grad_cam_pp(
       Chattopadhay et al. 2018, arXiv:1710.11063, eq. 19 for the score exp(f), whose derivatives are
       closed: g^2 / (2 g^2 + g^3 sum A) is the alpha above. The common factor exp(f) of all weights
       of an example is left out: it overflows and no comparison of places sees it. Alphas sum to 1
-      as in the authors' code. pytorch-grad-cam and torch-cam do not scale the alphas (torch-cam
-      sums A g^3 instead), Xplique takes means over space, tf-keras-vis keeps exp(f).
+      as in the authors' code. pytorch-grad-cam 1.5.5 does not scale the alphas; torch-cam 0.5.0 has
+      none, for its division acts on a copy: its weights are sum relu(g) g^2. Xplique 2.0.2 takes
+      means over space, tf-keras-vis 0.8.7 keeps exp(f).
     """
 
     def one(cut):

@@ -84,8 +84,8 @@ def occlusion(
 
     Reference:
       Zeiler and Fergus 2014, arXiv:1311.2901, section 4.2, with Captum's average over overlapping
-      windows and its cut at the edge; Xplique and PAIR sum them. Captum takes a scalar window for
-      all axes and a stride of 1 by default; here both are said.
+      windows and its cut at the edge; Xplique and PAIR sum them. Captum's stride may be one number
+      for all axes, and is 1 by default; here window and stride are said.
     """
     return _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, method)
 

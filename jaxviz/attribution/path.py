@@ -138,8 +138,9 @@ def expected_gradients(
       [[1.0, -2.0]]
 
     Reference:
-      Erion et al. 2021, arXiv:1906.10670, eq. 3; with noise, "GradientSHAP" of the shap library.
-      There the noise is absolute; here it is a share of the range, as in `smooth_grad`.
+      Erion et al. 2021, arXiv:1906.10670, eq. 3; with noise, Captum's "GradientShap", made after
+      the shap library's GradientExplainer. There the noise is absolute; here it is a share of the
+      range, as in `smooth_grad`.
     """
     name = "expected_gradients"
     count = _count_baselines(name, baselines, x)

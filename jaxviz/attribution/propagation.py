@@ -208,8 +208,8 @@ def concept_relevance(
       [[3.0, -1.0]]
 
     Reference:
-      Achtibat et al. 2023, arXiv:2206.03208, eq. 5. Paths around the layer carry nothing here; the
-      zennit-crp library lets them through.
+      Achtibat et al. 2023, arXiv:2206.03208, eq. 5. Paths around the layer carry nothing here, nor
+      in zennit-crp 0.6.0 unless it is given `exclude_parallel=False`.
     """
     found = lrp_composites.resolve("concept_relevance", rules)
     return _concept(apply_fn, params, x, target, layer=layer, channel=channel, rules=found)

@@ -37,7 +37,7 @@ def redirected_rule(op: Op) -> Callable:
 
     Reference:
       The `redirected_relu_grad` of Lucid, which descends: there the sign of the gradient is the
-      other one.
+      other one. It redirects in its first 16 steps only; here that is up to the caller.
     """
 
     def pullback(x, g, own):
