@@ -326,3 +326,29 @@ def test_layers_draws_a_diagram(tmp_path, capsys):
     assert '"conv1" -> "conv2";' in (tmp_path / "net.dot").read_text()
     capsys.readouterr()
     assert "must end in .png" in fails(f"layers mnist_b --diagram {tmp_path / 'net.txt'}", capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "demo --out {file}/pictures",
+        "train mnist_a digits --out {file}/run",
+        "explain {run} --out {file}/sheets",
+        "sweep {run} --out {file}/store",
+        "layers mnist_a --diagram {file}/net.png",
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
+    words, run, tmp_path, capsys, monkeypatch
+):
+    file = tmp_path / "file"
+    file.write_text("in the way of a folder")
+
+    def working(*_, **__):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(training, "train_run", working)
+    monkeypatch.setattr(training, "predict", working)
+    said = fails(words.format(run=run, file=file), capsys)
+    assert f"cannot write to {file}" in said
+    assert "Choose another --out." in said
