@@ -244,7 +244,7 @@ def _function(graph: _Graph, position: int) -> None:
     nearest = set(members)
     kind = _named(graph, members, source, node.outputs[0])
     best = (kind, set(members)) if kind else None
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MOST_STEPS if _primitive(node) in _LAST else 0):
         before = graph.made_by(source)
         if before is None or not _elementwise(graph.nodes[before]):
             break
@@ -299,29 +299,74 @@ def _holds(graph: _Graph, members: Iterable[int]) -> bool:
     )
 
 
-def _named(graph: _Graph, members: Iterable[int], source: int, out: int) -> str | None:
+def _named(graph: _Graph, members: set[int], source: int, out: int) -> str | None:
     """The activation that leads from a value to another."""
-    env: dict[int, Any] = {source: pieces.X}
-
-    def run(node):
-        if node.members:
-            for member in node.members:
-                run(member)
-            return
-        operands = [
-            env[o] if type(o) is int and o in env else _number(o, graph.uniform)
-            for o in node.operands
-        ]
-        if any(o is None for o in operands):
-            raise Unproved
-        env[node.outputs[0]] = graph.through(node.equation, operands)
-
-    try:
-        for p in sorted(members):
-            run(graph.nodes[p])
-    except Unproved:
+    if len(members) == 1 and _primitive(graph.nodes[min(members)]) not in _ALONE:
         return None
-    return named(env[out], pieces.rounding(graph.program.avals[out].dtype))
+
+    def prove():
+        env: dict[int, Any] = {source: pieces.X}
+        for node in nodes:
+            operands = [
+                env[o] if type(o) is int and o in env else _number(o, graph.uniform)
+                for o in node.operands
+            ]
+            if any(o is None for o in operands):
+                raise Unproved
+            env[node.outputs[0]] = graph.through(node.equation, operands)
+        return named(env[out], pieces.rounding(graph.program.avals[out].dtype))
+
+    nodes = [m for p in sorted(members) for m in _flat(graph.nodes[p])]
+    return _remembered("function", prove, _signature(graph, nodes, source))
+
+
+# What alone can be an activation, and what can be the last step of one that is not.
+_ALONE = frozenset({"max", "clamp"})
+_LAST = _ALONE | frozenset("min mul div add sub neg select_n log log1p".split())
+
+# Proofs by what they are of: the same block comes many times in a net.
+_PROVED: dict[Any, Any] = {}
+_MOST_PROVED = 4096
+_TOLD = ("y", "axes", "broadcast_dimensions", "dimensions", "permutation")
+
+
+def _remembered(what: str, prove: Callable[[], Any], signature: tuple | None) -> Any:
+    """What a proof comes to, None where there is none; done once for each signature."""
+    if signature is not None and (what, signature) in _PROVED:
+        return _PROVED[what, signature]
+    try:
+        found = prove()
+    except Unproved:
+        found = None
+    if signature is not None:
+        if len(_PROVED) >= _MOST_PROVED:
+            _PROVED.clear()
+        _PROVED[what, signature] = found
+    return found
+
+
+def _signature(graph: _Graph, nodes: Sequence[Any], source: int) -> tuple | None:
+    """All that a proof about these nodes looks at; None for what has a body."""
+    avals = graph.program.avals
+    codes: dict[int, Any] = {source: ("value", -1)}
+    steps: list[Any] = [(avals[source].shape, str(avals[source].dtype))]
+    for i, node in enumerate(nodes):
+        if _primitive(node) == "custom_jvp_call":
+            return None
+        operands = []
+        for o in node.operands:
+            number = None if type(o) is int and o in codes else _number(o, graph.uniform)
+            if type(o) is int and number is None:
+                moves = o in graph.program.depends
+                operands.append(codes.setdefault(o, (moves, len(codes), avals[o].shape)))
+            else:
+                operands.append(number)
+        params, out = node.equation.params, node.outputs[0]
+        told = tuple((k, params[k]) for k in _TOLD if k in params)
+        codes[out] = ("value", i)
+        aval = avals[out]
+        steps.append((_primitive(node), told, tuple(operands), aval.shape, str(aval.dtype)))
+    return tuple(steps)
 
 
 def _allowed_along(node: Any) -> bool:
@@ -339,7 +384,7 @@ def _along_axes(graph: _Graph, position: int) -> None:
     source = graph.region(position, members, _allowed_along)
     best = None
     while source is not None:
-        if kind := norms.kind(_along(graph, members, source, node.outputs[0])):
+        if kind := _along(graph, members, source, node.outputs[0], norms.kind):
             best = (kind, set(members))
         before = graph.made_by(source)
         if before is None or not graph.inside(source, members):
@@ -353,39 +398,36 @@ def _along_axes(graph: _Graph, position: int) -> None:
         graph.group(*best)
 
 
-def _along(graph: _Graph, members: Iterable[int], source: int, out: int) -> Any:
-    """What the members make of an array along its axes; 0 where that is not known."""
+def _along(graph: _Graph, members: set[int], source: int, out: int, say: Callable) -> Any:
+    """What `say` says of what the members make of an array along its axes; None if unknown."""
     avals = graph.program.avals
     nodes = [m for p in sorted(members) for m in _flat(graph.nodes[p])]
-    values = {v for node in nodes for v in node.inputs}
-    size = math.prod(avals[source].shape)
-    alike = [avals[v].shape for v in values if math.prod(avals[v].shape) == size]
-    env: dict[int, Any] = {}
 
-    def operand(o):
-        if type(o) is int and o in env:
-            return env[o]
-        c = _number(o, graph.uniform)
-        if c is not None:
-            return c
-        if type(o) is not int or o in graph.program.depends:
-            raise Unproved
-        return norms.param(o, avals[o].shape)
+    def prove():
+        size = math.prod(avals[source].shape)
+        values = {v for node in nodes for v in node.inputs}
+        alike = [avals[v].shape for v in values if math.prod(avals[v].shape) == size]
+        env: dict[int, Any] = {source: norms.array(avals[source].shape, alike)}
 
-    try:
-        env[source] = norms.array(avals[source].shape, alike)
+        def operand(o):
+            if type(o) is int and o in env:
+                return env[o]
+            number = _number(o, graph.uniform)
+            if number is not None:
+                return number
+            if type(o) is not int or o in graph.program.depends:
+                raise Unproved
+            return norms.param(o, avals[o].shape)
+
         for node in nodes:
+            operands = [operand(o) for o in node.operands]
             aval = avals[node.outputs[0]]
             env[node.outputs[0]] = norms.apply(
-                _primitive(node),
-                node.equation.params,
-                [operand(o) for o in node.operands],
-                aval.shape,
-                aval.dtype,
+                _primitive(node), node.equation.params, operands, aval.shape, aval.dtype
             )
-    except Unproved:
-        return 0.0
-    return env[out]
+        return say(env[out])
+
+    return _remembered(say.__name__, prove, _signature(graph, nodes, source))
 
 
 def _flat(node: Any) -> list[Any]:
@@ -399,7 +441,7 @@ def _clamps_a_spread(graph: _Graph, value: int) -> bool:
         return False
     members: set[int] = set()
     source = graph.region(made, members, _allowed_along, closed=False)
-    return source is not None and norms.is_spread(_along(graph, members, source, value))
+    return source is not None and bool(_along(graph, members, source, value, norms.is_spread))
 
 
 def _affine(graph: _Graph, position: int) -> None:

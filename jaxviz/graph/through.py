@@ -36,12 +36,29 @@ def activation(equation: Any, bind: Callable) -> str | None:
     if out.shape != aval.shape or out.dtype != aval.dtype or not floating:
         return None
     operands = [X if m else _literal(a) for m, a in zip(moving, equation.invars, strict=True)]
-    try:
-        return named(through(equation, operands, bind), rounding(out.dtype))
-    except Unproved:
-        return None
+    numbers = tuple(None if m else o for m, o in zip(moving, operands, strict=True))
+    known, key = _known(equation), (_rule(equation), str(aval), numbers)
+    if key not in known:
+        try:
+            known[key] = named(through(equation, operands, bind), rounding(out.dtype))
+        except Unproved:
+            known[key] = None
+    return known[key]
 
 
+def _known(equation: Any) -> dict:
+    """What was found of a `custom_jvp` that only calls one `jit`, whose body is kept by JAX."""
+    body = equation.params["call_jaxpr"].jaxpr
+    if _rule(equation) is None or len(body.eqns) != 1:
+        return {}
+    (call,) = body.eqns
+    whole = list(call.invars) == list(body.invars) and list(call.outvars) == list(body.outvars)
+    if call.primitive.name not in INLINED or not whole or "jaxpr" not in call.params:
+        return {}
+    return _KNOWN.setdefault(call.params["jaxpr"], {})
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, dict] = weakref.WeakKeyDictionary()
 _LARGEST_FUNCTION = 40  # equations
 # What a derivative's rule says, by the rule: it is traced once for all calls on arrays like these.
 _SLOPES: weakref.WeakKeyDictionary[Any, dict] = weakref.WeakKeyDictionary()
