@@ -343,8 +343,8 @@ _NUMBERS = "Make it one: np.asarray(value, np.float32)."
 
 
 def numbers_list(who: str, option: str, value: Any) -> Any:
-    """An array of real numbers, or a list of numbers, which becomes one."""
-    if isinstance(value, (list, tuple)):
+    """An array of real numbers, or a list or range of numbers, which becomes one."""
+    if isinstance(value, (list, tuple, range)):
         try:
             value = np.asarray(value)
         except ValueError:  # of lists of many lengths

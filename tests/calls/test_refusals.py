@@ -9,6 +9,7 @@ import pytest
 from flax import linen, nnx
 
 import jaxviz as jv
+from jaxviz.calls import options
 
 W = jnp.array([[1.0, 2.0, 4.0], [-1.0, 0.5, 3.0]])
 X = jnp.array([[1.0, 2.0], [3.0, -1.0]])
@@ -220,3 +221,7 @@ def test_a_method_that_loses_the_rows_is_not_averaged():
     x = jnp.ones((3, 2))
     with pytest.raises(ValueError, match=r"smooth_grad.*a row for each of the 3 examples"):
         jv.smooth_grad(total)(net, W, x, 0, key=KEY)
+
+
+def test_a_range_is_a_list_of_numbers():
+    np.testing.assert_array_equal(options.numbers_list("f", "unit", range(3)), [0, 1, 2])
