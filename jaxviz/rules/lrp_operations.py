@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.public import public
+from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
 from jaxviz.graph.roles import ROLES
 from jaxviz.rules.lrp_maps import (
@@ -236,7 +237,9 @@ def solved(op: Op) -> Callable:
     return replaced(op, tangent)
 
 
-def _all_to(op: Op, at: int) -> Callable:
+def _all_to(op: Op, at: int | Scalar) -> Callable:
+    assert isinstance(at, int)  # a literal has no relevance, so it is never asked for
+
     def tangent(inputs, tangents):
         z = op.evaluate(*inputs)
         return z, jnp.broadcast_to(tangents[at].astype(z.dtype), z.shape)

@@ -107,6 +107,20 @@ def test_norms_over_groups_and_without_a_mean():
     close(got, times_gradient(weigh(group), x), 1e-4)
 
 
+def attention(x, hold):
+    """Attention by itself with half of each product to either side, as AttnLRP has it."""
+    both = lambda e, a, b: (jnp.einsum(e, a, hold(b)) + jnp.einsum(e, hold(a), b)) / 2
+    weights = jax.nn.softmax(both("bqhd,bkhd->bhqk", x, x) / np.sqrt(x.shape[-1]))
+    return both("bhqk,bkhd->bqhd", weights, x)
+
+
+def test_attention_halves_its_products():
+    x, head = drawn(2, 4, 2, 3, seed=16), drawn(3, 2, seed=17)
+    f = lambda x: jax.nn.dot_product_attention(x, x, x) @ head
+    held = lambda x: attention(x, hold) @ head
+    close(relevance(f, x), times_gradient(held, x), 1e-4)
+
+
 SEGMENTS = jnp.array([0, 0, 1, 1, 1, 2])
 
 
