@@ -163,6 +163,7 @@ DEAD = {  # channel 0 is zero at both ends, and no function has a derivative the
     "cube root": lambda h: jnp.cbrt(h),
     "deviation": lambda h: jnp.std(h[:, :, None] * jnp.array([[[0.0, 1.0, 3.0]]]), axis=2),
     "norm": lambda h: jnp.linalg.norm(jnp.stack([h, 2 * h], 2), axis=2),
+    "masked by infinity": lambda h: jax.nn.softmax(jnp.where(h > 0, h, -jnp.inf)),
     "mean of logarithms": lambda h: jnp.log1p(h) / jnp.sqrt(1 + h),
 }
 

@@ -107,6 +107,25 @@ def test_relu6_is_a_relu_with_a_ceiling():
     assert grad(rules.deconvnet) == [1.0, 1.0, 1.0, 0.0]
 
 
+CAPPED = {
+    "minimum": lambda x, c: jnp.minimum(jax.nn.relu(x), c),
+    "clip": lambda x, c: jnp.clip(x, 0, c),
+    "where": lambda x, c: jnp.where(x > c, c, jnp.maximum(x, 0)),
+}
+
+
+@pytest.mark.parametrize("ceiling", [1.0, 6.0, 20.0, 1000.0])
+@pytest.mark.parametrize("spelling", CAPPED)
+def test_a_relu_with_any_ceiling_is_flat_above_it(spelling, ceiling):
+    """A ceiling beyond every usual activation is one all the same."""
+    f = lambda _, x: CAPPED[spelling](x, ceiling)
+    x = ceiling * jnp.array([[-1.0, 0.5, 2.0]])
+    grad = lambda s: jax.grad(lambda x: jv.rewrite(f, s)(None, x).sum())(x)
+    assert grad(rules.guided).tolist() == [[0.0, 1.0, 0.0]]
+    smooth = grad(rules.softplus_surrogate(30.0 / ceiling))  # of a step that is flat on both sides
+    np.testing.assert_allclose(smooth, [[0.0, 1.0, 0.0]], atol=1e-6)
+
+
 @pytest.mark.parametrize("other", [jax.nn.leaky_relu, jax.nn.gelu, jax.nn.silu, jnp.tanh])
 def test_other_activations_keep_their_derivative_unless_given_a_row(other):
     w, f = weights(), net(other)
