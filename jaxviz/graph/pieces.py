@@ -8,7 +8,6 @@ not so - the sign of a difference is not known, a root may be taken of something
 wrote the operation down - `Unproved` is raised, and the operation has no name.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 
 from jaxviz.graph.algebra import (
     NONE,
-    UNIT,
     Sum,
     Unproved,
     constant,
@@ -30,10 +28,21 @@ from jaxviz.graph.algebra import (
     scaled,
     symbol,
 )
-
-Ratio = tuple[Sum, Sum]
-_ONE: Sum = {UNIT: 1.0}
-_EXACT = 1e-12
+from jaxviz.graph.ratios import (
+    EXACT,
+    ONE,
+    Ratio,
+    add,
+    at_number,
+    equal,
+    exp,
+    ratio,
+    signs,
+    slope,
+    sum_signs,
+    times,
+    value_of,
+)
 
 
 class Function(NamedTuple):
@@ -56,13 +65,13 @@ class Function(NamedTuple):
 
 Operand = Function | float
 
-X = Function((), ((symbol("x"), _ONE),), ())
+X = Function((), ((symbol("x"), ONE),), ())
 
 
-def same(a: Operand, b: Operand, rounding: float = _EXACT) -> bool:
+def same(a: Operand, b: Operand, rounding: float = EXACT) -> bool:
     """Whether two functions are equal everywhere, constants up to `rounding`."""
-    a, b, rounding = lift(a), lift(b), max(rounding, _EXACT)
-    close = lambda p, q: p == q or abs(p - q) <= max(rounding, _EXACT) * max(abs(p), abs(q))
+    a, b, rounding = lift(a), lift(b), max(rounding, EXACT)
+    close = lambda p, q: p == q or abs(p - q) <= max(rounding, EXACT) * max(abs(p), abs(q))
     return (
         len(a.breaks) == len(b.breaks)
         and all(map(close, a.breaks, b.breaks))
@@ -70,23 +79,23 @@ def same(a: Operand, b: Operand, rounding: float = _EXACT) -> bool:
             abs(p - q) <= max(rounding, 1e-9) * (1 + abs(p))
             for p, q in zip(a.points, b.points, strict=True)
         )
-        and all(_equal(p, q, rounding) for p, q in zip(a.pieces, b.pieces, strict=True))
+        and all(equal(p, q, rounding) for p, q in zip(a.pieces, b.pieces, strict=True))
     )
 
 
-def has_slopes(f: Operand, of: Operand, rounding: float = _EXACT) -> bool:
+def has_slopes(f: Operand, of: Operand, rounding: float = EXACT) -> bool:
     """Whether f is the derivative of another function wherever that has one."""
     f, of = lift(f), lift(of)
     every = sorted({*f.breaks, *of.breaks})
     f, of = _broken(f, every), _broken(of, every)
-    return all(_equal(p, _slope(q), rounding) for p, q in zip(f.pieces, of.pieces, strict=True))
+    return all(equal(p, slope(q), rounding) for p, q in zip(f.pieces, of.pieces, strict=True))
 
 
 def at(f: Function, x: float) -> float:
     """The value at a number."""
     if x in f.breaks:
         return f.points[f.breaks.index(x)]
-    return _value(f.pieces[sum(b < x for b in f.breaks)], x)
+    return at_number(f.pieces[sum(b < x for b in f.breaks)], x)
 
 
 def apply(name: str, params: Mapping[str, Any], operands: Sequence[Operand], dtype: Any) -> Operand:
@@ -115,217 +124,14 @@ def apply(name: str, params: Mapping[str, Any], operands: Sequence[Operand], dty
     if isinstance(out, Function):
         held = any(isinstance(o, Function) and o.held for o in operands)
         out = _merged(out._replace(held=(held or out.held) and not out.boolean))
-        if not out.breaks and not out.boolean and (c := _constant(out.pieces[0])) is not None:
+        if not out.breaks and not out.boolean and (c := value_of(out.pieces[0])) is not None:
             return c
     return out
 
 
-# --- pieces ---------------------------------------------------------------------------------
-
-
-def _ratio(top: Sum, bottom: Sum = _ONE) -> Ratio:
-    if len(bottom) == 1 and bottom != _ONE:
-        return product(top, inverse(bottom)), _ONE
-    return top, bottom
-
-
-def _constant(a: Ratio) -> float | None:
-    return constant(a[0]) if a[1] == _ONE else None
-
-
-def _add(a: Ratio, b: Ratio, times: float = 1.0) -> Ratio:
-    if a[1] == b[1]:
-        return _ratio(plus(a[0], b[0], times), a[1])
-    return _ratio(plus(product(a[0], b[1]), product(b[0], a[1]), times), product(a[1], b[1]))
-
-
-def _times(a: Ratio, b: Ratio) -> Ratio:
-    return _ratio(product(a[0], b[0]), product(a[1], b[1]))
-
-
-def _equal(a: Ratio, b: Ratio, rounding: float) -> bool:
-    """Whether two quotients are one: a's top times b's bottom is b's top times a's bottom."""
-    if a == b:
-        return True
-    try:
-        left, right = product(a[0], b[1]), product(b[0], a[1])
-    except Unproved:  # too many terms to tell
-        return False
-    terms: list[list[Any]] = []  # monomial, sum, sum of sizes
-    for side, sign in ((left, 1), (right, -1)):
-        for monomial, c in side.items():
-            for term in terms:
-                if _alike(term[0], monomial, rounding):
-                    term[1] += sign * c
-                    term[2] += abs(c)
-                    break
-            else:
-                terms.append([monomial, sign * c, abs(c)])
-    return all(abs(total) <= rounding * size for _, total, size in terms)
-
-
-def _alike(a: tuple, b: tuple, rounding: float) -> bool:
-    if a == b:
-        return True
-    exponent, powers = dict(a[0]), dict(a[1])
-    exponent2, powers2 = dict(b[0]), dict(b[1])
-    if exponent.keys() != exponent2.keys() or len(powers) != len(powers2):
-        return False
-    for monomial, c in exponent.items():
-        if abs(c - exponent2[monomial]) > 2 * rounding * abs(c):
-            return False
-    for name, n in powers.items():
-        if powers2.get(name) == n:
-            continue
-        others = (s for s, m in powers2.items() if m == n and isinstance(s, tuple))
-        if not isinstance(name, tuple) or not any(
-            s[0] == name[0] and _equal((dict(name[1]), _ONE), (dict(s[1]), _ONE), rounding)
-            for s in others
-        ):
-            return False
-    return True
-
-
-def _value(a: Ratio, x: float) -> float:
-    try:
-        return _sum_value(a[0], x) / _sum_value(a[1], x)
-    except (ArithmeticError, ValueError):
-        return math.nan
-
-
-def _sum_value(a: Sum, x: float) -> float:
-    return math.fsum(
-        c
-        * math.exp(math.fsum(d * _powers_value(p, x) for p, d in exponent))
-        * _powers_value(powers, x)
-        for (exponent, powers), c in a.items()
-    )
-
-
-def _powers_value(powers: Iterable, x: float) -> float:
-    return math.prod(_symbol_value(name, x) ** n for name, n in powers)
-
-
-def _symbol_value(name: Any, x: float) -> float:
-    if name == "x":
-        return x
-    return {"log": math.log, "sqrt": math.sqrt, "erf": math.erf}[name[0]](
-        _sum_value(dict(name[1]), x)
-    )
-
-
-def _slope(a: Ratio) -> Ratio:
-    top, bottom = a
-    first = _times(_sum_slope(top), (_ONE, bottom) if bottom != _ONE else (_ONE, _ONE))
-    if bottom == _ONE:
-        return first
-    second = _times(_sum_slope(bottom), (top, power(bottom, 2)))
-    return _add(first, second, -1.0)
-
-
-def _sum_slope(a: Sum) -> Ratio:
-    out: Ratio = ({}, _ONE)
-    for (exponent, powers), c in a.items():
-        whole: Sum = {(exponent, powers): c}
-        inner: Sum = {(NONE, p): d for p, d in exponent}
-        if inner:
-            out = _add(out, _times((whole, _ONE), _sum_slope(inner)))
-        for name, n in powers:
-            rest = scaled(product(whole, symbol(name, -1)), float(n))
-            out = _add(out, _times((rest, _ONE), _symbol_slope(name)))
-    return out
-
-
-def _symbol_slope(name: Any) -> Ratio:
-    if name == "x":
-        return _ONE, _ONE
-    inside = dict(name[1])
-    slope = _sum_slope(inside)
-    if name[0] == "log":
-        return _times(slope, _ratio(_ONE, inside))
-    if name[0] == "sqrt":
-        return _times(slope, (scaled(symbol(name, -1), 0.5), _ONE))
-    bell = _exp((scaled(product(inside, inside), -1.0), _ONE))
-    return _times(_times(slope, bell), (number(2 / math.sqrt(math.pi)), _ONE))
-
-
-# --- signs ----------------------------------------------------------------------------------
-
-
-def _signs(a: Ratio, low: float, high: float) -> list[tuple[float, float, int]]:
-    """The open intervals between `low` and `high` on which a has one sign, with it."""
-    bottom = {s for *_, s in _sum_signs(a[1], low, high)}
-    if bottom not in ({1}, {-1}):
-        raise Unproved
-    sign = bottom.pop()
-    return [(p, q, s * sign) for p, q, s in _sum_signs(a[0], low, high)]
-
-
-def _sum_signs(a: Sum, low: float, high: float) -> list[tuple[float, float, int]]:
-    if not a:
-        return [(low, high, 0)]
-    found = {_term_sign(monomial, c, low, high) for monomial, c in a.items()}
-    if found in ({1}, {-1}):
-        return [(low, high, found.pop())]
-    inner = sorted(r for r in _roots(a) if low < r < high)
-    ends = [low, *inner, high]
-    pairs = list(itertools.pairwise(ends))
-    values = [_value((a, _ONE), _between(p, q)) for p, q in pairs]
-    if not all(math.isfinite(v) and v for v in values):
-        raise Unproved
-    return [(p, q, 1 if v > 0 else -1) for (p, q), v in zip(pairs, values, strict=True)]
-
-
-def _term_sign(monomial: tuple, c: float, low: float, high: float) -> int | None:
-    sign = 1 if c > 0 else -1
-    for name, n in monomial[1]:
-        if n % 2 == 0 or (isinstance(name, tuple) and name[0] == "sqrt"):
-            continue
-        if name != "x" or low < 0 < high:
-            return None
-        sign = sign if low >= 0 else -sign
-    return sign
-
-
-def _between(low: float, high: float) -> float:
-    if math.isinf(low) and math.isinf(high):
-        return 0.0
-    if math.isinf(low):
-        return high - 1 - abs(high) / 2
-    if math.isinf(high):
-        return low + 1 + abs(low) / 2
-    return (low + high) / 2
-
-
-def _roots(a: Sum) -> list[float]:
-    """All real zeros of a polynomial of degree up to 2, or of two exponentials of lines."""
-    if all(not exponent and {s for s, _ in powers} <= {"x"} for exponent, powers in a):
-        degrees = {dict(powers).get("x", 0): c for (_, powers), c in a.items()}
-        if not degrees.keys() <= {0, 1, 2}:
-            raise Unproved
-        c, b, a_ = (degrees.get(d, 0.0) for d in (0, 1, 2))
-        if not a_:
-            return [-c / b] if b else []
-        square = b * b - 4 * a_ * c
-        if square < 0:
-            return []
-        return sorted({(-b + s * math.sqrt(square)) / (2 * a_) for s in (-1, 1)})
-    if len(a) != 2 or any(powers for _, powers in a):
-        raise Unproved
-    ((first, _), c), ((second, _), d) = a.items()
-    line = dict(plus({(NONE, p): v for p, v in first}, {(NONE, p): v for p, v in second}, -1.0))
-    slope = line.pop((NONE, frozenset({("x", 1)})), 0.0)
-    if line or not slope:
-        raise Unproved
-    return [math.log(-d / c) / slope] if c * d < 0 else []
-
-
-# --- building -------------------------------------------------------------------------------
-
-
 def lift(a: Operand) -> Function:
     """A number as the function that is this number everywhere."""
-    return a if isinstance(a, Function) else Function((), ((number(a), _ONE),), ())
+    return a if isinstance(a, Function) else Function((), ((number(a), ONE),), ())
 
 
 def _broken(f: Function, breaks: Sequence[float]) -> Function:
@@ -370,9 +176,9 @@ def _safe(function: Callable, *values: float) -> float:
 def _merged(f: Function) -> Function:
     """Without breaks where nothing changes."""
     for i, b in enumerate(f.breaks):
-        value = _value(f.pieces[i], b)
-        if abs(value - f.points[i]) <= 1e-12 * (1 + abs(value)) and _equal(
-            f.pieces[i], f.pieces[i + 1], _EXACT
+        value = at_number(f.pieces[i], b)
+        if abs(value - f.points[i]) <= 1e-12 * (1 + abs(value)) and equal(
+            f.pieces[i], f.pieces[i + 1], EXACT
         ):
             without = lambda parts, i=i: parts[:i] + parts[i + 1 :]
             return _merged(
@@ -390,7 +196,7 @@ def _compared(a: Operand, b: Operand) -> tuple[Function, Function, list[int]]:
     found = [
         part
         for p, q, low, high in zip(f.pieces, g.pieces, ends, ends[1:], strict=False)
-        for part in _signs(_add(p, q, -1.0), low, high)
+        for part in signs(add(p, q, -1.0), low, high)
     ]
     f, g = _aligned(f, g, extra=[low for low, *_ in found if math.isfinite(low)])
     return f, g, [sign for *_, sign in found]
@@ -404,8 +210,8 @@ def _comparison(answers: tuple[int, int, int]) -> Callable:
         for one, two, flip in ((a, b, 1), (b, a, -1)):
             if isinstance(two, float) and math.isinf(two) and not _infinite(one):
                 return _boolean([answers[1 - flip * (1 if two > 0 else -1)]])
-        f, g, signs = _compared(a, b)
-        values = [float(answers[1 + s]) for s in signs]
+        f, g, order = _compared(a, b)
+        values = [float(answers[1 + s]) for s in order]
         points = [
             math.nan if math.isnan(p - q) else float(answers[1 + (p > q) - (p < q)])
             for p, q in zip(f.points, g.points, strict=True)
@@ -420,7 +226,7 @@ def _infinite(a: Operand) -> bool:
 
 
 def _boolean(values: Sequence[float], breaks: Sequence[float] = (), points=()) -> Function:
-    pieces = tuple((number(v), _ONE) for v in values)
+    pieces = tuple((number(v), ONE) for v in values)
     return Function(tuple(breaks), pieces, tuple(points), boolean=True)
 
 
@@ -432,9 +238,9 @@ def _extreme(sign: int) -> Callable:
         for one, two in ((a, b), (b, a)):
             if isinstance(two, float) and two == -sign * math.inf and not _infinite(one):
                 return one
-        f, g, signs = _compared(a, b)
+        f, g, order = _compared(a, b)
         pieces = [
-            p if s * sign >= 0 else q for p, q, s in zip(f.pieces, g.pieces, signs, strict=True)
+            p if s * sign >= 0 else q for p, q, s in zip(f.pieces, g.pieces, order, strict=True)
         ]
         points = [
             _safe(max if sign > 0 else min, p, q) for p, q in zip(f.points, g.points, strict=True)
@@ -450,7 +256,7 @@ def _select(params, which, *cases):
     functions = _aligned(which, *(0.0 if _infinite(c) else c for c in cases))
     pieces = []
     for parts in zip(*(f.pieces for f in functions), strict=True):
-        chosen = _index(_constant(parts[0]), cases)
+        chosen = _index(value_of(parts[0]), cases)
         if _infinite(cases[chosen]):
             raise Unproved
         pieces.append(parts[1 + chosen])
@@ -486,44 +292,16 @@ def rounding(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else math.inf
 
 
-# --- smooth functions -----------------------------------------------------------------------
-
-
 def _polynomial(a: Ratio) -> Sum:
-    if a[1] != _ONE or any(e or not {s for s, _ in p} <= {"x"} for e, p in a[0]):
+    if a[1] != ONE or any(e or not {s for s, _ in p} <= {"x"} for e, p in a[0]):
         raise Unproved
     return a[0]
 
 
-def _exp(a: Ratio, low: float = 0.0, high: float = 0.0) -> Ratio:
-    del low, high
-    if a[1] != _ONE:
-        raise Unproved
-    out: Ratio = (_ONE, _ONE)
-    exponent, factor = {}, 0.0
-    for (inner, powers), c in a[0].items():
-        names = dict(powers)
-        ((name, n),) = names.items() if len(names) == 1 else (("x", 0),)
-        if inner:
-            raise Unproved
-        if not powers:
-            factor = c
-        elif isinstance(name, tuple) and name[0] == "log" and n == 1 and c in (-2, -1, 1, 2):
-            part = power(dict(name[1]), abs(int(c)))
-            out = _times(out, (part, _ONE) if c > 0 else _ratio(_ONE, part))
-        elif names.keys() <= {"x"} and all(n > 0 for n in names.values()):
-            exponent[powers] = c
-        else:
-            raise Unproved
-    if abs(factor) > 300:
-        raise Unproved
-    return _times(out, ({(frozenset(exponent.items()), NONE): math.exp(factor)}, _ONE))
-
-
 def _log(a: Ratio, low: float, high: float) -> Ratio:
-    out: Ratio = ({}, _ONE)
+    out: Ratio = ({}, ONE)
     for part, sign in zip(a, (1.0, -1.0), strict=True):
-        if {s for *_, s in _sum_signs(part, low, high)} != {1}:
+        if {s for *_, s in sum_signs(part, low, high)} != {1}:
             raise Unproved
         # The least exponent comes out, so that log(1 + e^x) and x + log(1 + e^-x) are one.
         inner = sorted({p for exponent, _ in part for p, _ in exponent}, key=repr)
@@ -531,27 +309,27 @@ def _log(a: Ratio, low: float, high: float) -> Ratio:
         exponent = {(NONE, p): c for p, c in first[0]}
         outside = plus(exponent, number(math.log(part[first]) if part[first] > 0 else math.nan))
         rest = product(part, inverse({(first[0], NONE): part[first]}))
-        if rest != _ONE:
+        if rest != ONE:
             outside = plus(outside, symbol(("log", key(rest))))
-        out = _add(out, (outside, _ONE), sign)
+        out = add(out, (outside, ONE), sign)
     return out
 
 
 def _sqrt(a: Ratio, low: float, high: float) -> Ratio:
-    if a[1] != _ONE or {s for *_, s in _sum_signs(a[0], low, high)} != {1}:
+    if a[1] != ONE or {s for *_, s in sum_signs(a[0], low, high)} != {1}:
         raise Unproved
     c = constant(a[0])
-    return (number(math.sqrt(c)) if c is not None else symbol(("sqrt", key(a[0]))), _ONE)
+    return (number(math.sqrt(c)) if c is not None else symbol(("sqrt", key(a[0]))), ONE)
 
 
 def _erf(a: Ratio, low: float = 0.0, high: float = 0.0) -> Ratio:
     del low, high
     inside = _polynomial(a)
     if not inside:
-        return {}, _ONE
+        return {}, ONE
     highest = max(inside, key=lambda m: dict(m[1]).get("x", 0))
     sign = 1.0 if inside[highest] > 0 else -1.0
-    return scaled(symbol(("erf", key(scaled(inside, sign)))), sign), _ONE
+    return scaled(symbol(("erf", key(scaled(inside, sign)))), sign), ONE
 
 
 def _unary(piece: Callable, point: Callable) -> Callable:
@@ -563,9 +341,9 @@ def _binary(piece: Callable, point: Callable) -> Callable:
 
 
 def _divided(a: Ratio, b: Ratio, low: float, high: float) -> Ratio:
-    if len(_signs(b, low, high)) != 1 or not b[0]:
+    if len(signs(b, low, high)) != 1 or not b[0]:
         raise Unproved
-    return _times(a, _ratio(b[1], b[0]))
+    return times(a, ratio(b[1], b[0]))
 
 
 def _by(formula: Callable[..., Operand]) -> Callable:
@@ -600,7 +378,7 @@ def _logical(function: Callable) -> Callable:
             raise Unproved
 
         def piece(*parts):
-            return number(float(function(*(bool(_constant(p)) for p in parts[:-2])))), _ONE
+            return number(float(function(*(bool(value_of(p)) for p in parts[:-2])))), ONE
 
         return _each(piece, function, *operands, boolean=True)
 
@@ -608,19 +386,19 @@ def _logical(function: Callable) -> Callable:
 
 
 def _held(params, a):
-    moves = isinstance(a, Function) and any(_constant(p) is None for p in a.pieces)
+    moves = isinstance(a, Function) and any(value_of(p) is None for p in a.pieces)
     return a._replace(held=True) if moves else a
 
 
 _SAME = frozenset({"copy", "copy_p", "name"})
 _PLACES = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"})
 _RULES: dict[str, Callable] = {
-    "add": _binary(lambda p, q, *_: _add(p, q), lambda a, b: a + b),
-    "sub": _binary(lambda p, q, *_: _add(p, q, -1.0), lambda a, b: a - b),
-    "mul": _binary(lambda p, q, *_: _times(p, q), lambda a, b: a * b),
+    "add": _binary(lambda p, q, *_: add(p, q), lambda a, b: a + b),
+    "sub": _binary(lambda p, q, *_: add(p, q, -1.0), lambda a, b: a - b),
+    "mul": _binary(lambda p, q, *_: times(p, q), lambda a, b: a * b),
     "div": _binary(_divided, lambda a, b: a / b),
     "neg": _unary(lambda p, *_: (scaled(p[0], -1.0), p[1]), lambda a: -a),
-    "exp": _unary(_exp, math.exp),
+    "exp": _unary(exp, math.exp),
     "log": _unary(_log, math.log),
     "sqrt": _unary(_sqrt, math.sqrt),
     "erf": _unary(_erf, math.erf),
