@@ -55,7 +55,7 @@ def rise(
     Returns:
       `[N, *space]`, in units of the explained output: an estimate of the score expected, given that
       the place is seen. Its differences between places are what says something; their standard
-      error falls with the square root of `num_samples`.
+      error, the spread over several keys, falls with the square root of `num_samples`.
 
     Raises:
       ValueError: `x` has no axis of space, or an option is out of its range.

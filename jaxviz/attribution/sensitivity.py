@@ -57,8 +57,8 @@ def sobol(
 
     Returns:
       `[N, *space]`, shares of the variance of the explained output, >= 0; with interactions they
-      sum over cells to more than 1, and they say nothing of the sign. Costs num_designs *
-      (cells ** axes + 2) forward passes.
+      sum over cells to more than 1, and they say nothing of the sign. How far chance has moved them
+      is their spread over several keys. Costs num_designs * (cells ** axes + 2) forward passes.
 
     Raises:
       ValueError: `x` has no axis of space, or an option is out of its range.

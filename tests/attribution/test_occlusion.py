@@ -268,3 +268,11 @@ def test_errors_say_what_came():
         feature_ablation(linear, w, x, 0, segments=-np.ones((4, 4), int))
     with pytest.raises(ValueError, match=r"cells must be 1 to \(4, 4\).*got \(5, 1\)"):
         grid_segments((4, 4), (5, 1))
+
+
+def test_a_window_without_a_finite_score_marks_the_places_it_covers_alone():
+    net = lambda _, x: jnp.log(x[:, 0, 0]) + x[:, 3, 3]  # -inf where the first pixel is hidden
+    out = occlusion(net, None, jnp.ones((1, 4, 4, 1)), 0, window=(2, 2), stride=(2, 2))
+    expected = np.zeros((4, 4))
+    expected[:2, :2], expected[2:, 2:] = np.inf, 1
+    np.testing.assert_allclose(out[0], expected, atol=1e-6)
