@@ -163,6 +163,8 @@ def checks_of(function: Callable) -> dict[str, Check]:
         name, hint = parameter.name, hints.get(parameter.name, Any)
         if parameter.annotation is parameter.empty and name not in _ALWAYS:
             continue  # of a part of a public function, which has checked it
+        if name == "target":
+            continue  # is checked beside the outputs, whose shape says what it may be
         said = _by_annotation(hint)  # a list of words, or a check of its own, says more than a name
         check = said if _says_all(hint) else OPTIONS.get(name, said)
         if check is not None:
