@@ -1,5 +1,6 @@
 """Masks learned by gradient: what to hide to lose the score, what to see to keep it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -146,7 +147,7 @@ def learned_mask(
         if area is None:
             cost = sparsity * flat.mean(1)
         else:
-            wanted = jax.vmap(lambda row: share_above(row, area))(jax.lax.stop_gradient(flat))
+            wanted = jax.vmap(functools.partial(share_above, share=area))(jax.lax.stop_gradient(flat))
             off = jnp.square(flat - wanted).mean(1)
             # Light at first, so that the score and not chance says which places are the largest.
             cost = 10.0 ** (3 * progress - 1) * off

@@ -84,8 +84,8 @@ def integrated_gradients(
     along = jnp.asarray((points - first) / ((last - first) or 1))
 
     def term(begin):
-        ends = [begin(between(start, x, jnp.asarray(t))) for t in (first, last)]
-        return lambda k: (between(*ends, along[k]), jnp.asarray(weights)[k])
+        one, other = (begin(between(start, x, jnp.asarray(t))) for t in (first, last))
+        return lambda k: (between(one, other, along[k]), jnp.asarray(weights)[k])
 
     total = gradient_sum(name, apply_fn, params, x, target, term, num_steps, chunk_size)
     return _like(_times_difference(x, start, total), x)
