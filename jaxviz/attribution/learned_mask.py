@@ -147,7 +147,8 @@ def learned_mask(
         if area is None:
             cost = sparsity * flat.mean(1)
         else:
-            wanted = jax.vmap(functools.partial(share_above, share=area))(jax.lax.stop_gradient(flat))
+            largest = functools.partial(share_above, share=area)
+            wanted = jax.vmap(largest)(jax.lax.stop_gradient(flat))
             off = jnp.square(flat - wanted).mean(1)
             # Light at first, so that the score and not chance says which places are the largest.
             cost = 10.0 ** (3 * progress - 1) * off
