@@ -125,7 +125,7 @@ def kind(a: Operand) -> str | None:
         ((_, powers), c) = next(t for t in terms if t[0] != (NONE, x))
         ((name, n),) = powers if len(powers) == 1 else ((None, 0),)
         logged = isinstance(name, tuple) and name[0] == "log" and n == 1 and _near(c, -1)
-        return "log_softmax" if logged and _sum_of_exp(name[1]) else None
+        return "log_softmax" if name and logged and _sum_of_exp(name[1]) else None
     if any(exponent for exponent, _ in a.sum):
         return None
     with_x = [(powers - x, c) for (_, powers), c in terms if ("x", 1) in powers]

@@ -165,7 +165,7 @@ def sum_signs(a: Sum, low: float, high: float) -> list[tuple[float, float, int]]
         return [(low, high, 0)]
     found = {_term_sign(monomial, c, low, high) for monomial, c in a.items()}
     if found in ({1}, {-1}):
-        return [(low, high, found.pop())]
+        return [(low, high, found.pop() or 0)]
     inner = sorted(r for r in _roots(a) if low < r < high)
     ends = [low, *inner, high]
     pairs = list(itertools.pairwise(ends))
