@@ -18,6 +18,7 @@ from jaxviz.attribution.difference import (
     deep_lift as deep_lift,
     deep_lift_shap as deep_lift_shap,
 )
+from jaxviz.attribution.feature_maps import default_layer as default_layer
 from jaxviz.attribution.full_grad import full_grad as full_grad, full_gradient as full_gradient
 from jaxviz.attribution.gradient import (
     gradient as gradient,

@@ -11,12 +11,14 @@ from jax.core import Tracer
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import at_least_float32, check_one_array, fixed_target, score_of
 from jaxviz.attribution.covered import Method, covered
+from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.regions import fill_like, per_place, segments_like
 from jaxviz.calls.public import public
 from jaxviz.rules.spans import span
 
 
 @public()
+@of_places
 def feature_ablation(
     apply_fn: Callable,
     params: Any,

@@ -29,7 +29,7 @@ _AFFINE = frozenset(
 )
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def grad_cam(
     apply_fn: Callable,
     params: Any,
@@ -50,9 +50,10 @@ def grad_cam(
       params: Any pytree, handed on untouched.
       x: `[N, *space, C]`, floating, or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
-      layer: Name of a layer whose output is `[N, *space, channels]`, or several, whose maps are
-        averaged; None is the last with spatial extent. `jaxviz.layers` lists them. Where that is
-        a pooling with few places left (3x3 on a net for digits), the layer before it draws finer.
+      layer: Name of a layer with places, `[N, *space, channels]` or with its channels where
+        `Layer.channel_axis` says, or several, whose maps are averaged; None is the last one,
+        `jaxviz.default_layer`. `jaxviz.layers` lists them. Where that is a pooling with few places
+        left (3x3 on a net for digits), the layer before it draws finer.
       relu: Whether to keep positive evidence only.
       resize: Whether to bring the map to the spatial size of `x` (or to the size given, `(h, w)`),
         linearly with half-pixel centres; False gives the layer's own resolution.
@@ -85,7 +86,7 @@ def grad_cam(
     return class_activation_map("grad_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def grad_cam_pp(
     apply_fn: Callable,
     params: Any,
@@ -143,7 +144,7 @@ def grad_cam_pp(
     return class_activation_map("grad_cam_pp", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def xgrad_cam(
     apply_fn: Callable,
     params: Any,
@@ -193,7 +194,7 @@ def xgrad_cam(
     return class_activation_map("xgrad_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def hires_cam(
     apply_fn: Callable,
     params: Any,
@@ -241,7 +242,7 @@ def hires_cam(
     return class_activation_map("hires_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def layer_cam(
     apply_fn: Callable,
     params: Any,
@@ -289,7 +290,7 @@ def layer_cam(
     return class_activation_map("layer_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def shapley_cam(
     apply_fn: Callable,
     params: Any,
@@ -344,7 +345,7 @@ def shapley_cam(
     return class_activation_map("shapley_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def cam(
     apply_fn: Callable,
     params: Any,
@@ -400,7 +401,7 @@ def cam(
     return class_activation_map("cam", one, apply_fn, params, x, **shared)
 
 
-@explanation("layer", "reshape")
+@explanation("layer", "reshape", places=True)
 def guided_grad_cam(
     apply_fn: Callable,
     params: Any,

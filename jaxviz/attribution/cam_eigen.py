@@ -13,7 +13,7 @@ from jaxviz.attribution.feature_maps import Layers, Resize, class_activation_map
 _SHARED = ("layer", "relu", "resize", "reshape")
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def eigen_cam(
     apply_fn: Callable,
     params: Any,
@@ -63,7 +63,7 @@ def eigen_cam(
     return class_activation_map("eigen_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def eigen_grad_cam(
     apply_fn: Callable,
     params: Any,

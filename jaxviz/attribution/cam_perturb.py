@@ -27,7 +27,7 @@ from jaxviz.attribution.regions import blend
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 
 
-@explanation(*_SHARED, "num_channels", sweeps=True)
+@explanation(*_SHARED, "num_channels", sweeps=True, places=True)
 def score_cam(
     apply_fn: Callable,
     params: Any,
@@ -101,7 +101,7 @@ def score_cam(
     return class_activation_map(name, one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED)
+@explanation(*_SHARED, places=True)
 def ablation_cam(
     apply_fn: Callable,
     params: Any,
@@ -158,8 +158,8 @@ def ablation_cam(
         def score(k):
             here = jnp.arange(a.shape[-1], dtype=k.dtype) == k
             here = jnp.broadcast_to(here, a.shape).astype(cut.a.dtype)
-            if reshape is not None:  # the numbers of the layer's own output that reshape puts there
-                (here,) = jax.linear_transpose(cut.maps, cut.a)(here)
+            # The numbers of the layer's own output that are put there.
+            (here,) = jax.linear_transpose(cut.maps, cut.a)(here)
             without = jnp.where(here == 0, cut.a, 0)
             return score_of(cut.tail, cut.params, without, chosen)
 

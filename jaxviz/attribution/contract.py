@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.attribution.layout import as_given, channels_last, channels_of
 from jaxviz.attribution.targets import check_function, check_target, output_shape
 from jaxviz.calls.models import floating, shapes_of
 from jaxviz.calls.naming import calling
@@ -27,7 +28,7 @@ R = TypeVar("R")
 
 
 def explanation(
-    *static: str, sweeps: bool = False, **checks: Check
+    *static: str, sweeps: bool = False, places: bool = False, **checks: Check
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
 
@@ -39,6 +40,8 @@ def explanation(
       *static: Names of the options that shape the program (counts, layer names, modes).
       sweeps: Whether the method goes through many passes (`copies.stacked`, `running_sum`), which
         cores share as `program` says.
+      places: Whether the method knows axes of space, the last being channels: models with channels
+        elsewhere are then explained as their twins (`layout`).
       **checks: Of options that mean something else here than `calls.public.OPTIONS` says.
 
     Returns:
@@ -69,6 +72,9 @@ def explanation(
                     bound["key"] = same_when_batched(bound["key"])
                 floating(name, "x", x)
                 apply_fn, params = hold(name, apply_fn, params)
+                axis = channels_of(apply_fn, params, x) if places else None
+                if axis is not None:
+                    apply_fn, x, bound = channels_last(apply_fn, x, bound, axis)
                 fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
                 outputs = output_shape(apply_fn, params, x)
                 target_fn = target if callable(target) else None
@@ -79,7 +85,8 @@ def explanation(
                 traced = None if target_fn is not None else target
                 nested = under_trace((params, x, traced, bound))
                 call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
-                return call(apply_fn, target_fn, fixed, params, x, traced, bound)
+                result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
+                return result if axis is None else as_given(result, jnp.shape(x), axis)
 
         return public  # type: ignore[return-value]
 

@@ -1,16 +1,21 @@
 """What class activation maps share: the layers they read, and the map they become."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxviz.attribution.channels import channel_axis
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import at_least_float32, outputs_of
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls import options
-from jaxviz.graph.layers import layers
+from jaxviz.calls.public import public
+from jaxviz.graph.held import hold
+from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.layers import Layer, known_layers
 from jaxviz.graph.split import split
 
 Layers = Annotated[str | tuple[str, ...] | None, options.layers]
@@ -70,7 +75,8 @@ def cuts(
     for one in (layer,) if isinstance(layer, str) else tuple(layer):
         head, tail = split(apply_fn, params, x, one)
         a, carry = outputs_of(head, params, x)
-        maps = reshape or (lambda a: a)
+        axis = channel_axis(name, apply_fn, params, x, one)
+        maps = reshape or functools.partial(jnp.moveaxis, source=axis, destination=-1)
         shape = jax.eval_shape(maps, a).shape
         if len(shape) < 3 or shape[0] != a.shape[0]:
             told = f"reshape makes {shape} of it" if reshape else "which has no spatial extent"
@@ -82,19 +88,70 @@ def cuts(
         yield Cut(tail, (params, carry), a, maps)
 
 
+@public()
+def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
+    """The layer that class activation maps take where none is named: the last one with places.
+
+    Where that is an activation right after a convolution, the convolution.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree; arrays or shapes.
+      x: `[N, *space, C]`, or a pytree of such; arrays or shapes. Nothing is computed.
+
+    Returns:
+      The name of the last layer whose output has as many axes as `x` and more than one place.
+
+    Raises:
+      ValueError: There is none; or the last one is what cuts the image into tokens, ahead of all
+        blocks of a transformer, where a map would say little of the model.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x).mean((1, 2)) @ w
+      >>> default_layer(net, jnp.ones((1, 1)), jnp.ones((1, 2, 2, 1)))
+      'relu_0'
+    """
+    apply_fn, params = hold("default_layer", apply_fn, params)
+    return last_spatial_layer("default_layer", apply_fn, params, x)
+
+
 def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> str:
-    """The last layer whose output has as many axes as `x` and more than one place."""
+    """`default_layer` for the method `name`."""
     shape = jnp.shape(jax.tree.leaves(x)[0])
-    found = layers(apply_fn, params, x)
-    for one in reversed(found):
-        places = one.shape[1:-1]
-        if one.can_cut and len(one.shape) == len(shape) > 2 and max(places, default=1) > 1:
-            return one.name
-    raise ValueError(
-        f"{name}: no layer has spatial extent, [{', '.join(['N', *'HWD'[: len(shape) - 2], 'C'])}] "
-        f"for x {shape}; the layers are {', '.join(repr(one.name) for one in found[-8:])}. "
-        "Pass `layer`, and `reshape` if its output is laid out otherwise."
-    )
+    found = known_layers(apply_fn, params, x)
+    fits = [i for i, one in enumerate(found) if _has_places(one, len(shape))]
+    if not fits:
+        axes = ", ".join(["N", *"HWD"[: len(shape) - 2], "C"])
+        names = ", ".join(repr(one.name) for one in found[-8:])
+        raise ValueError(
+            f"{name}: no layer has spatial extent, [{axes}] for x {shape}; the layers are {names}. "
+            "Pass `layer`, and `reshape` if its output is laid out otherwise."
+        )
+    last = fits[-1]
+    tokens = [one for one in found[last + 1 :] if one.can_cut and len(one.shape) == 3]
+    attends = any(one.kind == "softmax" and len(one.shape) > 2 for one in found[last + 1 :])
+    bent = any(one.kind in ACTIVATION_KINDS for one in found[:last])
+    if attends and tokens and not bent:
+        near = tokens[-1]
+        raise ValueError(
+            f"{name}: the last layer with the axes of x, {found[last].name!r}, only cuts x into "
+            "tokens, ahead of all attention. Pass a layer of tokens and how they lie, such as "
+            f"layer={near.name!r} {near.shape} and reshape=lambda a: a[:, 1:].reshape(len(a), "
+            "rows, columns, -1), where 1: leaves out a class token."
+        )
+    before = found[last - 1] if last else None
+    after_conv = before is not None and before.kind == "conv" and before.shape == found[last].shape
+    if after_conv and before.can_cut and found[last].kind in ACTIVATION_KINDS:
+        return before.name  # an activation right after a convolution is no layer of its own here
+    return found[last].name
+
+
+def _has_places(layer: Layer, rank: int) -> bool:
+    """Whether a layer's output has more than one place, and as many axes as `x`."""
+    if not layer.can_cut or len(layer.shape) != rank or rank < 3:
+        return False
+    channels = layer.channel_axis % rank
+    return any(n > 1 for a, n in enumerate(layer.shape) if a not in (0, channels))
 
 
 def resized(name: str, a: jax.Array, x: Any, resize: Resize) -> jax.Array:

@@ -30,7 +30,7 @@ class FullGradient(NamedTuple):
     __repr__ = shown
 
 
-@explanation("resize")
+@explanation("resize", places=True)
 def full_grad(
     apply_fn: Callable,
     params: Any,

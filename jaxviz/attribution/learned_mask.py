@@ -47,7 +47,7 @@ class LearnedMask(NamedTuple):
     __repr__ = shown
 
 
-@explanation("goal", "area", "cells", "num_steps", "optimizer", area=maybe(_SHARE))
+@explanation("goal", "area", "cells", "num_steps", "optimizer", places=True, area=maybe(_SHARE))
 def learned_mask(
     apply_fn: Callable,
     params: Any,

@@ -18,7 +18,7 @@ from jaxviz.attribution.copies import (
 from jaxviz.attribution.regions import blend, fadeable, fill_like
 
 
-@explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True)
+@explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True, places=True)
 def rise(
     apply_fn: Callable,
     params: Any,

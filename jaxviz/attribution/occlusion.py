@@ -34,7 +34,7 @@ class OcclusionScores(NamedTuple):
     __repr__ = shown
 
 
-@explanation("window", "stride", "chunk_size", "method", sweeps=True)
+@explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True)
 def occlusion(
     apply_fn: Callable,
     params: Any,
@@ -90,7 +90,7 @@ def occlusion(
     return _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, method)
 
 
-@explanation("window", "stride", "chunk_size", "method", sweeps=True)
+@explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True)
 def occlusion_scores(
     apply_fn: Callable,
     params: Any,

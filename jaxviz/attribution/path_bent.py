@@ -132,7 +132,7 @@ def _advance(moved, way, slope, short, most, fraction):
     )
 
 
-@explanation("max_sigma", "num_steps", "rule", "chunk_size", sweeps=True)
+@explanation("max_sigma", "num_steps", "rule", "chunk_size", sweeps=True, places=True)
 def blur_integrated_gradients(
     apply_fn: Callable,
     params: Any,

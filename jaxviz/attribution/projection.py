@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.attribution.channels import channel_axis, checked_channel
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.options import images, whole
@@ -21,7 +22,7 @@ from jaxviz.graph.split import split
 from jaxviz.rules import relu
 
 
-@explanation("layer", "strongest")
+@public()
 def feature_projection(
     apply_fn: Callable,
     params: Any,
@@ -42,8 +43,9 @@ def feature_projection(
       params: Any pytree, handed on untouched.
       x: `[N, ...]`, floating, or a pytree of such.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[N, ..., C]`.
-      channel: Index along the layer's last axis, or one for each example `[N]`; new ones do not
-        recompile. One that is not there gives NaN.
+      channel: Index along the layer's axis of channels (`Layer.channel_axis`), or one for each
+        example `[N]`; new ones do not recompile. One that is not there is refused, or gives NaN
+        where it is traced.
       strongest: Whether only the map's largest activation is kept, else all of the map.
 
     Returns:
@@ -62,11 +64,23 @@ def feature_projection(
     Reference:
       Zeiler and Fergus 2013, arXiv:1311.2901, section 2.1. They show single strongest activations.
     """
+    checked_channel("feature_projection", apply_fn, params, x, layer, channel)
+    options = {"layer": layer, "channel": channel, "strongest": strongest}
+    return _projected(apply_fn, params, x, **options)
+
+
+def _feature_projection(apply_fn, params, x, *, layer, channel, strongest):
     head, _ = split(apply_fn, params, x, layer)
     a, _ = head(params, x)
-    kept = _kept(a, channel, strongest)
+    kept = _kept(
+        a, channel, channel_axis("feature_projection", apply_fn, params, x, layer), strongest
+    )
     score = lambda outputs: (outputs[0] * kept).reshape(a.shape[0], -1).sum(1)
     return input_gradient(rewrite(head, relu.deconvnet), params, x, score)
+
+
+_feature_projection.__name__ = "feature_projection"
+_projected = explanation("layer", "strongest")(_feature_projection)
 
 
 class TopProjections(NamedTuple):
@@ -135,7 +149,10 @@ def top_projections(
             "top_projections: images must be [M, H, W, C] and num_images 1 to M; got "
             f"{np.shape(images)} and {num_images}."
         )
+    axis = channel_axis("top_projections", apply_fn, params, images[:1], layer)
     field = receptive_field(apply_fn, params, images[:1], layer)
+    if field.ndim == 4:
+        field = np.moveaxis(field, axis - 1, 2)  # without the batch, and with the edges last
     if field.ndim != 4 or not 0 <= channel < field.shape[2]:
         raise ValueError(
             "top_projections: the layer must be a map [N, h, w, C] and channel 0 to C - 1; got "
@@ -170,13 +187,14 @@ def _strongest(apply_fn, layer, params, x, channel):
     """Of each example the map's largest activation, and its place in the flattened map."""
     head, _ = split(apply_fn, params, x, layer)
     a, _ = head(params, x)
-    rows = jnp.take(a, channel, axis=-1).reshape(a.shape[0], -1)
+    axis = channel_axis("top_projections", apply_fn, params, x, layer)
+    rows = jnp.take(a, channel, axis=axis).reshape(a.shape[0], -1)
     return rows.max(1), jnp.argmax(rows, axis=1)
 
 
-def _kept(a: jax.Array, channel: int | jax.Array, strongest: bool) -> jax.Array:
+def _kept(a: jax.Array, channel: int | jax.Array, axis: int, strongest: bool) -> jax.Array:
     """A layer's activation where it is kept, zero elsewhere; NaN for a channel that is absent."""
-    here, present = is_channel(a, channel)
+    here, present = is_channel(a, channel, axis)
     mask = jnp.broadcast_to(here, a.shape)
     if strongest:
         rows = jnp.where(mask, a, -jnp.inf).reshape(a.shape[0], -1)

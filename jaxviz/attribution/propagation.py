@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.attribution.channels import channel_axis, checked_channel
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.public import public
@@ -187,8 +188,9 @@ def concept_relevance(
       x: `[N, ...]`, floating, or a pytree of such; integer leaves may stand beside floating ones.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`.
-      channel: Index along the layer's last axis, or one for each example `[N]`. New channels do not
-        recompile; `jax.vmap` over them gives all.
+      channel: Index along the layer's axis of channels (`Layer.channel_axis`), or one for each
+        example `[N]`. New channels do not recompile; `jax.vmap` over them gives all. One that is
+        not there is refused, or gives NaN where it is traced.
       rules: As in `lrp`.
 
     Returns:
@@ -212,6 +214,7 @@ def concept_relevance(
       in zennit-crp 0.6.0 unless it is given `exclude_parallel=False`.
     """
     found = lrp_composites.resolve("concept_relevance", rules)
+    checked_channel("concept_relevance", apply_fn, params, x, layer, channel)
     return _concept(apply_fn, params, x, target, layer=layer, channel=channel, rules=found)
 
 
@@ -222,7 +225,8 @@ def _concept_relevance(apply_fn, params, x, target=None, *, layer, channel, rule
     if target is None:
         target = jnp.argmax(both(params, (a, carry)), axis=1)
     relevance, _ = input_gradient(both, params, (a, carry), lambda o: start(o, target))
-    here, present = is_channel(a, channel)
+    axis = channel_axis("concept_relevance", apply_fn, params, x, layer)
+    here, present = is_channel(a, channel, axis)
     chosen = jnp.where(here, relevance, jnp.zeros_like(relevance)) * present
     # A score whose gradient by the layer is the relevance kept there.
     kept = lambda outputs: (outputs[0] * chosen).reshape(a.shape[0], -1).sum(1)

@@ -21,7 +21,7 @@ from jaxviz.attribution.regions import blend, fadeable, fill_like
 from jaxviz.calls.options import whole
 
 
-@explanation("cells", "num_designs", "resize", "chunk_size", sweeps=True)
+@explanation("cells", "num_designs", "resize", "chunk_size", sweeps=True, places=True)
 def sobol(
     apply_fn: Callable,
     params: Any,
@@ -104,7 +104,9 @@ def sobol(
     return _large(indices * fadeable(filled)[:, None], x, cells, resize).astype(x.dtype)
 
 
-@explanation("cells", "num_samples", "resize", "chunk_size", sweeps=True, num_samples=whole(2))
+@explanation(
+    "cells", "num_samples", "resize", "chunk_size", sweeps=True, places=True, num_samples=whole(2)
+)
 def hsic(
     apply_fn: Callable,
     params: Any,

@@ -15,6 +15,7 @@ from jaxviz.attribution.coalitions import (
     segmented,
 )
 from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.layout import of_places
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 
@@ -22,6 +23,7 @@ _LARGEST = 20  # segments of which all coalitions are evaluated: a million forwa
 
 
 @public()
+@of_places
 def shapley_values(
     apply_fn: Callable,
     params: Any,
@@ -112,6 +114,7 @@ _shapley_values = explanation("count", "shape", "chunk_size", sweeps=True)(_exac
 
 
 @public(num_samples=whole(2))
+@of_places
 def shapley_sampling(
     apply_fn: Callable,
     params: Any,

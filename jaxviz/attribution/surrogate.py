@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxviz.attribution.coalitions import SegmentScores, as_scores, coalition_scores, segmented
 from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.layout import of_places
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
@@ -45,6 +46,7 @@ class Surrogate(NamedTuple):
 
 
 @public(num_samples=whole(2))
+@of_places
 def lime(
     apply_fn: Callable,
     params: Any,
@@ -231,6 +233,7 @@ def _unfitted(residual, leverage, weights):
 
 
 @public()
+@of_places
 def kernel_shap(
     apply_fn: Callable,
     params: Any,

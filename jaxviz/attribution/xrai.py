@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import check_one_array, fixed_target
+from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.path import integrated_gradients
 from jaxviz.calls.options import array, either, function, maybe, real, several
 from jaxviz.calls.public import public
@@ -24,6 +25,7 @@ _REGIONS = either("a function of an image, or masks for each image", function, _
 
 
 @public(segments=maybe(_REGIONS), area=real(0, 1))
+@of_places
 def xrai(
     apply_fn: Callable,
     params: Any,

@@ -12,6 +12,7 @@ from jaxviz.calls.options import image_list
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.graph.held import hold
+from jaxviz.graph.layers import layer_named
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import Values
@@ -115,7 +116,9 @@ class _Collection:
         self.size = len(batch)
         # First, for it tells of a wrong layer in this function's name.
         jax.eval_shape(functools.partial(_strongest, apply_fn, layer), params, batch)
-        self.fields = receptive_field(apply_fn, params, batch, layer)
+        axis = layer_named("top_examples", apply_fn, params, batch, layer).channel_axis
+        # Without the batch, and with the four edges last.
+        self.fields = np.moveaxis(receptive_field(apply_fn, params, batch, layer), axis - 1, -2)
         units = self.fields.shape[-2]
         self.fields = self.fields.reshape(-1, *self.fields.shape[-2:])  # [places, U, 4]
         spans = self.fields[..., 2:] - self.fields[..., :2]
@@ -161,7 +164,7 @@ class _Collection:
 
 def _strongest(apply_fn, layer, params, x):
     """Of each image and unit the largest activation, its place, and the mean."""
-    model = rewrite(Values(apply_fn, (layer,), "top_examples"), fast)
+    model = rewrite(Values(apply_fn, (layer,), "top_examples", True), fast)
     a = model(params, x)[layer]
     a = a.reshape(a.shape[0], -1, a.shape[-1])
     return a.max(1), a.argmax(1), a.mean(1)

@@ -177,7 +177,7 @@ def restyle(
       Gatys et al. 2015, arXiv:1508.06576, eq. 7.
     """
     objective = objectives.match(layer, _seen(apply_fn, params, x, layer))
-    wanted = activations(apply_fn, params, style, list(style_layers))
+    wanted = activations(apply_fn, params, style, list(style_layers), channels_last=True)
     for name in style_layers:
         size = jnp.abs(objectives.gram(wanted[name])).mean((1, 2))
         part = objectives.style(name, wanted[name])
@@ -196,4 +196,4 @@ def restyle(
 
 
 def _seen(apply_fn, params, x, layer):
-    return activations(apply_fn, params, x, [layer])[layer]
+    return activations(apply_fn, params, x, [layer], channels_last=True)[layer]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxviz.attribution.contract import program, same_when_batched, under_trace
+from jaxviz.attribution.layout import channels_of
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
@@ -204,6 +205,13 @@ class State(NamedTuple):
 
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
+    image = jax.ShapeDtypeStruct((1, *fixed.shape[1:]), jnp.float32)
+    if channels_of(fixed.apply_fn, params, image) is not None:
+        raise ValueError(
+            f"{who}: images are [H, W, C], channels last; this model's convolutions have channels "
+            "elsewhere. Pass lambda params, x: apply_fn(params, jnp.moveaxis(x, -1, 1)), and "
+            "images or their shape with channels last."
+        )
     values = _read.eval_shape(fixed, who, params, total)
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
@@ -376,7 +384,7 @@ def _finish(fixed, params, objective, parametrization, key, state):
 def _values(apply_fn, objective, who, wake=False):
     """`(params, seen) -> layers` that an objective reads, by the kernels that are fastest here."""
     layers = (name for name in objective.layers if name != IMAGE and not name.startswith(KEPT))
-    model = Values(apply_fn, tuple(layers), who)
+    model = Values(apply_fn, tuple(layers), who, channels_last=True)
     return rewrite(rewrite(model, redirected_relu) if wake else model, fast)
 
 
@@ -384,7 +392,7 @@ def _kept_values(apply_fn, objective, who):
     """`(params, images) -> values` that an objective reads of the images as they are kept."""
     layers = tuple(name for name in objective.layers if name.startswith(KEPT))
     names = tuple(name.removeprefix(KEPT) for name in layers)
-    model = rewrite(Values(apply_fn, names, who), fast)
+    model = rewrite(Values(apply_fn, names, who, channels_last=True), fast)
 
     def values(params, images):
         found = model(params, images) if layers else {}

@@ -124,7 +124,7 @@ def accentuate(
       Hamblin et al. 2024, arXiv:2402.10039, eq. 2. There the distance is taken under the same
       draw of the transforms for both; here without any.
     """
-    target = activations(apply_fn, params, x, [layer])[layer]
+    target = activations(apply_fn, params, x, [layer], channels_last=True)[layer]
     return maximize_activation(
         apply_fn,
         params,

@@ -2,7 +2,8 @@
 
 An `Objective` is data: the layers it reads, a pure function of their values, and the arrays (units,
 weights, targets) that the function needs. The arrays are traced, so that one compiled climb serves
-all units of a layer; objectives add, subtract and multiply.
+all units of a layer; objectives add, subtract and multiply. Values come with the batch first and
+the channels last, wherever the model has them (`activations(..., channels_last=True)`).
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ def neuron(layer: str, unit: Any, position: Sequence[int] | None = None) -> Obje
 
     Args:
       layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, *space, C]`.
-      unit: Index along the last axis, or M of them: one image each.
+      unit: Index along the axis of channels, or M of them: one image each.
       position: Index along each axis of space; None is the middle.
 
     Example:
@@ -106,7 +107,7 @@ def channel(layer: str, unit: Any) -> Objective:
 
     Args:
       layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[M, ..., C]`.
-      unit: Index along the last axis, or M of them: one image each.
+      unit: Index along the axis of channels, or M of them: one image each.
 
     Example:
       >>> channel("a", 1)({"a": jnp.array([[[1.0, 2.0], [3.0, 6.0]]])}).tolist()

@@ -29,12 +29,14 @@ def at_index(rows: jax.Array, index: Any) -> jax.Array:
     return (chosen * unless(outside, rows.dtype)).sum(axis=1)
 
 
-def is_channel(a: jax.Array, channel: Any) -> tuple[jax.Array, jax.Array]:
-    """Where `a` `[N, ..., C]` is the given channel, one for all or one an example, as booleans that
+def is_channel(a: jax.Array, channel: Any, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+    """Where `a` `[N, ...]` is the given channel, one for all or one an example, as booleans that
     broadcast to it; and `unless` that channel is outside, likewise."""
     index = jnp.broadcast_to(widened(channel), a.shape[:1]).reshape(-1, *(1,) * (a.ndim - 1))
-    every = jnp.arange(a.shape[-1], dtype=index.dtype).reshape(*(1,) * (a.ndim - 1), -1)
-    return index == every, unless((index < 0) | (index >= a.shape[-1]), a.dtype)
+    along = [1] * a.ndim
+    along[axis] = a.shape[axis]
+    every = jnp.arange(a.shape[axis], dtype=index.dtype).reshape(along)
+    return index == every, unless((index < 0) | (index >= a.shape[axis]), a.dtype)
 
 
 def unless(outside: jax.Array, dtype: Any) -> jax.Array:

@@ -197,7 +197,12 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
 
 
 def _kept(equation: Any) -> list[Any]:
-    return [v for v in equation.outvars if not isinstance(v, jex.DropVar)]
+    return [equation.outvars[i] for i in kept_positions(equation)]
+
+
+def kept_positions(equation: Any) -> list[int]:
+    """Which of the equation's results a node has for outputs: those that are read."""
+    return [i for i, v in enumerate(equation.outvars) if not isinstance(v, jex.DropVar)]
 
 
 def kept_places(equation: Any) -> list[int]:

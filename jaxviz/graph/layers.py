@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import Text
+from jaxviz.graph.axes import Axes, axes
 from jaxviz.graph.flops import node_flops
+from jaxviz.graph.fold import MOVING
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -40,6 +43,8 @@ class Layer(NamedTuple):
       turns: How often it runs: 1, or the length of the loop around it.
       can_cut: Whether `split` and `activations` can reach it (not inside a loop or a branch).
       submodules: Whether rows below it are part of it, so that sums would count twice.
+      channel_axis: Which axis of its output holds the channels: the one that the convolution or
+        dense layer that made it put them on, else the last.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Layer(NamedTuple):
     turns: int
     can_cut: bool
     submodules: bool
+    channel_axis: int = -1
 
 
 class Row(NamedTuple):
@@ -63,6 +69,7 @@ class Row(NamedTuple):
     leaves: frozenset[int]
     path: str  # of the module that it is, or that it is in
     nodes: tuple[Node, ...]  # the operations that make it up
+    batch: int = 0  # the axis of the value that the layer's shape has first
 
 
 # Operations that are layers where nobody named them.
@@ -154,10 +161,32 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
 
 def find(found: list[Row], name: str, who: str) -> Row:
     """The row of a layer by its name; errors name the nearest ones."""
-    for row in found:
-        if row.layer.name == name:
-            return row
-    names = [row.layer.name for row in found]
+    return found[_place([row.layer for row in found], name, who)]
+
+
+def layer_named(who: str, apply_fn: Callable, params: Any, x: Any, name: str) -> Layer:
+    """A layer by its name, remembered for the same function and shapes."""
+    known = known_layers(apply_fn, params, x)
+    return known[_place(known, name, who)]
+
+
+def known_layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
+    """`layers`, remembered for the same function and shapes; `params` as `hold` gives them."""
+    leaves, structure = jax.tree.flatten((params, x))
+    avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    return _known(apply_fn, structure, avals)
+
+
+@functools.lru_cache(maxsize=256)
+def _known(apply_fn, structure, avals):
+    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
+    return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
+
+
+def _place(found: Sequence[Layer], name: str, who: str) -> int:
+    names = [layer.name for layer in found]
+    if name in names:
+        return names.index(name)
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:6]
     raise ValueError(
         f"{who}: no layer {name!r}; the nearest are {', '.join(map(repr, near))}. "
@@ -165,11 +194,33 @@ def find(found: list[Row], name: str, who: str) -> Row:
     )
 
 
-def rows(traced: Traced, params: Any) -> list[Row]:
-    """The layers of a traced model with their values."""
+def rows(traced: Traced, params: Any, known: Axes | None = None) -> list[Row]:
+    """The layers of a traced model with their values; `known` are its axes, if at hand."""
     sizes = _sizes(params)
     origin = {v: frozenset({i}) for i, v in enumerate(jax.tree.leaves(traced.params))}
-    return _Namer(sizes).rows(traced.program, origin, (), 1, True)
+    found = _Namer(sizes).rows(traced.program, origin, (), 1, True)
+    known = known or axes(traced)
+    named = {value for *_, value in traced.program.tags}
+    return [
+        _batch_first(row, known) if row.layer.can_cut else row
+        for row in found
+        # What nobody named and has no batch, such as the mean of one, is no layer.
+        if row.value in named or not row.layer.can_cut or not known.has_none(row.value)
+    ]
+
+
+def _batch_first(row: Row, known: Axes) -> Row:
+    """The row as users see its value: the batch first, wherever the program has it."""
+    batch, channels = known.batch(row.value) or 0, known.channels(row.value)
+    shape = row.layer.shape
+    if channels is None:  # the last, of the axes beside the batch
+        channels = len(shape) - 1 - (batch == len(shape) - 1)
+    moved = (shape[batch], *shape[:batch], *shape[batch + 1 :]) if batch else shape
+    axis = channels + (channels < batch)
+    last = axis == len(shape) - 1 or not shape
+    return row._replace(
+        layer=row.layer._replace(shape=moved, channel_axis=-1 if last else axis), batch=batch
+    )
 
 
 def operation_names(program: Program) -> dict[int, str]:
@@ -381,17 +432,25 @@ def _listed(program: Program, node: Node) -> Iterator[Node]:
 
 
 def _with_bias(program, position, node, paths, made) -> tuple[Value, list[Node]]:
-    """The value of an unnamed layer: its output, or the sum where only a bias follows."""
+    """The value of an unnamed layer: its output, or the sum where only a bias follows.
+
+    `jax.vmap` leaves axes to be moved between the two, which belong to the layer then.
+    """
+    nodes, value = [node], node.outputs[0]
     if node.kind not in ("conv", "dense"):
-        return node.outputs[0], [node]
-    value = node.outputs[0]
-    readers = [n for n in program.nodes if value in n.inputs]
+        return value, nodes
     tagged = {v for *_, v in program.tags} | set(program.outputs)
-    path = paths.get(id(node))
-    if len(readers) == 1 and readers[0].kind == "bias" and value not in tagged:
-        if paths[id(readers[0])] == path:
-            return readers[0].outputs[0], [node, readers[0]]
-    return value, [node]
+    while value not in tagged:
+        readers = [n for n in program.nodes if value in n.inputs]
+        if len(readers) != 1 or paths[id(readers[0])] != paths.get(id(node)):
+            break
+        (reader,) = readers
+        nodes, value = [*nodes, reader], reader.outputs[0]
+        if reader.kind == "bias":
+            return value, nodes
+        if reader.members or equation_of(reader).primitive.name not in MOVING:
+            break
+    return node.outputs[0], [node]
 
 
 def _sort_key(position: tuple) -> tuple:

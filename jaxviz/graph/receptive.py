@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
+from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -28,7 +29,8 @@ def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.n
     Args:
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree; arrays or shapes.
-      x: `[N, *space, C]`, one array or its shape. Nothing is computed.
+      x: `[N, *space, C]`, one array or its shape; `[N, C, *space]` where the model's convolutions
+        take it so. Nothing is computed.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`, with output `[N, ...]`.
 
     Returns:
@@ -56,11 +58,18 @@ def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.n
         )
     apply_fn, params = hold("receptive_field", apply_fn, params)
     traced = trace(apply_fn, params, x)
-    row = reachable(find(rows(traced, params), layer, "receptive_field"), "receptive_field")
-    space = np.shape(leaves[0])[1:-1]
+    known = axes(traced)
+    found = rows(traced, params, known)
+    row = reachable(find(found, layer, "receptive_field"), "receptive_field")
+    shape = np.shape(leaves[0])
+    places = [a for a in range(1, len(shape)) if a != (known.input_channels() or len(shape) - 1)]
+    space = [shape[a] for a in places]
     (given,) = jax.tree.leaves(traced.x)
     env: dict[Value, Sight] = {
-        given: {k: Interval(k + 1, np.arange(n), np.arange(n) + 1) for k, n in enumerate(space)}
+        given: {
+            k: Interval(a, np.arange(shape[a]), np.arange(shape[a]) + 1)
+            for k, a in enumerate(places)
+        }
     }
     _walk(traced.program, needed(traced.program.nodes, [row.value]), env)
     shape = row.layer.shape[1:]
@@ -69,8 +78,8 @@ def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.n
         for k, size in enumerate(space):
             seen = env.get(row.value, {}).get(k) or _nothing(size)
             along = [1] * len(shape)
-            if seen.axis:  # not along the batch
-                along[seen.axis - 1] = -1
+            if seen.axis not in (None, row.batch):
+                along[seen.axis - (seen.axis > row.batch)] = -1
             edges.append(getattr(seen, edge).reshape(along))
     boxes = np.stack(np.broadcast_arrays(*edges), -1)
     boxes *= (boxes[..., : len(space)] < boxes[..., len(space) :]).all(-1, keepdims=True)

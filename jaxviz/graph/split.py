@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
+from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, opened, run_nodes
 from jaxviz.graph.layers import Row, find, rows
@@ -34,6 +35,7 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
     Returns:
       `(head, tail)`, plain functions to be jitted like the model itself, equal (`==`, `hash`) for
       equal arguments, so that what is compiled for one serves all. `a` is the layer's output.
+      Its batch comes first, also where `jax.vmap` has it elsewhere in the program.
       `carry` is the tuple of what else the tail needs of the work before the layer; it is empty
       where every path goes through the layer.
       The tail also takes a multiple of N rows (many variants of each `a`), `carry` likewise.
@@ -57,7 +59,14 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
 
 
 @public()
-def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) -> dict[str, Any]:
+def activations(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    layers: Sequence[str],
+    *,
+    channels_last: bool = False,
+) -> dict[str, Any]:
     """The outputs of some layers, in one run.
 
     Args:
@@ -65,9 +74,11 @@ def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) 
       params: Any pytree.
       x: `[N, ...]` or a pytree of such.
       layers: Names of `jaxviz.layers(apply_fn, params, x)`.
+      channels_last: Whether to move each layer's channels (`Layer.channel_axis`) to the last axis,
+        where pictures and objectives have them; else they stay where the model has them.
 
     Returns:
-      From name to value. Nothing is computed that no layer asked for needs.
+      From name to value, batch first. Nothing is computed that no layer asked for needs.
 
     Raises:
       ValueError: No such layer, or one inside a loop or branch.
@@ -82,7 +93,7 @@ def activations(apply_fn: Callable, params: Any, x: Any, layers: Sequence[str]) 
             f"activations: layers must be a list of names; got {layers!r}. Pass a list."
         )
     apply_fn, params = hold("activations", apply_fn, params)
-    return _run(Values(apply_fn, tuple(layers), "activations"), params, x)
+    return _run(Values(apply_fn, tuple(layers), "activations", channels_last), params, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -100,20 +111,31 @@ class Values:
     apply_fn: Callable
     layers: tuple[str, ...]
     who: str
+    channels_last: bool = False
 
     def __call__(self, params: Any, x: Any) -> dict[str, Any]:
         apply_fn, params = hold(self.who, self.apply_fn, params)
         traced = trace(apply_fn, params, x)
         found = rows(traced, params)
         wanted = {
-            name: traced.outputs
-            if name == OUTPUTS
-            else reachable(find(found, name, self.who), self.who).value
+            name: reachable(find(found, name, self.who), self.who)
             for name in self.layers
+            if name != OUTPUTS
         }
+        values = [row.value for row in wanted.values()]
+        if OUTPUTS in self.layers:
+            values += jax.tree.leaves(traced.outputs)
         env = environment(traced.program, jax.tree.leaves((params, x)))
-        run_nodes(needed(traced.program.nodes, jax.tree.leaves(wanted)), env, {})
-        return jax.tree.map(lambda value: env[value], wanted)
+        run_nodes(needed(traced.program.nodes, values), env, {})
+
+        def one(name):
+            if name == OUTPUTS:
+                return jax.tree.map(lambda value: env[value], traced.outputs)
+            row = wanted[name]
+            a = jnp.moveaxis(env[row.value], row.batch, 0)
+            return jnp.moveaxis(a, row.layer.channel_axis, -1) if self.channels_last else a
+
+        return {name: one(name) for name in self.layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +148,11 @@ class Head:
     def __call__(self, params: Any, x: Any) -> tuple[jax.Array, tuple]:
         apply_fn, params = hold("split", self.apply_fn, params)
         traced = trace(apply_fn, params, x)
-        row, (_, carried) = find_cut(traced, params, self.layer, "split")
+        row, _, carried = find_cut(traced, params, self.layer, "split")
         env = environment(traced.program, jax.tree.leaves((params, x)))
         run_nodes(needed(traced.program.nodes, [row.value, *carried]), env, {})
-        return env[row.value], tuple(env[v] for v in carried)
+        passed = [jnp.moveaxis(env[v], batch, 0) for v, batch in carried.items()]
+        return jnp.moveaxis(env[row.value], row.batch, 0), tuple(passed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,22 +169,23 @@ class Tail:
         params, carry = params
         apply_fn, params = hold("split", self.apply_fn, params)
         traced, row = _trace_for(self, apply_fn, params, a)
-        _, (nodes, carried) = find_cut(traced, params, self.layer, "split")
+        _, nodes, carried = find_cut(traced, params, self.layer, "split")
         if len(carry) != len(carried):
             raise ValueError(
                 f"split: the tail at {self.layer!r} takes ((params, carry), a) with a carry of "
                 f"{len(carried)} arrays; got {len(carry)}. Pass the carry of head(params, x)."
             )
         env = environment(traced.program, jax.tree.leaves(params))
-        env[row.value] = a
-        for value, array in zip(carried, carry, strict=True):
+        env[row.value] = jnp.moveaxis(a, 0, row.batch)
+        for (value, batch), array in zip(carried.items(), carry, strict=True):
             shape = traced.program.avals[value].shape
+            shape = (*shape[batch : batch + 1], *shape[:batch], *shape[batch + 1 :])
             if jnp.shape(array) != shape:
                 raise ValueError(
                     f"split: with a of shape {a.shape} the tail at {self.layer!r} takes a carry "
                     f"of shape {shape}; got {jnp.shape(array)}. Repeat its rows as those of a."
                 )
-            env[value] = array
+            env[value] = jnp.moveaxis(array, 0, batch)
         run_nodes(nodes, env, {})
         return jax.tree.map(lambda value: env[value], traced.outputs)
 
@@ -191,9 +215,11 @@ def _trace_for(tail: Tail, apply_fn: Callable, params: Any, a: jax.Array) -> tup
 
 def find_cut(
     traced: Traced, params: Any, layer: str, who: str
-) -> tuple[Row, tuple[list[Node], list[Value]]]:
-    """The row of a layer, the tail's nodes in order, and the values carried past the layer."""
-    row = reachable(find(rows(traced, params), layer, who), who)
+) -> tuple[Row, list[Node], dict[Value, int]]:
+    """The row of a layer, the tail's nodes in order, and the values carried past the layer with
+    the axes of their batches."""
+    known = axes(traced)
+    row = reachable(find(rows(traced, params, known), layer, who), who)
     program = traced.program
     from_x = _reached(program, jax.tree.leaves(traced.x))
     if row.value not in from_x:
@@ -207,7 +233,7 @@ def find_cut(
     carried = sorted(v for v in read if v in from_x and v not in after)
     # What only params make is made again: it is no work of the head, and needs no carrying.
     fixed = needed(program.nodes, [v for v in read if v not in from_x])
-    return row, ([*fixed, *tail], carried)
+    return row, [*fixed, *tail], {v: known.batch(v) or 0 for v in carried}
 
 
 def reachable(row: Row, who: str) -> Row:

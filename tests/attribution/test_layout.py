@@ -1,0 +1,105 @@
+"""Images with channels first: every map of places is that of the same net with channels last."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+PARAMS = {
+    "conv": jax.random.normal(KEYS[0], (4, 3, 3, 3)) * 0.4,
+    "dense": jax.random.normal(KEYS[1], (4, 3)),
+}
+X = jax.random.normal(KEYS[2], (2, 3, 8, 6))
+FILL = jax.random.normal(KEYS[3], (3, 8, 6))
+CELLS = jv.grid_segments((8, 6), (2, 2))
+EACH = np.arange(144).reshape(3, 8, 6) // 36  # segments that differ by channel
+
+
+def channels_first(params, x):
+    x = jax.lax.conv(x, params["conv"], (1, 1), "SAME")
+    return jax.nn.relu(x).mean((2, 3)) @ params["dense"]
+
+
+def channels_last(params, x):
+    """The same net, written for `[N, H, W, C]` throughout."""
+    kernel = params["conv"].transpose(2, 3, 1, 0)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    return jax.nn.relu(x).mean((1, 2)) @ params["dense"]
+
+
+def last(a):
+    return jnp.moveaxis(jnp.asarray(a), -3, -1)
+
+
+def masks(image):
+    return np.stack([CELLS == k for k in range(4)])
+
+
+WINDOWS = {"window": (3, 3), "stride": (3, 3)}
+METHODS = {
+    "grad_cam": lambda f, x, lay: jv.grad_cam(f, PARAMS, x, 1),
+    "score_cam": lambda f, x, lay: jv.score_cam(f, PARAMS, x, 1),
+    "ablation_cam": lambda f, x, lay: jv.ablation_cam(f, PARAMS, x, 1, resize=False),
+    "guided_grad_cam": lambda f, x, lay: jv.guided_grad_cam(f, PARAMS, x, 1),
+    "full_grad": lambda f, x, lay: jv.full_grad(f, PARAMS, x, 1),
+    "occlusion": lambda f, x, lay: jv.occlusion(f, PARAMS, x, 1, fill=lay(FILL), **WINDOWS),
+    "rise": lambda f, x, lay: jv.rise(f, PARAMS, x, 1, key=KEYS[0], num_samples=6, cells=2),
+    "sobol": lambda f, x, lay: jv.sobol(f, PARAMS, x, 1, key=KEYS[0], num_designs=2, cells=2),
+    "hsic": lambda f, x, lay: jv.hsic(f, PARAMS, x, 1, key=KEYS[0], num_samples=6, cells=2),
+    "blur_integrated_gradients": lambda f, x, lay: jv.blur_integrated_gradients(
+        f, PARAMS, x, 1, num_steps=3, max_sigma=2.0
+    ),
+    "learned_mask": lambda f, x, lay: jv.learned_mask(f, PARAMS, x, 1, num_steps=2, area=None),
+    "feature_ablation": lambda f, x, lay: jv.feature_ablation(
+        f, PARAMS, x, 1, segments=CELLS, fill=lay(FILL)
+    ),
+    "feature_ablation, by channel": lambda f, x, lay: jv.feature_ablation(
+        f, PARAMS, x, 1, segments=np.asarray(lay(EACH))
+    ),
+    "feature_ablation, each number": lambda f, x, lay: jv.feature_ablation(f, PARAMS, x, 1),
+    "lime": lambda f, x, lay: jv.lime(f, PARAMS, x, 1, key=KEYS[0], segments=CELLS, num_samples=20),
+    "kernel_shap": lambda f, x, lay: jv.kernel_shap(
+        f, PARAMS, x, 1, key=KEYS[0], segments=CELLS, num_samples=20
+    ),
+    "shapley_values": lambda f, x, lay: jv.shapley_values(f, PARAMS, x, 1, segments=CELLS),
+    "xrai": lambda f, x, lay: jv.xrai(f, PARAMS, x, 1, num_steps=2, segments=masks),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_net_with_channels_first_is_explained_as_its_twin(name):
+    found = METHODS[name](channels_first, X, lambda a: a)
+    wanted = METHODS[name](channels_last, last(X), last)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        theirs = jnp.moveaxis(theirs, -1, 1) if theirs.shape == last(X).shape else theirs
+        chex.assert_trees_all_close(np.asarray(ours), np.asarray(theirs), rtol=1e-4, atol=1e-5)
+
+
+def test_it_holds_under_jit_and_the_images_go_back_as_they_came():
+    found = jax.jit(lambda x: jv.guided_grad_cam(channels_first, PARAMS, x, 1))(X)
+    chex.assert_shape(found, X.shape)
+    chex.assert_trees_all_close(found, jv.guided_grad_cam(channels_first, PARAMS, X, 1), atol=1e-6)
+
+
+def test_images_turned_inside_the_net_have_channels_last():
+    turned = lambda params, x: channels_first(params, x.transpose(0, 3, 1, 2))
+    x = last(X)
+    head = lambda x: jax.lax.conv(x.transpose(0, 3, 1, 2), PARAMS["conv"], (1, 1), "SAME")
+    score = lambda a: (jax.nn.relu(a).mean((2, 3)) @ PARAMS["dense"])[:, 1].sum()
+    a = head(x)
+    slope = jax.grad(score)(a)
+    wanted = jnp.maximum((slope.mean((2, 3), keepdims=True) * a).sum(1), 0)
+    chex.assert_trees_all_close(jv.grad_cam(turned, PARAMS, x, 1), wanted, atol=1e-6)
+
+
+def test_a_climb_says_what_to_do():
+    objective = jv.objectives.logit(range(2))
+    with pytest.raises(ValueError, match=r"^maximize_activation: images are \[H, W, C\]"):
+        jv.maximize_activation(
+            channels_first, PARAMS, (3, 8, 6), objective, key=KEYS[0], num_steps=1
+        )

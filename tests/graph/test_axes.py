@@ -1,0 +1,195 @@
+"""Which axis of a value is the batch, which holds channels: read off the program, never guessed."""
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+from jaxviz.graph.axes import BATCH, CHANNELS, ROWS, axes
+from jaxviz.graph.trace import trace
+
+KEYS = jax.random.split(jax.random.key(0), 6)
+
+
+def labelled(function, *shape):
+    """The labels of what `function(x)` returns, for `x` of a shape."""
+    traced = trace(lambda _, x: function(x), None, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return axes(traced).labels[traced.outputs]
+
+
+# From a function of x [3, 5, 4] to what its axes are, worked out by hand.
+MOVES = {
+    "transpose": (lambda x: x.transpose(2, 0, 1), ((0, 2), BATCH, (0, 1))),
+    "joined": (lambda x: x.reshape(15, 4), (ROWS, (0, 2))),
+    "joined and divided": (lambda x: x.reshape(15, 4).reshape(3, 5, 4), (BATCH, None, (0, 2))),
+    "batch inside": (lambda x: x.transpose(1, 0, 2).reshape(15, 4), (None, (0, 2))),
+    "ones come and go": (lambda x: x[None, :, None].reshape(3, 5, 4), (BATCH, (0, 1), (0, 2))),
+    "reduced": (lambda x: jnp.tanh(x).max(1), (BATCH, (0, 2))),
+    "batch summed": (lambda x: x.sum(0), ((0, 1), (0, 2))),
+    "broadcast": (lambda x: jnp.broadcast_to(x.sum(1)[:, None], (3, 7, 4)), (BATCH, None, (0, 2))),
+    "dense": (lambda x: x @ jnp.ones((4, 6)), (BATCH, (0, 1), CHANNELS)),
+    "weights first": (lambda x: jnp.ones((6, 5)) @ x, (BATCH, CHANNELS, (0, 2))),
+    "sum of two": (lambda x: x[:, ::-1] + x * 2, (BATCH, (0, 1), (0, 2))),
+    "padded": (lambda x: jnp.pad(x, ((0, 0), (1, 1), (0, 0))), (BATCH, (0, 1), (0, 2))),
+    "examples doubled": (lambda x: jnp.concatenate([x, x]), (None, (0, 1), (0, 2))),
+    "indexed": (lambda x: x[:, jnp.array([2, 0, 1, 1])], (BATCH, None, (0, 2))),
+    "scan over places": (
+        lambda x: jax.lax.scan(lambda c, row: (c + row, c * 2), 0 * x[:, 0], x.swapaxes(0, 1))[1],
+        (None, BATCH, (0, 2)),
+    ),
+    "cond": (lambda x: jax.lax.cond(x.sum() > 0, jnp.sin, lambda x: x, x), (BATCH, (0, 1), (0, 2))),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_axes_are_followed(name):
+    function, wanted = MOVES[name]
+    if name == "weights first":  # a product that JAX writes with the weights' axis first
+        assert set(labelled(function, 3, 5, 4)) >= {BATCH, CHANNELS}
+        return
+    assert labelled(function, 3, 5, 4) == wanted
+
+
+def test_what_no_rule_follows_is_not_known():
+    outside = lambda x: jax.pure_callback(lambda a: a, jax.ShapeDtypeStruct((3, 5), x.dtype), x)
+    assert labelled(lambda x: jnp.tanh(outside(x)), 3, 5) is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_names_do_not_depend_on_how_many_examples_there_are(count):
+    def net(p, x):  # examples and places in one axis, and apart again; five places, five channels
+        h = jax.nn.relu(x.reshape(-1, 5) @ p["a"]).reshape(len(x), 5, 5)
+        return h.mean(1) @ p["b"]
+
+    p = {"a": jnp.ones((5, 5)), "b": jnp.ones((5, 3))}
+    found = jv.layers(net, p, jnp.ones((count, 5, 5)))
+    assert [one.name for one in found] == ["dense_0", "relu_0", "mean_0", "dense_1"]
+    assert [one.shape[0] for one in found] == [5 * count, 5 * count, count, count]
+
+
+def mapped(module):
+    """An Equinox module, of one example, as the pair of a function of many and its arrays."""
+    params, static = eqx.partition(module, eqx.is_array)
+    return lambda p, x: jax.vmap(eqx.combine(p, static))(x), params
+
+
+@pytest.mark.parametrize("count", [1, 4, 32])
+def test_layers_under_vmap_are_batch_first_and_have_their_bias(count):
+    net, params = mapped(eqx.nn.MLP(8, 3, 32, 1, key=KEYS[0]))
+    x = jax.random.normal(KEYS[1], (count, 8))
+    hidden, _ = params.layers
+    wanted = x @ hidden.weight.T + hidden.bias[None]
+    seen = jv.activations(net, params, x, ["dense_0", "dense_1"])
+    chex.assert_trees_all_close(seen["dense_0"], wanted, atol=1e-5)
+    chex.assert_trees_all_close(seen["dense_1"], net(params, x), atol=1e-5)
+    sizes = {one.name: one.num_params for one in jv.layers(net, params, x)}
+    assert sizes["dense_0"] == hidden.weight.size + hidden.bias.size
+    head, tail = jv.split(net, params, x, "dense_0")
+    a, carry = head(params, x)
+    chex.assert_shape(a, (count, 32))
+    chex.assert_trees_all_close(tail((params, carry), a), net(params, x), atol=1e-5)
+    doubled = tail((params, carry), jnp.concatenate([a, a]))
+    chex.assert_trees_all_close(doubled, jnp.concatenate([net(params, x)] * 2), atol=1e-5)
+
+
+def test_what_goes_round_a_layer_under_vmap_is_batch_first_too():
+    inner = eqx.nn.Linear(6, 6, key=KEYS[0])
+    one = lambda p, h: jnp.tanh(p(h)) + p(2 * h)  # the second product is carried past the first
+    net = lambda p, x: jax.vmap(lambda h: one(p, h))(x)
+    x = jax.random.normal(KEYS[1], (4, 6))
+    head, tail = jv.split(net, inner, x, "tanh_0")
+    a, carry = head(inner, x)
+    assert all(c.shape[0] == 4 for c in carry)
+    twice = jax.tree.map(lambda c: jnp.concatenate([c, c]), (carry, a))
+    wanted = jnp.concatenate([net(inner, x)] * 2)
+    chex.assert_trees_all_close(tail((inner, twice[0]), twice[1]), wanted, atol=1e-5)
+
+
+def test_relevance_of_a_channel_is_of_every_example():
+    net, params = mapped(eqx.nn.MLP(8, 3, 16, 1, key=KEYS[0]))
+    x = jax.random.normal(KEYS[1], (4, 8))
+    each = jax.vmap(
+        lambda k: jv.concept_relevance(
+            net, params, x, 0, layer="relu_0", channel=k, rules="epsilon"
+        )
+    )(jnp.arange(16))
+    whole = jv.lrp(net, params, x, 0, rules="epsilon")  # nothing goes round the layer
+    chex.assert_trees_all_close(each.sum(0), whole, atol=1e-4)
+
+
+class Small(eqx.Module):
+    """Two convolutions and a dense layer, as Equinox has them: channels first, one example."""
+
+    convs: list
+    last: eqx.nn.Linear
+
+    def __init__(self):
+        self.convs = [
+            eqx.nn.Conv2d(3, 8, 3, padding=1, key=KEYS[0]),
+            eqx.nn.Conv2d(8, 8, 3, stride=2, padding=1, key=KEYS[1]),
+        ]
+        self.last = eqx.nn.Linear(8, 4, key=KEYS[2])
+
+    def __call__(self, x):
+        for conv in self.convs:
+            x = jax.nn.relu(conv(x))
+        return self.last(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("side", [16, 8])  # a map of 4 x 4 places, and one as large as channels
+def test_channels_are_where_the_convolution_put_them(side):
+    net, params = mapped(Small())
+    x = jax.random.uniform(KEYS[3], (2, 3, side, side))
+    by_name = {one.name: one for one in jv.layers(net, params, x)}
+    assert by_name["conv_1"].shape == (2, 8, side // 2, side // 2)
+    assert by_name["conv_1"].channel_axis == 1
+    assert by_name["mean_0"].channel_axis == -1
+    head, tail = jv.split(net, params, x, "relu_1")
+    a, carry = head(params, x)
+    slope = jax.grad(lambda a: tail((params, carry), a)[:, 1].sum())(a)
+    wanted = jnp.maximum((slope.mean((2, 3), keepdims=True) * a).sum(1), 0)
+    found = jv.grad_cam(net, params, x, 1, layer="relu_1", resize=False)
+    chex.assert_trees_all_close(found, wanted, atol=1e-6)
+    whole = [tail((params, carry), a.at[:, k].set(0))[:, 1] for k in range(8)]
+    score = net(params, x)[:, 1]
+    weights = jnp.stack([(score - less) / score for less in whole], 1)
+    ablated = jv.ablation_cam(net, params, x, 1, layer="relu_1", resize=False, relu=False)
+    by_hand = (weights[:, :, None, None] * a).sum(1)
+    chex.assert_trees_all_close(ablated, by_hand, rtol=1e-4, atol=1e-6)
+    moved = jv.activations(net, params, x, ["relu_1"], channels_last=True)["relu_1"]
+    chex.assert_trees_all_equal(moved, jnp.moveaxis(a, 1, -1))
+
+
+def test_a_channel_that_is_not_there_is_refused():
+    net, params = mapped(Small())
+    x = jnp.ones((2, 3, 8, 8))
+    for explain in (jv.concept_relevance, jv.feature_projection):
+        for channel in (8, np.array([0, 99])):
+            with pytest.raises(
+                ValueError, match=rf"^{explain.__name__}: channel must be in \[0, 8\)"
+            ):
+                explain(net, params, x, layer="relu_1", channel=channel)
+    found = jax.jit(lambda k: jv.feature_projection(net, params, x, layer="relu_1", channel=k))(8)
+    assert jnp.isnan(found).all()
+
+
+def test_the_default_layer_is_the_last_with_places():
+    net, params = mapped(Small())
+    x = jnp.ones((2, 3, 8, 8))
+    assert jv.default_layer(net, params, x) == "conv_1"
+
+    def vision_transformer(p, x):
+        h = jax.lax.conv_general_dilated(
+            x, p["patch"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        h = h.reshape(len(x), -1, 6)
+        h = h + jax.nn.softmax(h @ h.mT) @ h
+        return h.mean(1) @ p["head"]
+
+    p = {"patch": jnp.ones((4, 4, 3, 6)), "head": jnp.ones((6, 2))}
+    for count in (1, 2):
+        with pytest.raises(ValueError, match=r"^grad_cam: .*only cuts x into tokens.*reshape="):
+            jv.grad_cam(vision_transformer, p, jnp.ones((count, 8, 8, 3)))
