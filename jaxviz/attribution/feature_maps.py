@@ -139,10 +139,10 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
             f"layer={near.name!r} {near.shape} and reshape=lambda a: a[:, 1:].reshape(len(a), "
             "rows, columns, -1), where 1: leaves out a class token."
         )
-    before = found[last - 1] if last else None
-    after_conv = before is not None and before.kind == "conv" and before.shape == found[last].shape
-    if after_conv and before.can_cut and found[last].kind in ACTIVATION_KINDS:
-        return before.name  # an activation right after a convolution is no layer of its own here
+    if last and found[last].kind in ACTIVATION_KINDS:
+        before = found[last - 1]
+        if before.kind == "conv" and before.can_cut and before.shape == found[last].shape:
+            return before.name  # an activation right after a convolution is no layer of its own
     return found[last].name
 
 

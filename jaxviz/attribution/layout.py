@@ -8,7 +8,7 @@ explains the model after that axis was moved, and what has the shape of `x` is m
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,6 @@ import numpy as np
 from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
 from jaxviz.graph.trace import trace
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Options that may have the axes of x.
 _LIKE_X = ("baseline", "fill", "segments")
@@ -40,7 +37,7 @@ class ChannelsLast:
         return getattr(self.apply_fn, "is_tail", False)
 
 
-def of_places(method: Callable[P, R]) -> Callable[P, R]:
+def of_places(method: Callable) -> Callable:
     """A method that knows axes of space, for models with channels on any axis."""
 
     @functools.wraps(method)
@@ -52,7 +49,7 @@ def of_places(method: Callable[P, R]) -> Callable[P, R]:
         twin, moved, options = channels_last(held, x, options, axis)
         return as_given(method(twin, arrays, moved, *rest, **options), jnp.shape(moved), axis)
 
-    return called  # type: ignore[return-value]
+    return called
 
 
 def channels_of(apply_fn: Callable, params: Any, x: Any) -> int | None:

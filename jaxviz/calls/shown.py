@@ -23,7 +23,7 @@ class Text(str):
         return str(self)
 
 
-def shown(result: Any) -> str:
+def shown(self: Any) -> str:
     """The `__repr__` of a NamedTuple of arrays: a line a field.
 
     Example:
@@ -40,15 +40,15 @@ def shown(result: Any) -> str:
         by_method  'saliency': float32 [2, 8, 8]
         note       'clean'
     """
-    wide = max(map(len, result._fields))
+    wide = max(map(len, self._fields))
     lines = []
-    for field, value in zip(result._fields, result, strict=True):
+    for field, value in zip(self._fields, self, strict=True):
         for row in _rows(value):
             lines.append(f"  {field:{wide}}  {row}")
             field = ""
     if len(lines) > _LINES:
         lines = [*lines[: _LINES - 1], f"  ... {len(lines) - _LINES + 1} more lines"]
-    return "\n".join([type(result).__name__, *(_cut(line.rstrip(), _WIDTH) for line in lines)])
+    return "\n".join([type(self).__name__, *(_cut(line.rstrip(), _WIDTH) for line in lines)])
 
 
 def _rows(value: Any) -> list[str]:

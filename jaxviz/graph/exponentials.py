@@ -141,7 +141,7 @@ class _Search:
                 return
         if logged and name == "add" and entry.shift is not None:
             if self.equal(self.root(other), self.root(entry.shift)):
-                self.added.append((ids, node, other))
+                self.added.append((ids, node, other))  # type: ignore[arg-type]
                 return
         self.broken |= ids
 

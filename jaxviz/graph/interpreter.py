@@ -331,7 +331,8 @@ def section(equations: Sequence[Any], makes: Sequence[Any]) -> Section:
     effects = set().union(*(e.effects for e in equations))
     names = jex.DebugInfo("jaxviz", "bind", ("",) * len(reads), ("",) * len(makes))
     one = jex.Jaxpr((), reads, makes, equations, effects, names)
-    return Section(jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ())), reads, list(makes))
+    closed = jex.ClosedJaxpr(one, ())  # pyright: ignore[reportPrivateImportUsage]
+    return Section(jex.jaxpr_as_fun(closed), reads, list(makes))
 
 
 def called(equation: Any) -> Callable:

@@ -211,7 +211,7 @@ def _uniform(program: Any, nodes: Iterable[Any]) -> dict[int, float]:
             made = pieces.apply(name, {}, numbers, dtype)  # type: ignore[arg-type]
         except Unproved:
             continue
-        if isinstance(made, float) or not made.breaks:
+        if not isinstance(made, pieces.Function) or not made.breaks:
             found[node.outputs[0]] = pieces.at(pieces.lift(made), 0.0)
     return found
 

@@ -174,7 +174,8 @@ def _power(program: Program, node: Node) -> float:
     if name == "integer_pow":
         return node.equation.params["y"]
     exponent = node.operands[1] if name == "pow" else None
-    value = exponent.value if isinstance(exponent, Scalar) else program.constants.get(exponent)
+    known = program.constants
+    value = exponent.value if isinstance(exponent, Scalar) else known.get(exponent)  # type: ignore
     return (
         float(value)
         if isinstance(value, (float, np.generic, np.ndarray)) and np.ndim(value) == 0

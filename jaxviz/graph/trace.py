@@ -48,7 +48,7 @@ def trace(apply_fn: Callable, params: Any, x: Any, *, named: bool = True, flat: 
     num_params = len(jax.tree.leaves(params))
     structure = jax.tree.structure((params, x))
     moves = [
-        i >= num_params and jnp.issubdtype(v.aval.dtype, jnp.inexact)
+        i >= num_params and jnp.issubdtype(v.aval.dtype, jnp.inexact)  # type: ignore[attr-defined]
         for i, v in enumerate(closed.jaxpr.invars)
     ]
     if not any(moves):
