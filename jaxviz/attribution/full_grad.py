@@ -67,8 +67,9 @@ def full_grad(
       Srinivas and Fleuret 2019, arXiv:1905.00780, eq. 6. There each map is scaled to [0, 1] before
       the sum; here all keep the score's units, so a layer weighs what it contributes.
     """
-    whole = _terms(apply_fn, params, x, target)
-    maps = [*jax.tree.leaves(whole.inputs), *whole.biases]
+    whole, channels = _terms(apply_fn, params, x, target)
+    inputs = jax.tree.leaves(whole.inputs)
+    maps = [*((a, -1) for a in inputs), *zip(whole.biases, channels, strict=True)]
     ndim = jnp.ndim(jax.tree.leaves(x)[0])
     if resize is False or ndim < 3:
         raise ValueError(
@@ -76,7 +77,7 @@ def full_grad(
             f"{jax.tree.map(jnp.shape, x)}, resize {resize}. The layers' own maps are those of "
             "`full_gradient`."
         )
-    placed = [jnp.abs(a).sum(-1) for a in maps if a.ndim == ndim]
+    placed = [jnp.abs(a).sum(axis) for a, axis in maps if a.ndim == ndim]
     return sum(resized("full_grad", a, x, resize) for a in placed)  # type: ignore[return-value]
 
 
@@ -109,15 +110,15 @@ def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None
     Reference:
       Srinivas and Fleuret 2019, arXiv:1905.00780, proposition 1, implicit biases included.
     """
-    return _terms(apply_fn, params, x, target)
+    return _terms(apply_fn, params, x, target)[0]
 
 
 def _terms(apply_fn, params, x, target):
     def probe(params, x):
-        shapes.clear()
-        return rewrite(apply_fn, _rules(lambda op: shapes.append(op.outputs[0])))(params, x)
+        found.clear()
+        return rewrite(apply_fn, _rules(found.append))(params, x)
 
-    shapes: list[jax.ShapeDtypeStruct] = []
+    found: list[Op] = []
     jax.eval_shape(probe, params, x)
 
     def scaled(params, inputs):
@@ -126,10 +127,10 @@ def _terms(apply_fn, params, x, target):
         return rewrite(apply_fn, _rules(lambda op: next(following)))(params, x)
 
     # Each bias is multiplied by ones: the gradient by those is the bias times its own gradient.
-    scales = tuple(jnp.ones(a.shape, a.dtype) for a in shapes)
+    scales = tuple(jnp.ones(op.outputs[0].shape, op.outputs[0].dtype) for op in found)
     gradients, biases = input_gradient(scaled, params, (x, scales), target)
     inputs = jax.tree.map(lambda a, g: a * g if is_floating(a) else g, x, gradients)
-    return FullGradient(inputs, biases)
+    return FullGradient(inputs, biases), [op.channel_axis for op in found]
 
 
 def _rules(scale: Callable[[Op], Any]) -> RuleSet:
@@ -170,7 +171,7 @@ def _rules(scale: Callable[[Op], Any]) -> RuleSet:
         ("softmax", "log_softmax", "layer_norm", "rms_norm"), lambda op: op.evaluate
     )
     rows = {"add": addition, "sub": addition, "bias": addition, "activation": intercept}
-    return RuleSet("full_grad", {**rows, **kept}, named=False, into_custom=False)
+    return RuleSet("full_grad", {**rows, **kept}, named=False, placed=True)
 
 
 _THROUGH_ZERO = frozenset({"relu", "leaky_relu"})  # a(z) = a'(z) z

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.public import public
+from jaxviz.graph.axes import Axes, axes
 from jaxviz.graph.exponentials import OUT, Part, parts
 from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.held import hold
@@ -50,6 +51,8 @@ class Op(NamedTuple):
       makers: For each input, the operation that made it, where `lift` has come by it; else None.
       roles: For rule sets that are `functional`, what each input is: "" (no relevance can reach it:
         params, and what was chosen by a comparison), "signal", "activation", "gate" or "divisor".
+      channel_axis: For rule sets that are `placed`, the axis of the output that holds channels,
+        where a convolution or dense layer put them; else the last.
     """
 
     kind: str
@@ -67,6 +70,7 @@ class Op(NamedTuple):
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
     makers: tuple["Op | None", ...] = ()
     roles: tuple[str, ...] = ()
+    channel_axis: int = -1
 
 
 _KINDS = LISTED | {"add", "sub", "mul", "div", "bias", "sum", "max", "min", "first", "activation"}
@@ -96,6 +100,7 @@ class RuleSet:
         model gives it: `custom_jvp` and `custom_vjp` are always taken apart, operations come with
         the `roles` of their inputs, and what belongs to a softmax or log-sum-exp that is no group
         comes under the kinds of `jaxviz.graph.exponentials`.
+      placed: Whether operations outside of loops come with their `channel_axis`.
     """
 
     name: str
@@ -105,6 +110,7 @@ class RuleSet:
     named: bool = True
     folded: bool = False
     functional: bool = False
+    placed: bool = False
 
     def __post_init__(self):
         if isinstance(self.table, Mapping):
@@ -151,7 +157,8 @@ class Rewritten:
         if self.rules.folded:
             program, names = fold(program, names)
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
-        plan = replacements(program, self.rules, names, frozenset(after))
+        known = axes(traced) if self.rules.placed else None
+        plan = replacements(program, self.rules, names, frozenset(after), known=known)
         if not plan:
             return apply_fn(params, x)
         outputs = evaluate(program, jax.tree.leaves((params, x)), plan)
@@ -204,11 +211,12 @@ def replacements(
     names: Mapping[int, str],
     after: frozenset = frozenset(),
     given: Mapping[int, str] | None = None,
+    known: Axes | None = None,
 ) -> dict[int, Any]:
     """What to do at each node, by position; nodes left alone are not in it.
 
     `after` are the inputs that a linear layer comes before, `given` the roles of the inputs, which
-    are signals unless told.
+    are signals unless told, `known` the axes of the program's values.
     """
     mixed = set(after)
     flow = _flow(program, given, rules.name) if rules.functional else None
@@ -219,9 +227,12 @@ def replacements(
             return None
         first = node.kind in LINEAR and not mixed.intersection(node.inputs)
         op = make_op(program, node, names, first, flow)
+        if known is not None and node.outputs:
+            channels = known.channels(node.outputs[0])
+            op = op._replace(channel_axis=-1 if channels is None else channels)
         if node.kind in LINEAR or not mixed.isdisjoint(node.inputs):
             mixed.update(node.outputs)
-        known, replacement = rules.find(op)
+        listed, replacement = rules.find(op)
         if replacement is not None:
             return replacement
         if node.members:
@@ -239,7 +250,7 @@ def replacements(
             opened = rules.functional and node.equation.primitive.name in CUSTOM
             return bodies if opened or any(bodies) else None
         floats = any(jnp.issubdtype(o.dtype, jnp.inexact) for o in op.outputs)
-        if known or rules.default is None or not floats or node.bodies:
+        if listed or rules.default is None or not floats or node.bodies:
             return None
         try:
             return rules.default(op)

@@ -114,3 +114,26 @@ def test_errors_say_what_came():
     params, x = dense()
     with pytest.raises(ValueError, match=r"full_grad: x must be \[N, \*space, C\].*\(3, 4\)"):
         full_grad(scanned, params, x, 0)
+
+
+def test_biases_of_layers_with_channels_first_are_placed_where_they_are():
+    keys = jax.random.split(jax.random.key(0), 4)
+    p = {
+        "conv": jax.random.normal(keys[0], (4, 3, 3, 3)),
+        "bias": jax.random.normal(keys[1], (4,)),
+        "dense": jax.random.normal(keys[2], (4, 2)),
+    }
+
+    def first(p, x):  # [N, H, W, C], turned inside
+        x = jax.lax.conv(x.transpose(0, 3, 1, 2), p["conv"], (1, 1), "SAME")
+        return jax.nn.relu(x + p["bias"][None, :, None, None]).mean((2, 3)) @ p["dense"]
+
+    def last(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        kernel = p["conv"].transpose(2, 3, 1, 0)
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return jax.nn.relu(x + p["bias"][None, None, None]).mean((1, 2)) @ p["dense"]
+
+    x = jax.random.normal(keys[3], (2, 6, 4, 3))
+    found, wanted = (full_grad(net, p, x, 1) for net in (first, last))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)

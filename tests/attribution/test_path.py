@@ -359,7 +359,9 @@ def padded(w, h):  # NaN and infinities where a window has nothing
 
 @pytest.mark.parametrize("rule", ["gausslegendre", "left", "right", "trapezoid"])
 @pytest.mark.parametrize(
-    "net", [pooled(-jnp.inf), pooled(LOWEST), largest, smallest, padded], ids=str
+    "net",
+    [pooled(-jnp.inf), pooled(LOWEST), largest, smallest, padded],
+    ids=["pooled", "lowest", "largest", "smallest", "padded"],
 )
 def test_what_is_infinite_at_both_ends_is_so_between_them(net, rule):
     w = jax.random.normal(jax.random.key(0), (4, 3))
