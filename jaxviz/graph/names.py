@@ -19,7 +19,9 @@ _TAG = re.compile(r"^jaxviz<(.*)><(.*)>$")
 _MARK = re.compile(r"<<(.*?)>>")
 # What transformations and library code put into a name stack, none of it a scope of the user's.
 _WRAPPED = re.compile(r"^\w+\((.*)\)$")
-_FOREIGN = re.compile(r"^(eqx\..*|transpose|jvp|vmap|checkpoint|rematted_computation|)$")
+_FOREIGN = re.compile(
+    r"^(eqx\..*|transpose|jvp|vmap|checkpoint|rematted_computation|.*->.*|)$"  # einsum's subscripts
+)
 
 
 def tag(path: str, class_name: str, outputs: Any) -> Any:
