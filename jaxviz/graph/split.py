@@ -132,10 +132,15 @@ class Values:
             if name == OUTPUTS:
                 return jax.tree.map(lambda value: env[value], traced.outputs)
             row = wanted[name]
-            a = jnp.moveaxis(env[row.value], row.batch, 0)
+            a = _moved(env[row.value], row.batch, 0)
             return jnp.moveaxis(a, row.layer.channel_axis, -1) if self.channels_last else a
 
         return {name: one(name) for name in self.layers}
+
+
+def _moved(a: Any, source: int, place: int) -> jax.Array:
+    """Moves the batch axis; a number of the net's own, as a solver's step, has none."""
+    return jnp.moveaxis(a, source, place) if jnp.ndim(a) else jnp.asarray(a)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +156,8 @@ class Head:
         row, _, carried = find_cut(traced, params, self.layer, "split")
         env = environment(traced.program, jax.tree.leaves((params, x)))
         run_nodes(needed(traced.program.nodes, [row.value, *carried]), env, {})
-        passed = [jnp.moveaxis(env[v], batch, 0) for v, batch in carried.items()]
-        return jnp.moveaxis(env[row.value], row.batch, 0), tuple(passed)
+        passed = [_moved(env[v], batch, 0) for v, batch in carried.items()]
+        return _moved(env[row.value], row.batch, 0), tuple(passed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +181,7 @@ class Tail:
                 f"{len(carried)} arrays; got {len(carry)}. Pass the carry of head(params, x)."
             )
         env = environment(traced.program, jax.tree.leaves(params))
-        env[row.value] = jnp.moveaxis(a, 0, row.batch)
+        env[row.value] = _moved(a, 0, row.batch)
         for (value, batch), array in zip(carried.items(), carry, strict=True):
             shape = traced.program.avals[value].shape
             shape = (*shape[batch : batch + 1], *shape[:batch], *shape[batch + 1 :])
@@ -185,7 +190,7 @@ class Tail:
                     f"split: with a of shape {a.shape} the tail at {self.layer!r} takes a carry "
                     f"of shape {shape}; got {jnp.shape(array)}. Repeat its rows as those of a."
                 )
-            env[value] = jnp.moveaxis(array, 0, batch)
+            env[value] = _moved(array, 0, batch)
         run_nodes(nodes, env, {})
         return jax.tree.map(lambda value: env[value], traced.outputs)
 

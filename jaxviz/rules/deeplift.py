@@ -228,14 +228,19 @@ def solved(op: Op) -> Callable:
     return linear(op)
 
 
-def softmax(op: Op) -> Callable:
+def softmax(op: Op) -> Callable | None:
     """Softmax or its logarithm, by logarithmic means.
 
     With L = log sum exp x, dL = sum_j w_j dx_j, where w_j is the logarithmic mean of exp x_j at
     both ends over that of exp L; then d log s = d - dL, and ds is the logarithmic mean of s times
     that. The w_j are at least 0 and sum to at most 1, so nothing blows up however far the ends are.
     L is kept as the largest x and the rest, for the differences of large logits are small.
+    One whose axes are in another order than its input's, as `vmap` writes it, is taken apart.
     """
+    size = op.outputs[0].size
+    turns = ("transpose", "reshape", "squeeze", "expand_dims", "rev")
+    if any(m.primitive in turns and m.outputs[0].size == size for m, _ in op.members):
+        return None
     sums = [member for member, _ in op.members if member.primitive == "reduce_sum"]
     axes = tuple(sums[-1].options["axes"])
     at = op.depends.index(True)

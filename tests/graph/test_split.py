@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from zoo import NETS, build
 
 import jaxviz as jv
@@ -151,3 +152,15 @@ def test_activations_are_the_modules_outputs():
     chex.assert_trees_all_close(got["out"], want["out"]["__call__"][0], rtol=1e-5)
     with pytest.raises(TypeError, match="a list of names"):
         jv.activations(apply_fn, params, x, "out")
+
+
+def test_a_number_of_the_whole_batch_is_cut_and_carried():  # as the step of a solver
+    def net(params, x):
+        size = checkpoint_name(jnp.sum(x**2), "size")
+        return checkpoint_name(jnp.tanh(x) / size, "scaled") * size
+
+    x = jnp.array([[1.0, -2.0], [0.5, 3.0]])
+    for name in ("size", "scaled"):
+        head, tail = jv.split(net, (), x, name)
+        a, carry = head((), x)
+        chex.assert_trees_all_close(tail(((), carry), a), jnp.tanh(x), rtol=1e-6)

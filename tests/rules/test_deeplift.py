@@ -249,6 +249,17 @@ def test_rescale_by_hand():
     np.testing.assert_allclose(out, [[1.0, 0.0], [-5.0, 0.0]])
 
 
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+@pytest.mark.parametrize("function", [jax.nn.softmax, jax.nn.log_softmax])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 2, 2), 2), ((2, 2, 4), 1), ((2, 3, 2, 4), 2)])
+def test_softmax_under_vmap_has_its_axes_in_another_order(rule, function, shape, axis):
+    each = jax.vmap(function, axis, axis)
+    f = lambda w, x: (each(x) * w).reshape(2, -1).sum(1)[:, None]
+    w, x, start = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
+    found = deep_lift(f, w, x, 0, baseline=start, rule=rule).reshape(2, -1).sum(1)
+    np.testing.assert_allclose(found, (f(w, x) - f(w, start))[:, 0], atol=1e-5)
+
+
 def test_softmax_does_not_see_the_rest_of_the_batch():
     """Captum's softmax rule subtracts a mean over all numbers of the batch."""
     f = lambda w, x: jax.nn.softmax(x @ w)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn, nnx
-from rows import DIGITS, SUBSCRIPTS, TRANSPOSED, Row, normal, relu
+from rows import Row, normal, relu
 
 import jaxviz
 
@@ -121,7 +121,7 @@ def over_examples(module, x):
 
 def equinox_mlp():
     module = eqx.nn.MLP(6, 3, 5, 2, activation=relu, use_bias=False, use_final_bias=False, key=KEY)
-    return Row(over_examples, module, VECTORS, known={"batch": TRANSPOSED})
+    return Row(over_examples, module, VECTORS)
 
 
 def equinox_cnn():
@@ -137,8 +137,7 @@ def equinox_cnn():
         ]
     )
     x = IMAGES.transpose(0, 3, 1, 2)
-    known = {"batch": TRANSPOSED, "grad_cam": "the last axis is taken for the channels"}
-    return Row(over_examples, module, x, "finite", cam=("conv_0", 1), known=known)
+    return Row(over_examples, module, x, "finite", cam=("conv_0", 1))
 
 
 def haiku_resnet():
@@ -226,8 +225,6 @@ ROWS = {
         LinenTransformer(),
         SERIES,
         "finite",
-        ("deep_lift",),
-        known={"names": SUBSCRIPTS, "deep_lift": DIGITS},
     ),
     "nnx_cnn": lambda: Row(
         *jaxviz.from_nnx(NNXCNN(nnx.Rngs(0))), IMAGES, "finite", cam=("conv", -1)
@@ -238,8 +235,6 @@ ROWS = {
         *jaxviz.from_nnx(NNXTransformer(nnx.Rngs(0))),
         SERIES,
         "finite",
-        refuses=("lrp", "deep_lift"),
-        known={"names": SUBSCRIPTS, "batch": SUBSCRIPTS, "deep_lift": DIGITS},
     ),
     "equinox_mlp": equinox_mlp,
     "equinox_cnn": equinox_cnn,
@@ -249,8 +244,6 @@ ROWS = {
         keras_attention,
         SERIES,
         "finite",
-        refuses=("lrp", "deep_lift"),
-        known={"names": SUBSCRIPTS, "batch": SUBSCRIPTS},
     ),
     "keras_lstm": lambda: keras(keras_lstm, SERIES, "finite"),
     "diffrax_adaptive": diffrax_ode,

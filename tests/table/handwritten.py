@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rows import (
-    DIGITS,
-    SUBSCRIPTS,
-    TRANSPOSED,
     Row,
     attention,
     conv,
@@ -276,21 +273,18 @@ ROWS = {
         matrices(*[(4, 4)] * 4, (4, 8), (8, 4), (4, 3)),
         words,
         "finite",
-        known={"deep_lift": DIGITS},
     ),
     "llama": lambda: Row(
         llama,
         [*matrices(*[(4, 4)] * 3, (4, 8), (4, 8), (8, 4), (4, 3)), jnp.full((1, 4), 1.5)],
         words,
         "finite",
-        known={"names": SUBSCRIPTS, "deep_lift": DIGITS},
     ),
     "swin": lambda: Row(
         swin,
         matrices(*[(4, 4)] * 8, (4, 3)),
         normal(N, 4, 4, 4, seed=5),
         "finite",
-        known={"deep_lift": DIGITS},
     ),
     "gru": lambda: Row(  # the 1 of 1 - update takes a part, as a bias does
         gru, matrices((3, 8), (4, 8), (3, 4), (4, 4), (4, 3)), normal(N, 4, 3), "finite"
@@ -301,23 +295,19 @@ ROWS = {
         matrices((4, 4), (4, 4), (4, 2), (4, 2), (4, 2), (4, 4), (4, 4), (4, 3)),
         words,
         "finite",
-        refuses=("lrp",),
-        known={"names": SUBSCRIPTS},
     ),
     "spectrogram": lambda: Row(
         spectrogram,
         matrices((3, 5, 4), (4, 3)),
         normal(N, 20),
         "finite",
-        baseline=0.1 * normal(N, 20, seed=1),  # a magnitude has no slope at 0
         refuses=("lrp",),
+        baseline=0.1 * normal(N, 20, seed=1),  # a magnitude has no slope at 0
     ),
     "ode_fixed": lambda: Row(ode, matrices((6, 6), (6, 3)), vectors),
     "graph_sum": lambda: Row(graph_sum, GRAPH, normal(N, 4, 3)),
-    "graph_max": lambda: Row(graph_max, GRAPH, normal(N, 4, 3), refuses=("lrp",)),
-    "graph_attention": lambda: Row(
-        graph_attention, GRAPH, normal(N, 4, 3), "finite", refuses=("lrp",)
-    ),
+    "graph_max": lambda: Row(graph_max, GRAPH, normal(N, 4, 3)),
+    "graph_attention": lambda: Row(graph_attention, GRAPH, normal(N, 4, 3), "finite"),
     "unet": lambda: Row(
         unet,
         matrices((3, 3, 3, 4), (3, 3, 1, 4), (2, 2, 4, 4), (3, 3, 8, 3)),
@@ -330,9 +320,9 @@ ROWS = {
         matrices((6, 3), *[(6, 4)] * 3, (4, 3)),
         vectors,
         "finite",
-        refuses=("lrp", "deep_lift"),
+        refuses=("deep_lift",),
     ),
-    "quantised": lambda: Row(quantised, matrices((6, 4), (4, 3)), vectors, refuses=("lrp",)),
+    "quantised": lambda: Row(quantised, matrices((6, 4), (4, 3)), vectors),
     "reversal": lambda: Row(reversed_head, matrices((6, 4), (4, 2), (4, 2)), vectors),
     "deep_sets": lambda: Row(deep_sets, matrices((3, 4), (4, 4), (4, 3)), normal(N, 4, 3)),
     "siamese": lambda: Row(
@@ -345,7 +335,6 @@ ROWS = {
         matrices((3, 1), (3, 4), (4, 3)),
         normal(N, 4, 3),
         "finite",
-        known={"integrated": "the affine start meets -inf"},
     ),
     "flow": lambda: Row(flow, matrices(*[(3, 3)] * 4), vectors, "finite"),
     "fourier_operator": lambda: Row(
@@ -354,15 +343,13 @@ ROWS = {
         normal(N, 8, 3),
         "finite",
         refuses=("lrp",),
-        known={"names": SUBSCRIPTS, "batch": TRANSPOSED},
     ),
-    "bag": lambda: Row(bag, matrices((5, 4), (4, 3)), normal(N, 3), refuses=("lrp",)),
+    "bag": lambda: Row(bag, matrices((5, 4), (4, 3)), normal(N, 3)),
     "branches": lambda: Row(branches, matrices((6, 4), (4, 3)), 2 * vectors, "finite"),
     "strongest": lambda: Row(strongest, matrices((3, 4), (4, 2)), normal(N, 5, 3)),
     "controlled": lambda: Row(
         controlled,
         matrices((6, 4), (4, 4), (4, 3)),
         vectors,
-        known={"batch": "a loop stands under its counter"},
     ),
 }

@@ -8,10 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-SUBSCRIPTS = "a product written by einsum has its subscripts in its name"
-TRANSPOSED = "the batch axis of a layer under vmap or einsum need not come first"
-DIGITS = "float32 behind a norm whose baseline is zero"
-
 
 class Row(NamedTuple):
     """A small random net, and what is true of it.
@@ -22,7 +18,7 @@ class Row(NamedTuple):
       x: `[N, ...]`, N = 2, or a pytree of such.
       lrp: "sum" where LRP's epsilon rule promises the score: no bias, and every operation linear,
         of f(0) = 0 or a product, which is halved. "finite" where something takes a part of it.
-      refuses: The methods that may refuse it by name, for something in it has no rule.
+      refuses: The methods that refuse it by name, for something in it has no rule.
       cam: A layer with maps, for Grad-CAM, and the axis of its channels.
       baseline: For paths and differences; None is zeros.
       relaxed: Whether the framework's own code needs JAX's lax promotion.
