@@ -1,6 +1,8 @@
 """Makes every test strict: no silent broadcasting or promotion, no network, no window."""
 
+import gc
 import os
+import pathlib
 import socket
 
 # Several test processes may share one GPU; each takes only what it uses. Read when JAX is imported.
@@ -11,6 +13,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import matplotlib
+import pytest
 
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,6 +29,19 @@ def _refuse_network(self, address):
 
 
 socket.socket.connect = _refuse_network
+
+# Each compiled program takes some maps of memory, of which Linux gives a process 65,530; where they
+# run out, XLA's compiler ends the process. What a file compiled, the next one does not need.
+_MAPS, _MANY = pathlib.Path("/proc/self/maps"), 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_forgotten_in_time():
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
+        jax.clear_caches()
+        gc.collect()
+
 
 # Scripts that made the stored values of other libraries; they need those libraries to run.
 collect_ignore_glob = ["reference/*.py"]

@@ -200,7 +200,9 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["style_weight", "gamma", "epsilon"], ("positive0", 0.1)),
     **dict.fromkeys(["keep", "fraction", "area"], ("share", 0.5)),
     **dict.fromkeys(["relu", "normalize_gradient", "strongest", "transformed"], ("flag", True)),
-    **dict.fromkeys(["random", "decorrelate", "fold", "resume", "progress"], ("flag", True)),
+    **dict.fromkeys(
+        ["random", "decorrelate", "fold", "resume", "progress", "channels_last"], ("flag", True)
+    ),
 }
 # Where a name means something else, or a value of another kind works.
 OWN: dict[str, dict[str, tuple[str, Any]]] = {
@@ -220,7 +222,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "spectrum": {"low": ("number", 0.0), "high": ("number", 1.0)},
     "pixels": {"low": ("number", 0.0), "high": ("number", 1.0)},
     "fourier": {"low": ("number", 0.0), "high": ("number", 1.0), "decay": ("positive0", 1.0)},
-    "blurred": {"x": ("image", ONES)},
+    "blurred": {"x": ("rows", ONES)},
     "accentuate": {"weight": ("number", 1.0)},
     "pad": {"value": ("number", None)},
     "shapley_values": {"segments": ("array!", CELLS)},

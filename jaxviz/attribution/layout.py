@@ -68,7 +68,10 @@ def channels_of(apply_fn: Callable, params: Any, x: Any) -> int | None:
 @functools.lru_cache(maxsize=512)
 def _channels_of(apply_fn, structure, avals):
     params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    found = axes(trace(apply_fn, params, x, named=False)).input_channels()
+    try:
+        found = axes(trace(apply_fn, params, x, named=False)).input_channels()
+    except Exception:  # the model's own, of whatever kind: whoever runs it next will say it better
+        return None
     return None if found in (None, jax.tree.leaves(x)[0].ndim - 1) else found
 
 

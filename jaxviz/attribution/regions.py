@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.copies import at_least_float32, is_floating
-from jaxviz.calls.models import moving
+from jaxviz.calls.models import batch
 from jaxviz.calls.options import real_array, several, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.indices import unless
@@ -61,7 +61,12 @@ def fadeable(filled: jax.Array) -> jax.Array:
     return unless(~finite, at_least_float32(filled))
 
 
-@public(x=moving)
+def _real_batch(who: str, option: str, value: Any) -> Any:
+    """A batch of real numbers, whole ones too."""
+    return real_array(who, option, batch(who, option, value))
+
+
+@public(x=_real_batch)
 def blurred(x: jax.Array, sigma: float) -> jax.Array:
     """Images out of focus: a fill that keeps colours and brightness and hides what is there.
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen
 from jax.core import Tracer
 
 Check = Callable[[str, str, Any], Any]
@@ -248,6 +249,13 @@ def text(who: str, option: str, value: Any) -> str:
     return value
 
 
+def title(who: str, option: str, value: Any) -> str:
+    """A text, which may be empty."""
+    if not isinstance(value, str):
+        raise refused(who, option, "a text", value)
+    return value
+
+
 def layer(who: str, option: str, value: Any) -> str:
     """The name of a layer."""
     if not isinstance(value, str) or not value:
@@ -289,7 +297,7 @@ def function(who: str, option: str, value: Any) -> Callable:
 
 def instance(*kinds: type) -> Check:
     """An object of one of some classes."""
-    names = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds))
+    names = " or ".join(dict.fromkeys(_NAMED.get(kind, kind.__name__) for kind in kinds))
     advice = " or ".join(dict.fromkeys(filter(None, (_WHERE.get(k.__name__) for k in kinds))))
 
     def check(who, option, value):
@@ -301,6 +309,8 @@ def instance(*kinds: type) -> Check:
     return check
 
 
+# Classes whose own name says too little.
+_NAMED = {linen.Module: "Flax Linen module"}
 # Where objects that an option takes come from.
 _WHERE = {
     "Objective": "Take one of jaxviz.objectives or jaxviz.regularizers.",

@@ -39,6 +39,7 @@ OPTIONS: dict[str, Check] = {
     "style": models.batch,
     "layers": options.layer_list,
     "style_layers": options.layer_list,
+    "title": maybe(options.title),
     "num_steps": whole(1),
     "num_samples": whole(1),
     "num_segments": whole(1),

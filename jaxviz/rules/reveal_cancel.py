@@ -123,7 +123,9 @@ def activation(op: Op) -> Callable | None:
         _, _, down_last = secant(f, x, with_up, exact)
         size = jnp.abs(x) + jnp.abs(x0) + jnp.abs(up)
         least = jnp.minimum(jnp.abs(up), jnp.abs(gap(x, x0).astype(up.dtype) - up))
-        rounding = 32 * float(jnp.finfo(x.dtype).eps) * size
+        # Of half precision, a few roundings are a third of the value: parts that small are kept.
+        finest = min(float(jnp.finfo(dtype).eps) for dtype in (x.dtype, jnp.float32))
+        rounding = 32 * finest * size
         inside = (least > rounding) & jnp.isfinite(first) & jnp.isfinite(second)
         plain = secant(f, x, x0, exact)[2]
         m_up = jnp.where(inside, up_first / 2 + up_last / 2, plain)

@@ -257,6 +257,9 @@ def _open_npz(file: Any) -> Sweep:
             arrays = {name: opened[name] for name in opened.files}
         about = json.loads(str(arrays.pop("about")))
         counts = {len(array) for array in arrays.values()}
+        written = set(about.pop("arrays", arrays))  # a damaged name hides an array
+        if written != arrays.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(written - arrays.keys())) or 'names'}")
         lacking = set(about["methods"]) - {_method_of(n) for n in arrays if n.startswith(MAPS)}
         if lacking or len(counts) != 1:
             raise ValueError(f"it lacks maps of {', '.join(lacking)}" if lacking else "rows differ")
@@ -270,7 +273,8 @@ def save_npz(out: str, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any
     partial = f"{out}.{os.getpid()}.part"
     try:
         with open(partial, "wb") as file:
-            members: dict[str, Any] = {"about": np.array(json.dumps(about)), **arrays}
+            told = {**about, "arrays": sorted(arrays)}
+            members: dict[str, Any] = {"about": np.array(json.dumps(told)), **arrays}
             np.savez_compressed(file, **members)
             file.flush()
             os.fsync(file.fileno())

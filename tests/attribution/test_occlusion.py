@@ -262,7 +262,7 @@ def test_errors_say_what_came():
     total = lambda w, x: linear(w, x).sum(1)
     with pytest.raises(ValueError, match=r"occlusion_scores: outputs must be \[N, K\]"):
         occlusion_scores(total, w, x, lambda s: s, window=(2, 2), stride=(1, 1))
-    with pytest.raises(ValueError, match=r"segments must be integers .*got float32 \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"segments must be integers.*float32 of shape \(4, 4\)"):
         feature_ablation(linear, w, x, 0, segments=jnp.ones((4, 4)))
     with pytest.raises(ValueError, match="segments must name one at least; got 0"):
         feature_ablation(linear, w, x, 0, segments=-np.ones((4, 4), int))

@@ -299,7 +299,7 @@ def test_errors_come_before_work(small):
         ("chunk_size must divide the number of images, 1", lambda: climb(unit, chunk_size=2)),
         ("num_steps must be at least 1", lambda: climb(unit, num_steps=0)),
         ("num_frames must be at most num_steps", lambda: climb(unit, num_steps=2, num_frames=3)),
-        ('init must be "noise", "blank" or an image', lambda: climb(unit, init="grey")),
+        ("init must be 'noise' or 'blank'; got 'grey'", lambda: climb(unit, init="grey")),
         (r"must take x of shape \(1, 8, 8, 3\)", lambda: climb(unit, (8, 8, 3))),
         (
             "cannot start from a given image",

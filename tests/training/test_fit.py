@@ -285,7 +285,7 @@ GOOD = blobs(8)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"net": "mnist_a"}, TypeError, r"net must be a Flax Linen module; got str"),
+        ({"net": "mnist_a"}, TypeError, r"net must be a Flax Linen module; got 'mnist_a'"),
         ({"train": GOOD._replace(images=np.zeros((8, 6, 6, 1), np.uint8))}, TypeError, "got uint8"),
         ({"train": GOOD._replace(labels=np.zeros(8, np.float32))}, TypeError, "labels must be int"),
         ({"train": GOOD._replace(labels=GOOD.labels[:7])}, ValueError, r"one label for each image"),
