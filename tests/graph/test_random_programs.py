@@ -153,7 +153,12 @@ def close(found, expected, what, rtol=1e-4):
 @SETTINGS
 @hypothesis.given(nets())
 def test_gradients_names_and_cuts_are_those_of_plain_jax(drawn_net):
-    net, seed = drawn_net
+    # In 64 bits: a norm of a norm has next to no gradient, in 32 both sides are rounding alone.
+    with jax.enable_x64(True):
+        check_against_plain_jax(*drawn_net)
+
+
+def check_against_plain_jax(net, seed):
     params, x = drawn(net, seed)
     layers = jaxviz.layers(net, params, x)
     names = [layer.name for layer in layers]
