@@ -1,0 +1,141 @@
+"""Claim: a first answer comes soon. First calls of each method on each net, and whole processes.
+
+    git worktree add ../older COMMIT
+    python -m benchmarks.first_call --other ../older --peer PYTHON_WITH_TORCH_AND_CAPTUM
+    python -m benchmarks.first_call --other ../older --whole --images dog.jpg
+
+Every number is a median over fresh processes, all sides by turns: this checkout (`here`), another
+one (`other`), `jax.jit(jax.grad)` of the same net (`plain`), PyTorch with Captum (`torch`) and,
+with `--cache`, this checkout with JAX's compilation cache in a folder, filled by a process before
+(`warm`). One image of 224x224; the sizes of suite.py for photographs; random weights.
+
+What a first call holds: everything from the call of the method to its finished result. What it
+does not: imports, and the net's random weights, drawn before by a compiled `init`. The second call
+is the next one. The first is split by what JAX reports: XLA, lowering, tracing, and the rest (our
+own Python and the run). Counts of the first call: outermost `traces`, `programs` compiled or taken
+from the cache, `jaxprs` made on the way and the `equations` in them.
+
+`--whole` times processes from start to end instead, as whole_process.py says.
+
+A line of JSON a row; at the end a table of medians. Ratios: above 1, here is quicker.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+
+from benchmarks.whole_process import HERE, ratios, run, surroundings, whole
+
+NETS = ("squeezenet1_1", "resnet18", "mobilenet_v2", "vit6")
+METHODS = (
+    "saliency", "gradcam", "ig", "lrp", "deeplift", "occlusion", "scorecam", "kernelshap",
+)  # fmt: skip
+ONE_PASS = ("saliency", "gradcam", "lrp", "deeplift")
+
+
+def sides_of(options):
+    """Name -> (Python, checkout, side of one_process.py)."""
+    found = {"here": (sys.executable, HERE, "jaxviz")}
+    if options.other:
+        found["other"] = (sys.executable, options.other.resolve(), "jaxviz")
+    found["plain"] = (sys.executable, HERE, "plain")
+    if options.peer:
+        found["torch"] = (options.peer, HERE, "torch")
+    if options.cache:
+        found["warm"] = (sys.executable, HERE, "jaxviz")
+    return {k: v for k, v in found.items() if not options.sides or k in options.sides}
+
+
+def cell(sides, net, method, repeats, cache):
+    """One row: medians of fresh processes, all sides by turns."""
+    worker = str(HERE / "benchmarks" / "one_process.py")
+    runs, errors = {name: [] for name in sides}, {}
+
+    def one(name):
+        python, checkout, side = sides[name]
+        more = {}
+        if name == "warm":
+            more["JAX_COMPILATION_CACHE_DIR"] = str(cache / f"{net}-{method}")
+            more["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        found = json.loads(
+            run([python, worker, side, net, method], surroundings(checkout, **more))[1]
+        )
+        if side == "jaxviz" and not found["from"].startswith(str(checkout)):
+            raise SystemExit(f"jaxviz was imported from {found['from']}, not from {checkout}.")
+        return found
+
+    if "warm" in sides:
+        one("warm")
+    for repeat in range(repeats):
+        names = list(sides)
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            if name in errors:
+                continue
+            try:
+                runs[name].append(one(name))
+            except RuntimeError as error:  # a method that a side lacks for this net is a finding
+                errors[name] = str(error)
+    row = {"net": net, "method": method}
+    for name, found in runs.items():
+        if name in errors:
+            row[f"{name}_error"] = errors[name]
+            continue
+        for key in [key for key in found[0] if key != "from"]:
+            row[f"{name}_{key}"] = round(statistics.median(f[key] for f in found), 1)
+    return row | ratios(row, {name: f"{name}_first_ms" for name in sides})
+
+
+def table(rows):
+    """First calls in seconds, net by net, and medians of the ratios."""
+    names = [k.removesuffix("_first_ms") for r in rows for k in r if k.endswith("_first_ms")]
+    names = list(dict.fromkeys(names))
+    print(f"\n{'first call, s':32}" + "".join(f"{n:>9}" for n in names) + "   second calls, ms")
+    for row in rows:
+        line = f"{row['net']:16}{row['method']:16}"
+        line += "".join(f"{row.get(f'{n}_first_ms', float('nan')) / 1e3:9.2f}" for n in names)
+        print(line + "".join(f"{row.get(f'{n}_second_ms', float('nan')):9.1f}" for n in names))
+    for name in names[1:]:
+        all_of = [r for r in rows if f"{name}_by_here" in r]
+        if name == "plain":  # a claim about methods of one pass
+            all_of = [r for r in all_of if r["method"] in ONE_PASS]
+        found = [r[f"{name}_by_here"] for r in all_of]
+        if found:
+            median, least = statistics.median(found), min(found)
+            print(f"{name} / here: median {median:.2f}, least {least:.2f}, {len(found)} cells")
+    warm = [r for r in rows if {"other_first_ms", "warm_first_ms"} <= r.keys()]
+    both = [r["other_first_ms"] / r["warm_first_ms"] for r in warm]
+    if both:
+        print(f"other / warm: median {statistics.median(both):.2f}, least {min(both):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--repeats", type=int, default=5, help="fresh processes a side")
+    parser.add_argument("--other", type=pathlib.Path, help="another checkout")
+    parser.add_argument("--peer", help="a Python with torch and captum")
+    parser.add_argument("--cache", type=pathlib.Path, help="folder for the side `warm`")
+    parser.add_argument("--sides", nargs="+", help="only these of here, other, plain, torch, warm")
+    parser.add_argument("--whole", action="store_true", help="whole processes instead")
+    parser.add_argument("--rows", nargs="+", default=("script", "explain", "demo"))
+    parser.add_argument("--images", nargs="+", type=pathlib.Path, help="photographs for --whole")
+    options = parser.parse_args()
+    if options.whole and not options.images:
+        raise SystemExit("--whole needs a photograph: --images FILE")
+    sides = sides_of(options)
+    if options.whole:
+        return whole(options, sides)
+    cache = options.cache and options.cache.resolve()
+    rows = []
+    for net in options.nets:
+        for method in options.methods:
+            rows.append(cell(sides, net, method, options.repeats, cache))
+            print(json.dumps(rows[-1]), flush=True)
+    table(rows)
+
+
+if __name__ == "__main__":
+    main()
