@@ -16,6 +16,7 @@ import numpy as np
 
 import jaxviz as jv
 from jaxviz import models, plot
+from jaxviz.folders import out_folder
 
 SIZE = 224
 WRAPPERS = "smooth_grad square_grad var_grad"  # of any method; here of the gradient
@@ -85,7 +86,7 @@ def found(name, heat, boxes):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the sheets")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the sheets")
     parser.add_argument("--photos", type=int, default=10)
     parser.add_argument("--steps", type=int, default=32)
     options = parser.parse_args(argv)
@@ -116,4 +117,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

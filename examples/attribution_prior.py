@@ -10,7 +10,6 @@ as through anything else (attribution priors, Erion et al. 2021, arXiv:1906.1067
 
 import argparse
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ import optax
 
 import jaxviz as jv
 from jaxviz.data.digits import read_digits
+from jaxviz.folders import out_folder
 from jaxviz.plot.sheet import explanation_sheet
 
 MARGIN = 3  # rows at the top, where the mark is
@@ -75,11 +75,10 @@ def train(params, images, labels, weight, num_steps):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the picture")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the picture")
     parser.add_argument("--num-steps", type=int, default=400)
     parser.add_argument("--weight", type=float, default=100.0, help="of the prior")
     arguments = parser.parse_args(argv)
-    arguments.out.mkdir(parents=True, exist_ok=True)
 
     images, labels = read_digits("train")
     test, truth = read_digits("test")
@@ -109,4 +108,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

@@ -6,7 +6,6 @@ network stays in FOLDER/runs. Needs CIFAR-10, in the folder $JAXVIZ_DATA or down
 
 import argparse
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import optax
 
 import jaxviz as jv
 from jaxviz import data, models, plot, training
+from jaxviz.folders import out_folder
 
 # The rate falls by a tenth every 313 steps, an epoch of 40,000 images.
 NADAM = optax.nadam(optax.exponential_decay(1e-3, 313, 0.9))
@@ -30,7 +30,7 @@ CAT = data.class_names["cifar10"].index("cat")
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     parser.add_argument("--epochs", type=int, default=12, help="at most so many")
     arguments = parser.parse_args(argv)
     train_set, test_set = (data.load("cifar10", split) for split in ("train", "test"))
@@ -115,4 +115,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

@@ -7,7 +7,6 @@ the trained network stays in FOLDER/runs. Without $JAXVIZ_DATA it reads scikit-l
 import argparse
 import functools
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import optax
 
 import jaxviz as jv
 from jaxviz import data, models, plot, training
+from jaxviz.folders import out_folder
 
 ADAM = optax.adam(optax.exponential_decay(2e-3, 400, 0.75))  # a quarter less each epoch of MNIST
 RELUS = ("relu_0", "relu_1", "relu_2")  # of the three convolutions
@@ -48,7 +48,7 @@ def two_stages(apply_fn, variables, objective, num_steps, smooth, dark=0.0):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     kept = "mnist" if "JAXVIZ_DATA" in os.environ else "digits"
     parser.add_argument("--data", choices=("mnist", "digits"), default=kept)
     parser.add_argument("--epochs", type=int, default=6)
@@ -106,7 +106,6 @@ def main(argv=None):
     title = f"The strongest maps of {told}, projected back by the deconvnet"
     figures["projections"] = plot.map_projections(test_set.images[0], rows, title=title)
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=130)
     accuracy = float(training.evaluate(run.net, variables, test_set).accuracy)
@@ -116,4 +115,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

@@ -17,6 +17,7 @@ import numpy as np
 
 import jaxviz as jv
 from jaxviz import models, plot
+from jaxviz.folders import out_folder
 
 CLASSES = (1, 71, 88, 309, 340, 417, 817, 949)  # from goldfish to strawberry
 
@@ -28,7 +29,7 @@ def spread(things, count):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     parser.add_argument("--net", default="squeezenet1_1", help="of jaxviz.models.nets")
     parser.add_argument("--weights", type=pathlib.Path, help="torchvision's file for it")
     parser.add_argument("--image", type=pathlib.Path, help="a photograph; a macaw by default")
@@ -104,7 +105,6 @@ def main(argv=None):
         per_row=4,
         title="Class images, and the probability that the network gives them",
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=110)
     print(
@@ -114,4 +114,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

@@ -7,7 +7,6 @@ the trained network stays in FOLDER/runs. Without $JAXVIZ_DATA it reads scikit-l
 import argparse
 import functools
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import optax
 
 import jaxviz as jv
 from jaxviz import data, models, plot, training
+from jaxviz.folders import out_folder
 
 # The rate falls by a quarter every 400 steps, about an epoch of MNIST.
 ADAM = optax.adam(optax.exponential_decay(2e-3, 400, 0.75))
@@ -23,7 +23,7 @@ ADAM = optax.adam(optax.exponential_decay(2e-3, 400, 0.75))
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     kept = "mnist" if "JAXVIZ_DATA" in os.environ else "digits"
     parser.add_argument("--data", choices=("mnist", "digits"), default=kept)
     parser.add_argument("--epochs", type=int, default=12, help="at most so many")
@@ -115,4 +115,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

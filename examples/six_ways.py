@@ -8,7 +8,6 @@ scikit-learn's digits.
 import argparse
 import functools
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,14 @@ import optax
 
 import jaxviz as jv
 from jaxviz import data, models, plot, training
+from jaxviz.folders import out_folder
 
 WINDOW, STRIDE = (7, 7), (1, 1)  # what covers, and its steps
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the pictures")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     kept = "mnist" if "JAXVIZ_DATA" in os.environ else "digits"
     parser.add_argument("--data", choices=("mnist", "digits"), default=kept)
     parser.add_argument("--epochs", type=int, default=3)
@@ -109,11 +109,11 @@ def main(argv=None):
         title="Which pixels matter for the digit, and which places of the last maps speak for it",
     )
 
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=110)
     return reached, changed[right], maps | cams
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

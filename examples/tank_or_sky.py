@@ -12,7 +12,6 @@ the network. A second one was trained under skies that say nothing.
 import argparse
 import functools
 import os
-import pathlib
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ import optax
 
 import jaxviz as jv
 from jaxviz import data, models, plot, training
+from jaxviz.folders import out_folder
 
 CLASSES = {  # what stands under a dull sky, and what under a bright one
     "cifar10": {"automobile": ["automobile"], "truck": ["truck"]},
@@ -50,7 +50,7 @@ def under_sky(images, bright, seed):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for everything")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for everything")
     kept = "cifar10" if "JAXVIZ_DATA" in os.environ else "digits"
     parser.add_argument("--data", choices=tuple(CLASSES), default=kept)
     parser.add_argument("--epochs", type=int, default=8)
@@ -113,4 +113,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

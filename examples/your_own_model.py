@@ -6,7 +6,6 @@
 import argparse
 import functools
 import importlib.util
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from flax import nnx
 
 import jaxviz as jv
 from jaxviz import data, plot
+from jaxviz.folders import out_folder
 
 
 # 1. By hand: any function of parameters and a batch is a model.
@@ -78,7 +78,7 @@ def train(weights, images, labels):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for the picture")
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the picture")
     arguments = parser.parse_args(argv)
     digits, test = (data.load("digits", split) for split in ("train", "test"))
     first, second = jax.random.split(jax.random.key(0))
@@ -110,10 +110,10 @@ def main(argv=None):
         print(f"{name}: {', '.join(forms)} differ by {apart[name]:.1e} of the largest number")
     title = "However the net is written, its explanations are the same"
     figure = plot.explanation_sheet(x, maps, labels=labels, title=title)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.out / "your_own_model.png", dpi=90)
     return apart
 
 
 if __name__ == "__main__":
+    jv.keep_compiled()
     main()

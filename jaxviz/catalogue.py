@@ -1,66 +1,85 @@
-"""The methods by name, as the command line offers them: those that need an image and no more."""
+"""The methods by name, as the command line offers them: those that need an image and no more.
 
+Nothing is imported for the names: a method is, when it is asked for.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxviz.attribution import cam, cam_eigen, cam_perturb, path, path_bent, propagation
-from jaxviz.attribution.difference import deep_lift
-from jaxviz.attribution.full_grad import full_grad
-from jaxviz.attribution.gradient import gradient, input_x_gradient, saliency
-from jaxviz.attribution.smooth import smooth_grad, square_grad, var_grad
-from jaxviz.attribution.xrai import xrai
+import jaxviz
 
 
 class Method(NamedTuple):
     """An explanation and how to call and draw it.
 
     Attributes:
+      name: The public function's.
       title: What stands above its map.
-      explain: `(apply_fn, params, x, target, ...) -> map`.
+      wraps: It is made of the gradient.
       random: It takes the keyword `key`.
       layer: It takes the keyword `layer`, which names maps.
       coarse: Its map has no pixel's detail: it is read over the image.
       linear: From its layer to the outputs all must be linear: it takes the very last maps.
     """
 
+    name: str
     title: str
-    explain: Callable
+    wraps: bool = False
     random: bool = False
     layer: bool = False
     coarse: bool = False
     linear: bool = False
 
+    @property
+    def explain(self) -> Callable:
+        """`(apply_fn, params, x, target, ...) -> map`."""
+        return _function(self.name, self.wraps)
 
-def _cam(title: str, explain: Callable, linear: bool = False) -> Method:
-    return Method(title, explain, layer=True, coarse=True, linear=linear)
+
+@functools.cache  # a wrapped method is the same object each time, for which nothing compiles twice
+def _function(name: str, wraps: bool) -> Callable:
+    function = getattr(jaxviz, name)
+    return function(jaxviz.gradient) if wraps else function
+
+
+def _noisy(name: str, title: str) -> Method:
+    return Method(name, title, wraps=True, random=True)
+
+
+def _cam(name: str, title: str, linear: bool = False) -> Method:
+    return Method(name, title, layer=True, coarse=True, linear=linear)
 
 
 METHODS: dict[str, Method] = {
-    "gradient": Method("gradient", gradient),
-    "saliency": Method("saliency", saliency),
-    "input_x_gradient": Method("input x gradient", input_x_gradient),
-    "full_grad": Method("FullGrad", full_grad, coarse=True),
-    "integrated_gradients": Method("integrated gradients", path.integrated_gradients),
-    "guided_integrated_gradients": Method("guided IG", path_bent.guided_integrated_gradients),
-    "blur_integrated_gradients": Method("blur IG", path_bent.blur_integrated_gradients),
-    "smooth_grad": Method("SmoothGrad", smooth_grad(gradient), random=True),
-    "square_grad": Method("SquareGrad", square_grad(gradient), random=True),
-    "var_grad": Method("VarGrad", var_grad(gradient), random=True),
-    "guided_backprop": Method("guided backprop", propagation.guided_backprop),
-    "deconvnet": Method("deconvnet", propagation.deconvnet),
-    "lrp": Method("LRP", propagation.lrp),
-    "deep_lift": Method("DeepLIFT", deep_lift),
-    "cam": _cam("CAM", cam.cam, linear=True),
-    "grad_cam": _cam("Grad-CAM", cam.grad_cam),
-    "grad_cam_pp": _cam("Grad-CAM++", cam.grad_cam_pp),
-    "xgrad_cam": _cam("XGrad-CAM", cam.xgrad_cam),
-    "hires_cam": _cam("HiResCAM", cam.hires_cam),
-    "layer_cam": _cam("LayerCAM", cam.layer_cam),
-    "shapley_cam": _cam("Shapley-CAM", cam.shapley_cam),
-    "eigen_cam": _cam("Eigen-CAM", cam_eigen.eigen_cam),
-    "eigen_grad_cam": _cam("Eigen-Grad-CAM", cam_eigen.eigen_grad_cam),
-    "score_cam": _cam("Score-CAM", cam_perturb.score_cam),
-    "ablation_cam": _cam("Ablation-CAM", cam_perturb.ablation_cam),
-    "guided_grad_cam": Method("guided Grad-CAM", cam.guided_grad_cam, layer=True),
-    "xrai": Method("XRAI", xrai, coarse=True),
+    method.name: method
+    for method in (
+        Method("gradient", "gradient"),
+        Method("saliency", "saliency"),
+        Method("input_x_gradient", "input x gradient"),
+        Method("full_grad", "FullGrad", coarse=True),
+        Method("integrated_gradients", "integrated gradients"),
+        Method("guided_integrated_gradients", "guided IG"),
+        Method("blur_integrated_gradients", "blur IG"),
+        _noisy("smooth_grad", "SmoothGrad"),
+        _noisy("square_grad", "SquareGrad"),
+        _noisy("var_grad", "VarGrad"),
+        Method("guided_backprop", "guided backprop"),
+        Method("deconvnet", "deconvnet"),
+        Method("lrp", "LRP"),
+        Method("deep_lift", "DeepLIFT"),
+        _cam("cam", "CAM", linear=True),
+        _cam("grad_cam", "Grad-CAM"),
+        _cam("grad_cam_pp", "Grad-CAM++"),
+        _cam("xgrad_cam", "XGrad-CAM"),
+        _cam("hires_cam", "HiResCAM"),
+        _cam("layer_cam", "LayerCAM"),
+        _cam("shapley_cam", "Shapley-CAM"),
+        _cam("eigen_cam", "Eigen-CAM"),
+        _cam("eigen_grad_cam", "Eigen-Grad-CAM"),
+        _cam("score_cam", "Score-CAM"),
+        _cam("ablation_cam", "Ablation-CAM"),
+        Method("guided_grad_cam", "guided Grad-CAM", layer=True),
+        Method("xrai", "XRAI", coarse=True),
+    )
 }

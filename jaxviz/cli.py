@@ -1,15 +1,28 @@
-"""The command `jaxviz`: its options and its errors; the work is in `commands*`."""
+"""The command `jaxviz`: its options and its errors; the work is in `commands*`.
+
+Those, and JAX with them, are imported once it is clear that there is something to do.
+"""
 
 import argparse
+import importlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 import jaxviz
-from jaxviz import commands, commands_sweep, data, models
-from jaxviz.run_tools import no_such
-from jaxviz.sweep.loop import STORED
+from jaxviz.catalogue import METHODS
+from jaxviz.words import (
+    DATA,
+    DEFAULT_METHODS,
+    DIAGRAMS,
+    NETS,
+    OPTIMIZERS,
+    SMALL_NETS,
+    STORED,
+    no_such,
+)
 
 _OVERVIEW = """\
 jaxviz explains what a neural network in JAX looks at.
@@ -50,14 +63,18 @@ def main(argv: list[str] | None = None) -> int:
       SystemExit: 2
     """
     arguments = _parser().parse_args(argv)
-    if argv is None:  # the process is the command's own
-        jaxviz.keep_memory()
-    if arguments.command is None:
+    if arguments.module is None:
         print(_OVERVIEW)
         return 0
-    options = {k: v for k, v in vars(arguments).items() if k not in ("command", "name", "trace")}
+    if argv is None:  # the process is the command's own
+        jaxviz.keep_memory()
+        if not arguments.no_cache:
+            _keep_compiled(arguments.name)
+    ours = ("module", "name", "trace", "no_cache")
+    options = {k: v for k, v in vars(arguments).items() if k not in ours}
     try:
-        arguments.command(**options)
+        command = getattr(importlib.import_module(arguments.module), arguments.name)
+        command(**options)
         return 0
     except BrokenPipeError:  # the output was piped into `head`, say; nothing is wrong
         return 1
@@ -72,6 +89,14 @@ def main(argv: list[str] | None = None) -> int:
         sys.exit(2)
 
 
+def _keep_compiled(name: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        jaxviz.keep_compiled()
+    for warning in told:
+        print(f"jaxviz {name}: {warning.message}", file=sys.stderr)
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="jaxviz",
@@ -79,12 +104,12 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jaxviz {jaxviz.__version__}")
-    parser.set_defaults(command=None)
+    parser.set_defaults(module=None)
     # `required` would answer a bare `jaxviz` with an error; it gets the overview.
     sub = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     demo = _command(
-        sub, commands.demo, "demo", "train on handwritten digits, explain, and write pictures",
+        sub, "commands", "demo", "train on handwritten digits, explain, and write pictures",
         "Trains a small convolutional network on the 1,797 handwritten digits that scikit-learn "
         "ships (no download), explains some of its answers and writes pictures. Under a minute.",
     )  # fmt: skip
@@ -93,14 +118,12 @@ def _parser() -> _Parser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
 
     train = _command(
-        sub, commands.train, "train", "train a bundled net on a bundled data set",
+        sub, "commands", "train", "train a bundled net on a bundled data set",
         "Trains a network and writes its weights, history and pictures into one folder, which "
         "'jaxviz explain' and 'jaxviz layers' read. A stopped training goes on when started again.",
     )  # fmt: skip
-    train.add_argument("net", type=_one_of("net", models.small_nets), help=_list(models.small_nets))
-    train.add_argument(
-        "data", type=_one_of("data set", data.class_names), help=_list(data.class_names)
-    )
+    train.add_argument("net", type=_one_of("net", SMALL_NETS), help=_list(SMALL_NETS))
+    train.add_argument("data", type=_one_of("data set", DATA), help=_list(DATA))
     train.add_argument("--out", metavar="FOLDER", help="default: runs/NET-DATA")
     train.add_argument(
         "--epochs", type=_count, default=20, metavar="N", help="default: %(default)s"
@@ -108,10 +131,9 @@ def _parser() -> _Parser:
     train.add_argument(
         "--batch-size", type=_count, default=128, metavar="N", help="default: %(default)s"
     )
-    optimizers = commands.OPTIMIZERS
     train.add_argument(
-        "--optimizer", type=_one_of("optimizer", optimizers), default="adam", metavar="NAME",
-        help=f"{_list(optimizers)}; default: %(default)s",
+        "--optimizer", type=_one_of("optimizer", OPTIMIZERS), default="adam", metavar="NAME",
+        help=f"{_list(OPTIMIZERS)}; default: %(default)s",
     )  # fmt: skip
     train.add_argument(
         "--learning-rate", type=_positive, default=1e-3, metavar="X", help="default: %(default)s"
@@ -131,14 +153,14 @@ def _parser() -> _Parser:
     _data_options(train)
 
     layers = _command(
-        sub, commands.layers, "layers", "print the layers of a net or a run",
+        sub, "commands", "layers", "print the layers of a net or a run",
         "Prints each layer with its output's shape, parameters and FLOPs for one example, and the "
         "totals. The names are those that --layer takes.",
     )  # fmt: skip
     _model(layers)
     layers.add_argument(
         "--diagram", metavar="FILE",
-        help=f"also draw which layer reads which: {_list(commands.DIAGRAMS)} (Graphviz)",
+        help=f"also draw which layer reads which: {_list(DIAGRAMS)} (Graphviz)",
     )  # fmt: skip
     layers.add_argument(
         "--depth", type=_count, metavar="N",
@@ -146,14 +168,14 @@ def _parser() -> _Parser:
     )  # fmt: skip
 
     explain = _command(
-        sub, commands.explain, "explain", "draw what a trained net looks at",
+        sub, "commands", "explain", "draw what a trained net looks at",
         "Draws each image with the five most probable classes and a map for each method: which "
         "pixels speak for the class, and which against it.",
     )  # fmt: skip
     _model_and_methods(explain)
     explain.add_argument(
-        "--data", type=_one_of("data set", data.class_names), metavar="NAME",
-        help=f"test images of {_list(data.class_names)}; default: what the run was trained on",
+        "--data", type=_one_of("data set", DATA), metavar="NAME",
+        help=f"test images of {_list(DATA)}; default: what the run was trained on",
     )  # fmt: skip
     explain.add_argument(
         "--images", "--image", nargs="+", action="extend", metavar="FILE",
@@ -177,14 +199,14 @@ def _parser() -> _Parser:
     _data_options(explain)
 
     sweep = _command(
-        sub, commands_sweep.sweep, "sweep", "explain every test image, into a store",
+        sub, "commands_sweep", "sweep", "explain every test image, into a store",
         "Explains all test images by one or more methods and keeps maps, predictions and "
         "probabilities in a folder (zarr v3). A sweep that was stopped goes on when started again.",
     )  # fmt: skip
     _model_and_methods(sweep)
     sweep.add_argument(
-        "--data", type=_one_of("data set", data.class_names), metavar="NAME",
-        help=f"{_list(data.class_names)}; default: what the run was trained on",
+        "--data", type=_one_of("data set", DATA), metavar="NAME",
+        help=f"{_list(DATA)}; default: what the run was trained on",
     )  # fmt: skip
     sweep.add_argument("--out", metavar="FOLDER", help="default: RUN/sweep or NET-sweep")
     sweep.add_argument(
@@ -204,7 +226,7 @@ def _parser() -> _Parser:
     _data_options(sweep)
 
     show = _command(
-        sub, commands_sweep.show, "show", "draw what a sweep found",
+        sub, "commands_sweep", "show", "draw what a sweep found",
         "Draws the mean map of each class, the errors that the net is most and least sure of, and "
         "the images of one class by what they were taken for.",
     )  # fmt: skip
@@ -220,11 +242,11 @@ def _parser() -> _Parser:
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="RUN",
-        help=f"folder of a run, or a bundled net (untrained): {_list(models.small_nets)}",
+        help=f"folder of a run, or a bundled net (untrained): {_list(SMALL_NETS)}",
     )  # fmt: skip
     parser.add_argument(
-        "--net", type=_one_of("net", models.nets), metavar="NAME",
-        help=f"instead of RUN, a bundled net with published weights: {_list(models.nets)}",
+        "--net", type=_one_of("net", NETS), metavar="NAME",
+        help=f"instead of RUN, a bundled net with published weights: {_list(NETS)}",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="FILE",
@@ -236,18 +258,23 @@ def _model(parser: argparse.ArgumentParser) -> None:
 def _model_and_methods(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument(
-        "--methods", nargs="+", type=_one_of("method", commands.METHODS), metavar="NAME",
-        default=list(commands.DEFAULT_METHODS),
-        help=f"{_list(commands.METHODS)}; default: {' '.join(commands.DEFAULT_METHODS)}",
+        "--methods", nargs="+", type=_one_of("method", METHODS), metavar="NAME",
+        default=list(DEFAULT_METHODS),
+        help=f"{_list(METHODS)}; default: {' '.join(DEFAULT_METHODS)}",
     )  # fmt: skip
 
 
-def _command(sub, function: Callable, name: str, line: str, text: str) -> argparse.ArgumentParser:
+def _command(sub, module: str, name: str, line: str, text: str) -> argparse.ArgumentParser:
+    """A command's parser; `name` is that of its function in `module` too."""
     parser = sub.add_parser(name, help=line, description=text)
     parser.add_argument(
         "--trace", action="store_true", help="show where in the code an error arose"
     )
-    parser.set_defaults(command=function, name=name)
+    parser.add_argument(
+        "--no-cache", action="store_true",
+        help="compile everything anew; default: keep it in $JAXVIZ_CACHE, or the user's cache",
+    )  # fmt: skip
+    parser.set_defaults(module=f"jaxviz.{module}", name=name)
     return parser
 
 

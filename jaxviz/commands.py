@@ -36,12 +36,7 @@ from jaxviz.run_tools import (
     writable,
     write_pictures,
 )
-
-DIAGRAMS = (".png", ".svg", ".pdf", ".dot")
-OPTIMIZERS = {"adam": optax.adam, "nadam": optax.nadam, "sgd": optax.sgd}
-
-
-DEFAULT_METHODS = ("saliency", "integrated_gradients", "smooth_grad", "grad_cam")
+from jaxviz.words import DEFAULT_METHODS, DIAGRAMS
 
 _ROWS = 8  # images a sheet: what a page holds
 
@@ -105,9 +100,9 @@ def train(
         raise ValueError(
             f"--augment mirrors images; a mirrored digit is none. Leave it out for {data}."
         )
+    folder = writable(Path(out or f"runs/{net}-{data}"))
     where = {"folder": data_folder, "download": not no_download}
     train_set, test_set = (datasets.load(data, split, **where) for split in ("train", "test"))
-    folder = writable(Path(out or f"runs/{net}-{data}"))
     options = {
         "optimizer": optimizer,
         "learning_rate": learning_rate,
@@ -202,14 +197,16 @@ def explain(
     """Writes explanation sheets of a run, or of a bundled net with published or random weights."""
     run = open_model(model, net, weights)
     given, name = model or net, data or run.data
+    index = None if target is None else class_index(target, run.class_names)
+    if images is None and not name:
+        raise ValueError(f"{given} is for photographs, and none is bundled. Pass --images FILE.")
+    for option, value in (("--data", data), ("--wrong", wrong)):
+        if images is not None and value:
+            raise ValueError(f"--images cannot go with {option}. Leave one of them out.")
+    folder = writable(Path(out or folder_of(model, net, "explanations")))
     labels, same_classes = None, False
     if images is not None:
-        for option, value in (("--data", data), ("--wrong", wrong)):
-            if value:
-                raise ValueError(f"--images cannot go with {option}. Leave one of them out.")
         pixels = read_images(run, images)
-    elif not name:
-        raise ValueError(f"{given} is for photographs, and none is bundled. Pass --images FILE.")
     else:
         test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
         pixels, labels = test_set.images, test_set.labels
@@ -219,9 +216,7 @@ def explain(
             f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
             f"{pixels.shape[1:]}. Choose another data set, or pass image files with --images."
         )
-    folder = writable(Path(out or folder_of(model, net, "explanations")))
     labels = labels if same_classes else None
-    index = None if target is None else class_index(target, run.class_names)
     run = with_weights(run, seed, download=not no_download)
     if wrong:
         if labels is None:
@@ -243,7 +238,7 @@ def explain(
 
 @functools.cache  # equal words give the same object, for which nothing is compiled twice
 def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
-    return OPTIMIZERS[name](learning_rate)
+    return getattr(optax, name)(learning_rate)
 
 
 def _reporter() -> Callable | None:

@@ -52,6 +52,10 @@ def sweep(
     given, name = model or net, data or run.data
     if not name:
         raise ValueError(f"{given} is for photographs, and no set of them is bundled.")
+    explained: Any = target
+    if target is not None and target != "label":
+        explained = class_index(target, run.class_names)
+    place = writable(Path(out or folder_of(model, net, "sweep")))
     test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
     if test_set.images.shape[1:] != tuple(run.config["input_shape"]):
         raise ValueError(
@@ -59,11 +63,6 @@ def sweep(
             f"{test_set.images.shape[1:]}. Choose another data set."
         )
     x, y = test_set.images[:examples], test_set.labels[:examples]
-    place = Path(out or folder_of(model, net, "sweep"))
-    writable(place)
-    explained: Any = target
-    if target is not None and target != "label":
-        explained = class_index(target, run.class_names)
     run = with_weights(run, seed, download=not no_download)
     result = sweep_set(
         {method: _bound(method, run) for method in methods},
@@ -104,13 +103,13 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
             "Run that command again: it goes on where it stopped."
         ) from None
     run = open_model(source["model"], source.get("net"))
-    test_set = datasets.load(
-        source["data"], "test", folder=source["data_folder"], download=not no_download
-    )
     labels = result.labels
     if labels is None or result.predicted is None:
         raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
     folder = writable(Path(out or Path(store) / "pictures"))
+    test_set = datasets.load(
+        source["data"], "test", folder=source["data_folder"], download=not no_download
+    )
     images = test_set.images[result.rows]  # a sweep that was stopped may lack some
     pictures = [
         _mean_maps(result, images, run.class_names),

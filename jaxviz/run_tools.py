@@ -1,9 +1,7 @@
 """What the commands share: opening a run, preparing its images, writing pictures."""
 
-import difflib
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import models, training
+from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
 from jaxviz.training import Run
+from jaxviz.words import no_such as no_such
 
-_FEW = 40  # names that an error lists
 _PUBLISHED, _RANDOM = "published", "random"  # a run's "weights" that are no file
 # Not modules, whose value is that of a layer in them, and not what passes maps on.
 _MAKES_MAPS = ACTIVATION_KINDS | {"conv", "add", "concatenate"}
@@ -35,17 +34,6 @@ class Picture(NamedTuple):
 def counted(number: int, what: str) -> str:
     """`1 epoch`, `2 epochs`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def no_such(what: str, given: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not there: the nearest ones, and all if they are few."""
-    known = list(known)
-    few = len(known) <= _FEW
-    near = difflib.get_close_matches(given, known, n=1 if few else 5)
-    hint = f", did you mean {' or '.join(near)}?" if near else "."
-    return f"no {what} {given!r}{hint} There are" + (
-        f": {', '.join(known)}" if few else f" {len(known)}"
-    )
 
 
 def open_model(model: str | None, net: str | None = None, weights: str | None = None) -> Run:
@@ -152,13 +140,9 @@ def class_index(text: str, class_names: Sequence[str]) -> int:
 
 def writable(folder: Path) -> Path:
     """Makes a folder for results, or refuses it before any work is done for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        why = error.strerror or error
-        raise ValueError(f"cannot write to {folder}: {why}. Choose another --out.") from None
+    if why := why_not(folder):
+        raise ValueError(f"cannot write to {folder}: {why}. Choose another --out.")
+    return folder
 
 
 def write_pictures(say: Console, folder: Path, pictures: Sequence[Picture]) -> None:

@@ -335,20 +335,25 @@ def test_layers_draws_a_diagram(tmp_path, capsys):
         "train mnist_a digits --out {file}/run",
         "explain {run} --out {file}/sheets",
         "sweep {run} --out {file}/store",
+        "show {store} --out {file}/pictures",
         "layers mnist_a --diagram {file}/net.png",
     ],
 )
 def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
     words, run, tmp_path, capsys, monkeypatch
 ):
-    file = tmp_path / "file"
+    file, store = tmp_path / "file", tmp_path / "store"
     file.write_text("in the way of a folder")
+    if "{store}" in words:
+        main(f"sweep {run} --methods gradient --examples 10 --out {store}".split())
+        capsys.readouterr()
 
     def working(*_, **__):
         raise AssertionError("work was begun")
 
     monkeypatch.setattr(training, "train_run", working)
     monkeypatch.setattr(training, "predict", working)
-    said = fails(words.format(run=run, file=file), capsys)
+    monkeypatch.setattr(data, "load", working)  # may be a download
+    said = fails(words.format(run=run, store=store, file=file), capsys)
     assert f"cannot write to {file}" in said
     assert "Choose another --out." in said

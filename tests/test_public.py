@@ -23,12 +23,11 @@ PACKAGES = ["jaxviz"] + [
 PUBLIC = [
     pytest.param(value, id=f"{package}.{name}")
     for package in PACKAGES
-    for name, value in vars(importlib.import_module(package)).items()
-    if not name.startswith("_")
-    and str(getattr(value, "__module__", "")).startswith("jaxviz")
-    and callable(value)
+    for name in importlib.import_module(package).__all__
+    for value in [getattr(importlib.import_module(package), name)]
+    if str(getattr(value, "__module__", "")).startswith("jaxviz") and callable(value)
 ]
-TOP = [value for value in vars(jaxviz).values() if inspect.isfunction(value)]
+TOP = [value for name in jaxviz.__all__ if inspect.isfunction(value := getattr(jaxviz, name))]
 
 
 @pytest.mark.parametrize("value", PUBLIC)

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen
 from jax.core import Tracer
 
 Check = Callable[[str, str, Any], Any]
@@ -297,7 +296,8 @@ def function(who: str, option: str, value: Any) -> Callable:
 
 def instance(*kinds: type) -> Check:
     """An object of one of some classes."""
-    names = " or ".join(dict.fromkeys(_NAMED.get(kind, kind.__name__) for kind in kinds))
+    told = lambda kind: _NAMED.get(f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
+    names = " or ".join(dict.fromkeys(map(told, kinds)))
     advice = " or ".join(dict.fromkeys(filter(None, (_WHERE.get(k.__name__) for k in kinds))))
 
     def check(who, option, value):
@@ -310,7 +310,7 @@ def instance(*kinds: type) -> Check:
 
 
 # Classes whose own name says too little.
-_NAMED = {linen.Module: "Flax Linen module"}
+_NAMED = {"flax.linen.module.Module": "Flax Linen module"}
 # Where objects that an option takes come from.
 _WHERE = {
     "Objective": "Take one of jaxviz.objectives or jaxviz.regularizers.",

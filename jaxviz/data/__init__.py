@@ -1,13 +1,5 @@
 """Labelled images: MNIST, Fashion-MNIST, CIFAR-10, and digits that need no download."""
 
-from jaxviz.data.dataset import (
-    Dataset as Dataset,
-    normalize as normalize,
-    train_validation_split as train_validation_split,
-)
-from jaxviz.data.formats import (
-    read_cifar10 as read_cifar10,
-    read_cifar10_tar as read_cifar10_tar,
-    read_idx as read_idx,
-)
-from jaxviz.data.loading import class_names as class_names, load as load
+from jaxviz.lazy import offered
+
+__getattr__, __dir__, __all__ = offered(__name__)

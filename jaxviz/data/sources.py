@@ -5,10 +5,6 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pooch
-import rich.console
-import rich.progress
-
 
 class File(NamedTuple):
     """One file of a data set, or of weights.
@@ -44,6 +40,8 @@ def cache_folder() -> Path:
       >>> cache_folder().name
       'jaxviz'
     """
+    import pooch  # takes its time to import, for this and downloads alone
+
     return Path(pooch.os_cache("jaxviz"))
 
 
@@ -114,6 +112,8 @@ def _present(place, file):
 
 def _download(file, mirrors, folder):
     """Fetches one file; pooch moves it into place only once it is there and `_checked`."""
+    import pooch
+
     name, failures = file.names[0], []
     logger = pooch.get_logger()
     level = logger.level
@@ -142,6 +142,8 @@ def _download(file, mirrors, folder):
 
 def _checked(file, bar) -> Any:
     """A downloader that fails if what came has another checksum."""
+    import pooch
+
     fetch: Any = pooch.HTTPDownloader(progressbar=bar, timeout=30)
     algorithm, digits = file.checksum.split(":")
 
@@ -158,6 +160,9 @@ class _Bar:
     """The four members that pooch asks of a progress bar, drawn by rich on terminals only."""
 
     def __init__(self, name):
+        import rich.console
+        import rich.progress
+
         console = rich.console.Console(stderr=True)
         columns = (
             *rich.progress.Progress.get_default_columns(),

@@ -11,11 +11,11 @@ The only file that touches `jax.extend.core`. Sharp edges, so that nobody has to
 """
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -439,7 +439,8 @@ def _scan(equation: Any, function: Callable, arguments: Sequence[Any]) -> list[A
 # Frames of these are not the user's; the bundled nets are a user of the library.
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _OURS = [os.path.join(_HERE, floor) for floor in ("graph", "rules", "attribution", "features")]
-_THEIRS = [os.path.abspath(next(iter(m.__path__))) for m in (jax, flax)]
+_SPECS = [importlib.util.find_spec(name) for name in ("jax", "flax")]  # Flax need not be imported
+_THEIRS = [os.path.abspath(p) for s in _SPECS if s for p in s.submodule_search_locations or ()]
 _INTERNAL = tuple(folder + os.sep for folder in _OURS + _THEIRS)
 
 

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import whole
@@ -124,6 +122,9 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
       turns; a module made of others sums them up, and its rows stand above it. Totals count each
       parameter once.
     """
+    from rich.console import Console  # takes its time to import, for this alone
+    from rich.table import Table
+
     apply_fn, params = hold("summary", apply_fn, params)
     traced = trace(apply_fn, params, x)
     found = rows(traced, params)

@@ -3,12 +3,12 @@
 import contextlib
 import contextvars
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.xla_metadata import set_xla_metadata
 
@@ -105,7 +105,10 @@ def naming() -> Iterator[None]:
         return
     token = _active.set(True)
     try:
-        with set_xla_metadata(jaxviz="names"), linen.intercept_methods(interceptor):
+        # A model with a Linen module in it has imported Linen: where nobody has, none is there.
+        linen: Any = sys.modules.get("flax.linen")
+        heard = linen.intercept_methods(interceptor) if linen else contextlib.nullcontext()
+        with set_xla_metadata(jaxviz="names"), heard:
             yield
     finally:
         _active.reset(token)

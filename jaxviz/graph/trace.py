@@ -1,5 +1,6 @@
 """Tracing a model to its program, for those floors that name layers, cut and rewrite."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,8 +42,11 @@ def trace(apply_fn: Callable, params: Any, x: Any, *, named: bool = True, flat: 
             raise failed(apply_fn, params, x, error) from error
 
     if named:
+        linen = "flax.linen" in sys.modules
         with naming():
             closed, shape = jax.make_jaxpr(run, return_shape=True)(params, x)
+        if not linen and "flax.linen" in sys.modules:  # imported by the model itself: not heard yet
+            return trace(apply_fn, params, x, flat=flat)
     else:
         closed, shape = jax.make_jaxpr(run, return_shape=True)(params, x)
     num_params = len(jax.tree.leaves(params))

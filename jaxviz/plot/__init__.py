@@ -1,21 +1,5 @@
 """Pictures of explanations: every function draws the arrays it is given and returns a Figure."""
 
-from jaxviz.plot.architecture import architecture as architecture
-from jaxviz.plot.dot import graphviz as graphviz
-from jaxviz.plot.features import (
-    atlas_page as atlas_page,
-    filters as filters,
-    save_gif as save_gif,
-    stitched as stitched,
-)
-from jaxviz.plot.grids import feature_maps as feature_maps, image_grid as image_grid
-from jaxviz.plot.occlusion import occlusion_sheet as occlusion_sheet
-from jaxviz.plot.projections import (
-    map_projections as map_projections,
-    top_projections as top_projections,
-)
-from jaxviz.plot.sheet import explanation_sheet as explanation_sheet
-from jaxviz.plot.training import (
-    confusion_matrix as confusion_matrix,
-    training_history as training_history,
-)
+from jaxviz.lazy import offered
+
+__getattr__, __dir__, __all__ = offered(__name__)

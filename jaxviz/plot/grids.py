@@ -22,6 +22,7 @@ from jaxviz.plot.page import (
     GAP,
     cell_height,
     fit,
+    fit_among,
     fit_apart,
     fitting_points,
     frame,
@@ -87,7 +88,8 @@ def image_grid(
         for index in present:
             right = (labels[predicted == index] == index).sum()
             counts[index] = f"{right} of {counts[index]} right"
-    beside, below = fit_apart(names, 1.2, 9.5), fit_apart(names, CELL, 7)
+    beside = {index: fit_among(names, index, 1.2, 9.5) for index in present}
+    below = fit_apart(names, CELL, 7) if labels is not None else []
     columns = min(per_row, max(int((predicted == index).sum()) for index in present))
     margin = 0.12 + max(
         max(text_width(beside[index], 9.5), text_width(counts[index], 7)) for index in present

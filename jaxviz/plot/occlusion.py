@@ -18,7 +18,7 @@ from jaxviz.plot.inputs import (
     check_vector,
     first_words,
 )
-from jaxviz.plot.page import cell_height, fit, fit_apart, frame, put_title, text_width
+from jaxviz.plot.page import cell_height, fit, fit_among, frame, put_title, text_width
 
 CELL, GAP, LEFT, TOP, BOTTOM, LEGEND = 2.0, 0.2, 0.36, 0.8, 0.62, 2.4  # inches
 OTHERS = (0.80, 0.80, 0.78, 1.0)  # all classes beyond the ones with a colour
@@ -116,7 +116,7 @@ def occlusion_sheet(
             for i in range(4)
         ]
         cells[0].imshow(images[n], interpolation=interpolation(images.shape[1]))
-        name = fit_apart(names, height, 9)[clean[n]]
+        name = fit_among(names, clean[n], height, 9)
         turned = 0 if len(name) < 3 else 90  # a lone 9 on its side would be a 6 as well
         style = {"fontsize": 9, "color": INK, "va": "center", "parse_math": False}
         cells[0].set_ylabel(name, rotation=turned, labelpad=8, **style)

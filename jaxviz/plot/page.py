@@ -103,6 +103,24 @@ def fit_apart(names: Sequence[str], room: float, points: float, weight: str = "n
     ]
 
 
+def fit_among(
+    names: Sequence[str], index: int, room: float, points: float, weight: str = "normal"
+) -> str:
+    """`fit_apart(names, ...)[index]`; only names that could look alike are measured.
+
+    Example:
+      >>> fit_among(["a crane that flies, a bird", "a crane that lifts, a bird"], 1, 0.9, 7.0)
+      '1: a cra…, a bird'
+    """
+    short = fit(names[index], room, points, weight)
+    head, cut, tail = short.partition("…")
+    like = lambda line: line.startswith(head) and line.endswith(tail) if cut else line == short
+    rivals = [name for name in names if not short or like(one_line(name))]
+    if sum(fit(name, room, points, weight) == short for name in rivals) == 1:
+        return short
+    return fit(f"{index}: {one_line(names[index])}", room, points, weight)
+
+
 def write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Writes a text at a place in inches from the lower left, centred in height."""
     width, height = figure.get_size_inches()

@@ -28,7 +28,7 @@ from jaxviz.plot.inputs import (
     check_vector,
     first_words,
 )
-from jaxviz.plot.page import bare, cell_height, fit, fit_apart, put_title, text_width
+from jaxviz.plot.page import bare, cell_height, fit, fit_among, put_title, text_width
 
 # Inches. A cell holds an image or a map; the bars get a wider one.
 CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
@@ -127,7 +127,6 @@ def explanation_sheet(
     tallest = height if probabilities is None else max(height, BARS_TALL)
     row = tallest + UNDER + GAP
     top = TOP if title else TOP - 0.32
-    verdicts = fit_apart(names, CELL - text_width("true:   ✓", 8), 8)
     size = (LEFT * 2 + sum(widths) + GAP * (len(widths) - 1), top + BOTTOM + row * count - GAP)
     figure = Figure(figsize=size, facecolor="white")
 
@@ -143,7 +142,7 @@ def explanation_sheet(
         ax.imshow(image, interpolation=interpolation(image.shape[0]))
         if labels is not None:
             right = None if probabilities is None else probabilities[n].argmax() == labels[n]
-            _verdict(ax, verdicts[labels[n]], right)
+            _verdict(ax, names, labels[n], right)
         if n == 0:
             _head(ax, "input")
         if probabilities is not None:
@@ -179,8 +178,9 @@ def _under(ax: Axes, text: str, colour: str) -> None:
     )  # fmt: skip
 
 
-def _verdict(ax: Axes, name: str, right: bool | None) -> None:
+def _verdict(ax: Axes, names: list[str], label: int, right: bool | None) -> None:
     """The line under the input: its true class, and whether the model found it."""
+    name = fit_among(names, label, CELL - text_width("true:   ✓", 8), 8)
     if right is None:
         _under(ax, f"true: {name}", INK)
     else:
@@ -201,18 +201,17 @@ def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -
     """The five largest probabilities; the explained class in the strong colour."""
     best = np.argsort(-row, kind="stable")[:5]
     explained = None if target is None else target[n]
-    share = text_width("100.0%", 7.5, "bold") + 0.06
-    shown = fit_apart(names, BARS - share, 7.5, "bold")
-    true = fit_apart(names, BARS - share - text_width(" (true)", 7.5, "bold"), 7.5, "bold")
+    room = BARS - text_width("100.0%", 7.5, "bold") - 0.06
     for place, index in enumerate(best):
         strong = index == explained
         ax.barh(place + 0.22, row[index], height=0.26, color=ACCENT if strong else "#b9c4d3")
         ax.plot([0, 1], [place + 0.22] * 2, color="#e6e9ee", linewidth=0.6, zorder=0)
-        is_true = labels is not None and index == labels[n]
+        mark = " (true)" if labels is not None and index == labels[n] else ""
+        left = room - (text_width(mark, 7.5, "bold") if mark else 0)
         ax.text(
             0,
             place - 0.02,
-            f"{true[index]} (true)" if is_true else shown[index],
+            fit_among(names, index, left, 7.5, "bold") + mark,
             va="bottom",
             parse_math=False,
             fontsize=7.5,
@@ -234,7 +233,7 @@ def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -
     if explained is not None:
         share = "" if explained in best else f" ({row[explained]:.1%})"
         room = BARS - text_width(f"explained: {share}", 8)
-        _under(ax, f"explained: {fit_apart(names, room, 8)[explained]}{share}", ACCENT)
+        _under(ax, f"explained: {fit_among(names, explained, room, 8)}{share}", ACCENT)
     return ax
 
 

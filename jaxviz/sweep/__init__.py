@@ -1,9 +1,5 @@
 """Whole data sets: every example explained, on many devices, into a store that a run resumes."""
 
-from jaxviz.sweep.loop import sweep as sweep
-from jaxviz.sweep.results import (
-    LazyArray as LazyArray,
-    Summary as Summary,
-    Sweep as Sweep,
-    open_sweep as open_sweep,
-)
+from jaxviz.lazy import offered
+
+__getattr__, __dir__, __all__ = offered(__name__)

@@ -1,18 +1,5 @@
 """Training of the bundled networks: one pure `fit`, its history and checkpoints, run folders."""
 
-from jaxviz.training.augmentation import pad_crop_flip as pad_crop_flip
-from jaxviz.training.epoch import Metrics as Metrics
-from jaxviz.training.evaluation import (
-    confusion_matrix as confusion_matrix,
-    evaluate as evaluate,
-    per_class_accuracy as per_class_accuracy,
-    predict as predict,
-)
-from jaxviz.training.fitting import Fit as Fit, History as History, fit as fit
-from jaxviz.training.recipe import train_run as train_run
-from jaxviz.training.run import (
-    Run as Run,
-    load_run as load_run,
-    preprocess as preprocess,
-    save_run as save_run,
-)
+from jaxviz.lazy import offered
+
+__getattr__, __dir__, __all__ = offered(__name__)

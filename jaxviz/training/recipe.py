@@ -11,6 +11,7 @@ import optax
 
 from jaxviz.calls.public import public
 from jaxviz.data import Dataset, train_validation_split
+from jaxviz.folders import why_not
 from jaxviz.training.fitting import History, fit
 from jaxviz.training.run import Run, load_run, save_run
 
@@ -60,7 +61,8 @@ def train_run(
 
     Raises:
       TypeError: As for `fit`.
-      ValueError: As for `fit`, or a share that leaves one of the parts empty.
+      ValueError: As for `fit`, a share that leaves one of the parts empty, or a folder that cannot
+        be written to, before any training.
 
     Example:
       >>> import tempfile, numpy as np
@@ -72,6 +74,10 @@ def train_run(
       >>> run.data, run.class_names, len(run.history.loss)
       ('corners', ('even', 'odd'), 2)
     """
+    if why := why_not(Path(folder)):
+        raise ValueError(
+            f"train_run: folder must be one that can be written to; {folder}: {why}. Pass another."
+        )
     split_key, fit_key = jax.random.split(key)
     part, held_out = train_validation_split(train, split_key, validation)
     result = fit(

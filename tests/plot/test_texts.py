@@ -11,7 +11,7 @@ from matplotlib.text import Text
 import jaxviz as jv
 from jaxviz import plot
 from jaxviz.graph.layer_graph import Box, LayerGraph
-from jaxviz.plot.page import fit_apart
+from jaxviz.plot.page import fit_among, fit_apart
 
 LONG = [f"a longish class name that goes on and on, number {n}" for n in range(25)]
 WIDE = ["W" * 40 + str(n) for n in range(25)]
@@ -209,7 +209,23 @@ def test_a_number_that_stands_for_a_folded_layer_is_told_as_its_kind():
 def test_names_that_begin_and_end_alike_are_kept_apart():
     for room in (0.4, 0.8, 1.2):
         for names in (LONG, WIDE, [f"the same {n} in the middle of it all" for n in range(25)]):
-            assert len(set(fit_apart(names, room, 7.0))) == 25
+            apart = fit_apart(names, room, 7.0)
+            assert len(set(apart)) == 25
+            assert [fit_among(names, n, room, 7.0) for n in range(25)] == apart
+
+
+@pytest.mark.parametrize("room", [0.05, 0.3, 0.7, 3.0])
+def test_one_name_is_kept_apart_as_all_are(room):
+    names = [
+        "",
+        "crane",
+        "crane",
+        "crane, a bird that flies",
+        "crane, a bird that lies",
+        "c…s",
+        "…",
+    ]
+    assert [fit_among(names, n, room, 7.0) for n in range(7)] == fit_apart(names, room, 7.0)
 
 
 def test_the_user_of_a_number_is_not_changed(tmp_path):

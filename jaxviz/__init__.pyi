@@ -1,0 +1,96 @@
+from jaxviz import rules as rules
+from jaxviz.attribution.ablation import feature_ablation as feature_ablation
+from jaxviz.attribution.cam import (
+    cam as cam,
+    grad_cam as grad_cam,
+    grad_cam_pp as grad_cam_pp,
+    guided_grad_cam as guided_grad_cam,
+    hires_cam as hires_cam,
+    layer_cam as layer_cam,
+    shapley_cam as shapley_cam,
+    xgrad_cam as xgrad_cam,
+)
+from jaxviz.attribution.cam_eigen import eigen_cam as eigen_cam, eigen_grad_cam as eigen_grad_cam
+from jaxviz.attribution.cam_perturb import ablation_cam as ablation_cam, score_cam as score_cam
+from jaxviz.attribution.difference import (
+    deep_lift as deep_lift,
+    deep_lift_shap as deep_lift_shap,
+)
+from jaxviz.attribution.feature_maps import default_layer as default_layer
+from jaxviz.attribution.full_grad import full_grad as full_grad, full_gradient as full_gradient
+from jaxviz.attribution.gradient import (
+    gradient as gradient,
+    input_x_gradient as input_x_gradient,
+    saliency as saliency,
+)
+from jaxviz.attribution.learned_mask import learned_mask as learned_mask
+from jaxviz.attribution.masking import rise as rise
+from jaxviz.attribution.occlusion import (
+    occlusion as occlusion,
+    occlusion_scores as occlusion_scores,
+)
+from jaxviz.attribution.path import (
+    completeness_gap as completeness_gap,
+    expected_gradients as expected_gradients,
+    integrated_gradients as integrated_gradients,
+)
+from jaxviz.attribution.path_bent import (
+    blur_integrated_gradients as blur_integrated_gradients,
+    guided_integrated_gradients as guided_integrated_gradients,
+)
+from jaxviz.attribution.projection import (
+    feature_projection as feature_projection,
+    top_projections as top_projections,
+)
+from jaxviz.attribution.propagation import (
+    concept_relevance as concept_relevance,
+    deconvnet as deconvnet,
+    guided_backprop as guided_backprop,
+    lrp as lrp,
+)
+from jaxviz.attribution.regions import (
+    blurred as blurred,
+    grid_segments as grid_segments,
+    slic_segments as slic_segments,
+)
+from jaxviz.attribution.sensitivity import hsic as hsic, sobol as sobol
+from jaxviz.attribution.shapley import (
+    shapley_sampling as shapley_sampling,
+    shapley_values as shapley_values,
+)
+from jaxviz.attribution.smooth import (
+    augmented as augmented,
+    smooth_grad as smooth_grad,
+    square_grad as square_grad,
+    var_grad as var_grad,
+)
+from jaxviz.attribution.surrogate import kernel_shap as kernel_shap, lime as lime
+from jaxviz.attribution.xrai import xrai as xrai
+from jaxviz.compiled import keep_compiled as keep_compiled
+from jaxviz.features import (
+    objectives as objectives,
+    parametrizations as parametrizations,
+    regularizers as regularizers,
+    transforms as transforms,
+)
+from jaxviz.features.dreaming import deep_dream as deep_dream
+from jaxviz.features.examples import top_examples as top_examples
+from jaxviz.features.filters import filters as filters
+from jaxviz.features.inversion import (
+    caricature as caricature,
+    invert as invert,
+    restyle as restyle,
+)
+from jaxviz.features.maximization import maximize_activation as maximize_activation
+from jaxviz.features.natural import accentuate as accentuate, maco as maco
+from jaxviz.graph.layer_graph import LayerGraph as LayerGraph, layer_graph as layer_graph
+from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
+from jaxviz.graph.nnx import from_nnx as from_nnx
+from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
+from jaxviz.graph.receptive import receptive_field as receptive_field
+from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
+from jaxviz.graph.split import activations as activations, split as split
+from jaxviz.memory import keep_memory as keep_memory
+from jaxviz.sweep import Sweep as Sweep, open_sweep as open_sweep, sweep as sweep
+
+__version__: str

@@ -1,0 +1,16 @@
+from jaxviz.training.augmentation import pad_crop_flip as pad_crop_flip
+from jaxviz.training.epoch import Metrics as Metrics
+from jaxviz.training.evaluation import (
+    confusion_matrix as confusion_matrix,
+    evaluate as evaluate,
+    per_class_accuracy as per_class_accuracy,
+    predict as predict,
+)
+from jaxviz.training.fitting import Fit as Fit, History as History, fit as fit
+from jaxviz.training.recipe import train_run as train_run
+from jaxviz.training.run import (
+    Run as Run,
+    load_run as load_run,
+    preprocess as preprocess,
+    save_run as save_run,
+)
