@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 from rich.table import Table
 
@@ -60,8 +59,8 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
     )
     say = Console()
     logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
-    predicted = np.asarray(logits.argmax(-1))
-    chosen = _hard_and_easy(np.asarray(jax.nn.softmax(logits)), test_set.labels)
+    predicted = np.asarray(logits).argmax(-1)
+    chosen = _hard_and_easy(_softmax(logits), test_set.labels)
     pictures = [
         *_sheets(
             run, test_set.images[chosen], test_set.labels[chosen], DEFAULT_METHODS, None, seed
@@ -132,7 +131,7 @@ def train(
     seconds = time.perf_counter() - started
     say = Console()
     logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
-    predicted = np.asarray(logits.argmax(-1))
+    predicted = np.asarray(logits).argmax(-1)
     write_pictures(say, folder, _result_pictures(run, test_set, predicted))
     matrix = training.confusion_matrix(test_set.labels, predicted, len(run.class_names))
     table = Table("class")
@@ -224,7 +223,7 @@ def explain(
                 f"--wrong needs the classes the net was trained on; {name} has others."
             )
         logits = training.predict(run.net, run.variables, prepared(run, pixels))
-        found = np.flatnonzero(np.asarray(logits.argmax(-1)) != labels)
+        found = np.flatnonzero(np.asarray(logits).argmax(-1) != labels)
         if not len(found):
             raise ValueError(f"{given} gets every one of the {len(labels)} images right.")
         pixels, labels = pixels[found], labels[found]
@@ -237,7 +236,9 @@ def explain(
 
 
 @functools.cache  # equal words give the same object, for which nothing is compiled twice
-def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+def _optimizer(name: str, learning_rate: float) -> Any:
+    import optax  # takes its time to import; explanations need none of it
+
     return getattr(optax, name)(learning_rate)
 
 
@@ -263,9 +264,9 @@ def _sheets(
     target: int | None,
     seed: int,
 ) -> list[Picture]:
-    x = prepared(run, pixels)
+    x = training.preprocess(run, pixels)  # of NumPy: its rows are taken without compiling anything
     logits = training.predict(run.net, run.variables, x, batch_size=_ROWS)
-    probabilities = np.asarray(jax.nn.softmax(logits))
+    probabilities = _softmax(logits)
     maps = {METHODS[name].title: _maps(run, x, METHODS[name], target, seed) for name in methods}
     untrained = "" if is_trained(run) else " (untrained)"
     title = f"What {title_of(run)}{untrained} looks at"
@@ -287,8 +288,15 @@ def _sheets(
     return pictures
 
 
+def _softmax(logits: Any) -> np.ndarray:
+    """Of few numbers, here: each operation of JAX by itself is a program to compile."""
+    logits = np.asarray(logits)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
 def _maps(
-    run: training.Run, x: jax.Array, method: Method, target: int | None, seed: int
+    run: training.Run, x: np.ndarray, method: Method, target: int | None, seed: int
 ) -> np.ndarray:
     """A sheet's images at a time; the last of several sheets is filled up with its last image."""
     apply_fn = models.apply_fn(run.net)
@@ -298,7 +306,7 @@ def _maps(
     size = min(len(x), _ROWS)
     maps = []
     for start in range(0, len(x), size):
-        rows = jnp.minimum(jnp.arange(start, start + size), len(x) - 1)
+        rows = np.minimum(np.arange(start, start + size), len(x) - 1)
         values = method.explain(apply_fn, run.variables, x[rows], target, **options)
         maps.append(np.asarray(values))
     return np.concatenate(maps)[: len(x)]

@@ -15,6 +15,7 @@ from jaxviz import models, training
 from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
+from jaxviz.models.registry import variable_shapes
 from jaxviz.training import Run
 from jaxviz.words import no_such as no_such
 
@@ -61,14 +62,13 @@ def open_model(model: str | None, net: str | None = None, weights: str | None = 
 
 def _bundled(name: str, weights: str) -> Run:
     net: Any = models.nets[name]()
-    image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
     given = models.inputs[name]
     config = {
         **{"input_shape": net.input_shape, "mean": given.mean, "std": given.std, "options": {}},
         **{"title": name, "border": given.border, "weights": weights},
     }
     empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
-    variables = jax.eval_shape(net.init, jax.random.key(0), image)
+    variables = variable_shapes(net, tuple(net.input_shape))
     return Run(net, variables, empty, given.class_names(), given.data, config)
 
 
@@ -85,7 +85,7 @@ def with_weights(run: Run, seed: int, *, download: bool = True) -> Run:
         path = None if source == _PUBLISHED else source
         return run._replace(variables=models.load_torchvision(run.net, path, download=download))
     print(f"jaxviz: {type(run.net).__name__} is untrained; its weights are random", file=sys.stderr)
-    example = jnp.zeros((1, *run.config["input_shape"]))
+    example = np.zeros((1, *run.config["input_shape"]), np.float32)
     return run._replace(variables=jax.jit(run.net.init)(jax.random.key(seed), example))
 
 

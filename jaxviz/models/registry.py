@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from jaxviz.calls.public import public
 from jaxviz.data import class_names
@@ -124,6 +126,18 @@ def apply_fn(net: nn.Module) -> Callable[[Any, Any], Any]:
       True
     """
     return _Inference(net)
+
+
+@functools.lru_cache(64)
+def variable_shapes(net: nn.Module, image: tuple[int, ...]) -> Any:
+    """The shapes of what `net.init` draws for images `[H, W, C]`; nothing is computed.
+
+    Example:
+      >>> variable_shapes(CIFARNet(), (32, 32, 3))["params"]["conv1"]["bias"].shape
+      (32,)
+    """
+    one = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x), one)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -20,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxviz.calls.public import public
 from jaxviz.models.pth import read_pth
 from jaxviz.models.published import published_weights
-from jaxviz.models.registry import name_of
+from jaxviz.models.registry import name_of, variable_shapes
 
 _LEAVES = {
     "kernel": "weight",
@@ -171,8 +170,7 @@ def _places(net: nn.Module, who: str) -> dict[str, tuple[tuple[str, ...], Any]]:
             f"{who}: net must be a bundled network; got {type(net).__name__}. Make one with "
             "jaxviz.models.nets[name]()."
         )
-    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    flat = flatten_dict(jax.eval_shape(net.init, jax.random.key(0), image))
+    flat = flatten_dict(variable_shapes(net, tuple(shape)))
     return {".".join((*p[1:-1], _LEAVES[p[-1]])): (p, like) for p, like in flat.items()}
 
 

@@ -6,7 +6,8 @@ from jaxviz.training.evaluation import (
     per_class_accuracy as per_class_accuracy,
     predict as predict,
 )
-from jaxviz.training.fitting import Fit as Fit, History as History, fit as fit
+from jaxviz.training.fitting import Fit as Fit, fit as fit
+from jaxviz.training.history import History as History
 from jaxviz.training.recipe import train_run as train_run
 from jaxviz.training.run import (
     Run as Run,

@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxviz.calls.shown import shown
 from jaxviz.graph.indices import widened
+
+if TYPE_CHECKING:
+    import optax
 
 
 class State(NamedTuple):
@@ -93,7 +95,7 @@ def run_epoch(
     *,
     train_fn: Callable[[Any, Any], Any],
     apply_fn: Callable[[Any, Any], Any],
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     batch_size: int,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None,
 ) -> tuple[State, Metrics, Metrics | None]:
@@ -122,6 +124,7 @@ def run_epoch(
       >>> net = nn.Dense(2)
       >>> images, labels = jnp.eye(2), jnp.arange(2)
       >>> params = net.init(jax.random.key(0), images)["params"]
+      >>> import optax
       >>> optimizer = optax.sgd(1.0)
       >>> state, metrics, _ = run_epoch(
       ...     State(params, {}, optimizer.init(params)), (images, labels), None, jax.random.key(1),
@@ -130,6 +133,8 @@ def run_epoch(
       >>> metrics.loss.shape
       ()
     """
+    import optax  # takes its time to import; predictions need none of it
+
     images, labels = train[0], widened(train[1])
     num_examples = len(labels)
     num_full = num_examples // batch_size
@@ -184,6 +189,8 @@ def evaluate_set(
       >>> round(float(metrics.accuracy), 3)
       0.667
     """
+
+    import optax
 
     def one(batch):
         x, y, counts = batch

@@ -20,31 +20,11 @@ from jaxviz.data import Dataset
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.models import apply_fn as inference
 from jaxviz.rules.fast import fast as fast_rules
-from jaxviz.training.checkpoint import Checkpoints
 from jaxviz.training.epoch import State, TrainingFunction, run_epoch, variables as all_variables
+from jaxviz.training.history import History as History
 from jaxviz.training.progress import EpochBar
 
 MONITORS = ("validation_accuracy", "validation_loss")
-
-
-class History(NamedTuple):
-    """One number an epoch; float32 `[num_epochs run]` each.
-
-    Attributes:
-      loss: Mean cross entropy of the training steps, in nats, dropout and augmentation on.
-      accuracy: Share of the training examples that those steps got right.
-      validation_loss: Mean cross entropy on the validation set after the epoch; NaN without one.
-      validation_accuracy: Share of it that is right; NaN without one.
-      seconds: Wall time of the epoch, compilation included (the only numbers not set by the key).
-    """
-
-    loss: np.ndarray
-    accuracy: np.ndarray
-    validation_loss: np.ndarray
-    validation_accuracy: np.ndarray
-    seconds: np.ndarray
-
-    __repr__ = shown
 
 
 class Fit(NamedTuple):
@@ -149,6 +129,8 @@ def fit(
             "train": _fingerprint(train),
             "validation": _fingerprint(validation),
         }
+        from jaxviz.training.checkpoint import Checkpoints  # orbax takes its time to import
+
         checkpoints = Checkpoints(checkpoint, options)
         saved = checkpoints.latest((state, start))
         if saved is not None:

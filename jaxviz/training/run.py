@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,8 +18,8 @@ import jaxviz
 from jaxviz import data as datasets, models
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
-from jaxviz.training.checkpoint import read_arrays, write_arrays
-from jaxviz.training.fitting import History
+from jaxviz.models.registry import variable_shapes
+from jaxviz.training.history import History
 
 _CONFIG = "run.json"
 
@@ -99,6 +98,8 @@ def save_run(
       >>> run.net == net, run.class_names[3], run.history.loss.tolist()
       (True, 'cat', [1.0])
     """
+    from jaxviz.training.checkpoint import write_arrays  # orbax takes its time to import
+
     folder = Path(folder).absolute()
     config = {
         "net": _describe(net),
@@ -146,6 +147,8 @@ def load_run(folder: str | os.PathLike, *, net: nn.Module | None = None) -> Run:
       ...
       FileNotFoundError: load_run: /no/such/folder must hold a finished run, with run.json; ...
     """
+    from jaxviz.training.checkpoint import read_arrays
+
     folder = Path(folder).absolute()
     config = _read_config(folder)
     if config is None:
@@ -155,8 +158,7 @@ def load_run(folder: str | os.PathLike, *, net: nn.Module | None = None) -> Run:
             "first, or let an interrupted training finish."
         )
     net = _rebuild(config["net"]) if net is None else net
-    image = jax.ShapeDtypeStruct((1, *config["input_shape"]), jnp.float32)
-    like = jax.eval_shape(net.init, jax.random.key(0), image)
+    like = variable_shapes(net, tuple(config["input_shape"]))
     history = {name: np.asarray(row, np.float32) for name, row in config.pop("history").items()}
     variables = read_arrays(folder / config.pop("variables"), like)
     return Run(
