@@ -58,7 +58,7 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
         on_epoch=_reporter(),
     )
     say = Console()
-    logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
+    logits = training.predict(run.net, run.variables, test_set.images)
     predicted = np.asarray(logits).argmax(-1)
     chosen = _hard_and_easy(_softmax(logits), test_set.labels)
     pictures = [
@@ -130,7 +130,7 @@ def train(
     )
     seconds = time.perf_counter() - started
     say = Console()
-    logits = training.predict(run.net, run.variables, jnp.asarray(test_set.images))
+    logits = training.predict(run.net, run.variables, test_set.images)
     predicted = np.asarray(logits).argmax(-1)
     write_pictures(say, folder, _result_pictures(run, test_set, predicted))
     matrix = training.confusion_matrix(test_set.labels, predicted, len(run.class_names))

@@ -107,7 +107,7 @@ def read_images(run: Run, files: Sequence[str]) -> np.ndarray:
 
 
 def prepared(run: Run, pixels: np.ndarray) -> jax.Array:
-    return jnp.asarray(training.preprocess(run, pixels))
+    return jax.device_put(training.preprocess(run, pixels))
 
 
 def run_layers(run: Run) -> tuple[Layer, ...]:

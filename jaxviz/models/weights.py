@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -95,8 +96,8 @@ def load_torchvision(
                 f"{who}: {key} must be floating, {expected}, for {title}; it is {value.dtype}, "
                 f"{value.shape}. Load it into the network that it is of, with as many classes."
             )
-        out[place] = jnp.asarray(_to_flax(value, _channels(net, place)).astype(like.dtype))
-    return unflatten_dict(out)
+        out[place] = _to_flax(value, _channels(net, place)).astype(like.dtype)
+    return jax.device_put(unflatten_dict(out))  # `jnp.asarray` compiles a program for each shape
 
 
 @public()

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.options import integers, rows
@@ -39,8 +38,9 @@ def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 12
       >>> predict(net, variables, jnp.ones((5, 3)), batch_size=2).shape
       (5, 2)
     """
+    images = _array(images)
     _check("predict", images, batch_size)
-    return _logits(inference(net), variables, jnp.asarray(images), min(batch_size, len(images)))
+    return _logits(inference(net), variables, images, min(batch_size, len(images)))
 
 
 @public()
@@ -66,7 +66,7 @@ def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: in
       1.0
     """
     _check("evaluate", dataset.images, batch_size)
-    arrays = jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    arrays = _array(dataset.images), _array(dataset.labels)
     return _metrics(inference(net), variables, *arrays, min(batch_size, len(dataset.labels)))
 
 
@@ -146,6 +146,10 @@ def per_class_accuracy(matrix: Any) -> np.ndarray:
     return np.divide(
         np.diagonal(matrix), counts, out=np.full(len(counts), np.nan), where=counts > 0
     )
+
+
+def _array(values):
+    return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
 def _check(who, images, batch_size):

@@ -140,7 +140,7 @@ def fit(
     train_fn, apply_fn = TrainingFunction(net), inference(net)
     if fast:
         train_fn, apply_fn = rewrite(train_fn, fast_rules), rewrite(apply_fn, fast_rules)
-    state = jax.tree.map(jnp.array, state)  # A copy: the epoch reuses its argument's memory.
+    state = _copied(state)  # the epoch reuses its argument's memory
     train_arrays = _on_device(train)
     validation_arrays = None if validation is None else _on_device(validation)
 
@@ -163,7 +163,7 @@ def fit(
             row.append(time.perf_counter() - started)
             better = checked is None or _better(row, loop, monitor)
             loop = _Progress(
-                best=jax.tree.map(jnp.array, all_variables(state)) if better else loop.best,
+                best=_copied(all_variables(state)) if better else loop.best,
                 best_epoch=epoch if better else loop.best_epoch,
                 rows=[*loop.rows, row],
             )
@@ -173,6 +173,11 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch, _history(loop.rows))
     return Fit(loop.best, _history(loop.rows), loop.best_epoch)
+
+
+@jax.jit  # one program, not one for each shape
+def _copied(tree):
+    return jax.tree.map(jnp.copy, tree)
 
 
 class _Progress(NamedTuple):
@@ -200,7 +205,7 @@ def _history(rows):
 
 
 def _on_device(dataset):
-    return jnp.asarray(dataset.images), jnp.asarray(dataset.labels)
+    return jax.device_put((dataset.images, dataset.labels))
 
 
 def _fingerprint(dataset):
@@ -234,8 +239,7 @@ def _initial_variables(net, train, key, initial):
         )
     if initial is not None:
         return initial
-    first = jnp.asarray(train.images[:1])
-    return _draw_variables(net, key, first)
+    return _draw_variables(net, key, train.images[:1])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -25,6 +25,15 @@ def load(name):
     return module
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way of a folder")
+    with pytest.raises(SystemExit) as stopped:
+        load(name).main(["--out", str(tmp_path / "file" / "pictures")])
+    assert stopped.value.code == 2
+    assert f"cannot write to {tmp_path}/file/pictures: Not a directory" in capsys.readouterr().err
+
+
 @slow
 def test_attribution_prior_moves_the_attribution_off_the_margin(tmp_path, capsys):
     pytest.importorskip("sklearn")

@@ -56,3 +56,9 @@ def test_another_division_is_refused(tmp_path):
     train(tmp_path, num_epochs=1)
     with pytest.raises(ValueError, match="must come from the same"):
         train(tmp_path, num_epochs=1, validation=0.1)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_any_training(tmp_path):
+    (tmp_path / "file").write_text("in the way of a folder")
+    with pytest.raises(ValueError, match="train_run: folder must be one that can be"):
+        train(tmp_path / "file" / "run", on_epoch=lambda *_: pytest.fail("it was trained"))
