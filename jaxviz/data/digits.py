@@ -1,5 +1,8 @@
 """The 1,797 handwritten digits that scikit-learn ships, enlarged to 28x28: needs no network."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 NUM_TEST = 360
@@ -32,9 +35,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
       E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998
       (its test part). Enlarging: R. Keys, "Cubic convolution interpolation", 1981, a = -1/2.
     """
-    from sklearn.datasets import load_digits  # seconds to import, for this alone
-
-    small, labels = load_digits(return_X_y=True)
+    small, labels = _originals()
     # RandomState, because NumPy promises never to change its stream: the division is for good.
     order = np.random.RandomState(0).permutation(len(labels))
     chosen = order[:NUM_TEST] if split == "test" else order[NUM_TEST:]
@@ -42,6 +43,20 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     large = np.einsum("ai,nij,bj->nab", weights, small[chosen].reshape(-1, 8, 8) / 16.0, weights)
     images = np.clip(large, 0.0, 1.0).astype(np.float32)[..., None]
     return images, labels[chosen].astype(np.int32)
+
+
+def _originals():
+    """What `sklearn.datasets.load_digits` gives, from its file: importing it takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    places = package.submodule_search_locations if package else None
+    for place in places or ():
+        file = Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits  # where it keeps them elsewhere
+
+    return load_digits(return_X_y=True)
 
 
 def _cubic_weights(num_pixels):
