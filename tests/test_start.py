@@ -127,3 +127,26 @@ def test_layers_of_a_model_that_imports_linen_itself_have_their_names():
         "assert [l.name for l in jv.layers(net, w, jnp.ones((1, 3)))][0] == 'last'"
     )
     assert "flax" in imported(code)
+
+
+def test_weights_and_shapes_compile_nothing(tmp_path):
+    code = f"""
+import jax, numpy as np
+from jaxviz import models
+from jaxviz.models.registry import variable_shapes
+compiled = []
+hear = lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+jax.monitoring.register_event_duration_secs_listener(hear)
+net, path = models.CIFARNet(), {str(tmp_path / "net.safetensors")!r}
+shapes = variable_shapes(net, (32, 32, 3))
+drawn = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), shapes)
+models.save_torchvision(net, drawn, path)
+loaded = models.load_torchvision(net, path)
+assert all(isinstance(a, jax.Array) for a in jax.tree.leaves(loaded))
+assert not compiled, compiled
+jax.jit(lambda a: a + 1)(1.0)
+assert compiled  # such events are heard
+"""
+    found = imported(code)
+    assert "flax" in found
+    assert not found & {"optax", "orbax", "matplotlib"}
