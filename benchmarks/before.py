@@ -1,15 +1,17 @@
-"""Claim: no method is slower than in another checkout, an older one, say.
+"""Claim: no method is slower than in another checkout, an older one, say, or with another JAX.
 
     git worktree add ../older COMMIT
     python -m benchmarks.before ../older --nets mnist_a squeezenet1_1 --methods saliency lrp
+    python -m benchmarks.before . --python OTHER_PYTHON --nets mnist_a
 
-Each checkout has a process of its own, with the same Python; calls alternate, as in run.py, and
-medians are taken. A line of JSON a row: milliseconds of a call here and there, the ratio (above 1:
-here is quicker) and the first call of each in its process. The method `trace` is `jaxviz.layers`.
+Each side has a process of its own; calls alternate, as in run.py, and medians are taken. A line of
+JSON a row: milliseconds of a call here and there, the ratio (above 1: here is quicker) and the
+first call of each in its process. The method `trace` is `jaxviz.layers`.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -44,13 +46,14 @@ for line in sys.stdin:
 class Checkout:
     """A process that runs the methods of one checkout."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, python=sys.executable):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER],
+            [python, "-c", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(folder)},
         )
 
     def ms(self, net, method):
@@ -93,7 +96,8 @@ def main():
     from benchmarks.suite import NETS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("other", type=pathlib.Path)
+    parser.add_argument("other", type=pathlib.Path, help="folder of the other checkout")
+    parser.add_argument("--python", default=sys.executable, help="Python of the other side")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "trace"])
     parser.add_argument("--repeats", type=int, default=7)
@@ -101,7 +105,7 @@ def main():
     options = parser.parse_args()
     if not (options.other / "benchmarks" / "suite.py").exists():
         raise SystemExit(f"{options.other} is no checkout of jaxviz with benchmarks.")
-    sides = {"here": Checkout(HERE), "there": Checkout(options.other.resolve())}
+    sides = {"here": Checkout(HERE), "there": Checkout(options.other.resolve(), options.python)}
     for net in options.nets:
         for method in options.methods or [*METHODS, "trace"]:
             print(json.dumps(compare(sides, net, method, options.repeats, options.seconds)))

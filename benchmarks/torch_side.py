@@ -2,7 +2,13 @@
 
 Needs torch and captum, nothing of jaxviz and no torchvision. Captum has no Score-CAM: here it is
 the same loop as ours. Activations are modules of their own, as Captum's DeepLIFT and LRP ask for.
+As a script it is the part `torch` of gpu.py.
 """
+
+import json
+import statistics
+import sys
+import time
 
 import torch
 from captum import attr
@@ -116,11 +122,11 @@ def mobilenet():
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, depth=12, width=768, heads=12):
+    def __init__(self, depth=12, width=768, heads=12, side=224):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 16, 16)
         self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.places = nn.Parameter(torch.randn(1, 197, width) * 0.02)
+        self.places = nn.Parameter(torch.randn(1, 1 + (side // 16) ** 2, width) * 0.02)
         options = {"activation": "gelu", "batch_first": True, "norm_first": True, "dropout": 0.0}
         self.blocks = nn.Sequential(
             *(nn.TransformerEncoderLayer(width, heads, 4 * width, **options) for _ in range(depth))
@@ -133,8 +139,19 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
+def cifar():
+    modules, channels = [], 3
+    for width in (32, 64):
+        modules += [nn.Conv2d(channels, width, 3), nn.ReLU(), nn.MaxPool2d(2)]
+        channels = width
+    dense = nn.Flatten(), nn.Linear(64 * 36, 64), nn.ReLU(), nn.Linear(64, 10)
+    return nn.Sequential(*modules, *dense)
+
+
 # Constructor, and the layer of class activation maps.
 NETS = {
+    "cifar": (cifar, "4"),
+    "vit_tiny": (lambda: VisionTransformer(1, 48, 3, side=64), "blocks.0"),
     "squeezenet1_1": (squeezenet, "0"),
     "resnet18": (lambda: ResNet((2, 2, 2, 2)), "layer4"),
     "resnet50": (lambda: ResNet((3, 4, 6, 3), bottleneck=True), "layer4"),
@@ -179,9 +196,10 @@ def score_cam(net, module, x, target, channels, copies):
         return (weights[:, :, None, None] * a).sum(1).relu()
 
 
-def methods(net, layer, x, target=7, *, copies=8, samples=200, noisy=25, channels=64):
+def methods(net, layer, x, target=7, *, copies=8, steps=50, samples=200, noisy=25, channels=64):
     """Calls of each method, with as many copies of the batch at once as `copies` says."""
-    cells = torch.arange(224, device=x.device) * 7 // 224
+    side = x.shape[-1]
+    cells = torch.arange(side, device=x.device) * 7 // side
     zeros = torch.zeros_like(x)
     noise = attr.NoiseTunnel(attr.Saliency(net))
     surrogate = {
@@ -189,7 +207,8 @@ def methods(net, layer, x, target=7, *, copies=8, samples=200, noisy=25, channel
         "feature_mask": (7 * cells[:, None] + cells)[None, None],
         "perturbations_per_eval": copies,
     }
-    window = {"sliding_window_shapes": (3, 32, 32), "strides": (3, 16, 16)}
+    large, small = (32, 16) if side > 100 else (8, 8)
+    window = {"sliding_window_shapes": (3, large, large), "strides": (3, small, small)}
 
     def without_graph(call, *arguments, **settings):
         with torch.no_grad():
@@ -199,7 +218,7 @@ def methods(net, layer, x, target=7, *, copies=8, samples=200, noisy=25, channel
         "saliency": lambda: attr.Saliency(net).attribute(x, target),
         "gradcam": lambda: attr.LayerGradCam(net, layer).attribute(x, target),
         "ig": lambda: attr.IntegratedGradients(net).attribute(
-            x, zeros, target, n_steps=50, internal_batch_size=copies * len(x)
+            x, zeros, target, n_steps=steps, internal_batch_size=copies * len(x)
         ),
         "lrp": lambda: attr.LRP(net).attribute(x, target),
         "deeplift": lambda: attr.DeepLift(net).attribute(x, zeros, target),
@@ -212,3 +231,41 @@ def methods(net, layer, x, target=7, *, copies=8, samples=200, noisy=25, channel
             x, nt_samples=noisy, nt_samples_batch_size=copies, stdevs=0.15, target=target, abs=False
         ),
     }
+
+
+def timed(call, seconds=1.5):
+    """`(first, median of later calls)` in milliseconds; a long call is made twice at most."""
+    times = []
+    while len(times) < 2 or (sum(times[1:]) < 1e3 * seconds and len(times) < 50):
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return round(times[0], 1), round(statistics.median(times[1:]), 3)
+
+
+def main(told):
+    tell = lambda found: print(json.dumps(found), flush=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")  # TF32, as JAX takes
+    where = torch.cuda.get_device_name() if device == "cuda" else device
+    tell({"plan": told["rows"], "machine": {"torch": torch.__version__, "device": where}})
+    net, name = None, None
+    for method, wanted, batch in told["rows"]:
+        if wanted != name:
+            net, name = build(wanted, device), wanted
+        side = told["side"][name]
+        x = torch.randn(batch, 3, side, side, device=device)
+        try:
+            assert net is not None
+            calls = methods(*net, x, copies=max(64 // batch, 1), **told["options"])
+            first, ms = timed(calls[method])
+            found = {"first_ms": first, "ms": ms, "images_per_s": round(1e3 * batch / ms, 1)}
+        except Exception as error:  # what Captum lacks for this net is a finding
+            found = {"error": f"{type(error).__name__}: {error}"[:300]}
+        tell({"row": [method, name, batch]} | found)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
