@@ -18,6 +18,7 @@ from jaxviz.calls.options import Check
 from jaxviz.calls.public import reader
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import at_index
+from jaxviz.graph.interpreter import tracing
 from jaxviz.graph.shares import MOST, cores, side_by_side
 from jaxviz.rules.fast import compiler_options, is_large
 
@@ -159,8 +160,7 @@ def same_when_batched(key: jax.Array) -> jax.Array:
 
 def under_trace(arguments: Any) -> bool:
     """Whether a call with these arguments is part of a program that is being traced."""
-    leaves = [jnp.zeros(()), *jax.tree.leaves(arguments)]
-    return any(isinstance(leaf, Tracer) for leaf in leaves)
+    return tracing() or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
 
 
 def select(outputs: Any, target: Target = None) -> jax.Array:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 def widened(index: Any) -> jax.Array:
     """Integers in 32 bits at least: `arange(1000)` in uint8, as data sets store labels, is not."""
-    index = jnp.asarray(index)
-    narrow = jnp.issubdtype(index.dtype, jnp.integer) and jnp.iinfo(index.dtype).bits < 32
+    if not isinstance(index, jax.Array):
+        index = jnp.asarray(index)
+    narrow = jnp.issubdtype(index.dtype, jnp.integer) and index.dtype.itemsize < 4
     return index.astype(jnp.int32) if narrow else index
 
 

@@ -11,6 +11,7 @@ The only file that touches `jax.extend.core`. Sharp edges, so that nobody has to
 """
 
 import dataclasses
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer, eval_context
 from jax.extend import core as jex
 
 import jaxviz.graph.kinds as kinds
@@ -333,6 +335,17 @@ def section(equations: Sequence[Any], makes: Sequence[Any]) -> Section:
     one = jex.Jaxpr((), reads, makes, equations, effects, names)
     closed = jex.ClosedJaxpr(one, ())  # pyright: ignore[reportPrivateImportUsage]
     return Section(jex.jaxpr_as_fun(closed), reads, list(makes))
+
+
+_state = functools.partial(jex.get_opaque_trace_state, convention="nnx")  # Flax's word, unused
+with eval_context():
+    _OUTSIDE = _state()
+
+
+def tracing() -> bool:
+    """Whether what is computed here goes into a program that JAX traces."""
+    # The first is nearly always so, and quicker by far than to make an array.
+    return _state() != _OUTSIDE and isinstance(jnp.zeros(()), Tracer)
 
 
 def called(equation: Any) -> Callable:

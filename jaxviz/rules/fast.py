@@ -122,7 +122,13 @@ def compiler_options(
 
 def is_large(params: Any) -> bool:
     """Whether the weights are more than 64 MB, so that what is made of them counts in memory."""
-    return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(params)) > _LARGE_NET
+    # Not `nbytes`, which an array of JAX computes anew, slowly, each time.
+    sizes = (
+        math.prod(leaf.shape) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(params)
+        if hasattr(leaf, "dtype")
+    )
+    return sum(sizes) > _LARGE_NET
 
 
 def _compiles(options: dict[str, Any]) -> bool:
