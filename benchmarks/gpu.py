@@ -273,17 +273,19 @@ def supervise(command, seconds, hear, log):
     """Runs a command, hands on each line it prints, kills it at its deadline; its exit status."""
     # Memory that JAX does not use is torch's and the tests'.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    with open(log, "w") as errors:
-        process = subprocess.Popen(
+    with (
+        open(log, "w") as errors,
+        subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
         deadline = threading.Timer(max(seconds, 0), process.kill)
         deadline.start()
         for line in process.stdout:
             hear(line)
         deadline.cancel()
-        return process.wait()
+    return process.returncode
 
 
 def heard(found, part, line):
