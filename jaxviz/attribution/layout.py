@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model, trace
 
 # Options that may have the axes of x.
 _LIKE_X = ("baseline", "fill", "segments")
@@ -30,7 +30,8 @@ class ChannelsLast:
     axis: int
 
     def __call__(self, params: Any, x: jax.Array) -> Any:
-        return self.apply_fn(params, jnp.moveaxis(x, -1, self.axis))
+        x = jnp.moveaxis(x, -1, self.axis)
+        return model(self.apply_fn, params, x)(params, x)
 
     @property
     def is_tail(self) -> bool:
@@ -55,24 +56,16 @@ def of_places(method: Callable) -> Callable:
 def channels_of(apply_fn: Callable, params: Any, x: Any) -> int | None:
     """The axis of `x` that holds its channels, where convolutions say that it is not the last.
 
-    Only of one array with axes of space; remembered for the same function and shapes.
+    Only of one array with axes of space.
     """
     leaves = jax.tree.leaves(x)
     if len(leaves) != 1 or np.ndim(leaves[0]) < 3:
         return None
-    everything, structure = jax.tree.flatten((params, x))
-    avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in everything)
-    return _channels_of(apply_fn, structure, avals)
-
-
-@functools.lru_cache(maxsize=512)
-def _channels_of(apply_fn, structure, avals):
-    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
     try:
-        found = axes(trace(apply_fn, params, x, named=False)).input_channels()
+        found = axes(trace(apply_fn, params, x, flat=False)).input_channels()
     except Exception:  # the model's own, of whatever kind: whoever runs it next will say it better
         return None
-    return None if found in (None, jax.tree.leaves(x)[0].ndim - 1) else found
+    return None if found in (None, np.ndim(leaves[0]) - 1) else found
 
 
 def channels_last(apply_fn: Callable, x: Any, options: dict[str, Any], axis: int):

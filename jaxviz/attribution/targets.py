@@ -9,35 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.models import failed, shapes_of
+from jaxviz.calls.models import shapes_of
 from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described, is_jax
+from jaxviz.graph.axes import axes
 from jaxviz.graph.indices import widened
 from jaxviz.graph.interpreter import Node, Program, Scalar, equation_of, run_nodes
 from jaxviz.graph.split import environment, needed
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model, trace
 
 
 def output_shape(apply_fn: Callable, params: Any, x: Any) -> Any:
-    """Shapes and dtypes of `apply_fn(params, x)`; remembered, for it traces the model."""
-    return _output_shape(apply_fn, *_avals((params, x)))
-
-
-def _avals(arguments):
-    leaves, structure = jax.tree.flatten(arguments)
-    return structure, tuple(
-        (leaf.shape, leaf.dtype) if is_jax(type(leaf)) else (np.shape(leaf), jnp.result_type(leaf))
-        for leaf in leaves
-    )
-
-
-@functools.lru_cache(maxsize=512)
-def _output_shape(apply_fn, structure, avals):
-    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    try:
-        return jax.eval_shape(apply_fn, params, x)
-    except Exception as error:  # the model's own, of whatever kind
-        raise failed(apply_fn, params, x, error) from error
+    """Shapes and dtypes of `apply_fn(params, x)`, whose trace is remembered."""
+    return model(apply_fn, params, x).shape
 
 
 def check_rows(name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any) -> None:
@@ -51,22 +35,31 @@ def check_rows(name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any)
             f"got outputs {shape}. {turned or 'No axis of the batch may be summed up or added.'}"
         )
     # Where there are as many classes as examples, one example more says which axis is which.
-    if shape[0] == shape[1] > 1 and not _rows_follow(apply_fn, *_avals((params, x))):
+    if shape[0] == shape[1] > 1 and not _rows_follow(apply_fn, params, x):
         raise ValueError(
             f"{name}: apply_fn must return outputs [N, K], examples first; got [K, N]: with one "
             "example more, the second axis of its outputs grows. Return outputs.T."
         )
 
 
-@functools.lru_cache(maxsize=512)
-def _rows_follow(apply_fn, structure, avals):
-    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    more = jax.tree.map(lambda a: jax.ShapeDtypeStruct((a.shape[0] + 1, *a.shape[1:]), a.dtype), x)
-    try:
-        (rows, *_) = jax.eval_shape(apply_fn, params, more).shape
-    except Exception:  # of whatever kind: a model of one batch size cannot be asked
-        return True
-    return rows == jax.tree.leaves(more)[0].shape[0]
+def _rows_follow(apply_fn, params, x):
+    """Whether outputs `[N, N]` have examples first; True where that cannot be told."""
+    traced = trace(apply_fn, params, x, flat=False)
+    place = axes(traced).batch(traced.outputs)
+    if place is not None:
+        return place == 0
+    # Where the axes are lost, one example more says it; remembered, for the model runs again.
+    if "rows follow" not in traced.facts:
+        longer = lambda a: jax.ShapeDtypeStruct(
+            (np.shape(a)[0] + 1, *np.shape(a)[1:]), jnp.result_type(a)
+        )
+        more = jax.tree.map(longer, x)
+        try:
+            (rows, *_) = jax.eval_shape(apply_fn, params, more).shape
+        except Exception:  # of whatever kind: a model of one batch size cannot be asked
+            rows = None
+        traced.facts["rows follow"] = rows in (None, jax.tree.leaves(more)[0].shape[0])
+    return traced.facts["rows follow"]
 
 
 def check_target(
@@ -103,6 +96,14 @@ def check_target(
     return widened(index)
 
 
+def _avals(arguments):
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple(
+        (leaf.shape, leaf.dtype) if is_jax(type(leaf)) else (np.shape(leaf), jnp.result_type(leaf))
+        for leaf in leaves
+    )
+
+
 def check_function(name: str, x: Any, outputs: Any, target: Callable) -> None:
     """Refuses a target function that fails, gives no number an example, or indexes outside."""
     try:
@@ -124,7 +125,7 @@ def _fault(target, count, structure, avals) -> tuple[str, Exception | None] | No
     shapes = shapes_of(outputs)
     try:
         scores = jax.eval_shape(target, outputs)
-        program = trace(lambda _, outputs: target(outputs), None, outputs, named=False).program
+        program = trace(lambda _, outputs: target(outputs), None, outputs).program
     except Exception as error:  # the function's own, of whatever kind
         if is_ours(error):
             raise

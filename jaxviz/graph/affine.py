@@ -48,7 +48,7 @@ def affine_start(apply_fn: Callable, params: Any, x: Any, least: float = 0) -> A
       >>> values[0].tolist(), bool(cut.rest(w, values) == jnp.tanh(2.0))
       ([[2.0]], True)
     """
-    traced = trace(apply_fn, params, x, named=False, flat=False)
+    traced = trace(apply_fn, params, x, flat=False)
     program = traced.program
     affine = {v for v in program.inputs if v in program.depends}
     for node in program.nodes:

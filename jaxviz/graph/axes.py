@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import (
     CUSTOM,
     REMAT,
@@ -69,6 +70,7 @@ class Axes(NamedTuple):
         return min(found) if len(found) == 1 else None
 
 
+@fact
 def axes(traced: Any) -> Axes:
     """The axes of all values of a traced model (`trace.trace`)."""
     labels: dict[Value, Labels | None] = {}

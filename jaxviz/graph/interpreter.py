@@ -25,7 +25,7 @@ from jax.core import Tracer, eval_context
 from jax.extend import core as jex
 
 import jaxviz.graph.kinds as kinds
-from jaxviz.graph.names import parse_scope, parse_tag, tag_name
+from jaxviz.graph.names import are_wanted, parse_scope, parse_tag, tag_name
 from jaxviz.graph.pieces import Operand
 from jaxviz.graph.through import INLINED, activation, through
 
@@ -68,6 +68,7 @@ class Program:
     avals: dict[Value, Any]
     depends: frozenset[Value]  # those that an input marked as dependent reaches
     tags: tuple[tuple[str, str, Value], ...]  # (layer path, class name, value) in order
+    facts: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
@@ -185,6 +186,16 @@ class _Builder:
         )
 
 
+def has_remat(program: Program) -> bool:
+    """Whether anything inside is recomputed in the backward pass."""
+
+    def has(node):
+        inside = any(map(has, node.members)) or any(map(has_remat, node.bodies))
+        return node.kind in REMAT or inside
+
+    return any(map(has, program.nodes))
+
+
 def _number(literal: Any) -> np.ndarray:
     return np.asarray(literal.val, literal.aval.dtype)
 
@@ -278,12 +289,13 @@ def evaluate(
 
 
 class Tagged(dict):
-    """Values by number; names are put back, so that a rewritten function has the same layers."""
+    """Values by number; names are put back where they are wanted, so that a rewritten function has
+    the same layers."""
 
     def __init__(self, program: Program):
         super().__init__()
         self.names: dict[Value, list[str]] = {}
-        for path, class_name, value in program.tags:
+        for path, class_name, value in program.tags if are_wanted() else ():
             if class_name:
                 self.names.setdefault(value, []).append(tag_name(path, class_name))
 
@@ -346,6 +358,11 @@ def tracing() -> bool:
     """Whether what is computed here goes into a program that JAX traces."""
     # The first is nearly always so, and quicker by far than to make an array.
     return _state() != _OUTSIDE and isinstance(jnp.zeros(()), Tracer)
+
+
+def closed_function(closed: Any) -> Callable:
+    """A closed jaxpr as a function of flat values, bound as it stands."""
+    return jex.jaxpr_as_fun(closed)
 
 
 def called(equation: Any) -> Callable:

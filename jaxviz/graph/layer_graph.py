@@ -92,7 +92,7 @@ def layer_graph(
     """
     apply_fn, params = hold("layer_graph", apply_fn, params)
     traced = trace(apply_fn, params, x)
-    found = rows(traced, params)
+    found = rows(traced)
     steps = [
         *_ends("input", traced.x, traced.program),
         *(_step(row, found, traced.program) for row in found if _stands_alone(row)),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import functools
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import Text
 from jaxviz.graph.axes import Axes, axes
+from jaxviz.graph.facts import fact
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.fold import MOVING
 from jaxviz.graph.held import hold
@@ -104,7 +104,7 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
       [('dense_0', (1, 3), 12), ('relu_0', (1, 3), 0), ('dense_1', (1, 2), 6)]
     """
     apply_fn, params = hold("layers", apply_fn, params)
-    return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
+    return known_layers(apply_fn, params, x)
 
 
 @public(x=batch_or_shapes, width=whole(40))
@@ -127,7 +127,7 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
 
     apply_fn, params = hold("summary", apply_fn, params)
     traced = trace(apply_fn, params, x)
-    found = rows(traced, params)
+    found = rows(traced)
     table = Table(show_footer=False, width=width, title_justify="left")
     for column, justify in (
         ("Layer", "left"),
@@ -160,28 +160,20 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
     return Text(console.export_text() + "\n".join(lines))
 
 
-def find(found: list[Row], name: str, who: str) -> Row:
+def find(found: Sequence[Row], name: str, who: str) -> Row:
     """The row of a layer by its name; errors name the nearest ones."""
     return found[_place([row.layer for row in found], name, who)]
 
 
 def layer_named(who: str, apply_fn: Callable, params: Any, x: Any, name: str) -> Layer:
-    """A layer by its name, remembered for the same function and shapes."""
+    """A layer by its name; `params` as `hold` gives them."""
     known = known_layers(apply_fn, params, x)
     return known[_place(known, name, who)]
 
 
 def known_layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
-    """`layers`, remembered for the same function and shapes; `params` as `hold` gives them."""
-    leaves, structure = jax.tree.flatten((params, x))
-    avals = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    return _known(apply_fn, structure, avals)
-
-
-@functools.lru_cache(maxsize=256)
-def _known(apply_fn, structure, avals):
-    params, x = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*aval) for aval in avals])
-    return tuple(row.layer for row in rows(trace(apply_fn, params, x), params))
+    """`layers`; `params` as `hold` gives them."""
+    return tuple(row.layer for row in rows(trace(apply_fn, params, x)))
 
 
 def _place(found: Sequence[Layer], name: str, who: str) -> int:
@@ -195,19 +187,20 @@ def _place(found: Sequence[Layer], name: str, who: str) -> int:
     )
 
 
-def rows(traced: Traced, params: Any, known: Axes | None = None) -> list[Row]:
-    """The layers of a traced model with their values; `known` are its axes, if at hand."""
-    sizes = _sizes(params)
+@fact
+def rows(traced: Traced) -> tuple[Row, ...]:
+    """The layers of a traced model with their values."""
+    sizes = _sizes(jax.tree.map(traced.program.avals.get, traced.params))
     origin = {v: frozenset({i}) for i, v in enumerate(jax.tree.leaves(traced.params))}
     found = _Namer(sizes).rows(traced.program, origin, (), 1, True)
-    known = known or axes(traced)
+    known = axes(traced)
     named = {value for *_, value in traced.program.tags}
-    return [
+    return tuple(
         _batch_first(row, known) if row.layer.can_cut else row
         for row in found
         # What nobody named and has no batch, such as the mean of one, is no layer.
         if row.value in named or not row.layer.can_cut or not known.has_none(row.value)
-    ]
+    )
 
 
 def _batch_first(row: Row, known: Axes) -> Row:
@@ -224,6 +217,7 @@ def _batch_first(row: Row, known: Axes) -> Row:
     )
 
 
+@fact
 def operation_names(program: Program) -> dict[int, str]:
     """For each node, by `id`, its own layer name or that of the layer it is part of."""
     namer = _Namer([])
@@ -474,7 +468,7 @@ def _sizes(params: Any) -> list[tuple[int, bool]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
         is_state = has_params and getattr(path[0], "key", None) != "params"
-        sizes.append((math.prod(np.shape(leaf)) if is_float else 0, is_state))
+        sizes.append((math.prod(jnp.shape(leaf)) if is_float else 0, is_state))
     return sizes
 
 

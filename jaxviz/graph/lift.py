@@ -57,7 +57,7 @@ def lift(
     Returns:
       The outputs, each leaf a bundle.
     """
-    traced = trace(apply_fn, params, x, named=False, flat=False)
+    traced = trace(apply_fn, params, x, flat=False)
     program = traced.program
     moving = [
         bundle(i, leaf) if value in program.depends else leaf

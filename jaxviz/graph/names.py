@@ -1,7 +1,6 @@
 """How values of a traced function get their layers' names: tags and scopes put in while tracing."""
 
 import contextlib
-import contextvars
 import re
 import sys
 from collections.abc import Iterator
@@ -10,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.xla_metadata import set_xla_metadata
 
-_active = contextvars.ContextVar("jaxviz_naming", default=False)
+# Whether layers name their outputs. It is in the key of JAX's trace cache: a user's own `jax.jit`
+# inside the model, traced before without names, is traced again and keeps both.
+_names = jax.make_user_context(False)
 
 # A tag is the name of a `checkpoint_name`, a mark is a `named_scope`; both carry a layer's path.
 _TAG = re.compile(r"^jaxviz<(.*)><(.*)>$")
@@ -26,14 +26,17 @@ _FOREIGN = re.compile(
 
 def tag(path: str, class_name: str, outputs: Any) -> Any:
     """Names the floating arrays among a layer's outputs; a second one is `path#1`."""
-    leaves, structure = jax.tree.flatten(outputs)
+    try:
+        leaves, structure = jax.tree.flatten(outputs)
+    except (TypeError, ValueError):  # a dict of keys without an order, say: no tree of arrays
+        return outputs
     position = 0
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact):
             name = path if position == 0 else f"{path}#{position}"
             leaves[i] = checkpoint_name(leaf, tag_name(name, class_name))
             position += 1
-    return jax.tree.unflatten(structure, leaves)
+    return jax.tree.unflatten(structure, leaves) if position else outputs
 
 
 def tag_name(path: str, class_name: str) -> str:
@@ -84,15 +87,23 @@ def join_scope(scopes: tuple[str, ...]) -> str:
     return "/".join(path)
 
 
+def are_wanted() -> bool:
+    """Whether layers are to name their outputs here."""
+    return _names.value
+
+
+def under_names() -> contextlib.AbstractContextManager:
+    """Within it JAX's trace cache has what was traced with names, and `are_wanted`."""
+    return _names(True)
+
+
 @contextlib.contextmanager
 def naming() -> Iterator[None]:
-    """While tracing inside, layers name their outputs.
-
-    Linen modules are intercepted. The metadata is in the key of JAX's trace cache: a user's own
-    `jax.jit` inside the model, traced before without names, is traced again and keeps both.
-    """
+    """While tracing inside, layers name their outputs. Linen modules are intercepted."""
 
     def interceptor(next_function, args, kwargs, context):
+        if context.module.scope is None:  # not bound: it has no place in the model
+            return next_function(*args, **kwargs)
         path = "/".join(context.module.path)
         with mark(path):
             outputs = next_function(*args, **kwargs)
@@ -100,15 +111,11 @@ def naming() -> Iterator[None]:
             return outputs
         return tag(path, type(context.module).__name__, outputs)
 
-    if _active.get():  # a rewritten model traced inside the trace of another
+    if are_wanted():  # a rewritten model traced inside the trace of another
         yield
         return
-    token = _active.set(True)
-    try:
-        # A model with a Linen module in it has imported Linen: where nobody has, none is there.
-        linen: Any = sys.modules.get("flax.linen")
-        heard = linen.intercept_methods(interceptor) if linen else contextlib.nullcontext()
-        with set_xla_metadata(jaxviz="names"), heard:
-            yield
-    finally:
-        _active.reset(token)
+    # A model with a Linen module in it has imported Linen: where nobody has, none is there.
+    linen: Any = sys.modules.get("flax.linen")
+    heard = linen.intercept_methods(interceptor) if linen else contextlib.nullcontext()
+    with under_names(), heard:
+        yield

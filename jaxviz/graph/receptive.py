@@ -59,7 +59,7 @@ def receptive_field(apply_fn: Callable, params: Any, x: Any, layer: str) -> np.n
     apply_fn, params = hold("receptive_field", apply_fn, params)
     traced = trace(apply_fn, params, x)
     known = axes(traced)
-    found = rows(traced, params, known)
+    found = rows(traced)
     row = reachable(find(found, layer, "receptive_field"), "receptive_field")
     shape = np.shape(leaves[0])
     places = [a for a in range(1, len(shape)) if a != (known.input_channels() or len(shape) - 1)]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import Axes, axes
 from jaxviz.graph.exponentials import OUT, Part, parts
+from jaxviz.graph.facts import fact
 from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import (
@@ -25,7 +26,7 @@ from jaxviz.graph.interpreter import (
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import LISTED, operation_names
 from jaxviz.graph.roles import inner, leaves, roles, start
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model
 
 
 class Op(NamedTuple):
@@ -93,7 +94,7 @@ class RuleSet:
         the table; None leaves them. `refuse` is one.
       into_custom: Whether to look inside functions with a derivative of their own (`custom_jvp`,
         `custom_vjp`); a match inside replaces that derivative by the one of the rewritten body.
-      named: Whether rules need layer names; tracing without is a little quicker.
+      named: Whether rules need layer names, which take a little time to find.
       folded: Whether a convolution or dense layer comes as one operation with its bias and the
         scale and shift (batch norm) right after it, its own name standing for all.
       functional: Whether the rules explain the function as it is computed, whatever derivative the
@@ -151,18 +152,23 @@ class Rewritten:
 
     def __call__(self, params: Any, x: Any) -> Any:
         apply_fn, params = hold(self.rules.name, self.apply_fn, params)
-        traced = trace(apply_fn, params, x, named=self.rules.named, flat=False)
-        names = operation_names(traced.program) if self.rules.named else {}
-        program = traced.program
-        if self.rules.folded:
-            program, names = fold(program, names)
+        whole = model(apply_fn, params, x)
+        traced = whole.as_written
+        program, names = _prepared(traced.program, self.rules.named, self.rules.folded)
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
         known = axes(traced) if self.rules.placed else None
         plan = replacements(program, self.rules, names, frozenset(after), known=known)
         if not plan:
-            return apply_fn(params, x)
+            return whole(params, x)
         outputs = evaluate(program, jax.tree.leaves((params, x)), plan)
         return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
+
+
+@fact
+def _prepared(program: Program, named: bool, folded: bool) -> tuple[Program, Mapping[int, str]]:
+    """The program as rules ask for it, with the names of its nodes."""
+    names = operation_names(program) if named else {}
+    return fold(program, names) if folded else (program, names)
 
 
 @public()
@@ -179,8 +185,8 @@ def rewrite(apply_fn: Callable, rules: RuleSet) -> Callable:
       rules: A `RuleSet`, as in `jaxviz.rules`.
 
     Returns:
-      `(params, x) -> outputs`. Equal (`==`, `hash`) for equal arguments, so compiled once. It costs
-      one more trace of the model at compile time and nothing at run time.
+      `(params, x) -> outputs`. Equal (`==`, `hash`) for equal arguments, so compiled once. The
+      model is traced the first time for these shapes; at run time it costs nothing.
 
     Raises:
       NotImplementedError: When called, if a rule refuses an operation; the message names it with

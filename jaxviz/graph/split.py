@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import axes
+from jaxviz.graph.facts import fact
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, opened, run_nodes
 from jaxviz.graph.layers import Row, find, rows
@@ -52,7 +53,7 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
       ([[3.0, 0.0]], (), [[4.0, 1.0]])
     """
     held, arrays = hold("split", apply_fn, params)
-    find_cut(trace(held, arrays, x), arrays, layer, "split")
+    find_cut(trace(held, arrays, x), layer, "split")
     leaves, structure = jax.tree.flatten(x)
     shapes = tuple((np.shape(a), jnp.result_type(a)) for a in leaves)
     return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes)
@@ -116,7 +117,7 @@ class Values:
     def __call__(self, params: Any, x: Any) -> dict[str, Any]:
         apply_fn, params = hold(self.who, self.apply_fn, params)
         traced = trace(apply_fn, params, x)
-        found = rows(traced, params)
+        found = rows(traced)
         wanted = {
             name: reachable(find(found, name, self.who), self.who)
             for name in self.layers
@@ -153,11 +154,11 @@ class Head:
     def __call__(self, params: Any, x: Any) -> tuple[jax.Array, tuple]:
         apply_fn, params = hold("split", self.apply_fn, params)
         traced = trace(apply_fn, params, x)
-        row, _, carried = find_cut(traced, params, self.layer, "split")
+        cut = find_cut(traced, self.layer, "split")
         env = environment(traced.program, jax.tree.leaves((params, x)))
-        run_nodes(needed(traced.program.nodes, [row.value, *carried]), env, {})
-        passed = [_moved(env[v], batch, 0) for v, batch in carried.items()]
-        return _moved(env[row.value], row.batch, 0), tuple(passed)
+        run_nodes(cut.head, env, {})
+        passed = [_moved(env[v], batch, 0) for v, batch in cut.carried.items()]
+        return _moved(env[cut.row.value], cut.row.batch, 0), tuple(passed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +174,8 @@ class Tail:
     def __call__(self, params: tuple[Any, tuple], a: jax.Array) -> Any:
         params, carry = params
         apply_fn, params = hold("split", self.apply_fn, params)
-        traced, row = _trace_for(self, apply_fn, params, a)
-        _, nodes, carried = find_cut(traced, params, self.layer, "split")
+        traced = _trace_for(self, apply_fn, params, a)
+        row, _, nodes, carried = find_cut(traced, self.layer, "split")
         if len(carry) != len(carried):
             raise ValueError(
                 f"split: the tail at {self.layer!r} takes ((params, carry), a) with a carry of "
@@ -195,50 +196,65 @@ class Tail:
         return jax.tree.map(lambda value: env[value], traced.outputs)
 
 
-def _trace_for(tail: Tail, apply_fn: Callable, params: Any, a: jax.Array) -> tuple[Traced, Row]:
+def _trace_for(tail: Tail, apply_fn: Callable, params: Any, a: jax.Array) -> Traced:
     """The model traced for as many examples as make `a`."""
 
     def traced_for(factor: tuple[int, int]):
         times, over = factor
         shapes = [jax.ShapeDtypeStruct((s[0] * times // over, *s[1:]), d) for s, d in tail.shapes]
         traced = trace(apply_fn, params, jax.tree.unflatten(tail.structure, shapes))
-        return traced, find(rows(traced, params), tail.layer, "split")
+        return traced, find(rows(traced), tail.layer, "split")
 
     traced, row = traced_for((1, 1))
     shape = row.layer.shape
     if a.shape == shape:
-        return traced, row
+        return traced
     if a.shape[1:] == shape[1:] and shape:
         resized, row = traced_for((a.shape[0], shape[0]))
         if row.layer.shape == a.shape:
-            return resized, row
+            return resized
     raise ValueError(
         f"split: the tail at {tail.layer!r} takes a of shape {shape}, or a multiple of its rows; "
         f"got {a.shape}. Call split again for an x of another shape."
     )
 
 
-def find_cut(
-    traced: Traced, params: Any, layer: str, who: str
-) -> tuple[Row, list[Node], dict[Value, int]]:
-    """The row of a layer, the tail's nodes in order, and the values carried past the layer with
-    the axes of their batches."""
-    known = axes(traced)
-    row = reachable(find(rows(traced, params, known), layer, who), who)
-    program = traced.program
-    from_x = _reached(program, jax.tree.leaves(traced.x))
-    if row.value not in from_x:
+class Cut(NamedTuple):
+    """Where a model is cut in two."""
+
+    row: Row  # of the layer
+    head: list[Node]  # in order, what makes the layer and what is carried
+    tail: list[Node]  # in order, what makes the outputs of these
+    carried: dict[Value, int]  # past the layer, with the axes of their batches
+
+
+def find_cut(traced: Traced, layer: str, who: str) -> Cut:
+    """The cut of a traced model at a layer."""
+    row = reachable(find(rows(traced), layer, who), who)
+    cut = _cut(traced, row.value)
+    if cut is None:
         raise ValueError(
             f"{who}: layer {layer!r} does not depend on x, only on params. Take one that does."
         )
-    after = _reached(program, [row.value])
-    wanted = needed(program.nodes, program.outputs, stop={row.value})
-    tail = [n for n in wanted if any(v in after for v in n.outputs) and row.value not in n.outputs]
+    head, tail, carried = cut
+    return Cut(row, head, tail, carried)
+
+
+@fact
+def _cut(traced: Traced, value: Value) -> tuple[list[Node], list[Node], dict[Value, int]] | None:
+    program, known = traced.program, axes(traced)
+    from_x = _reached(program, jax.tree.leaves(traced.x))
+    if value not in from_x:
+        return None
+    after = _reached(program, [value])
+    wanted = needed(program.nodes, program.outputs, stop={value})
+    tail = [n for n in wanted if any(v in after for v in n.outputs) and value not in n.outputs]
     read = {v for node in tail for v in node.inputs} | set(program.outputs)
     carried = sorted(v for v in read if v in from_x and v not in after)
     # What only params make is made again: it is no work of the head, and needs no carrying.
     fixed = needed(program.nodes, [v for v in read if v not in from_x])
-    return row, [*fixed, *tail], {v: known.batch(v) or 0 for v in carried}
+    head = needed(program.nodes, [value, *carried])
+    return head, [*fixed, *tail], {v: known.batch(v) or 0 for v in carried}
 
 
 def reachable(row: Row, who: str) -> Row:

@@ -1,63 +1,173 @@
-"""Tracing a model to its program, for those floors that name layers, cut and rewrite."""
+"""Tracing a model to its program: once, for all that name layers, cut, count and rewrite.
 
+A model's Python runs once for a function, the shapes and dtypes of its arguments and the settings
+under which JAX traces (precision, 64 bits, named axes, ...). What comes of it is remembered, with
+all that is found out about it (`facts.fact`). As with `jax.jit`, a function that closes over other
+values later is the same function: make a new one, or hand the values over as params.
+"""
+
+import dataclasses
+import functools
 import sys
+import types
+import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxviz.calls.models import failed
-from jaxviz.graph.interpreter import Program, build
-from jaxviz.graph.names import naming
+from jaxviz.calls.options import is_jax
+from jaxviz.graph.interpreter import Program, build, closed_function, has_remat
+from jaxviz.graph.names import naming, under_names
 
 
-class Traced(NamedTuple):
-    """A model's program, with what turns its flat values back into trees."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A model's program, with what turns its flat values back into trees.
+
+    Attributes:
+      program: The operations.
+      params: The tree of params, as numbered values.
+      x: The tree of x, as numbered values.
+      outputs: The tree of outputs, as numbered values.
+      facts: What has been found out about it, for `facts.fact`.
+    """
 
     program: Program
-    params: Any  # the tree of params, as numbered values
-    x: Any  # the tree of x, as numbered values
-    outputs: Any  # the tree of outputs, as numbered values
+    params: Any
+    x: Any
+    outputs: Any
+    facts: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
-def trace(apply_fn: Callable, params: Any, x: Any, *, named: bool = True, flat: bool = True):
-    """The program of `apply_fn(params, x)`, from shapes alone.
+class Model:
+    """What is remembered of a model for arguments of some shapes.
+
+    Attributes:
+      shape: The outputs' shapes and dtypes, a tree of `jax.ShapeDtypeStruct`.
+    """
+
+    def __init__(self, closed: Any, shape: Any, structure: Any, num_params: int):
+        self.shape = shape
+        self._closed, self._structure, self._num_params = closed, structure, num_params
+
+    @functools.cached_property
+    def as_written(self) -> Traced:
+        """Its program, `remat` and all."""
+        return self._traced(flat=False)
+
+    @functools.cached_property
+    def flat(self) -> Traced:
+        """Its program without `remat`, which changes memory and no number."""
+        same = not has_remat(self.as_written.program)
+        return self.as_written if same else self._traced(flat=True)
+
+    def _traced(self, flat: bool) -> Traced:
+        jaxpr = self._closed.jaxpr
+        is_x = [i >= self._num_params for i in range(len(jaxpr.invars))]
+        moves = [
+            x and jnp.issubdtype(v.aval.dtype, jnp.inexact)
+            for x, v in zip(is_x, jaxpr.invars, strict=True)
+        ]
+        program = build(jaxpr, self._closed.consts, moves if any(moves) else is_x, flat=flat)
+        params, x = jax.tree.unflatten(self._structure, program.inputs)
+        outputs = jax.tree.unflatten(jax.tree.structure(self.shape), program.outputs)
+        return Traced(program, params, x, outputs)
+
+    def __call__(self, params: Any, x: Any) -> Any:
+        """The model run, without running its Python again."""
+        outputs = closed_function(self._closed)(*jax.tree.leaves((params, x)))
+        return jax.tree.unflatten(jax.tree.structure(self.shape), outputs)
+
+
+_MOST = 128  # models and shapes; a program takes some hundred kilobytes
+
+# By what stands for the settings of JAX that shape a trace, models by function and shapes. JAX
+# keeps the former, so that `jax.clear_caches()` drops all.
+_settings = jax.jit(lambda: None)
+_known: Any = weakref.WeakKeyDictionary()
+
+
+def model(apply_fn: Callable, params: Any, x: Any) -> Model:
+    """`apply_fn` as it is for arguments of these shapes, traced the first time.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree of arrays or shapes.
       x: Any pytree of arrays or shapes.
-      named: Whether layers put their names in.
-      flat: Whether to inline `remat`.
 
     Returns:
-      A `Traced`.
-    """
+      A `Model`, the same for an equal function and the same shapes, dtypes and settings. One that
+      closes over values under the caller's `jit`, `grad` or `vmap` belongs to that call, and is not
+      remembered. Memory is bounded: the oldest of 128 is forgotten, and one whose function is gone.
 
+    Raises:
+      ValueError, TypeError: The model's own, in the name of the public function called.
+    """
+    leaves, structure = jax.tree.flatten((params, x))
+    avals = tuple([a.aval if is_jax(type(a)) else jax.typeof(a) for a in leaves])
+    with under_names():
+        settings = _settings.trace().jaxpr
+    key = (_weak(apply_fn), structure, avals)
+    models = _known.setdefault(settings, {})
+    found = models.get(key)
+    if found is not None:
+        # The last one used goes last; another thread may have done it already.
+        if models.pop(key, None) is not None:
+            models[key] = found
+        return found
+    closed, shape = _traced(apply_fn, params, x)
+    num_params = structure.num_leaves - len(jax.tree.leaves(x))
+    found = Model(closed, shape, structure, num_params)
+    if not any(isinstance(c, Tracer) for c in closed.consts):
+        models[key] = found
+        for oldest in list(models)[:-_MOST]:
+            models.pop(oldest, None)
+    return found
+
+
+def _traced(apply_fn, params, x):
     def run(params, x):
         try:
             return apply_fn(params, x)
         except Exception as error:  # the model's own, of whatever kind
             raise failed(apply_fn, params, x, error) from error
 
-    if named:
-        linen = "flax.linen" in sys.modules
-        with naming():
-            closed, shape = jax.make_jaxpr(run, return_shape=True)(params, x)
-        if not linen and "flax.linen" in sys.modules:  # imported by the model itself: not heard yet
-            return trace(apply_fn, params, x, flat=flat)
-    else:
-        closed, shape = jax.make_jaxpr(run, return_shape=True)(params, x)
-    num_params = len(jax.tree.leaves(params))
-    structure = jax.tree.structure((params, x))
-    moves = [
-        i >= num_params and jnp.issubdtype(v.aval.dtype, jnp.inexact)  # type: ignore[attr-defined]
-        for i, v in enumerate(closed.jaxpr.invars)
-    ]
-    if not any(moves):
-        moves = [i >= num_params for i in range(len(moves))]
-    program = build(closed.jaxpr, closed.consts, moves, flat=flat)
-    params_values, x_values = jax.tree.unflatten(structure, program.inputs)
-    outputs = jax.tree.unflatten(jax.tree.structure(shape), program.outputs)
-    return Traced(program, params_values, x_values, outputs)
+    linen = "flax.linen" in sys.modules
+    with naming():
+        found = jax.make_jaxpr(run, return_shape=True)(params, x)
+    if not linen and "flax.linen" in sys.modules:  # imported by the model itself: not heard yet
+        return _traced(apply_fn, params, x)
+    return found
+
+
+def _weak(apply_fn: Callable) -> Any:
+    """A function held weakly: closures may hold much, and die with the call that made them."""
+    is_function = isinstance(apply_fn, types.FunctionType)
+    return weakref.ref(apply_fn, _forget) if is_function else apply_fn
+
+
+def _forget(reference: Any) -> None:
+    for models in list(_known.values()):
+        for key in list(models):
+            if key[0] is reference:
+                models.pop(key, None)
+
+
+def trace(apply_fn: Callable, params: Any, x: Any, *, flat: bool = True) -> Traced:
+    """The program of `apply_fn(params, x)`, from shapes alone; remembered (`model`).
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree of arrays or shapes.
+      x: Any pytree of arrays or shapes.
+      flat: Whether to inline `remat`.
+
+    Returns:
+      A `Traced`.
+    """
+    found = model(apply_fn, params, x)
+    return found.flat if flat else found.as_written
