@@ -11,6 +11,7 @@ from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import at_least_float32, check_one_array, outputs_of
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like
+from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.shown import shown
 from jaxviz.rules.spans import span
 
@@ -131,7 +132,7 @@ def occlusion_scores(
     Reference:
       Zeiler and Fergus 2014, arXiv:1311.2901, figure 6 (d) and (e).
     """
-    outputs = jax.eval_shape(apply_fn, params, x)
+    outputs = output_shape(apply_fn, params, x)
     if len(getattr(outputs, "shape", ())) != 2:
         raise ValueError(
             "occlusion_scores: outputs must be [N, K], for the class that wins; apply_fn returns "

@@ -55,6 +55,7 @@ class Node(NamedTuple):
     members: tuple["Node", ...] = ()
     bodies: tuple["Program", ...] = ()
     callers: tuple[Any, ...] = ()  # the equations it was inlined from, for its line
+    bound: Any = None  # the equation as a function of its inputs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +183,17 @@ class _Builder:
         if name == "name":  # the user's own `checkpoint_name`
             self.tags.append((equation.params["name"], "", outputs[0]))
         self.nodes.append(
-            Node(kind or name, operands, inputs, outputs, equation, scope, (), bodies, self.callers)
+            Node(
+                kind or name,
+                operands,
+                inputs,
+                outputs,
+                equation,
+                scope,
+                bodies=bodies,
+                callers=self.callers,
+                bound=_Bound(equation),
+            )
         )
 
 
@@ -215,11 +226,6 @@ def _kept(equation: Any) -> list[Any]:
 
 def kept_positions(equation: Any) -> list[int]:
     """Which of the equation's results a node has for outputs: those that are read."""
-    return [i for i, v in enumerate(equation.outvars) if not isinstance(v, jex.DropVar)]
-
-
-def kept_places(equation: Any) -> list[int]:
-    """Which of an equation's results its node has: those that something reads."""
     return [i for i, v in enumerate(equation.outvars) if not isinstance(v, jex.DropVar)]
 
 
@@ -320,7 +326,7 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
         return
     values = [env[v] for v in node.inputs]
     if replacement is None:
-        outputs = bind(node.equation, values)
+        outputs = node.bound(*values)
     elif isinstance(replacement, tuple):
         outputs = _with_bodies(node, values, replacement)
     else:
@@ -378,6 +384,20 @@ def operands(equation: Any, env: dict[Any, Any]) -> list[Any]:
 def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     """The equation applied to other values of the same shapes."""
     return section([equation], _kept(equation)).function(*values)
+
+
+class _Bound:
+    """An equation as a function of the values it reads; made into one when it is first called."""
+
+    __slots__ = ("equation", "function")
+
+    def __init__(self, equation: Any):
+        self.equation, self.function = equation, None
+
+    def __call__(self, *values: Any) -> list[Any]:
+        if self.function is None:
+            self.function = section([self.equation], _kept(self.equation)).function
+        return self.function(*values)
 
 
 def bind_resized(equation: Any, values: Sequence[Any]) -> Any:
@@ -493,12 +513,17 @@ def equation_of(node: Node) -> Any:
     return node.equation
 
 
+@functools.cache
+def _is_internal(file_name: str) -> bool:
+    return os.path.abspath(file_name).startswith(_INTERNAL)
+
+
 def source(node: Node) -> str:
     """The `file:line` that made a node: the innermost that is neither JAX, Flax nor jaxviz."""
     # The traceback of an equation inside a `jit` ends where that was traced.
     for equation in (equation_of(node), *reversed(node.callers)):
         traceback = equation.source_info.traceback
         for frame in traceback.frames if traceback else ():
-            if not os.path.abspath(frame.file_name).startswith(_INTERNAL):
+            if not _is_internal(frame.file_name):
                 return f"{frame.file_name}:{frame.line_num}"
     return "an unknown line"

@@ -95,7 +95,8 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
       x: `[N, ...]` or a pytree of such; arrays or shapes. Nothing is computed.
 
     Returns:
-      A tuple of `Layer`. The cost is one trace of the model.
+      A tuple of `Layer`. The cost is one trace of the model, which is remembered for the function,
+      shapes and settings of JAX: as with `jax.jit`, what the function closes over is read once.
 
     Example:
       >>> net = lambda w, x: jax.nn.relu(x @ w["a"]) @ w["b"]
@@ -262,6 +263,11 @@ class _Namer:
                 origin.update(dict.fromkeys(node.outputs, leaves))
         paths = {id(node): join_scope(outer + node.scope) for node in program.nodes}
         made = {v: i for i, node in enumerate(program.nodes) for v in node.outputs}
+        readers: dict[Value, list[Node]] = {}
+        for node in program.nodes:
+            for value in node.inputs:
+                readers.setdefault(value, []).append(node)
+        tagged = {v for *_, v in program.tags} | set(program.outputs)
         absorbing = self._leaf_modules(program, paths)
         found: list[Row] = []
 
@@ -310,7 +316,7 @@ class _Namer:
                     continue
                 name = self.numbered(path, part.kind)
                 self.names[id(part)] = name
-                value, nodes = _with_bias(program, i, part, paths, made)
+                value, nodes = _with_bias(part, paths, readers, tagged)
                 for extra in nodes:
                     self.names[id(extra)] = name
                 row(name, part.kind, value, nodes, (max(made[value], i), 0), path)
@@ -322,6 +328,7 @@ class _Namer:
     def _tags(self, program, paths, made, absorbing, row) -> None:
         """A row for each named value: the modules' and the user's own."""
         last: dict[str, int] = {}
+        around = {outer for path, *_ in program.tags for outer in _around(path)}
         for order, (path, class_name, value) in enumerate(program.tags):
             if not path:
                 continue  # the root's output is the model's
@@ -331,15 +338,13 @@ class _Namer:
             stem = path.split("#")[0] + "/"
             nodes = [
                 node
-                for i, node in enumerate(program.nodes)
-                if start < i <= position
-                and class_name
-                and (paths[id(node)] + "/").startswith(stem)
+                for node in (program.nodes[start + 1 : position + 1] if class_name else ())
+                if (paths[id(node)] + "/").startswith(stem)
                 and any(v in program.depends for v in node.inputs)
             ]
-            inside = {t[0] for t in program.tags if t[0].startswith(stem)}
+            inside = stem[:-1] in around
             kinds = [part.kind for node in nodes for part in _listed(program, node)]
-            submodules = bool(inside) or len(kinds) > 1
+            submodules = inside or len(kinds) > 1
             kind = kinds[0] if len(kinds) == 1 and not inside else class_name
             if not class_name:
                 producer = program.nodes[position] if position >= 0 else None
@@ -376,12 +381,11 @@ class _Namer:
             if not node.bodies:
                 path = paths[id(node)]
                 listed[path] = listed.get(path, 0) + len(list(_listed(program, node)))
+        around = {outer for path in calls for outer in _around(path)}
         return {
             path
             for path, count in calls.items()
-            if path
-            and listed.get(path, 0) <= count
-            and not any(other.startswith(path + "/") for other in calls)
+            if path and listed.get(path, 0) <= count and path not in around
         }
 
     def _body_rows(self, program, node, origin, outer, name, turns) -> Iterator[Row]:
@@ -401,6 +405,13 @@ class _Namer:
                 if not isinstance(o, Scalar) and o in origin
             }
             yield from self.rows(body, inside, inner, turns, False)
+
+
+def _around(path: str) -> Iterator[str]:
+    """The paths that a path is inside of."""
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 def _body_operands(node: Node, number: int, operands: list) -> list:
@@ -426,7 +437,7 @@ def _listed(program: Program, node: Node) -> Iterator[Node]:
             yield node
 
 
-def _with_bias(program, position, node, paths, made) -> tuple[Value, list[Node]]:
+def _with_bias(node, paths, readers, tagged) -> tuple[Value, list[Node]]:
     """The value of an unnamed layer: its output, or the sum where only a bias follows.
 
     `jax.vmap` leaves axes to be moved between the two, which belong to the layer then.
@@ -434,12 +445,11 @@ def _with_bias(program, position, node, paths, made) -> tuple[Value, list[Node]]
     nodes, value = [node], node.outputs[0]
     if node.kind not in ("conv", "dense"):
         return value, nodes
-    tagged = {v for *_, v in program.tags} | set(program.outputs)
     while value not in tagged:
-        readers = [n for n in program.nodes if value in n.inputs]
-        if len(readers) != 1 or paths[id(readers[0])] != paths.get(id(node)):
+        found = readers.get(value, ())
+        if len(found) != 1 or paths[id(found[0])] != paths.get(id(node)):
             break
-        (reader,) = readers
+        (reader,) = found
         nodes, value = [*nodes, reader], reader.outputs[0]
         if reader.kind == "bias":
             return value, nodes

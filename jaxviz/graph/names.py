@@ -1,6 +1,7 @@
 """How values of a traced function get their layers' names: tags and scopes put in while tracing."""
 
 import contextlib
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -57,7 +58,11 @@ def parse_tag(name: str) -> tuple[str, str] | None:
 
 def parse_scope(equation: Any) -> tuple[str, ...]:
     """The scopes of an equation, outermost first; ("<<path>>",) once a layer is marked."""
-    stack = str(equation.source_info.name_stack)
+    return _scopes(str(equation.source_info.name_stack))
+
+
+@functools.lru_cache(maxsize=4096)
+def _scopes(stack: str) -> tuple[str, ...]:
     marks = _MARK.findall(stack)
     if marks:
         stack = stack[stack.rfind("<<") :]
@@ -76,6 +81,7 @@ def _plain(stack: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
+@functools.lru_cache(maxsize=4096)
 def join_scope(scopes: tuple[str, ...]) -> str:
     """The path of nested scopes: a layer's path is absolute, the user's scopes add up."""
     path: list[str] = []

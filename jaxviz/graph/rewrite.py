@@ -45,7 +45,7 @@ class Op(NamedTuple):
       options: The equation's parameters (strides, padding, ...); empty for a group.
       evaluate: The operation as it stands: `(*inputs) -> outputs`, one array where it has one.
       resized: The same for inputs of other sizes, of an operation that acts on each place alone.
-      source: The user's `file:line` that made it.
+      node: Where it comes from.
       first: Whether it is a convolution or dense layer that no other one comes before.
       members: Of a group, each operation with where its inputs are found: their places in the list
         of the group's inputs followed by the outputs of the members before.
@@ -66,12 +66,17 @@ class Op(NamedTuple):
     options: Mapping[str, Any]
     evaluate: Callable
     resized: Callable
-    source: str
+    node: Node
     first: bool = False
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
     makers: tuple["Op | None", ...] = ()
     roles: tuple[str, ...] = ()
     channel_axis: int = -1
+
+    @property
+    def source(self) -> str:
+        """The user's `file:line` that made it."""
+        return source(self.node)
 
 
 _KINDS = LISTED | {"add", "sub", "mul", "div", "bias", "sum", "max", "min", "first", "activation"}
@@ -116,21 +121,26 @@ class RuleSet:
     def __post_init__(self):
         if isinstance(self.table, Mapping):
             object.__setattr__(self, "table", tuple(self.table.items()))
+        object.__setattr__(self, "_rules", dict(self.table))
 
     def find(self, op: Op) -> tuple[bool, Callable | None]:
         """Whether the table has a row for an operation, and what its rule answers."""
-        table = dict(self.table)
+        rule = self.rule(op.kind, op.primitive, op.name, op.first)
+        return rule is not None, rule(op) if rule is not None else None
+
+    def rule(self, kind: str, primitive: str, name: str, first: bool) -> Rule | None:
+        """The rule for an operation, by what can be said of it before it is looked at."""
+        table: dict[str, Rule] = self._rules  # type: ignore[attr-defined]
         # A layer that somebody called "conv" has no row of its own by that name.
-        keys = [
-            *([] if op.name in _KINDS else [op.name]),
-            *(["first"] if op.first else []),
-            op.kind,
-        ]
-        keys += [*(["activation"] if op.kind in ACTIVATION_KINDS else []), op.primitive]
-        for key in keys:
-            if key in table:
-                return True, table[key](op)
-        return False, None
+        if name not in _KINDS and name in table:
+            return table[name]
+        if first and "first" in table:
+            return table["first"]
+        if kind in table:
+            return table[kind]
+        if "activation" in table and kind in ACTIVATION_KINDS:
+            return table["activation"]
+        return table.get(primitive)
 
 
 def refuse(op: Op) -> None:
@@ -232,13 +242,18 @@ def replacements(
         if not any(moving):
             return None
         first = node.kind in LINEAR and not mixed.intersection(node.inputs)
-        op = make_op(program, node, names, first, flow)
-        if known is not None and node.outputs:
-            channels = known.channels(node.outputs[0])
-            op = op._replace(channel_axis=-1 if channels is None else channels)
         if node.kind in LINEAR or not mixed.isdisjoint(node.inputs):
             mixed.update(node.outputs)
-        listed, replacement = rules.find(op)
+
+        def op():  # most operations have no rule, and are never made into one
+            made = make_op(program, node, names, first, flow)
+            channels = known.channels(node.outputs[0]) if known and node.outputs else None
+            return made if channels is None else made._replace(channel_axis=channels)
+
+        part = None if flow is None else flow.parts.get(id(node))
+        kind = node.kind if part is None else part.kind
+        rule = rules.rule(kind, _primitive(node), names.get(id(node), ""), first)
+        replacement = None if rule is None else rule(op())
         if replacement is not None:
             return replacement
         if node.members:
@@ -255,11 +270,12 @@ def replacements(
                 mixed.update(node.outputs)
             opened = rules.functional and node.equation.primitive.name in CUSTOM
             return bodies if opened or any(bodies) else None
-        floats = any(jnp.issubdtype(o.dtype, jnp.inexact) for o in op.outputs)
-        if listed or rules.default is None or not floats or node.bodies:
+        if rule is not None or rules.default is None or node.bodies:
+            return None
+        if not any(jnp.issubdtype(program.avals[v].dtype, jnp.inexact) for v in node.outputs):
             return None
         try:
-            return rules.default(op)
+            return rules.default(op())
         except NotImplementedError as error:
             raise NotImplementedError(f"{rules.name}: {error}") from None
 
@@ -311,6 +327,10 @@ def _has_linear(program: Program) -> bool:
     return any(n.kind in LINEAR or any(map(_has_linear, n.bodies)) for n in program.nodes)
 
 
+def _primitive(node: Node) -> str:
+    return node.kind if node.equation is None else node.equation.primitive.name
+
+
 def make_op(
     program: Program,
     node: Node,
@@ -343,7 +363,7 @@ def make_op(
         )
     return Op(
         kind=node.kind if own is None else own.kind,
-        primitive=node.kind if node.equation is None else node.equation.primitive.name,
+        primitive=_primitive(node),
         name=names.get(id(node), ""),
         operands=tuple(o if isinstance(o, Scalar) else where[o] for o in node.operands),
         inputs=tuple(aval(v) for v in node.inputs),
@@ -352,7 +372,7 @@ def make_op(
         options={} if node.equation is None else node.equation.params,
         evaluate=as_it_stands,
         resized=lambda *inputs: bind_resized(node.equation, inputs),
-        source=source(node),
+        node=node,
         first=first,
         members=tuple(members),
         roles=told,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.graph.interpreter import Node, Program, Scalar, Value, kept_places, scan_arity
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value, kept_positions, scan_arity
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 
 # From what is explained to what only scales it; "" is what no relevance can reach.
@@ -127,7 +127,7 @@ def _after_bodies(node: Node, outputs: list[Value], found: Mapping[Value, str]) 
         reached = roles(body, given)
         after = [reached.get(v, "") for v in body.outputs]
         results = [_weakest(pair) for pair in zip(results or after, after, strict=True)]
-    kept = [results[i] for i in kept_places(node.equation)]
+    kept = [results[i] for i in kept_positions(node.equation)]
     if node.kind in ("scan", "while"):
         kept = ["signal" if role else "" for role in kept]
     pairs = zip(node.outputs, kept, strict=True)
