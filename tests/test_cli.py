@@ -319,6 +319,26 @@ def test_python_m_jaxviz_is_the_same_command():
     assert said == f"jaxviz {jaxviz.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "place", "made", "said"),
+    [
+        ("", "kept", True, ""),
+        ("--no-cache", "kept", False, ""),
+        ("", "file/below", False, "jaxviz layers: keep_compiled: folder must be one that can be"),
+    ],
+)
+def test_programs_are_kept_unless_told_otherwise(words, place, made, said, tmp_path):
+    (tmp_path / "file").write_text("in the way of a folder")
+    call = [sys.executable, "-m", "jaxviz", "layers", "mnist_a", *words.split()]
+    ours = {"JAXVIZ_CACHE": str(tmp_path / place), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env=os.environ | ours)
+    assert "conv1" in done.stdout
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == bool(said)
+    assert (tmp_path / place).is_dir() == made
+    assert not (tmp_path / "home").exists()
+
+
 def test_layers_draws_a_diagram(tmp_path, capsys):
     for name in ("net.png", "net.dot"):
         assert main(f"layers mnist_b --depth 1 --diagram {tmp_path / name}".split()) == 0
