@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxviz.calls.options import array, refused
+
 
 class Chunk(NamedTuple):
     """Consecutive examples.
@@ -32,13 +34,13 @@ class Feed(NamedTuple):
       size: Rows of a chunk.
       total: Number of examples of the whole set, None where only its end will tell.
       sample: The first chunk's rows, `(x, y)`.
-      chunks: `skip -> iterator`; chunks with `skip(number)` are left out.
+      chunks: `skip -> iterator`; chunks with `skip(number, x, y)` are left out.
     """
 
     size: int
     total: int | None
     sample: tuple[Any, Any]
-    chunks: Callable[[Callable[[int], bool]], Iterator[Chunk]]
+    chunks: Callable[[Callable[[int, Any, Any], bool]], Iterator[Chunk]]
 
 
 def feed(batches: Any, batch_size: int, first: int = 0, step: int = 1) -> Feed:
@@ -49,8 +51,8 @@ def feed(batches: Any, batch_size: int, first: int = 0, step: int = 1) -> Feed:
         size, the last one maybe smaller.
       batch_size: Rows of a chunk where arrays are given; an iterable's first batch decides else.
       first: Number of this process's first chunk.
-      step: Number of processes. Of arrays each takes every `step`-th chunk and skips for nothing;
-        an iterable gives its own chunks, and has to make those that are skipped.
+      step: Number of processes. Of arrays each takes every `step`-th chunk; an iterable gives its
+        own chunks, and has to make those that are skipped.
     """
     whole = _as_batch(batches)
     if whole is None:
@@ -59,12 +61,12 @@ def feed(batches: Any, batch_size: int, first: int = 0, step: int = 1) -> Feed:
     size = min(batch_size, total)
 
     def rows(number):
-        return jax.tree.map(lambda a: np.asarray(a[number * size : (number + 1) * size]), whole)
+        return jax.tree.map(lambda a: _host(a[number * size : (number + 1) * size]), whole)
 
     def chunks(skip):
         for number in range(first, -(-total // size), step):
-            if not skip(number):
-                x, y = rows(number)
+            x, y = rows(number)
+            if not skip(number, x, y):
                 yield filled(number, x, y, size)
 
     return Feed(size, total, rows(0), chunks)
@@ -100,7 +102,7 @@ def _feed_of_batches(batches: Iterable, first: int, step: int) -> Feed:
                     f"{size} rows, batch {wrong[0]} has {wrong[1]}. Set the loader's batch size."
                 )
             short = (place, count) if count < size else None
-            if not skip(first + place * step):
+            if not skip(first + place * step, x, y):
                 yield filled(first + place * step, x, y, size)
 
     return Feed(size, None, sample, chunks)
@@ -121,7 +123,15 @@ def _batch(given: Any) -> tuple[Any, Any]:
             f"sweep: a batch must be x or (x, y), arrays or dicts of arrays; got "
             f"{type(given).__name__}. Map your loader's items to that."
         )
-    return jax.tree.map(np.asarray, batch)
+    return jax.tree.map(_host, batch)
+
+
+def _host(rows: Any) -> np.ndarray:
+    """Rows of any library's array, as NumPy's of this machine's byte order."""
+    if isinstance(rows, np.ma.MaskedArray):
+        must = "arrays without a mask"
+        raise refused("sweep", "batches", must, rows, "Fill it: x.filled(0.0).")
+    return array("sweep", "batches", np.asarray(rows))
 
 
 def filled(number: int, x: Any, y: Any, size: int) -> Chunk:

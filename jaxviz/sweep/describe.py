@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -61,6 +61,96 @@ def method_words(method: Callable) -> dict[str, Any]:
     return {"name": f"{method.__module__}.{name}", "options": options}
 
 
+def programs(
+    apply_fn: Callable, params: Any, x: Any, target: Any, methods: Mapping[str, Callable]
+) -> dict[str, str]:
+    """Digests of what the user's own functions compute, whose names say too little.
+
+    Two lambdas have one name, and a model has none that could be compared: their jaxprs can, where
+    the same version of JAX on the same kind of device made both. Methods of this library are known
+    by names and options; another one is traced as a whole. What cannot be traced is left out.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree of arrays.
+      x: A batch of inputs.
+      target: A function of the outputs, or whatever else a target may be.
+      methods: Name -> `(params, x) -> explanation`.
+
+    Returns:
+      "where", what made them, and a digest each for "apply_fn", "target" and methods, by name.
+
+    Example:
+      >>> one, two = (programs(lambda w, x: x * n, 1.0, np.ones(2), 0, {}) for n in (1, 2))
+      >>> sorted(one), one == two
+      (['apply_fn', 'where'], False)
+    """
+    found = {"apply_fn": _program(apply_fn, params, x)}
+    if callable(target):
+        found["target"] = _program(target, jax.eval_shape(apply_fn, params, x))
+    for name, method in methods.items():
+        found[f"method {name}"] = _program(method, params, x)
+    told = {name: program for name, program in found.items() if program is not None}
+    return {"where": f"JAX {jax.__version__} on {jax.default_backend()}", **told}
+
+
+def _program(function: Callable, *arguments: Any) -> str | None:
+    """SHA-256 of the function's jaxpr, its constants included; None where it cannot be traced."""
+    try:
+        closed = jax.make_jaxpr(function)(*arguments)
+    except Exception:  # its own, of whatever kind, which will be told where it is used
+        return None
+    total = hashlib.sha256(_ADDRESS.sub("", str(closed)).encode())
+    for constant in _constants(closed):
+        total.update(digest(constant).encode())
+    return total.hexdigest()
+
+
+def _constants(value: Any) -> Iterator[Any]:
+    """The numbers that a jaxpr holds, which its text shortens."""
+    if hasattr(value, "consts"):
+        yield from value.consts
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _constants(part)
+    elif hasattr(value, "jaxpr"):
+        yield from _constants(value.jaxpr)
+    elif hasattr(value, "eqns"):
+        for equation in value.eqns:
+            yield from (atom.val for atom in equation.invars if hasattr(atom, "val"))
+            yield from _constants(tuple(equation.params.values()))
+
+
+def is_named(value: Any) -> bool:
+    """Whether functions in it are all this library's, so that names and options tell all.
+
+    Example:
+      >>> is_named(functools.partial(digest, tree=1)), is_named({"f": lambda: 1})
+      (True, False)
+    """
+    seen: set[int] = set()  # a function may hold itself
+
+    def look(value: Any) -> bool:
+        if isinstance(value, functools.partial):
+            return look((value.func, *value.args, *value.keywords.values()))
+        if isinstance(value, Mapping):
+            return look(tuple(value.values()))
+        if isinstance(value, (list, tuple)):
+            return all(map(look, value))
+        if not callable(value) or id(value) in seen:
+            return True
+        seen.add(id(value))
+        if not inspect.isfunction(value) or value.__module__.split(".")[0] != "jaxviz":
+            return False
+        wraps = hasattr(value, "__wrapped__")  # a public function: what it wraps is ours too
+        return wraps or look(tuple(inspect.getclosurevars(value).nonlocals.values()))
+
+    return look(value)
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
 def _words(value: Any) -> str:
     """The same words for the same value in another process: arrays by digest, no addresses."""
     if isinstance(value, (np.ndarray, jax.Array)):
@@ -71,7 +161,7 @@ def _words(value: Any) -> str:
         return "(" + ", ".join(map(_words, value)) + ")"
     if inspect.isfunction(value):
         return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return _ADDRESS.sub("", repr(value))
 
 
 def versions() -> dict[str, str]:

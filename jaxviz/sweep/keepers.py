@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed
 from jaxviz.sweep.reader import Reader
-from jaxviz.sweep.store import Writer, unwritable
+from jaxviz.sweep.store import Writer, inputs_digest, unwritable
 
 # Chunks whose files are on their way to the disk while the next ones are worked on.
 _IN_FLIGHT = 6
@@ -25,7 +25,7 @@ class Memory:
         self._about, self._file = about, file
         self._parts: list[dict[str, np.ndarray]] = []
 
-    def has(self, _: int) -> bool:
+    def has(self, number: int, x: Any, y: Any) -> bool:
         return False
 
     def keep(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
@@ -52,20 +52,29 @@ class Store:
         self._pending: deque = deque()
         self._asked = -1  # the last chunk of the set as far as it is known
         self._lost: list[int] = []
+        self._given: dict[int, np.ndarray] = {}  # digests of the inputs of chunks in work
         if self._before.counts and not resume:
             raise ValueError(
                 f"sweep: {out} must be new where resume is False; it holds "
                 f"{len(self._before.counts)} chunks. Choose another folder, or let it go on."
             )
 
-    def has(self, number: int) -> bool:
+    def has(self, number: int, x: Any, y: Any) -> bool:
         """Whether the chunk is there as it was written: the store's own word for it is not enough.
 
-        Reads it, in the thread that reads ahead.
+        Reads it, in the thread that reads ahead, and refuses rows that were made of other inputs.
         """
         self._asked = number
+        inputs = inputs_digest(x, y)
         if self._before.whole(number):
+            if not np.array_equal(inputs, self._before.inputs(number)):
+                raise ValueError(
+                    f"sweep: {self._out} holds another sweep: its {self._before.spans([number])} "
+                    "were made of other inputs or labels than this one's. Choose a new folder, or "
+                    "pass what it was made with, in the same order."
+                )
             return True
+        self._given[number] = inputs
         if number in self._before.counts:
             self._lost.append(number)
         if files := self._before.files.get(number):
@@ -74,7 +83,8 @@ class Store:
         return False
 
     def keep(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
-        self._pending.append(self._writer.write(chunk.number, chunk.count, arrays))
+        inputs = self._given.pop(chunk.number)
+        self._pending.append(self._writer.write(chunk.number, chunk.count, arrays, inputs))
         while self._pending and (self._pending[0].ready() or len(self._pending) > _IN_FLIGHT):
             self._pending.popleft().commit()
 

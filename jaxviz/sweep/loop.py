@@ -14,19 +14,21 @@ from jax.sharding import Mesh
 from jaxviz.attribution.copies import default_chunk
 from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.models import batch, floating
+from jaxviz.calls.options import described, maybe, refused, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed, ahead, feed
 from jaxviz.sweep.console import interruptible, progress_bar
-from jaxviz.sweep.describe import digest, method_words, versions
+from jaxviz.sweep.describe import digest, is_named, method_words, programs, versions
 from jaxviz.sweep.devices import placement
 from jaxviz.sweep.keepers import keeper as keeper_of
+from jaxviz.sweep.store import place
 
 STORED = ("float32", "float16", "bfloat16", "int8")
 
 
-@public()
+@public(out=maybe(place))
 def sweep(
     explain: Callable | Mapping[str, Callable],
     apply_fn: Callable[[Any, Any], Any],
@@ -64,7 +66,8 @@ def sweep(
         memory.
       batch_size: Examples in a chunk, where `batches` are arrays; else the first batch's.
       dtype: Of the maps kept: "float32", "float16", "bfloat16" or "int8" (one scale an example,
-        error at most 1/254 of its largest magnitude).
+        error at most 1/254 of its largest magnitude). Maps that float16 cannot hold, with numbers
+        beyond 65504 or all of them below 3e-8, are told by a warning.
       mesh: Devices; a chunk is divided along the mesh's first axis. None is the default device.
         With several processes (`jax.distributed`) each uses its own devices of the mesh and takes
         every P-th chunk of arrays; an iterable gives a process its own batches, which become
@@ -79,7 +82,11 @@ def sweep(
 
     Raises:
       ValueError: a chunk that does not divide among the devices, a missing key, a store made
-        with other params, options or data, batches of unequal size.
+        with another model, other params, options or data, batches of unequal size.
+
+    A store is resumed by the same sweep alone: methods, options, params and inputs are compared,
+    the inputs and labels of every chunk that is there already, and what the model, a target
+    function and methods of yours compute, as far as the same version of JAX made it.
 
     A map with NaN or infinity is kept as it is, and found by `Sweep.not_finite`. Where memory runs
     out the methods with `chunk_size` go on with half of it, once, with a warning. Ctrl-C ends after
@@ -94,7 +101,7 @@ def sweep(
       ((5, 2), [1, 1, 1, 1, 1])
     """
     methods = _methods(explain)
-    _check_options(methods, target, dtype, batch_size, key)
+    target = _check_options(methods, target, dtype, batch_size, key)
     process, processes = jax.process_index(), jax.process_count()
     source = feed(batches, batch_size, process, processes)
     apply_fn, params = hold("sweep", apply_fn, params)
@@ -113,11 +120,14 @@ def sweep(
         "data": digest(source.sample) if processes == 1 or source.total is not None else None,
         "examples": source.total,
         "key": None if key is None else digest(key),
+        "programs": _programs(methods, apply_fn, params, target, key, source),
         "versions": versions(),
     }
     keeper = keeper_of(out, about, source, resume, processes)
     work = functools.partial(_explain, methods, apply_fn, placed, target, dtype, key)
-    _run(source, keeper, put, work, progress, processes)
+    narrow = _Narrow(dtype)
+    _run(source, keeper, put, work, progress, processes, narrow)
+    narrow.tell()
     return keeper.close(process, processes)
 
 
@@ -138,7 +148,29 @@ def _refuse_records(apply_fn, params, x) -> None:
         ) from error
 
 
-def _run(source: Feed, keeper, put, work, progress, processes) -> None:
+class _Narrow:
+    """Counts the maps that the type they are kept in cannot hold."""
+
+    def __init__(self, dtype: str):
+        self._dtype, self._lost = dtype, {}
+
+    def look(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, columns in arrays.items():
+            if name.startswith(results.SUMMARIES) and self._dtype != "int8":
+                lost = results.beyond(columns[: chunk.count], self._dtype).sum()
+                name = name.removeprefix(results.SUMMARIES)
+                self._lost[name] = self._lost.get(name, 0) + int(lost)
+
+    def tell(self) -> None:
+        if lost := ", ".join(f"{count} of {name}" for name, count in self._lost.items() if count):
+            warnings.warn(
+                f"sweep: {self._dtype} cannot hold all maps: {lost} became infinite or all zero. "
+                'Take dtype="float32", or "int8", which has a scale for each map.',
+                stacklevel=5,
+            )
+
+
+def _run(source: Feed, keeper, put, work, progress, processes, narrow) -> None:
     """The loop: a chunk is dispatched before the one ahead of it is fetched and kept."""
     halved = False  # once memory ran out, for all chunks that follow
 
@@ -166,6 +198,7 @@ def _run(source: Feed, keeper, put, work, progress, processes) -> None:
                 )
             arrays = jax.device_get(work(chunk, True))
         keeper.keep(chunk, arrays)
+        narrow.look(chunk, arrays)
         advance(chunk.count)
 
     with progress_bar(progress, source.total, processes) as advance, interruptible() as asked:
@@ -186,6 +219,18 @@ def _run(source: Feed, keeper, put, work, progress, processes) -> None:
             raise KeyboardInterrupt
 
 
+def _programs(methods, apply_fn, params, target, key, source: Feed) -> dict[str, str]:
+    x, y = source.sample
+
+    def method(name):
+        options = {"key": key} if _takes(methods[name], "key") else {}
+        wanted = y if target == "label" else target
+        return lambda params, x: methods[name](apply_fn, params, x, wanted, **options)
+
+    traced = {name: method(name) for name, given in methods.items() if not is_named(given)}
+    return programs(apply_fn, params, x, target, traced)
+
+
 def _explain(methods, apply_fn, params, target, dtype, key, chunk: Chunk, halved: bool):
     """All arrays of a chunk, still on their way on the device."""
     maps = {}
@@ -198,8 +243,20 @@ def _explain(methods, apply_fn, params, target, dtype, key, chunk: Chunk, halved
             options["chunk_size"] = max(1, (given or default_chunk(chunk.x)) // 2)
         wanted = chunk.y if target == "label" else target
         maps[name] = method(apply_fn, params, chunk.x, wanted, **options)
+        _check_maps(name, maps[name], jax.tree.leaves(chunk.x)[0].shape[0])
     packed = _pack(_forward(apply_fn, params, chunk.x), _named_leaves(maps), dtype)
     return packed if chunk.y is None else {**packed, "labels": chunk.y}
+
+
+def _check_maps(name: str, given: Any, count: int) -> None:
+    for leaf in jax.tree.leaves(given) or [given]:
+        shape, dtype = getattr(leaf, "shape", ()), getattr(leaf, "dtype", None)
+        number = isinstance(dtype, np.dtype) and (dtype.kind in "biufc" or dtype.kind == "V")
+        if not number or shape[:1] != (count,):
+            raise ValueError(
+                f"sweep: {name} must return arrays of numbers with a row for each of the {count} "
+                f"examples of a batch; it returned {described(leaf)}."
+            )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -253,12 +310,31 @@ def _methods(explain: Callable | Mapping[str, Callable]) -> dict[str, Callable]:
                 "sweep: explain must be a method or a dict name -> method, names without / and .; "
                 f"got {name!r}: {type(method).__name__}. Options go in by functools.partial."
             )
+        if isinstance(method, functools.partial) and method.args:
+            continue  # `method_words` tells what is wrong with that
+        try:
+            keyed = {"key": None} if _takes(method, "key") else {}
+            inspect.signature(method).bind(None, None, None, None, **keyed)
+        except TypeError as error:
+            raise TypeError(
+                f"sweep: {name} must be a method that takes (apply_fn, params, x, target); "
+                f"{error}. Give a function of these four, its options bound by functools.partial."
+            ) from None
+        except ValueError:  # one without a signature
+            pass
     return methods
 
 
-def _check_options(methods, target, dtype, batch_size, key) -> None:
+def _check_options(methods, target, dtype, batch_size, key) -> Any:
     if isinstance(target, str) and target != "label":
         raise ValueError(f'sweep: target as a word must be "label"; got {target!r}.')
+    if not (target is None or isinstance(target, str) or callable(target)):
+        try:
+            target = whole(0)("sweep", "target", target)
+        except TypeError:
+            must = 'a whole number, "label", None or a function outputs -> [N]'
+            advice = 'Classes of their own go with the batches, as (x, y), and target="label".'
+            raise refused("sweep", "target", must, target, advice) from None
     if dtype not in STORED:
         raise ValueError(f"sweep: dtype must be one of {', '.join(STORED)}; got {dtype!r}.")
     if batch_size < 1:
@@ -268,6 +344,7 @@ def _check_options(methods, target, dtype, batch_size, key) -> None:
         raise ValueError(
             f"sweep: {', '.join(random)} must be given a key; got None. Pass key=jax.random.key(0)."
         )
+    return target
 
 
 def _innermost(method: Callable) -> Callable:

@@ -21,7 +21,7 @@ class Reader:
       counts: Chunk number -> its rows, of the chunks that are counted; 0 where that was lost.
       files: Chunk number -> all files of it, counted or not.
       names: The arrays that each chunk has; none where the array `digests` was lost, or where the
-        store is older than it.
+        store is of an older version, whose digests say less.
     """
 
     def __init__(self, out: Any):
@@ -42,7 +42,8 @@ class Reader:
         self.names: list[str] = []
         if digests is not None:
             attributes = digests.spec().to_json()["metadata"].get("attributes", {})
-            self.names = [str(name) for name in attributes.get("arrays", ())]
+            if attributes.get("version") == store.VERSION:
+                self.names = [str(name) for name in attributes.get("arrays", ())]
         self.arrays: Mapping[str, Any] = {name: self._open(name) for name in self.names}
 
     def read_all(self, name: str, numbers: Iterable[int], ahead: int = 4):
@@ -62,6 +63,11 @@ class Reader:
             return False
         asked = [(name, self._ask(name, number)) for name in self.names]
         return all(self._checked(name, number, rows) is not None for name, rows in asked)
+
+    def inputs(self, number: int) -> np.ndarray | None:
+        """SHA-256 `[32]` of what a whole chunk was made of."""
+        digests = self._digests[number]
+        return None if digests is None else digests[-1]
 
     def missing(self) -> list[int]:
         """Numbers of the counted chunks of which a file is not there: reads none of the others."""
@@ -120,9 +126,9 @@ class Reader:
     def _checked(self, name: str, number: int, asked: Any) -> np.ndarray | None:
         assert self.about is not None  # nothing is counted elsewhere
         rows, digests = _result(asked), self._digests[number]
-        if rows is None or digests is None or len(digests) != len(self.names):
+        if rows is None or digests is None or len(digests) != len(self.names) + 1:
             return None
-        found = store.chunk_digest(self.about, name, number, rows)
+        found = store.chunk_digest(self.about, digests[-1], name, number, rows)
         return rows if np.array_equal(found, digests[self.names.index(name)]) else None
 
 

@@ -7,17 +7,19 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.sweep.reader import Reader
+from jaxviz.sweep.store import in_words, place
 
 MAPS, SUMMARIES, SCALES = "maps/", "summaries/", "scales/"
 # What NumPy and zipfile raise where a file is not there, is another one or is damaged.
 _UNREADABLE = (
     OSError, KeyError, TypeError, ValueError, EOFError, NotImplementedError,
-    zipfile.BadZipFile, zlib.error,
+    RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -69,8 +71,12 @@ class Sweep(NamedTuple):
         return shown(self) + note
 
     def not_finite(self, method: str) -> np.ndarray:
-        """Indices of the examples whose map holds a NaN or an infinity."""
-        return np.flatnonzero(~np.isfinite(self.summaries[method].magnitude))
+        """Indices of the examples whose map holds a NaN or an infinity, as it was kept."""
+        summary = self.summaries[method]
+        kept = np.isfinite(summary.magnitude)
+        if (dtype := self.about.get("dtype", "int8")) != "int8":
+            kept &= np.isfinite(_largest(np.stack(summary, 1), dtype))
+        return np.flatnonzero(~kept)
 
     def by_class(self, of: str = "labels") -> Iterator[tuple[int, np.ndarray]]:
         """`(class, indices)` of each class that occurs; `of` is "labels" or "predicted"."""
@@ -188,6 +194,24 @@ def collect(arrays: Mapping[str, Any], about: Mapping[str, Any], rows: np.ndarra
     )
 
 
+def beyond(columns: np.ndarray, dtype: str) -> np.ndarray:
+    """Which maps with these summaries `[N, 4]` are infinite or zero in `dtype` alone: bool `[N]`.
+
+    Example:
+      >>> columns = np.array([[0, 9, -1, 8], [0, 9, -1, 7e4], [0, 1e-9, 0, 1e-9]], np.float32)
+      >>> beyond(columns, "float16").tolist()
+      [False, True, True]
+    """
+    kept, is_zero = _largest(columns, dtype), columns[:, 1] == 0
+    return np.isfinite(columns[:, 1]) & ~is_zero & ((kept == 0) | ~np.isfinite(kept))
+
+
+def _largest(columns: np.ndarray, dtype: str) -> np.ndarray:
+    """The largest magnitude of each map, as a number of `dtype`."""
+    with np.errstate(over="ignore"):
+        return np.abs(columns[:, 2:]).max(1).astype(jnp.dtype(dtype)).astype(np.float32)
+
+
 def dequantised(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Maps in float32 again where they were quantised."""
     out = {k: v for k, v in arrays.items() if not k.startswith(SCALES)}
@@ -199,7 +223,7 @@ def dequantised(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-@public()
+@public(out=place)
 def open_sweep(out: Any) -> Sweep:
     """Opens what `sweep(..., out=out)` wrote, finished or not; maps are read when they are used.
 
@@ -218,7 +242,11 @@ def open_sweep(out: Any) -> Sweep:
     """
     if not isinstance(out, Mapping) and os.fspath(out).endswith(".npz"):
         return _open_npz(out)
-    reader = Reader(out)
+    try:
+        reader = Reader(out)
+    except ValueError as error:  # TensorStore's: no such place, no way to it
+        told = f"open_sweep: out must be a sweep's folder or file; {in_words(error)}."
+        raise ValueError(told) from error
     if reader.about is None:
         raise ValueError(f"open_sweep: {out} holds no sweep. Pass what `sweep(..., out=...)` got.")
     if not reader.counts:
@@ -226,7 +254,7 @@ def open_sweep(out: Any) -> Sweep:
     if not reader.names:
         raise ValueError(
             f"open_sweep: nothing tells whether {out} is whole: its array 'digests' was lost, or "
-            "it is older than that array. Run its sweep again: it makes every row anew."
+            "it is of an older version. Run its sweep again: it makes every row anew."
         )
     if lost := reader.missing():
         raise ValueError(reader.lost_words(lost))

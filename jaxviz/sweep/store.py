@@ -3,7 +3,7 @@
 Each quantity is an array `[N, ...]` of its own, in chunks of `size` rows. The array `rows` says how
 many rows of each chunk are there and is written last: a chunk that it does not count does not
 exist, whatever files a killed process left. To zarr a file that is not there is zeros, so the array
-`digests` says what each chunk holds; `reader.Reader` believes nothing else.
+`digests` says what each chunk holds and what it was made of; `reader.Reader` believes nothing else.
 """
 
 import json
@@ -14,38 +14,67 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from jaxviz.calls.options import path, refused
 from jaxviz.sweep.describe import digest
 
 # Rows an array is declared with as long as nobody knows how many will come.
 _MANY_CHUNKS = 2**24
 ROWS, DIGESTS = "rows", "digests"
+# Of what `digests` holds: SHA-256 of each array's rows in a chunk, then that of the chunk's inputs.
+VERSION = 2
 
 
 def location(out: Any) -> dict[str, Any]:
     """A TensorStore key-value spec of a local folder, a URL such as gs://…, or a spec itself."""
     if isinstance(out, Mapping):
-        return dict(out)
+        return {**out, "path": out.get("path", "")}
     text = os.fspath(out)
     if "://" in text:
         return ts.KvStore.Spec(text if text.endswith("/") else text + "/").to_json()
     return {"driver": "file", "path": os.path.abspath(text) + "/"}
 
 
-def chunk_digest(about: Mapping[str, Any], name: str, number: int, rows: np.ndarray) -> np.ndarray:
-    """SHA-256 `[32]` of an array's rows in a chunk, and of the sweep and the place they belong to.
+def place(who: str, option: str, value: Any) -> Any:
+    """A folder, URL or file in text or as a path, or a TensorStore spec."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("driver"), str):
+            return value
+        must = 'a folder, a URL or a key-value spec {"driver": ..., "path": ...}'
+        raise refused(who, option, must, value, kind=ValueError)
+    return path(who, option, value)
+
+
+def in_words(error: Exception) -> str:
+    """What TensorStore says, without where in its code."""
+    return str(error).split(" [tensorstore")[0].split(" [source")[0].rstrip(" .")
+
+
+def chunk_digest(
+    about: Mapping[str, Any], inputs: np.ndarray, name: str, number: int, rows: np.ndarray
+) -> np.ndarray:
+    """SHA-256 `[32]` of an array's rows in a chunk, of the sweep and the place they belong to, and
+    of the digest of what they were made of.
 
     Example:
-      >>> here, there = (chunk_digest({}, "labels", n, np.zeros(2, np.int32)) for n in (0, 1))
+      >>> none, rows = np.zeros(32, np.uint8), np.zeros(2, np.int32)
+      >>> here, there = (chunk_digest({}, none, "labels", n, rows) for n in (0, 1))
       >>> here.tolist() == there.tolist()
       False
     """
     sweep = json.dumps({k: v for k, v in about.items() if k != "versions"}, sort_keys=True)
-    return np.frombuffer(bytes.fromhex(digest({(sweep, name, number): rows})), np.uint8)
+    key = (sweep, inputs.tobytes().hex(), name, number)
+    return np.frombuffer(bytes.fromhex(digest({key: rows})), np.uint8)
+
+
+def inputs_digest(x: Any, y: Any) -> np.ndarray:
+    """SHA-256 `[32]` of the inputs and labels that a chunk is made of."""
+    return np.frombuffer(bytes.fromhex(digest((x, y))), np.uint8)
 
 
 def unwritable(out: Any, error: Exception) -> str:
     """What to say where nothing can be written, before any work is done for it."""
-    return f"sweep: out must be a place to write to; {out} is none: {error}. Choose another one."
+    told = in_words(error)
+    return f"sweep: out must be a place to write to; {out} is none: {told}. Choose another one."
 
 
 class Writer:
@@ -57,11 +86,12 @@ class Writer:
     """
 
     def __init__(self, out: Any, about: Mapping[str, Any], size: int, total: int | None):
-        self._place, self.size, self.total = location(out), size, total
+        self._out, self.size, self.total = out, size, total
         self._arrays: dict[str, Any] = {}
         self._chunks = _MANY_CHUNKS if total is None else -(-total // size)
         wanted = json.loads(json.dumps({"chunk_rows": size, **about}))
         try:
+            self._place = location(out)
             self._kv = ts.KvStore.open(self._place).result()
             before = read_about(self._kv)
             if before is None:
@@ -77,20 +107,38 @@ class Writer:
             raise ValueError(unwritable(out, error)) from error
         if before is not None:
             refuse_other(out, before, wanted)
+            if "programs" not in before:  # of an older version: all is made anew
+                _write_group(self._kv, wanted)
+                before = wanted
         self._about = before or wanted
 
-    def write(self, number: int, count: int, arrays: Mapping[str, np.ndarray]) -> "Pending":
+    def write(
+        self, number: int, count: int, arrays: Mapping[str, np.ndarray], inputs: np.ndarray
+    ) -> "Pending":
         """Begins to write the rows of one chunk, and what tells that they are those."""
+        try:
+            return self._write(number, count, arrays, inputs)
+        except ValueError as error:
+            raise self.failed(error) from error
+
+    def _write(self, number, count, arrays, inputs):
         start, names = number * self.size, sorted(arrays)
         rows = {name: np.asarray(arrays[name])[:count] for name in names}
         pending = []
         for name, array in rows.items():
             opened = self._array(name, array.dtype, array.shape[1:], self.size)
             pending.append(opened[start : start + count].write(array))
-        digests = np.stack([chunk_digest(self._about, n, number, rows[n]) for n in names])
-        opened = self._array(DIGESTS, digests.dtype, digests.shape, 1, {"arrays": names})
+        each = [chunk_digest(self._about, inputs, name, number, rows[name]) for name in names]
+        digests = np.stack([*each, inputs])
+        attributes = {"arrays": names, "version": VERSION}
+        opened = self._array(DIGESTS, digests.dtype, digests.shape, 1, attributes)
         pending.append(opened[number].write(digests))
         return Pending(self, number, count, pending)
+
+    def failed(self, error: Exception) -> Exception:
+        """What to raise where the store takes no more."""
+        told = f"sweep: {self._out} must take what is written to it; {in_words(error)}."
+        return ValueError(f"{told} Remove what is in the way, or choose a new folder.")
 
     def count(self, number: int, count: int) -> None:
         """Declares a chunk written."""
@@ -147,8 +195,7 @@ class Writer:
         spec = {"driver": "zarr3", "kvstore": {"driver": "memory"}, "metadata": metadata}
         fresh: Any = ts.open(spec, create=True).result().kvstore
         described = fresh.read("zarr.json").result().value
-        there = _json(self._kv, f"{name}/zarr.json")
-        if there is None or {**there, "shape": None} != {**json.loads(described), "shape": None}:
+        if not _alike(_json(self._kv, f"{name}/zarr.json"), json.loads(described)):
             self._kv.write(f"{name}/zarr.json", described).result()
         # Zeros get a file too: one that is not there was lost.
         array = open_array(self._place, name, store_data_equal_to_fill_value=True)
@@ -169,18 +216,34 @@ class Pending:
 
     def commit(self) -> None:
         """Waits for the arrays, then counts the chunk as done."""
-        for future in self._futures:
-            future.result()
-        self._writer.count(self._number, self._count)
+        try:
+            for future in self._futures:
+                future.result()
+            self._writer.count(self._number, self._count)
+        except ValueError as error:
+            raise self._writer.failed(error) from error
 
 
 def refuse_other(out: Any, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuses to mix two sweeps, naming the first thing that differs."""
     for name, value in wanted.items():
-        if name != "versions" and before.get(name) != value:
+        if name == "programs":
+            _refuse_other_programs(out, before.get(name) or {}, value)
+        elif name != "versions" and before.get(name) != value:
             raise ValueError(
                 f"sweep: {out} holds another sweep: its {name} is {_short(before.get(name))}, this "
                 f"one's is {_short(value)}. Choose a new folder, or pass what it was made with."
+            )
+
+
+def _refuse_other_programs(out, before, wanted):
+    if before.get("where") != wanted["where"]:
+        return  # the same function may have another jaxpr there
+    for name in sorted(before.keys() & wanted.keys()):
+        if before[name] != wanted[name]:
+            raise ValueError(
+                f"sweep: {out} holds another sweep: its {name} computes something else than this "
+                "one's, or spells it otherwise. Choose a new folder, or pass what it was made with."
             )
 
 
@@ -204,6 +267,15 @@ def _json(kv: Any, key: str) -> dict[str, Any] | None:
     except ValueError:  # half a file, or not in UTF-8
         return None
     return value if isinstance(value, dict) else None
+
+
+def _alike(there: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
+    """Whether two arrays differ in their number of rows at most."""
+    if there is None or {**there, "shape": None} != {**wanted, "shape": None}:
+        return False
+    shape = there["shape"]
+    rows = shape[0] if isinstance(shape, list) and shape else None
+    return isinstance(rows, int) and 0 < rows and [rows, *wanted["shape"][1:]] == shape
 
 
 def _write_group(kv: Any, about: Mapping[str, Any]) -> None:

@@ -163,7 +163,8 @@ CALLS = []
 
 
 def counted(apply_fn, params, x, target=None):
-    CALLS.append(len(x))
+    if not isinstance(x, jax.core.Tracer):  # of a chunk, not of its program
+        CALLS.append(len(x))
     return jv.gradient(apply_fn, params, x, target)
 
 
@@ -205,13 +206,113 @@ def test_another_sweeps_store_is_refused(tmp_path):
         jv.open_sweep(tmp_path / "nothing")
 
 
+def double(w, x):
+    return 2 * net(w, x)
+
+
+def method(negative):
+    if negative:
+        return lambda apply_fn, params, x, target: -x
+    return lambda apply_fn, params, x, target: x
+
+
+class Scaled:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, apply_fn, params, x, target):
+        return x * self.factor
+
+
+# Functions of one name that compute something else, and inputs that differ behind the first chunk.
+OTHERS = {
+    "model": ({}, {"apply_fn": double}, "apply_fn computes something else"),
+    "target": (
+        {"target": lambda o: o[:, 0]},
+        {"target": lambda o: o[:, 1]},
+        "target computes something else",
+    ),
+    "method": (
+        {"explain": {"m": method(False)}},
+        {"explain": {"m": method(True)}},
+        "method m computes something else",
+    ),
+    "object": (
+        {"explain": {"m": Scaled(np.ones((1, 4, 4, 1), np.float32))}},
+        {"explain": {"m": Scaled(np.full((1, 4, 4, 1), 2, np.float32))}},
+        "method m computes something else",
+    ),
+    "inputs": ({}, {"batches": (np.concatenate([X[:4], -X[4:]]), Y)}, "rows 4 to 7 were made of"),
+    "labels": ({}, {"batches": (X, np.where(np.arange(len(Y)) > 6, 0, Y))}, "rows 4 to 7 were"),
+    "order": (
+        {"batches": [(X[:4], Y[:4]), (X[4:8], Y[4:8])]},
+        {"batches": [(X[:4], Y[:4]), (X[4:8][::-1], Y[4:8][::-1])]},
+        "rows 4 to 7 were made of other inputs",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_computes_something_else_does_not_go_on_with_a_store(tmp_path, kind):
+    first, second, message = OTHERS[kind]
+    given = {"explain": jv.gradient, "apply_fn": net, "params": W, "batches": (X, Y), **first}
+    given |= {"out": tmp_path / "s", "batch_size": 4, "progress": False}
+    before = jv.sweep(**given)
+    maps = {name: np.asarray(values) for name, values in before.maps.items()}
+    with pytest.raises(ValueError, match=f"sweep: .* holds another sweep: its {message}"):
+        jv.sweep(**given | second)
+    again = jv.sweep(**given)  # and nothing of it was lost
+    for name, values in maps.items():
+        np.testing.assert_array_equal(again.maps[name], values)
+
+
+def test_maps_that_a_narrow_type_cannot_hold_are_told(tmp_path):
+    x = X.copy()
+    x[2] *= 1e6  # beyond 65504
+    x[5] *= 1e-12  # below the smallest of float16
+
+    def itself(apply_fn, params, x, target):
+        return x
+
+    with pytest.warns(UserWarning, match="sweep: float16 cannot hold all maps: 2 of itself"):
+        swept = jv.sweep(itself, net, W, x, out=tmp_path / "s", batch_size=4, dtype="float16")
+    assert swept.not_finite("itself").tolist() == [2]
+    swept = jv.sweep(itself, net, W, x, batch_size=4, dtype="int8")
+    np.testing.assert_allclose(np.asarray(swept.maps["itself"])[2], x[2], atol=1e6 / 20)
+
+
+WRONG_METHODS = {
+    "one row": lambda apply_fn, params, x, target: x[:1],
+    "a number": lambda apply_fn, params, x, target: 1.0,
+    "none": lambda apply_fn, params, x, target: None,
+    "text": lambda apply_fn, params, x, target: "map",
+    "summed": lambda apply_fn, params, x, target: x.sum(),
+    "three arguments": lambda apply_fn, params, x: x,
+    "an option lacks": jv.occlusion,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_METHODS)
+def test_methods_without_a_row_an_example_are_refused(kind):
+    with pytest.raises((TypeError, ValueError), match="sweep: m must "):
+        jv.sweep({"m": WRONG_METHODS[kind]}, net, W, X, batch_size=4, progress=False)
+
+
+@pytest.mark.parametrize("out", [3, "", "a\0b", b"folder", ["a"], {}, "foo://x", {"driver": "no"}])
+def test_no_place_is_refused_in_our_words(out):
+    with pytest.raises((TypeError, ValueError), match=r"^sweep: out must be"):
+        jv.sweep(jv.gradient, net, W, X, out=out)
+    with pytest.raises((TypeError, ValueError), match=r"^open_sweep: out must be"):
+        jv.open_sweep(out)
+
+
 def test_an_unwritable_store_stops_with_what_was_saved(tmp_path, monkeypatch):
     write = Writer.write
 
-    def full(self, number, count, arrays):
+    def full(self, number, count, arrays, inputs):
         if number == 2:
             raise OSError("No space left on device")
-        return write(self, number, count, arrays)
+        return write(self, number, count, arrays, inputs)
 
     monkeypatch.setattr(Writer, "write", full)
     with pytest.raises(OSError, match="No space"):
