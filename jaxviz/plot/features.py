@@ -21,6 +21,7 @@ from jaxviz.plot.page import (
     frame,
     put_title,
     text_width,
+    told_apart,
     write,
 )
 
@@ -70,6 +71,10 @@ def stitched(
     size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + rows * row + EDGE)
     figure = Figure(figsize=size, facecolor="white")
     put_title(figure, title)
+    # A note takes at most half of a line that has a name as well.
+    room = cell - 0.1 if titles is None else cell / 2
+    remarks = [fit(remark, room, 7) for remark in remarks]
+    shown = told_apart(names, cell - max(text_width(r, 7) for r in remarks) - 0.05, 7)
     for n, image in enumerate(images):
         line, column = divmod(n, columns)
         left, bottom = EDGE + column * (cell + GAP), size[1] - 0.62 - line * row - height
@@ -77,10 +82,9 @@ def stitched(
         ax.imshow(image, interpolation=interpolation(images.shape[1]))
         ax.set_label(names[n])
         above = bottom + height + 0.08
-        remark = fit(remarks[n], cell - 0.1, 7)
-        name = fit(names[n], cell - text_width(remark, 7) - 0.05, 7)
+        name = fit(shown[n], cell - text_width(remarks[n], 7) - 0.05, 7)
         write(figure, left, above, name, fontsize=7, color=INK)
-        write(figure, left + cell, above, remark, ha="right", fontsize=7, color=QUIET)
+        write(figure, left + cell, above, remarks[n], ha="right", fontsize=7, color=QUIET)
     return figure
 
 

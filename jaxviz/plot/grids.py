@@ -28,6 +28,7 @@ from jaxviz.plot.page import (
     frame,
     put_title,
     text_width,
+    told_apart,
     write,
 )
 
@@ -207,6 +208,7 @@ def feature_maps(
     top = size[1] - 0.66
     for layer, values, known, order in sections:
         height = cell_height(cell, values.shape)
+        shown = told_apart(known, cell - text_width("not finite", 7) - 0.05, 7)
         if layer:
             told = f"  {' x '.join(map(str, values.shape))}"
             told = fit(layer, size[0] - 2 * EDGE - text_width(told, 9), 9) + told
@@ -215,12 +217,13 @@ def feature_maps(
         for at, unit in enumerate(order):
             line, column = divmod(at, columns)
             left, bottom = EDGE + column * (cell + GAP), top - line * (height + 0.24) - height
-            _draw_map(figure, (left, bottom, cell, height), values[..., unit], known[unit])
+            place = (left, bottom, cell, height)
+            _draw_map(figure, place, values[..., unit], known[unit], shown[unit])
         top -= math.ceil(len(order) / columns) * (height + 0.24)
     return figure
 
 
-def _draw_map(figure: Figure, place, one: np.ndarray, name: str) -> None:
+def _draw_map(figure: Figure, place, one: np.ndarray, name: str, shown: str) -> None:
     left, bottom, cell, height = place
     ax = frame(figure, left, bottom, cell, height)
     finite = one[np.isfinite(one)]
@@ -241,6 +244,6 @@ def _draw_map(figure: Figure, place, one: np.ndarray, name: str) -> None:
         if finite.size:
             note = f"{'all' if finite.size == one.size else 'rest'} {peak:.2g}"
     ax.set_label(name)
-    name = fit(name, cell - text_width(note, 7) - 0.05, 7)
-    write(figure, left, bottom - 0.08, name, fontsize=7, color=INK)
+    shown = fit(shown, cell - text_width(note, 7) - 0.05, 7)
+    write(figure, left, bottom - 0.08, shown, fontsize=7, color=INK)
     write(figure, left + cell, bottom - 0.08, note, ha="right", fontsize=7, color=QUIET)

@@ -4,14 +4,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, NOT_A_NUMBER, QUIET, SIGNED, interpolation
 from jaxviz.plot.inputs import check_array, check_count, check_images, check_named
-from jaxviz.plot.page import EDGE, cell_height, fit, frame, put_title, text_width, write
+from jaxviz.plot.page import (
+    EDGE,
+    cell_height,
+    fit,
+    frame,
+    put_title,
+    text_width,
+    told_apart,
+    write,
+)
 
+_COLOURS = matplotlib.colormaps["viridis"].with_extremes(bad=NOT_A_NUMBER)
 SIDE, BETWEEN, APART = 1.7, 0.12, 0.34  # inches: a square of patches, to its twin, to the next map
 
 
@@ -90,6 +101,8 @@ def top_projections(
             ax.set_frame_on(False)
         ax.set_label(name)
         note = f"activation {scores.max():.3g} to {scores.min():.3g}"
+        if not np.isfinite(scores).all():
+            note = "activation not finite"
         short = fit(name, width - text_width(note, 7) - 0.06, 8)
         write(figure, left, bottom - 0.1, short, fontsize=8, color=INK)
         write(figure, left + width, bottom - 0.1, note, ha="right", fontsize=7, color=QUIET)
@@ -180,19 +193,27 @@ def map_projections(
         rest = ": maps above, projections below"
         heading = fit(name, size[0] - EDGE - across - text_width(rest, 9), 9) + rest
         write(figure, across, above + height + 0.27, heading, fontsize=9, color=INK)
+        peaks = [_peak(maps[..., k]) for k in range(len(units))]
+        shown = told_apart(units, side - max(text_width(peak, 7) for peak in peaks) - 0.05, 7)
         for k, unit in enumerate(units):
             left = across + k * (side + between)
             ax = frame(figure, left, above, side, height)
-            ax.imshow(maps[..., k], cmap="viridis", aspect="auto", interpolation="nearest")
+            shades = np.ma.masked_invalid(maps[..., k])
+            ax.imshow(shades, cmap=_COLOURS, aspect="auto", interpolation="nearest")
             ax.set_label(f"{name} {unit}")
             top = above + height + 0.09
-            peak = f"{maps[..., k].max():.3g}"
-            short = fit(unit, side - text_width(peak, 7) - 0.05, 7)
+            short = fit(shown[k], side - text_width(peaks[k], 7) - 0.05, 7)
             write(figure, left, top, short, fontsize=7, color=INK)
-            write(figure, left + side, top, peak, ha="right", fontsize=7, color=QUIET)
+            write(figure, left + side, top, peaks[k], ha="right", fontsize=7, color=QUIET)
             ax = frame(figure, left, above - between - height, side, height)
             ax.imshow(coloured[k], interpolation=interpolation(picture.shape[0]))
     return figure
+
+
+def _peak(one: np.ndarray) -> str:
+    """The largest number of a map, of those that are finite."""
+    finite = one[np.isfinite(one)]
+    return f"{finite.max():.3g}" if finite.size else "not finite"
 
 
 def _one(who: str, image: Any) -> np.ndarray:

@@ -68,6 +68,12 @@ def training_history(
             f"{who}: every curve must be [epochs], all of one length, at least 1; got {shapes}. "
             "Give each one number an epoch."
         )
+    for name, curve in curves.items():
+        if "accuracy" in name and (np.nanmin(curve) < 0 or np.nanmax(curve) > 1):
+            raise ValueError(
+                f"{who}: {name} must be a share of the examples, 0 to 1; got "
+                f"{np.nanmin(curve):.3g} to {np.nanmax(curve):.3g}. Divide per cent by 100."
+            )
     epochs = np.arange(1, shape[0] + 1)
     if best_epoch is not None and not 0 <= best_epoch < len(epochs):
         raise ValueError(

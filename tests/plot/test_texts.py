@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 
 import jaxviz as jv
 from jaxviz import plot
 from jaxviz.graph.layer_graph import Box, LayerGraph
+from jaxviz.plot import page
 from jaxviz.plot.page import fit_among, fit_apart
 
 LONG = [f"a longish class name that goes on and on, number {n}" for n in range(25)]
@@ -235,3 +237,54 @@ def test_the_user_of_a_number_is_not_changed(tmp_path):
         figure.savefig(tmp_path / "grid.png", dpi=dpi)
     check(figure)
     assert jv.plot is plot
+
+
+ALIKE = [f"the class number {n:04d} with a long name" for n in range(1000)]
+
+
+def test_names_that_are_cut_alike_are_told_apart():
+    rng = np.random.default_rng(0)
+    images, maps = rng.uniform(size=(5, 8, 8, 3)), rng.normal(size=(8, 8, 5))
+    back = rng.normal(size=(5, 8, 8, 3))
+    for figure in (
+        plot.stitched(images, titles=ALIKE[:5], notes=["a long remark on this image"] * 5),
+        plot.feature_maps(maps, names=ALIKE[:5]),
+        plot.map_projections(images[0], {"conv": (maps, back, ALIKE[:5])}),
+    ):
+        shown = [text.get_text() for text in figure.texts]
+        for n in range(5):
+            assert sum(text.startswith(f"{n}:") for text in shown) == 1
+
+
+def test_a_thousand_names_are_fitted_letter_by_letter(monkeypatch):
+    laid_out = []
+    measure = page.text_to_path.get_text_width_height_descent
+    monkeypatch.setattr(
+        page.text_to_path,
+        "get_text_width_height_descent",
+        lambda text, font, ismath: laid_out.append(text) or measure(text, font, ismath),
+    )
+    assert len(set(page.fit_apart(ALIKE, 0.9, 7.5))) == 1000
+    assert len(laid_out) < 200
+
+
+@pytest.mark.parametrize("weight", ["normal", "bold"])
+def test_widths_are_those_of_the_whole_text(weight):
+    for text in [*ALIKE[:3], "WAVE To Ty", "iiiiillll", "a, b; (c) 1.0e-05", "ünï", "…"]:
+        font = FontProperties(size=9.0, weight=weight)
+        whole = page.text_to_path.get_text_width_height_descent(text, font, False)[0] / 72
+        assert 1.0 <= page.text_width(text, 9.0, weight) / whole < 1.25
+
+
+def test_what_is_not_finite_is_told_beside_projections():
+    maps, back = np.full((4, 4, 2), np.nan), np.full((2, 8, 8, 3), np.nan)
+    maps[..., 1] = 2.0
+    figure = plot.map_projections(np.zeros((8, 8)), {"conv": (maps, back, ["a", "b"])})
+    shown = [text.get_text() for text in figure.texts]
+    assert "not finite" in shown
+    assert "2" in shown
+
+
+def test_an_accuracy_is_a_share():
+    with pytest.raises(ValueError, match=r"training_history: accuracy must be a share.*per cent"):
+        plot.training_history({"loss": [1.0, 0.5], "accuracy": [60.0, 90.0]})
