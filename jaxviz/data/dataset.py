@@ -3,8 +3,10 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.options import numbers_list, refused
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 
@@ -25,7 +27,39 @@ class Dataset(NamedTuple):
     __repr__ = shown
 
 
-@public()
+def labelled(who: str, option: str, value: Any) -> Dataset:
+    """A data set of arrays, with one label for each image and one image at least."""
+    if not isinstance(value, Dataset):
+        advice = "Make one: jaxviz.data.Dataset(images, labels, class_names)."
+        raise refused(who, option, "a Dataset", value, advice)
+    images = numbers_list(who, f"{option}.images", value.images)
+    labels = numbers_list(who, f"{option}.labels", value.labels)
+    if not np.size(images) or np.shape(labels) != np.shape(images)[:1]:
+        raise ValueError(
+            f"{who}: {option} needs one label for each image, at least one; got images "
+            f"{np.shape(images)}, labels {np.shape(labels)}. Pass images [N, ...], labels [N]."
+        )
+    if images is value.images and labels is value.labels:
+        return value
+    return value._replace(images=images, labels=labels)
+
+
+def trainable(who: str, option: str, value: Any) -> Dataset:
+    """A data set with floating images and integer labels."""
+    found = labelled(who, option, value)
+    for name, array, kind, wanted in (
+        ("images", found.images, np.floating, "floating"),
+        ("labels", found.labels, np.integer, "integer"),
+    ):
+        if not jnp.issubdtype(array.dtype, kind):
+            raise TypeError(
+                f"{who}: {name} must be {wanted}; got {array.dtype}. Convert them first (bytes / "
+                "255 for images)."
+            )
+    return found
+
+
+@public(dataset=labelled)
 def train_validation_split(
     dataset: Dataset, key: jax.Array, fraction: float
 ) -> tuple[Dataset, Dataset]:
@@ -59,7 +93,23 @@ def train_validation_split(
     return _take(dataset, order[num_validation:]), _take(dataset, order[:num_validation])
 
 
-@public()
+def _images(who, option, value):
+    found = numbers_list(who, option, value)
+    if not np.ndim(found) or not jnp.issubdtype(found.dtype, jnp.floating):
+        must = "floating, channels last"
+        raise refused(who, option, must, value, "Convert bytes first: images / 255.")
+    return found
+
+
+def _statistics(who, option, value):
+    found = np.atleast_1d(np.asarray(numbers_list(who, option, value), np.float64))
+    if not np.isfinite(found).all() or (option == "std" and not (found > 0).all()):
+        must = "finite numbers" + (" above 0" if option == "std" else "")
+        raise refused(who, option, must, value, kind=ValueError)
+    return found
+
+
+@public(images=_images, mean=_statistics, std=_statistics)
 def normalize(images: Any, mean: Any, std: Any) -> Any:
     """`(images - mean) / std`, channel by channel.
 
@@ -72,7 +122,9 @@ def normalize(images: Any, mean: Any, std: Any) -> Any:
       The same kind, shape and dtype as `images`.
 
     Raises:
-      ValueError: `mean` or `std` has neither one number nor one a channel.
+      TypeError: `images` are not floating.
+      ValueError: `mean` or `std` has neither one number nor one a channel, or is not finite; a
+        `std` is not above 0.
 
     Example:
       >>> normalize(np.full((1, 1, 1, 2), 0.5, np.float32), (0.5, 0.0), 0.25)[0, 0, 0].tolist()

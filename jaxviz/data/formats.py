@@ -13,12 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxviz.calls.naming import caller
 from jaxviz.calls.public import public
 
 RECORD_BYTES = 1 + 3 * 32 * 32
 """Length of a CIFAR-10 record: one label byte, then the red, green and blue 32x32 planes."""
 
 _IDX_UINT8 = 0x08
+_MOST_AXES = 8  # no data set has more
 
 
 @public()
@@ -55,7 +57,8 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     content = _content(path)
     num_axes = content[3] if len(content) >= 4 else 0
     header = 4 + 4 * num_axes
-    if num_axes < 1 or content[:3] != bytes([0, 0, _IDX_UINT8]) or len(content) < header:
+    starts = content[:3] == bytes([0, 0, _IDX_UINT8]) and 1 <= num_axes <= _MOST_AXES
+    if not starts or len(content) < header:
         raise ValueError(
             f"read_idx: {path} must start with an idx header, bytes 00 00 08 and the number of "
             "axes; "
@@ -133,6 +136,11 @@ def read_cifar10_tar(
       >>> images.shape
       (2, 32, 32, 3)
     """
+    if not members:
+        raise ValueError(
+            "read_cifar10_tar: members must name a file or more; got none. The test part is "
+            '["test_batch.bin"].'
+        )
     found = {}
     try:
         with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -187,6 +195,6 @@ def _content(path):
         return gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(
-            f"jaxviz.data: {path} must be a whole gzip file; got {error}. Replace the file: it is "
-            "truncated or damaged."
+            f"{caller('read_idx')}: {path} must be a whole gzip file; got {error}. Replace the "
+            "file: it is truncated or damaged."
         ) from error

@@ -6,6 +6,7 @@ A layer's path is torchvision's name for it, so the whole map is: dots for slash
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxviz.calls.options import described
 from jaxviz.calls.public import public
 from jaxviz.models.pth import read_pth
 from jaxviz.models.published import published_weights
@@ -132,6 +134,11 @@ def save_torchvision(net: nn.Module, variables: dict[str, Any], path: str | os.P
             f"save_torchvision: path must end in .safetensors; got {path}. PyTorch reads those too."
         )
     wanted = _places(net, "save_torchvision")
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            f"save_torchvision: variables must be a dict, as net.init returns it; got "
+            f"{described(variables)}."
+        )
     given: dict[Any, Any] = flatten_dict(variables)
     state = {}
     for key, (place, like) in wanted.items():
@@ -142,7 +149,13 @@ def save_torchvision(net: nn.Module, variables: dict[str, Any], path: str | os.P
                 f"got {came}. Pass all of the variables of this network."
             )
         state[key] = _to_torch(np.asarray(given[place]), _channels(net, place))
-    safetensors.numpy.save_file(state, path)
+    try:
+        safetensors.numpy.save_file(state, path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"save_torchvision: path must be a place that can be written to; {path} is none: "
+            f"{error}."
+        ) from None
     return path
 
 

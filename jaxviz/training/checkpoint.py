@@ -1,5 +1,6 @@
 """Saves a training's whole state after each epoch; what is half written never counts."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from jaxviz.calls.naming import is_ours
 
 
 class Checkpoints:
@@ -55,7 +58,7 @@ class Checkpoints:
         """
         if not self._folder.is_dir():
             return None
-        with self._manager() as manager:
+        with self._manager() as manager, _reading(self._folder):
             epoch = manager.latest_step()
             if epoch is None:
                 return None
@@ -105,7 +108,8 @@ def read_arrays(path: str | os.PathLike, like: Any) -> Any:
       like: A pytree of arrays, or of their shapes, of the structure that was written.
 
     Raises:
-      ValueError: What was written has another structure, or other shapes or dtypes.
+      ValueError: What was written has another structure, or other shapes or dtypes, or files of
+        it were lost or changed.
 
     Example:
       >>> import tempfile
@@ -115,9 +119,23 @@ def read_arrays(path: str | os.PathLike, like: Any) -> Any:
       (2,)
     """
     path, wanted = Path(path).absolute(), _wanted(like)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer() as checkpointer, _reading(path):
         _compare(path, checkpointer.metadata(path).item_metadata, wanted)
         return _rebuilt(like, checkpointer.restore(path, wanted))
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Whatever orbax raises where files were lost or changed, in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if is_ours(error):
+            raise
+        raise ValueError(
+            f"run folder: {path} must be what was written there; files of it were lost or changed "
+            f"since ({type(error).__name__}). Take another copy, or train again in a new folder."
+        ) from error
 
 
 def _wanted(like):
@@ -135,7 +153,7 @@ def _compare(path, stored, wanted):
     for name in sorted(set(found) | set(expected)):
         if found.get(name) != expected.get(name):
             raise ValueError(
-                f"jaxviz.training: {path} must hold the arrays of this network and optimizer; "
+                f"run folder: {path} must hold the arrays of this network and optimizer; "
                 f"{name} is {found.get(name)} there, {expected.get(name)} here. Use the options it "
                 "was saved with."
             )

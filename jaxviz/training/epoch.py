@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.options import described
 from jaxviz.calls.shown import shown
 from jaxviz.graph.indices import widened
 
@@ -151,7 +152,7 @@ def run_epoch(
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(steps_key, number))
         x, y = jnp.take(images, indices, axis=0), jnp.take(labels, indices, axis=0)
         if augment is not None:
-            x = augment(augment_key, x)
+            x = _augmented(augment, augment_key, x)
         gradient, (loss, right, collections) = jax.grad(loss_of, has_aux=True)(
             state.params, state.collections, x, y, dropout_key
         )
@@ -202,6 +203,24 @@ def evaluate_set(
     batches = [batched(array, batch_size) for array in (images, labels)]
     losses, rights = jax.lax.map(one, (*batches, batched(counts, batch_size, fill=False)))
     return _means(losses.sum(), rights.sum(), len(labels))
+
+
+def _augmented(augment, key, images):
+    try:
+        made = augment(key, images)
+    except Exception as error:  # the function's own, of whatever kind
+        words = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(
+            f"fit: augment must be a function (key, images {images.shape}) -> images; it fails "
+            f"with {type(error).__name__}: {words}."
+        ) from error
+    floating = jnp.issubdtype(getattr(made, "dtype", bool), jnp.floating)
+    if getattr(made, "shape", None) != images.shape or not floating:
+        raise ValueError(
+            f"fit: augment must return floating images of the same shape, {images.shape}; it "
+            f"returned {described(made)}."
+        )
+    return made
 
 
 def batched(array: jax.Array, batch_size: int, fill: Any = None) -> jax.Array:

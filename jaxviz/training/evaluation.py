@@ -5,18 +5,52 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import integers, rows
+from jaxviz.calls.options import described, integers, numbers_list, refused, rows
 from jaxviz.calls.public import public
 from jaxviz.data import Dataset
+from jaxviz.data.dataset import trainable
 from jaxviz.models import apply_fn as inference
 from jaxviz.training.epoch import Metrics, batched, evaluate_set
 
 _LARGEST = 2**33  # bytes of a matrix of counts
 
 
-@public()
+def logits_of(who: str, net: nn.Module, variables: Any, images: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of a net's logits for two such images; refuses a net that gives none."""
+    pair = jax.ShapeDtypeStruct((2, *images.shape[1:]), jnp.result_type(images))
+    try:
+        logits = jax.eval_shape(inference(net), variables, pair)
+    except Exception as error:  # Flax's, of whatever kind
+        words = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(
+            f"{who}: net must take images {pair.shape[1:]} with its variables; "
+            f"{type(net).__name__} fails with {type(error).__name__}: {words}."
+        ) from error
+    shape, dtype = getattr(logits, "shape", ()), getattr(logits, "dtype", bool)
+    if len(shape) != 2 or shape[0] != 2 or not shape[1] or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"{who}: net must give floating logits [N, K]; got {described(logits)} for two images "
+            f"{pair.shape[1:]}. End it with a dense layer of K outputs."
+        )
+    return logits
+
+
+def _floating(who, option, value):
+    found = numbers_list(who, option, value)
+    if not np.ndim(found) or not len(found):
+        raise ValueError(
+            f"{who}: needs at least one image; got images {np.shape(found)}. Pass images [N, ...]."
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        advice = "Prepare them as for training: bytes / 255."
+        raise refused(who, option, "floating", value, advice)
+    return found
+
+
+@public(images=_floating)
 def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 128) -> jax.Array:
     """Logits of any number of images, `batch_size` at a time in one compiled program.
 
@@ -30,7 +64,8 @@ def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 12
       `[N, K]`.
 
     Raises:
-      ValueError: There is no image, or `batch_size < 1`.
+      TypeError: Images are not floating.
+      ValueError: There is no image, `batch_size < 1`, or the net gives no logits for them.
 
     Example:
       >>> net = nn.Dense(2)
@@ -38,12 +73,11 @@ def predict(net: nn.Module, variables: Any, images: Any, *, batch_size: int = 12
       >>> predict(net, variables, jnp.ones((5, 3)), batch_size=2).shape
       (5, 2)
     """
-    images = _array(images)
-    _check("predict", images, batch_size)
+    logits_of("predict", net, variables, images)
     return _logits(inference(net), variables, images, min(batch_size, len(images)))
 
 
-@public()
+@public(dataset=trainable)
 def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: int = 128) -> Metrics:
     """Mean cross entropy (nats) and accuracy on a data set, dropout off.
 
@@ -57,7 +91,9 @@ def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: in
       `Metrics(loss, accuracy)`, float32 scalars.
 
     Raises:
-      ValueError: There is no image, or `batch_size < 1`.
+      TypeError: Images are not floating, or labels no integers.
+      ValueError: There is no image, `batch_size < 1`, labels that the net does not know, or a net
+        that gives no logits for the images.
 
     Example:
       >>> net = nn.Dense(2, use_bias=False)
@@ -65,8 +101,14 @@ def evaluate(net: nn.Module, variables: Any, dataset: Dataset, *, batch_size: in
       >>> evaluate(net, {"params": {"kernel": jnp.eye(2)}}, data).accuracy.item()
       1.0
     """
-    _check("evaluate", dataset.images, batch_size)
-    arrays = _array(dataset.images), _array(dataset.labels)
+    classes = logits_of("evaluate", net, variables, dataset.images).shape[1]
+    low, high = int(np.min(dataset.labels)), int(np.max(dataset.labels))
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"evaluate: labels must be 0 to {classes - 1}, the network's outputs; got {low} to "
+            f"{high}. Take the set that the network was trained for."
+        )
+    arrays = dataset.images, dataset.labels
     return _metrics(inference(net), variables, *arrays, min(batch_size, len(dataset.labels)))
 
 
@@ -115,7 +157,7 @@ def confusion_matrix(labels: Any, predictions: Any, num_classes: int) -> np.ndar
             f"{classes.min()} to {classes.max()}. Raise num_classes."
         )
     matrix = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(matrix, (labels, predictions), 1)
+    np.add.at(matrix, (labels.astype(np.int64), predictions.astype(np.int64)), 1)
     return matrix
 
 
@@ -146,18 +188,6 @@ def per_class_accuracy(matrix: Any) -> np.ndarray:
     return np.divide(
         np.diagonal(matrix), counts, out=np.full(len(counts), np.nan), where=counts > 0
     )
-
-
-def _array(values):
-    return values if isinstance(values, jax.Array) else np.asarray(values)
-
-
-def _check(who, images, batch_size):
-    if len(images) == 0 or batch_size < 1:
-        raise ValueError(
-            f"{who}: needs at least one image and batch_size >= 1; got {len(images)} images, "
-            f"batch_size={batch_size}. Pass images [N, ...]."
-        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -5,7 +5,7 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxviz.calls.options import maybe, refused
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.data import Dataset
+from jaxviz.data.dataset import trainable
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.models import apply_fn as inference
 from jaxviz.rules.fast import fast as fast_rules
 from jaxviz.training.epoch import State, TrainingFunction, run_epoch, variables as all_variables
+from jaxviz.training.evaluation import logits_of
 from jaxviz.training.history import History as History
 from jaxviz.training.progress import EpochBar
 
@@ -43,7 +46,7 @@ class Fit(NamedTuple):
     __repr__ = shown
 
 
-@public()
+@public(train=trainable, validation=maybe(trainable))
 def fit(
     net: nn.Module,
     train: Dataset,
@@ -222,21 +225,6 @@ def _initial_variables(net, train, key, initial):
             "itself, "
             "such as jaxviz.models.MNISTNetA()."
         )
-    for name, value, kind, wanted in (
-        ("images", train.images, np.floating, "floating"),
-        ("labels", train.labels, np.integer, "integer"),
-    ):
-        if not jnp.issubdtype(value.dtype, kind):
-            raise TypeError(
-                f"fit: {name} must be {wanted}; got {value.dtype}. Convert them first (bytes / 255 "
-                "for images)."
-            )
-    if len(train.images) == 0 or np.shape(train.labels) != np.shape(train.images)[:1]:
-        raise ValueError(
-            "fit: train needs one label for each image, at least one; got images "
-            f"{np.shape(train.images)}, labels {np.shape(train.labels)}. Pass images [N, ...], "
-            "labels [N]."
-        )
     if initial is not None:
         return initial
     return _draw_variables(net, key, train.images[:1])
@@ -249,24 +237,19 @@ def _draw_variables(net, key, images):
 
 
 def _check(net, start, train, validation, num_epochs, batch_size, patience, monitor):
+    if not isinstance(start, Mapping):
+        raise refused("fit", "initial", "a dict, as net.init returns it", start)
     if "params" not in start:
         raise ValueError(
             f'fit: the variables must have "params"; got {sorted(start)}. Pass what `net.init` '
             "returned."
         )
     shape, num_examples = train.images.shape[1:], len(train.labels)
-    one = jax.ShapeDtypeStruct((1, *shape), train.images.dtype)
-    logits = jax.eval_shape(net.apply, start, one)
-    if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 1:
-        raise ValueError(
-            f"fit: net must give logits [N, K]; got {jax.tree.map(lambda a: a.shape, logits)} for "
-            "one "
-            f"image {shape}. End it with a dense layer of K outputs."
-        )
+    logits = logits_of("fit", net, start, train.images)
     for name, dataset in (("train", train), ("validation", validation)):
         if dataset is None:
             continue
-        if dataset.images.shape[1:] != shape or len(dataset.images) != len(dataset.labels):
+        if dataset.images.shape[1:] != shape:
             raise ValueError(
                 f"fit: {name} must have images [N, {', '.join(map(str, shape))}] and labels [N]; "
                 "got "

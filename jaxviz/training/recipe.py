@@ -11,12 +11,13 @@ import optax
 
 from jaxviz.calls.public import public
 from jaxviz.data import Dataset, train_validation_split
+from jaxviz.data.dataset import trainable
 from jaxviz.folders import why_not
 from jaxviz.training.fitting import History, fit
 from jaxviz.training.run import Run, load_run, save_run
 
 
-@public()
+@public(train=trainable)
 def train_run(
     folder: str | os.PathLike,
     net: nn.Module,

@@ -19,6 +19,7 @@ from jaxviz import data as datasets, models
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.models.registry import variable_shapes
+from jaxviz.sweep.describe import digest
 from jaxviz.training.history import History
 
 _CONFIG = "run.json"
@@ -113,15 +114,16 @@ def save_run(
         "history": {name: getattr(history, name).tolist() for name in History._fields},
         # A new name each time, so that a new checkpoint never meets an old run.json.
         "variables": f"variables-{uuid.uuid4().hex[:8]}",
+        "digest": digest(variables),
     }
     text = json.dumps(config, indent=2)
     folder.mkdir(parents=True, exist_ok=True)
-    old = _read_config(folder)
+    old = _read_config(folder) or {}
     write_arrays(folder / config["variables"], variables)
     partial = folder / f".{_CONFIG}.partial"
     partial.write_text(text)
     os.replace(partial, folder / _CONFIG)
-    if old is not None:
+    if isinstance(old.get("variables"), str):
         shutil.rmtree(folder / old["variables"], ignore_errors=True)
     return folder
 
@@ -139,7 +141,8 @@ def load_run(folder: str | os.PathLike, *, net: nn.Module | None = None) -> Run:
 
     Raises:
       FileNotFoundError: There is no finished run in the folder.
-      ValueError: The run's network is not bundled and `net` was not given, or is another one.
+      ValueError: The run's network is not bundled and `net` was not given, or is another one; or
+        files of the run were lost or changed.
 
     Example:
       >>> load_run("/no/such/folder")
@@ -157,14 +160,23 @@ def load_run(folder: str | os.PathLike, *, net: nn.Module | None = None) -> Run:
             "one "
             "first, or let an interrupted training finish."
         )
-    net = _rebuild(config["net"]) if net is None else net
-    like = variable_shapes(net, tuple(config["input_shape"]))
-    history = {name: np.asarray(row, np.float32) for name, row in config.pop("history").items()}
+    config = _checked(folder, config)
+    net = _rebuild(folder, config["net"]) if net is None else net
+    try:
+        like = variable_shapes(net, tuple(config["input_shape"]))
+    except Exception as error:  # Flax's, of whatever kind
+        raise ValueError(
+            f"load_run: net must take images {config['input_shape']}, as that of {folder} did; "
+            f"{type(net).__name__} fails: {' '.join(str(error).split())[:200]}."
+        ) from error
+    history = config.pop("history")
     variables = read_arrays(folder / config.pop("variables"), like)
+    if config.pop("digest", None) not in (None, digest(variables)):
+        raise _changed(folder, "its variables are not those that were saved")
     return Run(
         net=net,
         variables=variables,
-        history=History(**history),
+        history=History(**{name: np.asarray(row, np.float32) for name, row in history.items()}),
         class_names=tuple(config["class_names"]),
         data=config["data"],
         config=config,
@@ -191,8 +203,41 @@ def preprocess(run: Run, images: Any) -> Any:
 
 
 def _read_config(folder):
+    """What `run.json` holds: None where there is none, {} where it holds something else."""
     path = folder / _CONFIG
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError:  # half a file, or not in UTF-8
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+_HOLDS = {"net": dict, "data": str, "class_names": list, "input_shape": list, "history": dict}
+_HOLDS |= {"mean": list, "std": list, "variables": str}
+
+
+def _checked(folder, config):
+    for name, kind in _HOLDS.items():
+        if not isinstance(config.get(name), kind):
+            raise _changed(folder, f"its {_CONFIG} tells no {name}")
+    rows = [config["history"].get(name) for name in History._fields]
+    if config["history"].keys() != set(History._fields) or not all(map(_is_numbers, rows)):
+        raise _changed(folder, f"its {_CONFIG} tells no history")
+    if not {"name", "class", "options"} <= config["net"].keys():
+        raise _changed(folder, f"its {_CONFIG} tells no net")
+    return config
+
+
+def _is_numbers(row):
+    return isinstance(row, list) and all(isinstance(v, (int, float)) for v in row)
+
+
+def _changed(folder, how):
+    return ValueError(
+        f"load_run: {folder} must be what save_run wrote; {how}. Take another copy, or train again."
+    )
 
 
 def _describe(net):
@@ -206,7 +251,7 @@ def _describe(net):
     return {"name": name, "class": type(net).__name__, "options": options}
 
 
-def _rebuild(description):
+def _rebuild(folder, description):
     if description["name"] not in models.nets:
         raise ValueError(
             f"load_run: the run's network must be bundled ({', '.join(models.nets)}); it is "
@@ -215,7 +260,11 @@ def _rebuild(description):
     options = dict(description["options"])
     if "dtype" in options:
         options["dtype"] = jnp.dtype(options["dtype"])
-    return models.nets[description["name"]](**options)
+    try:
+        return models.nets[description["name"]](**options)
+    except TypeError:  # options of another version
+        told = f"{description['name']} has other options than {', '.join(options)}"
+        raise _changed(folder, told) from None
 
 
 def _versions():

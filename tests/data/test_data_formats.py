@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import pickle
 import struct
 import tarfile
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jaxviz import data
+from jaxviz import data, models
 
 
 def idx_bytes(array):
@@ -145,3 +146,54 @@ def test_a_cut_archive_is_refused(tmp_path):
     path.write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(ValueError, match=r"must be a whole tar\.gz archive"):
         data.read_cifar10_tar(path, ["a.bin"])
+
+
+READERS = {
+    "read_idx": data.read_idx,
+    "read_cifar10": data.read_cifar10,
+    "read_cifar10_tar": lambda path: data.read_cifar10_tar(path, ["test_batch.bin"]),
+    "load_torchvision": lambda path: models.load_torchvision(models.CIFARNet(), path),
+}
+FOREIGN = {
+    "nothing": b"",
+    "one byte": b"\0",
+    "text": b"a text, and nothing else",
+    "two bytes of gzip": b"\x1f\x8b",
+    "an unknown compression": b"\x1f\x8b\x09" + bytes(30),
+    "half a gzip file": gzip.compress(bytes(range(200)) * 9)[:60],
+    "an image": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "many axes": bytes([0, 0, 8, 255]) + bytes(4 * 255),
+    "a huge array": bytes([0, 0, 8, 3]) + b"\x7f\xff\xff\xff" * 3,
+    "floats": bytes([0, 0, 13, 1, 0, 0, 0, 1]) + bytes(4),
+    "a pickle": pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}),
+}
+
+
+@pytest.mark.parametrize("ending", ["", ".safetensors", ".pth"])
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("reader", READERS)
+def test_foreign_files_are_refused_in_one_sentence(tmp_path, reader, kind, ending):
+    path = tmp_path / f"file{ending}"
+    path.write_bytes(FOREIGN[kind])
+    with pytest.raises(ValueError, match=f"^{reader}: ") as told:
+        READERS[reader](path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_told(tmp_path, reader):
+    with pytest.raises(OSError, match=f"^{reader}: .*nowhere"):
+        READERS[reader](tmp_path / "nowhere")
+    with pytest.raises(OSError, match=f"^{reader}: "):
+        READERS[reader](tmp_path)
+    for path in ("", "a\0b", 3, b"bytes", None if reader != "load_torchvision" else 3.5):
+        with pytest.raises((TypeError, ValueError), match=f"^{reader}: path must be"):
+            READERS[reader](path)
+
+
+def test_members_of_an_archive_are_named(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    write_tar(path, [("a.bin", record(1, 0, 0, 0))])
+    for members in ([], "a.bin", [1], None):
+        with pytest.raises((TypeError, ValueError), match=r"read_cifar10_tar: .*members"):
+            data.read_cifar10_tar(path, members)

@@ -68,6 +68,15 @@ def test_wrong_input_is_refused():
         training.per_class_accuracy(np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"predict: needs at least one image"):
         training.predict(NET, VARIABLES, np.zeros((0, 3), np.float32))
+    with pytest.raises(TypeError, match=r"predict: images must be floating; got .*uint8"):
+        training.predict(NET, VARIABLES, np.zeros((2, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"predict: net must take images \(5,\)"):
+        training.predict(NET, VARIABLES, np.zeros((2, 5), np.float32))
+    for labels in ([0, 1, 9], [-1, 0, 1]):  # whose cross entropy would be a number
+        with pytest.raises(ValueError, match=r"evaluate: labels must be 0 to "):
+            training.evaluate(NET, VARIABLES, data.Dataset(np.eye(3), np.array(labels), ()))
+    with pytest.raises(ValueError, match=r"evaluate: dataset needs one label for each"):
+        training.evaluate(NET, VARIABLES, data.Dataset(np.eye(3), np.arange(2), ()))
     with pytest.raises(ValueError, match=r"evaluate: batch_size must be at least 1; got 0"):
         training.evaluate(NET, VARIABLES, data.Dataset(np.eye(3), np.arange(3), ()), batch_size=0)
 

@@ -1,6 +1,7 @@
 """Run folders: what goes in comes back, and a half-written one is no run."""
 
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -133,3 +134,76 @@ def test_the_file_is_for_people_too(tmp_path):
     config = json.loads((tmp_path / "run.json").read_text())
     assert set(config["history"]) == set(training.History._fields)
     assert config["mean"] == [0.25]
+
+
+def damaged(kind, folder):
+    """Changes a run that is whole, as the kind says."""
+    told = json.loads((folder / "run.json").read_text())
+    arrays = folder / told["variables"]
+    texts = {"empty": "", "half": json.dumps(told)[:90], "a list": "[]", "no object": "3"}
+    if kind in texts:
+        (folder / "run.json").write_text(texts[kind])
+    elif kind == "bytes":
+        (folder / "run.json").write_bytes(b"\xff\xfe\x00")
+    elif kind.startswith("no "):
+        del told[kind.removeprefix("no ")]
+        (folder / "run.json").write_text(json.dumps(told))
+    elif kind.startswith("odd "):
+        told[kind.removeprefix("odd ")] = 3
+        (folder / "run.json").write_text(json.dumps(told))
+    elif kind == "unknown option":
+        told["net"]["options"] = {"nonsense": 1}
+        (folder / "run.json").write_text(json.dumps(told))
+    elif kind == "half a history":
+        del told["history"]["loss"]
+        (folder / "run.json").write_text(json.dumps(told))
+    elif kind == "arrays gone":
+        shutil.rmtree(arrays)
+    elif kind == "arrays of another run":
+        other = save(folder.parent / "other", NET, variables_of(NET, (28, 28, 1), 1), (28, 28, 1))
+        shutil.rmtree(arrays)
+        shutil.move(other / json.loads((other / "run.json").read_text())["variables"], arrays)
+    else:  # cut each file of the arrays
+        for file in (path for path in arrays.rglob("*") if path.is_file()):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+NET = models.MNISTNetC()
+HELD = ("net", "data", "class_names", "input_shape", "history", "variables", "mean", "std")
+DAMAGES = ["empty", "half", "a list", "no object", "bytes", "unknown option", "half a history"]
+DAMAGES += [f"no {name}" for name in HELD] + [f"odd {name}" for name in HELD]
+DAMAGES += ["arrays gone", "arrays of another run", "arrays cut"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    save(folder, NET, variables_of(NET, (28, 28, 1)), (28, 28, 1))
+    return folder
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_run_is_refused_in_one_sentence(tmp_path, whole_run, kind):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    damaged(kind, folder)
+    with pytest.raises(ValueError, match=r"^load_run: \S*run\S* must be what ") as told:
+        training.load_run(folder)
+    assert "\n" not in str(told.value)
+    save(folder, NET, variables_of(NET, (28, 28, 1)), (28, 28, 1))  # and can be written anew
+    assert training.load_run(folder).net == NET
+
+
+def test_paths_of_no_use_are_told(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    variables = variables_of(NET, (28, 28, 1))
+    with pytest.raises(OSError, match=r"^save_run: cannot use \S*file"):
+        save(tmp_path / "file", NET, variables, (28, 28, 1))
+    for folder in ("", "a\0b", 3, None):
+        with pytest.raises((TypeError, ValueError), match=r"^load_run: folder must be a path"):
+            training.load_run(folder)
+    with pytest.raises(OSError, match=r"^load_run: cannot use .*too long"):
+        training.load_run("a" * 5000)
+    for name, value in (("input_shape", (28, 28, 3)), ("input_shape", (0,))):
+        save(tmp_path / "run", NET, variables, (28, 28, 1), **{name: value})
+        with pytest.raises(ValueError, match=r"^load_run: "):
+            training.load_run(tmp_path / "run")
