@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from jaxviz.attribution.copies import at_least_float32, is_floating
 from jaxviz.calls.models import batch
-from jaxviz.calls.options import real_array, several, whole
+from jaxviz.calls.options import real_array, refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.indices import unless
 
@@ -140,7 +140,15 @@ def grid_segments(shape: tuple[int, ...], cells: tuple[int, ...]) -> np.ndarray:
     return number.astype(np.int32)
 
 
-@public(x=real_array)
+def _finite(who, option, value):
+    found = real_array(who, option, value)
+    if 0 in np.shape(found)[1:] or not np.isfinite(np.asarray(found, np.float32)).all():
+        must = "images [N, H, W, C] of finite numbers"
+        raise refused(who, option, must, value, "Replace what is none: nan_to_num.", ValueError)
+    return found
+
+
+@public(x=_finite)
 def slic_segments(x: Any, num_segments: int = 50, *, compactness: float = 10.0) -> np.ndarray:
     """Superpixels: patches of similar colour that follow the edges of an image.
 

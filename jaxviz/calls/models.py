@@ -41,7 +41,7 @@ _HELD = (
 
 def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
     """An array `[N, ...]` or a pytree of such with one N."""
-    if is_jax(type(value)) and value.ndim:
+    if is_jax(type(value)) and value.ndim and value.size:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise refused(who, option, "an array of numbers", value)
         return value
@@ -57,6 +57,8 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
             f"{who}: {option} must be an array [N, ...] or a pytree of such with one N; got {got}. "
             f"{_batch_advice(value) or 'One example is x[None].'}"
         )
+    if sizes[0][0] and all(0 in size for size in sizes):
+        raise ValueError(f"{who}: {option} must hold numbers; got the shape {shapes_of(value)}.")
     same = all(a is b for a, b in zip(found, leaves, strict=True))
     return value if same else jax.tree.unflatten(structure, found)
 

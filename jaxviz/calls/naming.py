@@ -6,8 +6,8 @@ from contextvars import ContextVar
 _outermost: ContextVar[str | None] = ContextVar("outermost", default=None)
 
 # What an error of ours may begin with. Public functions add themselves; these are parts of some.
-_OURS = {"apply_fn", "target", "objective"}
-_HEAD = re.compile(r"([A-Za-z_][\w.]*)(?:\([^:]*\))?: ")
+_OURS = {"apply_fn", "target", "objective", "read_pth", "run folder"}
+_HEAD = re.compile(r"([A-Za-z_][\w. ]*)(?:\([^:]*\))?: ")
 
 
 def ours(name: str) -> None:
@@ -47,6 +47,10 @@ class calling:
         if self.token is None:
             return
         _outermost.reset(self.token)
+        if isinstance(error, OSError) and error.strerror and error.filename is not None:
+            # Of a file: the system's words lack who asked for it.
+            told = f"{self.name}: cannot use {error.filename}: {error.strerror}. Check the path."
+            raise type(error)(told) from error
         if isinstance(error, NotImplementedError) and not str(error).startswith(f"{self.name}: "):
             error.args = (f"{self.name}: {error}",)  # of a rule, whose own name says which
         elif error is not None and (head := _head(error)) is not None:

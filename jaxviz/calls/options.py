@@ -7,6 +7,7 @@ array of one) or raises, in words that a newcomer understands.
 import functools
 import math
 import numbers
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -248,6 +249,15 @@ def text(who: str, option: str, value: Any) -> str:
     return value
 
 
+def path(who: str, option: str, value: Any) -> str | os.PathLike:
+    """A place in the file system, in text or as a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise refused(who, option, "a path", value)
+    if not os.fspath(value) or "\0" in str(value):
+        raise refused(who, option, "a path of one letter or more", value, kind=ValueError)
+    return value
+
+
 def title(who: str, option: str, value: Any) -> str:
     """A text, which may be empty."""
     if not isinstance(value, str):
@@ -342,6 +352,10 @@ def array(who: str, option: str, value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         if not (value.dtype.kind in "biufc" or jnp.issubdtype(value.dtype, np.number)):
             raise refused(who, option, "an array of numbers", value, _NUMBERS)
+        if value.dtype.kind in "fc" and value.dtype.itemsize > (
+            8 if value.dtype.kind == "f" else 16
+        ):
+            raise refused(who, option, "of at most 64 bits a number", value, _NUMBERS)
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
     if hasattr(value, "__jax_array__"):
         return jnp.asarray(value)

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxviz.calls.options import described
 from jaxviz.calls.public import public
 
 
@@ -20,6 +22,23 @@ class OnOutputs:
         return self.function(self.apply_fn(params, x))
 
 
+def _softmax(outputs: Any) -> jax.Array:
+    return jax.nn.softmax(_logits("softmax", outputs))
+
+
+def _log_softmax(outputs: Any) -> jax.Array:
+    return jax.nn.log_softmax(_logits("log_softmax", outputs))
+
+
+def _logits(name, outputs):
+    floating = jnp.issubdtype(getattr(outputs, "dtype", bool), jnp.floating)
+    if not floating or len(getattr(outputs, "shape", ())) < 2:  # one axis is that of the examples
+        raise ValueError(
+            f"{name}: apply_fn must return logits [N, K], or [N, ..., K]; got {described(outputs)}."
+        )
+    return outputs
+
+
 @public()
 def softmax(apply_fn: Callable) -> Callable:
     """The model with probabilities in place of logits.
@@ -31,14 +50,15 @@ def softmax(apply_fn: Callable) -> Callable:
       apply_fn: `(params, x) -> logits [N, K]`.
 
     Returns:
-      `(params, x) -> probabilities [N, K]`, equal (`==`, `hash`) for equal models.
+      `(params, x) -> probabilities [N, K]`, equal (`==`, `hash`) for equal models. Its outputs sum
+      to 1 along the last axis; outputs without an axis of classes are a ValueError.
 
     Example:
       >>> import jax.numpy as jnp
       >>> softmax(lambda params, x: x)(None, jnp.zeros((1, 2))).tolist()
       [[0.5, 0.5]]
     """
-    return OnOutputs(apply_fn, jax.nn.softmax)
+    return OnOutputs(apply_fn, _softmax)
 
 
 @public()
@@ -56,4 +76,4 @@ def log_softmax(apply_fn: Callable) -> Callable:
       >>> log_softmax(lambda params, x: x)(None, jnp.zeros((1, 1))).tolist()
       [[0.0]]
     """
-    return OnOutputs(apply_fn, jax.nn.log_softmax)
+    return OnOutputs(apply_fn, _log_softmax)

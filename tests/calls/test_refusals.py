@@ -9,6 +9,7 @@ import pytest
 from flax import linen, nnx
 
 import jaxviz as jv
+from jaxviz import data
 from jaxviz.calls import options
 
 W = jnp.array([[1.0, 2.0, 4.0], [-1.0, 0.5, 3.0]])
@@ -225,3 +226,39 @@ def test_a_method_that_loses_the_rows_is_not_averaged():
 
 def test_a_range_is_a_list_of_numbers():
     np.testing.assert_array_equal(options.numbers_list("f", "unit", range(3)), [0, 1, 2])
+
+
+def test_numbers_that_jax_has_not_and_no_numbers_at_all_are_refused():
+    net = lambda params, x: x.reshape(len(x), -1)[:, :3]
+    wide = np.ones((2, 4, 4, 1), np.longdouble)
+    if wide.dtype.itemsize > 8:  # on this machine
+        for call in (jv.gradient, jv.saliency, jv.layers, jv.summary):
+            with pytest.raises(TypeError, match=f"^{call.__name__}: x must be of at most 64 bits"):
+                call(net, None, wide)
+    for call in (jv.gradient, jv.layers):
+        with pytest.raises(ValueError, match=f"^{call.__name__}: x must hold numbers"):
+            call(net, None, np.ones((2, 0, 4, 1), np.float32))
+    for spoiled in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"^slic_segments: x must be .* finite"):
+            jv.slic_segments(np.full((1, 8, 8, 3), spoiled, np.float32))
+
+
+@pytest.mark.parametrize("wrap", [jv.softmax, jv.log_softmax])
+def test_probabilities_need_an_axis_of_classes(wrap):
+    x = np.ones((2, 3), np.float32)
+    for outputs in (lambda x: x[:, 0], lambda x: x.sum(), lambda x: (x, x), lambda x: None):
+        model = wrap(lambda params, x, outputs=outputs: outputs(x))
+        with pytest.raises(ValueError, match=rf"^{wrap.__name__}: .* logits \[N, K\]"):
+            model(None, x)
+
+
+def test_xrai_refuses_outputs_without_classes_as_the_others_do():
+    x = np.ones((2, 4, 4, 1), np.float32)
+    for outputs in (lambda x: x.mean((1, 2, 3)), lambda x: (x, x), lambda x: {"logits": x}):
+        with pytest.raises(ValueError, match=r"^xrai: a target index \(or None\) needs outputs"):
+            jv.xrai(lambda params, x, outputs=outputs: outputs(x), None, x)
+
+
+def test_the_systems_words_about_a_file_name_the_call():
+    with pytest.raises(FileNotFoundError, match=r"^read_idx: cannot use /nowhere/at/all: No such"):
+        data.read_idx("/nowhere/at/all")
