@@ -339,7 +339,7 @@ class Odd(nn.Module):
             "turned": lambda: logits.T,
             "pair": lambda: (logits, logits),
             "classes": lambda: logits.argmax(1, keepdims=True),
-            "complex": lambda: logits * 1j,
+            "complex": lambda: jax.lax.complex(logits, logits),
             "nothing": lambda: None,
             "no class": lambda: logits[:, :0],
         }[self.kind]()
@@ -350,7 +350,7 @@ class Odd(nn.Module):
     ["one axis", "averaged", "turned", "pair", "classes", "complex", "nothing", "no class"],
 )
 def test_nets_without_logits_are_refused(kind):
-    variables = Linear(3).init(KEY, GOOD.images)
+    variables = Odd("turned").init(KEY, GOOD.images)
     with pytest.raises(ValueError, match=r"^fit: net must give floating logits"):
         training.fit(Odd(kind), GOOD, key=KEY, optimizer=SGD, num_epochs=1, batch_size=4)
     with pytest.raises(ValueError, match=r"^predict: net must give floating logits"):
