@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import jaxviz as jv
@@ -125,6 +126,11 @@ TAKEN = {
     "grid": "image cube integers",
     "matrix": "",
     "interval": "",
+    "path": "word",
+    "floats": "cube nans empty_tuple",
+    "statistics": f"{NUMBERS} zeros minuses",
+    "positives": "half",
+    "epoch": "zero none",
     "any": " ".join(WRONG),
 }
 
@@ -255,6 +261,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
 GRAPH = jv.layer_graph(net, PARAMS, ONES)
 SET = data.Dataset(np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), ("a", "b"))
 NET = models.MNISTNetA()
+LINEAR = nn.Dense(3)
 ARGUMENTS |= {
     "graph": ("object", GRAPH),
     "title": ("title", "a title"),
@@ -273,6 +280,10 @@ ARGUMENTS |= {
     "dataset": ("object", SET),
     "train": ("object", SET),
     "monitor": ("choice", "accuracy"),
+    "path": ("path", "nowhere"),
+    "history": ("object", {"loss": [1.0, 0.5]}),
+    "best_epoch": ("epoch", None),
+    "predicted": ("classes", [0, 1]),
     "augment": ("function", None),
     "on_epoch": ("function", None),
     "num_classes": ("count", 2),
@@ -283,6 +294,12 @@ OWN |= {
     "plot.stitched": {"images": ("pictures", ONES[..., :1])},
     "plot.feature_maps": {"maps": ("grid", ONES[0])},
     "data.train_validation_split": {"fraction": ("share", 0.5)},
+    "data.normalize": {
+        **{"images": ("floats", ONES), "mean": ("statistics", 0.0), "std": ("positives", 1.0)}
+    },
+    "training.predict": {"net": ("object", LINEAR), "images": ("array", ONES)},
+    "training.evaluate": {"net": ("object", LINEAR), "dataset": ("object", SET)},
+    "plot.image_grid": {"images": ("pictures", ONES[..., :1]), "predicted": ("classes", [0, 1])},
     "training.pad_crop_flip": {"padding": ("count0", 1)},
 }
 
@@ -291,9 +308,10 @@ EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "
 EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.frequencies"}
 # Of the floors above, those functions that can be called without files.
 CHOSEN = {
-    "plot": "architecture graphviz stitched filters feature_maps".split(),
-    "training": "confusion_matrix per_class_accuracy pad_crop_flip".split(),
-    "data": ["train_validation_split"],
+    "plot": "architecture graphviz stitched filters feature_maps image_grid confusion_matrix "
+    "training_history".split(),
+    "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
+    "data": "train_validation_split normalize read_idx read_cifar10".split(),
 }
 MODULES = {
     "": jv,
@@ -305,7 +323,8 @@ MODULES = {
 
 def public_functions():
     for prefix, module in MODULES.items():
-        for name, value in vars(module).items():
+        for name in dir(module):  # names are made when they are first asked for
+            value = None if name.startswith("_") else getattr(module, name)
             path = f"{prefix}.{name}".lstrip(".")
             packaged = value.__module__ if inspect.isfunction(value) else ""
             home = module.__name__ if prefix not in ("", "rules") else "jaxviz"

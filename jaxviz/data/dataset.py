@@ -103,6 +103,8 @@ def _images(who, option, value):
 
 def _statistics(who, option, value):
     found = np.atleast_1d(np.asarray(numbers_list(who, option, value), np.float64))
+    if isinstance(value, (bool, np.bool_)):
+        raise refused(who, option, "a number, or one for each channel", value)
     if not np.isfinite(found).all() or (option == "std" and not (found > 0).all()):
         must = "finite numbers" + (" above 0" if option == "std" else "")
         raise refused(who, option, must, value, kind=ValueError)
