@@ -280,7 +280,8 @@ ARGUMENTS |= {
     "dataset": ("object", SET),
     "train": ("object", SET),
     "monitor": ("choice", "accuracy"),
-    "path": ("path", "nowhere"),
+    **dict.fromkeys(["path", "folder"], ("path", "nowhere")),
+    "max_size": ("count0", 0),
     "history": ("object", {"loss": [1.0, 0.5]}),
     "best_epoch": ("epoch", None),
     "predicted": ("classes", [0, 1]),
@@ -331,7 +332,7 @@ def public_functions():
             if prefix in CHOSEN and name not in CHOSEN[prefix]:
                 continue
             if packaged.startswith(home) and not name.startswith("_") and path not in EXEMPT:
-                if not packaged.startswith("jaxviz.calls"):
+                if not packaged.startswith(("jaxviz.calls", "jaxviz.lazy")):
                     yield path, value
 
 
