@@ -6,7 +6,9 @@
 
 Each side has a process of its own; calls alternate, as in run.py, and medians are taken. A line of
 JSON a row: milliseconds of a call here and there, the ratio (above 1: here is quicker) and the
-first call of each in its process. The method `trace` is `jaxviz.layers`.
+first call of each in its process. The method `trace` is `jaxviz.layers`. `--processor` counts the
+time that a process had a core, summed over its cores: what is left to compare on a machine where
+others work.
 """
 
 import argparse
@@ -27,28 +29,29 @@ from benchmarks.methods import METHODS
 from benchmarks.suite import cases
 
 jaxviz.keep_memory()
+clock = getattr(time, sys.argv[1])
 held = {}
 for line in sys.stdin:
     net, method = json.loads(line)
     if net not in held:
         held = {net: cases(net, None)}
     case = held[net][method != "trace" and METHODS[method].heavy]
-    start = time.perf_counter()
+    start = clock()
     if method == "trace":
         jax.clear_caches()
         jaxviz.layers(*case.main[:3])
     else:
         jax.block_until_ready(METHODS[method].ours(case))
-    print(json.dumps(1e3 * (time.perf_counter() - start)), flush=True)
+    print(json.dumps(1e3 * (clock() - start)), flush=True)
 """
 
 
 class Checkout:
     """A process that runs the methods of one checkout."""
 
-    def __init__(self, folder, python=sys.executable):
+    def __init__(self, folder, python=sys.executable, clock="perf_counter"):
         self.process = subprocess.Popen(
-            [python, "-c", WORKER],
+            [python, "-c", WORKER, clock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -98,6 +101,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", type=pathlib.Path, help="folder of the other checkout")
     parser.add_argument("--python", default=sys.executable, help="Python of the other side")
+    parser.add_argument("--processor", action="store_true", help="processor time, not the clock's")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, "trace"])
     parser.add_argument("--repeats", type=int, default=7)
@@ -105,7 +109,9 @@ def main():
     options = parser.parse_args()
     if not (options.other / "benchmarks" / "suite.py").exists():
         raise SystemExit(f"{options.other} is no checkout of jaxviz with benchmarks.")
-    sides = {"here": Checkout(HERE), "there": Checkout(options.other.resolve(), options.python)}
+    clock = "process_time" if options.processor else "perf_counter"
+    there = Checkout(options.other.resolve(), options.python, clock)
+    sides = {"here": Checkout(HERE, clock=clock), "there": there}
     for net in options.nets:
         for method in options.methods or [*METHODS, "trace"]:
             print(json.dumps(compare(sides, net, method, options.repeats, options.seconds)))
