@@ -20,7 +20,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.indices import at_index
 from jaxviz.graph.interpreter import tracing
 from jaxviz.graph.shares import MOST, cores, side_by_side
-from jaxviz.rules.fast import compiler_options, is_large
+from jaxviz.rules.fast import compiler_options, is_large, served
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
 
@@ -94,7 +94,6 @@ def explanation(
     return decorate
 
 
-@functools.cache
 def program(
     function: Callable,
     static_argnums: tuple[int, ...],
@@ -113,6 +112,13 @@ def program(
         would keep what is made of them, so none does.
       divided: Whether cores share what the function gives to `shares.shared`.
     """
+    return _program(function, static_argnums, nested, large, divided, served())
+
+
+@functools.cache
+def _program(function, static_argnums, nested, large, divided, passes):
+    if passes > 1:  # another function for JAX, whose memory of traces knows nothing of passes
+        function = functools.wraps(function)(functools.partial(function))
     options = None if nested else compiler_options(large=large) or None
     here = cores() if divided and not nested and not large else 1
     count = min(here, MOST)

@@ -11,7 +11,7 @@ from jaxviz.attribution.contract import Target, select
 from jaxviz.graph.indices import unless
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.shares import MOST, cores, shared, width
-from jaxviz.rules.fast import fast
+from jaxviz.rules.fast import serving, weighed
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small
 # chunks on a CPU (84 digits), but not of one photograph: two take 10 to 20 % less time each. A GPU
@@ -26,7 +26,7 @@ _SHARED = 2**19
 
 def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
     """`apply_fn(params, x)`, its slow operations replaced by exact fast ones."""
-    return rewrite(apply_fn, fast)(params, x)
+    return rewrite(apply_fn, weighed())(params, x)
 
 
 def score_of(apply_fn: Callable, params: Any, x: Any, target: Target) -> jax.Array:
@@ -105,6 +105,7 @@ def running_sum(
     Returns:
       `term`'s pytree. Cores share the terms where the program is traced for that.
     """
+    term = _many(term, num)
     # Each core has a term of its own, however large: what is not kept for each term repays that.
     lanes = _lanes(name, num, chunk_size, x, lambda lanes: max(lanes, default_chunk(x)))
     chunk = lanes.chunk
@@ -160,6 +161,7 @@ def stacked(
     Returns:
       `term`'s pytree. Cores share the copies where the program is traced for that.
     """
+    term = _many(term, num)
     lanes = _lanes(name, num, chunk_size, x, default)
 
     def one_chunk(_, first):
@@ -173,6 +175,16 @@ def stacked(
     found = shared(share, [jnp.minimum(first, num - 1) for first in lanes.starts])
     rows = lambda a: a.reshape(-1, *a.shape[2:])[: lanes.length]
     return jax.tree.map(lambda *a: jnp.concatenate(list(map(rows, a)))[:num], *found)
+
+
+def _many(term, num):
+    """`term`, traced as what runs `num` times."""
+
+    def one(k):
+        with serving(num):
+            return term(k)
+
+    return one
 
 
 def _terms(term, first, num, chunk):

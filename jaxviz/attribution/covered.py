@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.copies import default_chunk, outputs_of, stacked
 from jaxviz.graph.hoist import hoist
-from jaxviz.rules.fast import fast
+from jaxviz.rules.fast import serving, weighed
 from jaxviz.rules.incremental import evaluate_changed
 from jaxviz.rules.spans import Spans, cut
 
@@ -68,7 +68,9 @@ def covered(
     if method == "full" or spans is None or not any(spans(jnp.int32(0))):
         return stacked(name, full, num, chunk_size, x)
     position = jax.ShapeDtypeStruct((), jnp.int32)
-    changes = hoist(local, position, fast)
+    with serving(num):
+        each = weighed()
+    changes = hoist(local, position, each, weighed())
     if method == "auto" and _OVERHEAD * changes.flops > hoist(full, position).flops:
         return stacked(name, full, num, chunk_size, x)
     return stacked(name, changes.prepare(), num, chunk_size, x, lambda cores: _at_once(x, cores))

@@ -24,7 +24,12 @@ class Hoisted(NamedTuple):
     flops: int
 
 
-def hoist(function: Callable, argument: Any, rules: RuleSet | None = None) -> Hoisted:
+def hoist(
+    function: Callable,
+    argument: Any,
+    rules: RuleSet | None = None,
+    once: RuleSet | None = None,
+) -> Hoisted:
     """Tells what in `function` does not depend on its argument, to be computed once.
 
     XLA leaves most of it in a loop, where it is computed again at every turn.
@@ -33,6 +38,7 @@ def hoist(function: Callable, argument: Any, rules: RuleSet | None = None) -> Ho
       function: Of one pytree; closes over all else.
       argument: Shapes and dtypes it will be called with, arrays or `jax.ShapeDtypeStruct`.
       rules: Replacements, as in `rewrite`; no layer names.
+      once: The same, for what is computed once; None is `rules`.
 
     Returns:
       A `Hoisted`.
@@ -49,12 +55,13 @@ def hoist(function: Callable, argument: Any, rules: RuleSet | None = None) -> Ho
     still = [n for n in program.nodes if program.depends.isdisjoint(n.inputs)]
     rest = [n for n in program.nodes if not program.depends.isdisjoint(n.inputs)]
 
-    def plan(nodes, depends):
+    def plan(nodes, depends, rules):
         part = dataclasses.replace(program, nodes=tuple(nodes), depends=depends)
         return {} if rules is None else replacements(part, rules, {})
 
-    at_once = plan(still, frozenset(program.avals))  # as if all of it depended on an argument
-    each_time = plan(rest, program.depends)
+    # As if all of it depended on an argument.
+    at_once = plan(still, frozenset(program.avals), once or rules)
+    each_time = plan(rest, program.depends, rules)
 
     def prepare():
         known: dict[int, Any] = dict(program.constants)

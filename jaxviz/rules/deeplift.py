@@ -55,7 +55,7 @@ from jaxviz.rules.differences import (
     shrink,
     wide,
 )
-from jaxviz.rules.fast import fast
+from jaxviz.rules.fast import weighed
 from jaxviz.rules.kernels_pool import max_pool_difference
 
 
@@ -65,7 +65,7 @@ def linear(op: Op) -> Callable:
         return moved(op)
     if any(d and not is_float(a) for d, a in zip(op.depends, op.inputs, strict=True)):
         no_difference(op)
-    evaluate = fast.find(op)[1] or op.evaluate
+    evaluate = weighed().find(op)[1] or op.evaluate
 
     def replaced(*inputs):
         there = evaluate(*column(inputs, 1))
@@ -137,7 +137,7 @@ def maximum(op: Op) -> Callable | None:
     """Carries the difference of the place that explains how a maximum (or minimum) changed."""
     if op.primitive in ("max", "min") and (len(op.inputs) == 1 or not all(op.depends)):
         return difference_quotient(op)
-    quick = fast.find(op)[1]
+    quick = weighed().find(op)[1]
     if op.primitive == "reduce_window_max" and isinstance(quick, functools.partial):
         difference = functools.partial(max_pool_difference, **quick.keywords)
         return lambda bundle: difference(*bundle)

@@ -53,6 +53,7 @@ class Geometry(NamedTuple):
     dilation: tuple[int, ...]
     depthwise: bool
     precision: Any
+    filtered: bool
 
     def windows(self, kernel_shape: tuple[int, ...]) -> Windows:
         """The windows on an input [N, ..., C]."""
@@ -77,11 +78,13 @@ def conv(
     batch_group_count,
     precision,
     preferred_element_type,
+    filtered=True,
 ):
     """Convolution, the same function as the equation `conv_general_dilated`, quick on a CPU.
 
     Equal up to the order of sums, gradients too. Takes the equation's parameters; `supported` tells
-    which it can do. Channels that are not last are moved there and back, as XLA does itself.
+    which it can do. Channels that are not last are moved there and back, as XLA does itself. It is
+    a `jit` of its own, so layers of the same shape are traced and differentiated once.
 
     Args:
       lhs: Input, laid out as `dimension_numbers.lhs_spec` says.
@@ -95,6 +98,8 @@ def conv(
       batch_group_count: 1.
       precision: Handed to products and convolutions.
       preferred_element_type: None or the dtype of `lhs`.
+      filtered: Whether Winograd's filtering may be taken where it runs faster; a program with it
+        takes longer to compile.
 
     Returns:
       The convolution, dtype of `lhs`. 16-bit inputs are multiplied and added in 32 bits.
@@ -121,25 +126,35 @@ def conv(
         dilation=tuple(rhs_dilation),
         depthwise=feature_group_count > 1,
         precision=precision,
+        filtered=filtered,
     )
+    # 1x1 is an operation or three, for which a call would be one more.
+    shape = tuple(rhs.shape[axis] for axis in _last(dimension_numbers.rhs_spec))
+    by = _pointwise if _is_pointwise(geometry, shape) else _remembered
+    return channels_last(functools.partial(by, geometry), lhs, rhs, dimension_numbers)
 
-    def convolved(x, kernel):
-        if geometry.depthwise:
-            # Output channel c * multiplier + m reads input channel c.
-            x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
-        by = _pointwise if _is_pointwise(geometry, kernel) else _conv
-        return by(geometry, x, kernel)
 
-    return channels_last(convolved, lhs, rhs, dimension_numbers)
+@functools.partial(jax.jit, static_argnums=0)
+def _remembered(geometry, x, kernel):
+    """A convolution with the batch first, channels last; what JAX traces of it, it keeps."""
+    if geometry.depthwise:
+        # Output channel c * multiplier + m reads input channel c.
+        x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+    return _conv(geometry, x, kernel)
 
 
 def channels_last(function, lhs, rhs, numbers):
     """`function(x, kernel)` of `[N, ..., C]` and `[..., C, O]`, for arrays laid out as a
     `ConvDimensionNumbers` says."""
     order = lambda spec: (spec[0], *spec[2:], spec[1])
-    kernel = rhs.transpose([*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]])
+    kernel = rhs.transpose(_last(numbers.rhs_spec))
     y = function(lhs.transpose(order(numbers.lhs_spec)), kernel)
     return y.transpose([order(numbers.out_spec).index(axis) for axis in range(y.ndim)])
+
+
+def _last(spec):
+    """The axes of a kernel in the order `[..., C, O]`."""
+    return (*spec[2:], spec[1], spec[0])
 
 
 def supported(
@@ -167,8 +182,8 @@ def supported(
     )
 
 
-def _is_pointwise(geometry, kernel):
-    plain = math.prod(kernel.shape[:-2]) == 1 and not geometry.depthwise
+def _is_pointwise(geometry, shape):
+    plain = math.prod(shape[:-2]) == 1 and not geometry.depthwise
     return plain and all(p == (0, 0) for p in geometry.padding)
 
 
@@ -243,6 +258,7 @@ def _square(geometry, x, kernel):
     if (
         not filters(size, steps, x.dtype, geometry.precision)
         or geometry.depthwise
+        or not geometry.filtered
         or min(channels, outputs) < LEAST_CHANNELS
     ):
         return 0

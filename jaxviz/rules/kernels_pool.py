@@ -100,12 +100,18 @@ def max_pool_difference(
     return y, y0, _take_winner(windows, winner, y, d) * ratio
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+# A `jit` of its own: poolings of the same shape are traced and differentiated once.
+@functools.partial(jax.jit, static_argnums=0)
 def _pool(windows, x):
+    return _maximum(windows, x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _maximum(windows, x):
     return materialised(lambda x: _find_winner(windows, x)[0], x)
 
 
-@_pool.defjvp
+@_maximum.defjvp
 def _pool_jvp(windows, primals, tangents):
     y, winner = _pool_with_winner(windows, *primals)
     return y, _take_winner(windows, winner, y, *tangents)

@@ -30,7 +30,7 @@ from jaxviz.calls.public import public
 from jaxviz.graph.fold import LINEAR, MOVING, kernel_axes, moved_axes
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
-from jaxviz.rules.fast import fast
+from jaxviz.rules.fast import weighed
 from jaxviz.rules.lrp_maps import (
     contributions,
     derivative,
@@ -340,7 +340,7 @@ def _layer(op: Op, inputs: Sequence[jax.Array]) -> _Layer:
     at = core.depends.index(True)
     x, w = inputs[reads[at]], inputs[reads[1 - at]]
     moves = [step for step, _ in op.members[1:] if step.primitive in MOVING]
-    evaluate = fast.find(core)[1] or core.evaluate
+    evaluate = weighed().find(core)[1] or core.evaluate
 
     def apply(x, w):
         z = evaluate(*((x, w) if at == 0 else (w, x)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op
-from jaxviz.rules.fast import fast
+from jaxviz.rules.fast import weighed
 
 
 def replaced(op: Op, tangent: Callable) -> Callable:
@@ -53,7 +53,7 @@ def quick(op: Op) -> Callable:
         return values[-1]
 
     linear = op.members and op.kind in ("conv", "dense")
-    return fast.find(op)[1] or (evaluate if linear else op.evaluate)
+    return weighed().find(op)[1] or (evaluate if linear else op.evaluate)
 
 
 def moving(op: Op) -> list[int]:

@@ -127,6 +127,7 @@ def materialised(f: Callable, *args: jax.Array):
     predicate is true, which the barrier hides until after those decisions. Were it seen through one
     day, only time would be lost.
     """
+    f = jax.jit(f)  # traced once for the shapes and the conditional
     shapes = jax.eval_shape(f, *args)
     skip = lambda *args: jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), shapes)
     return lax.cond(lax.optimization_barrier(jnp.array(True)), f, skip, *args)

@@ -8,8 +8,9 @@ from flax import linen as nn
 from jax import lax
 
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules.fast import compiler_options, fast, is_large
+from jaxviz.rules.fast import compiler_options, fast, is_large, served, serving, weighed
 
+NHWC = ("NHWC", "HWIO", "NHWC")
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="`fast` is for the CPU backend")
 
 
@@ -124,3 +125,62 @@ def test_a_net_is_large_by_the_bytes_of_its_weights():
     weights = {"w": np.zeros((4, 1000, 1000), np.float32), "b": jnp.zeros(3), "number": 1.0}
     assert not is_large(weights)
     assert is_large([weights] * 5)
+
+
+def calls(jaxpr, name):
+    """The jaxprs that calls of this name lead to, at any depth."""
+    found = []
+    for equation in jaxpr.eqns:
+        inner = equation.params.get("jaxpr") if equation.primitive.name == "jit" else None
+        if inner is not None:
+            found += [inner] if equation.params["name"] == name else calls(inner.jaxpr, name)
+    return found
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (
+            lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC),
+            "_remembered",
+        ),
+        (lambda w, x: nn.max_pool(x, (3, 3), (1, 1), "SAME"), "_pool"),
+    ],
+    ids=["convolution", "pooling"],
+)
+def test_layers_of_one_shape_are_traced_once(layer, name):
+    """Of a chain every further layer adds calls of what is there already, forward and backward."""
+    w, x = jnp.ones((3, 3, 4, 4)), jnp.ones((1, 6, 6, 4))
+
+    def gradient(depth):
+        f = rewrite(lambda w, x: [x := jnp.tanh(layer(w, x)) for _ in range(depth)][-1], fast)
+        return jax.make_jaxpr(jax.grad(lambda x: f(w, x).sum()))(x).jaxpr
+
+    two, three, six = map(gradient, (2, 3, 6))
+    assert len(six.eqns) - len(three.eqns) == 3 * (len(three.eqns) - len(two.eqns))
+    assert len(calls(six, name)) == 12
+    assert len(set(map(id, calls(six, name)))) == len(set(map(id, calls(two, name)))) <= 3
+
+
+@on_cpu
+def test_what_compiles_slowly_is_weighed_by_the_work_of_a_call():
+    """Of one image 56x56x64 is 0.23 GFLOP, 112x112x128 1.8, and 1.56 of them repay filtering."""
+    photo = jax.ShapeDtypeStruct((1, 56, 56, 64), jnp.float32)
+    large = jax.ShapeDtypeStruct((1, 112, 112, 128), jnp.float32)
+    plain = lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
+
+    def filters(x, rules):
+        w = jax.ShapeDtypeStruct((3, 3, x.shape[-1], 64), jnp.float32)
+        text = str(jax.make_jaxpr(rewrite(plain, rules))(w, x))
+        return "conv_general_dilated" not in text
+
+    assert filters(photo, fast)
+    assert not filters(photo, weighed())
+    assert filters(large, weighed())
+    with serving(4):
+        assert not filters(photo, weighed())
+        with serving(3):
+            assert served() == 8
+            assert filters(photo, weighed())
+    assert served() == 1
