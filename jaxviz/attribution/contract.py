@@ -159,6 +159,8 @@ def same_when_batched(key: jax.Array) -> jax.Array:
     Threefry's are. Those of "rbg" and "unsafe_rbg" depend on what is batched beside them, and so
     would on `chunk_size`: from them a threefry key is drawn.
     """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # made by `jax.random.PRNGKey`
+        key = jax.random.wrap_key_data(key)
     if str(jax.random.key_impl(key)) == "threefry2x32":
         return key
     return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")

@@ -369,7 +369,7 @@ def _every(count: int, examples: int):
     sizes = kept.sum(1)
     weights = np.array([1 / (math.comb(count, int(s)) * s * (count - s)) for s in sizes])
     kept = np.broadcast_to(kept[:, None], (len(numbers), examples, count))
-    return jnp.asarray(kept), weights / max(weights.sum(), 1e-30)
+    return jnp.asarray(kept), weights / (weights.sum() or 1.0)  # of one segment there is none
 
 
 def _pairs(key, count: int, examples: int, num_samples: int):

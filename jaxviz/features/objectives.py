@@ -224,6 +224,8 @@ def diversity(layer: str) -> Objective:
 def match(layer: str, target: jax.Array, *, transformed: bool = True) -> Objective:
     """Minus the distance from given activations: `-|a - target|^2 / |target|^2`.
 
+    Of a target of zeros, which has no size to compare with, it is `-|a|^2`.
+
     Args:
       layer: A name of `jaxviz.layers(apply_fn, params, x)`.
       target: `[M or 1, ...]`, as the layer's output.
@@ -370,9 +372,21 @@ def _at(a: jax.Array, position: tuple[int, ...] | None) -> jax.Array:
     return a[(slice(None), *where)]
 
 
+def _largest(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The size of the largest number along axes, 1 where all are 0: what squares are taken in."""
+    largest = jax.lax.stop_gradient(jnp.abs(a).max(axes, keepdims=True))
+    return jnp.where(largest == 0, 1, largest)
+
+
+def _unit(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Over its length along axes, whatever its scale; zeros stay zeros, and have no slope."""
+    a = a / _largest(a, axes)
+    square = (a * a).sum(axes, keepdims=True)
+    return a / jnp.sqrt(jnp.where(square == 0, 1, square))
+
+
 def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    norms = jnp.sqrt((a * a).sum(axes) * (b * b).sum(axes) + jnp.finfo(a.dtype).tiny)
-    return (a * b).sum(axes) / norms
+    return (_unit(a, axes) * _unit(b, axes)).sum(axes)
 
 
 def _toward(a: jax.Array, target: jax.Array, power: jax.Array) -> jax.Array:
@@ -426,8 +440,10 @@ class _Match(_Of):
     def __call__(self, values, target):
         a = values[self.layer]
         axes = tuple(range(1, a.ndim))
-        off = a - jnp.broadcast_to(target, a.shape)
-        return -(off * off).sum(axes) / jnp.maximum((target * target).sum(axes), 1e-12)
+        scale = _largest(target, axes)
+        off, whole = (a - jnp.broadcast_to(target, a.shape)) / scale, target / scale
+        square = (whole * whole).sum(axes)
+        return -(off * off).sum(axes) / jnp.where(square == 0, 1, square)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -456,7 +472,7 @@ class _Diversity(_Of):
     def __call__(self, values):
         grams = gram(values[self.layer])
         flat = grams.reshape(grams.shape[0], -1)
-        unit = flat / jnp.sqrt((flat * flat).sum(1, keepdims=True) + 1e-12)
+        unit = _unit(flat, (1,))
         return -((unit @ unit.T) * _others(flat, jnp.ones((1,), flat.dtype))).sum(1)
 
 

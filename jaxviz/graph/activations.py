@@ -65,11 +65,12 @@ _ROUNDED: dict[str, Callable[[Operand], Operand]] = {
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": lambda x: do("mul", x, _hard_sigmoid(x)),
 }
-# Those with a constant of their own: `leaky_relu` any slope > 0 other than 1 below zero,
-# `clipped_relu` any ceiling but 6.
-_FAMILIES = ("leaky_relu", "clipped_relu")
+# Those with constants of their own: `leaky_relu` any slope > 0 other than 1 below zero,
+# `clipped_relu` any ceiling but 6, `hard_sigmoid` any line from 0 to 1 that begins below zero,
+# `celu` any alpha > 0 but 1, where it is `elu`.
+_FAMILIES = ("leaky_relu", "clipped_relu", "celu")
 
-NAMED = frozenset((*_PLAIN, *_ROUNDED, *_FAMILIES, "celu"))
+NAMED = frozenset((*_PLAIN, *_ROUNDED, *_FAMILIES))
 _SAMPLES = (-2.3, 0.37, 4.1)  # they only spare proofs that must fail
 
 
@@ -104,7 +105,21 @@ def named(f: Operand, rounding: float) -> str | None:
 def _family(f: Function) -> str | None:
     if len(f.breaks) == 1 and (slope := -at(f, -1.0)) > 0:
         form = do("select_n", do("gt", X, 0.0), do("mul", slope, X), X)
-        return "leaky_relu" if same(f, form) else None
+        return "leaky_relu" if same(f, form) else _celu(f)
     if len(f.breaks) == 2 and f.breaks[1] > 0:
-        return "clipped_relu" if same(f, _clip(X, 0.0, f.breaks[1])) else None
+        low, high = f.breaks
+        if low < 0:
+            line = do("div", do("sub", X, low), high - low)
+            return "hard_sigmoid" if same(f, _clip(line, 0.0, 1.0)) else None
+        return "clipped_relu" if same(f, _clip(X, 0.0, high)) else None
     return None
+
+
+def _celu(f: Function) -> str | None:
+    """Linear above zero; below, alpha (exp(x / alpha) - 1), which tends to -alpha."""
+    try:
+        alpha = -at(f, -700.0)
+        below = do("mul", alpha, do("expm1", do("div", X, alpha)))
+        return "celu" if same(f, do("select_n", do("gt", X, 0.0), below, X)) else None
+    except ArithmeticError:  # it tends to no number
+        return None

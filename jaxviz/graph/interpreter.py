@@ -326,6 +326,8 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
         return
     values = [env[v] for v in node.inputs]
     if replacement is None:
+        if node.equation.primitive.name in CUSTOM:  # a model's own rule may index what it gets
+            values = [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in values]
         outputs = node.bound(*values)
     elif isinstance(replacement, tuple):
         outputs = _with_bodies(node, values, replacement)

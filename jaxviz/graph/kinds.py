@@ -25,6 +25,7 @@ from jaxviz.graph.algebra import Unproved
 
 NORM_KINDS = frozenset({"layer_norm", "rms_norm"})
 ACTIVATION_KINDS = NAMED | {"pointwise"}
+RELU_KINDS = frozenset({"relu", "relu6", "clipped_relu"})
 
 # What acts on each number alone, whether or not its form is known.
 _ELEMENTWISE = pieces.POINTWISE | frozenset(
@@ -61,7 +62,7 @@ class _Graph:
                 self.readers.setdefault(value, []).append(position)
         # Values that must stay values: outputs and tagged ones.
         self.kept = {*program.outputs, *(value for *_, value in program.tags)}
-        self.uniform = _uniform(program, nodes)
+        self.uniform = _uniform(program, nodes, self.readers)
 
     def moving(self, node: Any) -> list[int]:
         return [v for v in node.inputs if v in self.program.depends]
@@ -186,15 +187,43 @@ def _real(value: Any) -> float | None:
     return float(array) if array.ndim == 0 and real else None
 
 
+def _concrete(value: Any) -> Any:
+    """An array whose numbers can be read while tracing; None for others."""
+    if isinstance(value, np.ndarray):
+        return value
+    known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    whole = known and value.is_fully_addressable and not value.is_deleted()
+    return value if whole and not jnp.issubdtype(value.dtype, jax.dtypes.extended) else None
+
+
 _COPIES = frozenset({"broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy"})
 _SUMS = frozenset({"add", "sub", "mul", "div", "neg", "max", "min", "sqrt", "rsqrt", "gt"})
 
 
-def _uniform(program: Any, nodes: Iterable[Any]) -> dict[int, float]:
+# What an array of one number everywhere is read for: sums and products with one stay layers of
+# their own, whatever numbers training has left in them.
+_DECIDING = frozenset({"max", "min", "clamp", "select_n", "gt", "ge", "lt", "le", "eq", "ne"})
+_LARGEST_READ = 2**16  # numbers of a constant array
+
+
+def _uniform(program: Any, nodes: Sequence[Any], readers: dict[int, list[int]]) -> dict[int, float]:
     """The values that are one real number everywhere, with it."""
     found = {}
+
+    def decides(value: int) -> bool:
+        reading = [nodes[p] for p in readers.get(value, ())]
+        return bool(reading) and all(
+            _primitive(node) in _DECIDING
+            or (_primitive(node) in _COPIES and decides(node.outputs[0]))
+            for node in reading
+        )
+
     for value, held in program.constants.items():
-        if isinstance(held, np.ndarray) and held.ndim == 0 and (c := _real(held)) is not None:
+        array = _concrete(held)
+        if array is None or array.size > _LARGEST_READ or not (array.ndim == 0 or decides(value)):
+            continue
+        numbers = np.asarray(jax.device_get(array)).reshape(-1)
+        if numbers.size and (numbers == numbers[0]).all() and (c := _real(numbers[0])) is not None:
             found[value] = c
     for node in nodes:
         name = _primitive(node)
@@ -263,12 +292,33 @@ def _function(graph: _Graph, position: int) -> None:
     kind, members = best
     if len(members) > 1:
         graph.group(kind, members)
-    elif kind != "relu" or not _clamps_a_spread(graph, source_of(graph, position)):
+    elif kind != "relu" or not _only_guards(graph, position):
         graph.nodes[position] = node._replace(kind=kind)
 
 
-def source_of(graph: _Graph, position: int) -> int:
-    return graph.moving(graph.nodes[position])[0]
+def _only_guards(graph: _Graph, position: int) -> bool:
+    """Whether a maximum with 0 keeps rounding from taking a root of less than nothing."""
+    node = graph.nodes[position]
+    (value,) = graph.moving(node)
+    if _clamps_a_spread(graph, value):
+        return True
+    # A squared distance, of sums of squares and products; what one layer makes may be a ReLU's.
+    made = graph.made_by(value)
+    several = made is not None and len(graph.moving(graph.nodes[made])) > 1
+    return several and _primitive(node) == "max" and _under_a_root(graph, node)
+
+
+def _under_a_root(graph: _Graph, node: Any) -> bool:
+    """Whether all that reads a value, but for a number added or multiplied, takes its root."""
+    readers = [graph.nodes[p] for p in graph.readers.get(node.outputs[0], ())]
+    if not readers or node.outputs[0] in graph.kept:
+        return False
+    steps = ("add", "mul", "div", "broadcast_in_dim", "reshape", "squeeze")
+    return all(
+        _primitive(r) in ("sqrt", "rsqrt")
+        or (_primitive(r) in steps and len(graph.moving(r)) == 1 and _under_a_root(graph, r))
+        for r in readers
+    )
 
 
 def _places(graph: _Graph, members: set[int], source: int, out: int) -> bool:
@@ -437,7 +487,7 @@ def _flat(node: Any) -> list[Any]:
 def _clamps_a_spread(graph: _Graph, value: int) -> bool:
     """Whether a value is a variance, which rounding alone takes below zero."""
     made = graph.made_by(value)
-    if made is None or _primitive(graph.nodes[made]) not in ("sub", "pointwise"):
+    if made is None or not _allowed_along(graph.nodes[made]):
         return False
     members: set[int] = set()
     source = graph.region(made, members, _allowed_along, closed=False)

@@ -23,7 +23,7 @@ from jaxviz.graph.interpreter import (
     run_node,
     source,
 )
-from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS, RELU_KINDS
 from jaxviz.graph.layers import LISTED, operation_names
 from jaxviz.graph.roles import inner, leaves, roles, start
 from jaxviz.graph.trace import model
@@ -257,8 +257,15 @@ def replacements(
         if replacement is not None:
             return replacement
         if node.members:
-            return nodes_plan(node.members) or None
-        if node.bodies and (rules.into_custom or node.equation.primitive.name not in CUSTOM):
+            return nodes_plan(node.members, _pieces(program, node)) or None
+        if flow is not None and node.kind == "while":
+            raise NotImplementedError(
+                f"{rules.name}: the loop at {source(node)} turns as often as its numbers say, and "
+                "nothing is handed back through such a loop. Write it as a scan, or a fori_loop of "
+                "a fixed number of turns."
+            )
+        custom = bool(node.bodies) and node.equation.primitive.name in CUSTOM
+        if node.bodies and (rules.into_custom or not custom):
             told = [None] * len(node.bodies) if flow is None else inner(node, flow.roles)
             bodies = tuple(
                 replacements(body, rules, names, inner_after(node, body, mixed), roles)
@@ -268,8 +275,7 @@ def replacements(
                 v in program.depends and _has_linear(b) for b in node.bodies for v in node.inputs
             ):
                 mixed.update(node.outputs)
-            opened = rules.functional and node.equation.primitive.name in CUSTOM
-            return bodies if opened or any(bodies) else None
+            return bodies if (custom and rules.functional) or any(bodies) else None
         if rule is not None or rules.default is None or node.bodies:
             return None
         if not any(jnp.issubdtype(program.avals[v].dtype, jnp.inexact) for v in node.outputs):
@@ -279,11 +285,47 @@ def replacements(
         except NotImplementedError as error:
             raise NotImplementedError(f"{rules.name}: {error}") from None
 
-    def nodes_plan(nodes) -> dict[int, Any]:
-        plans = ((position, node_plan(node)) for position, node in enumerate(nodes))
-        return {position: plan for position, plan in plans if plan is not None}
+    def nodes_plan(nodes, pieces=frozenset()) -> dict[int, Any]:
+        plans = ((i, node_plan(node)) for i, node in enumerate(nodes) if i not in pieces)
+        return {i: plan for i, plan in plans if plan is not None}
 
     return nodes_plan(program.nodes)
+
+
+def _pieces(program: Program, group: Node) -> frozenset[int]:
+    """Members of a group that would be a ReLU elsewhere and are a piece of another function here.
+
+    hard_swish has a clamp inside, CELU and a norm a maximum with 0: they let through what a ReLU
+    would not, on a way around it. What was written as `jax.nn.relu` is one wherever it stands, but
+    in a function with a name of its own.
+    """
+    named = group.kind in ACTIVATION_KINDS | NORM_KINDS and group.kind != "pointwise"
+
+    def passed(position: int) -> bool:
+        reached = {v for v in group.inputs if v in program.depends}
+        for i, member in enumerate(group.members):
+            if i != position and reached.intersection(member.inputs):
+                reached.update(member.outputs)
+        return not reached.isdisjoint(group.outputs)
+
+    return frozenset(
+        i
+        for i, member in enumerate(group.members)
+        if member.kind in RELU_KINDS
+        and (
+            named
+            or (
+                group.kind == "pointwise"
+                and not member.bodies
+                and not _is_custom(member)
+                and passed(i)
+            )
+        )
+    )
+
+
+def _is_custom(node: Node) -> bool:
+    return node.equation is not None and node.equation.primitive.name in CUSTOM
 
 
 class _Flow(NamedTuple):

@@ -3,10 +3,16 @@
 The function itself is never changed, only what its derivative lets through. A ReLU is found
 however it is spelled (`jax.nn.relu`, `jnp.maximum(x, 0)`, `where(x > 0, x, 0)`, `x * (x > 0)`).
 ReLU6 and any other clipped ReLU count as a ReLU, for they are one with a ceiling; a clamp that
-keeps a variance from falling below zero does not, for it changes nothing. Leaky ReLU, ELU, GELU and
-the like let negative values through by design; the papers say nothing of them, so they keep their
-own derivative. To treat one like a ReLU all the same, add a row:
+keeps a variance or a squared distance from falling below zero does not, for it changes nothing.
+Leaky ReLU, ELU, GELU, hard swish and the like let negative values through by design, whatever
+maxima they are made of; the papers say nothing of them, so they keep their own derivative. To treat
+one like a ReLU all the same, add a row:
 `RuleSet("mine", {**dict(guided.table), "gelu": guided_rule})`.
+
+A function with a derivative of its own (`custom_jvp`, `custom_vjp`) keeps it if there is no ReLU
+inside (gradient reversal). With a ReLU inside, the derivative of its values takes the place of its
+own; for a rounded ReLU with a straight-through gradient rewrite by
+`RuleSet("mine", guided.table, into_custom=False)`, which keeps it.
 """
 
 import functools
@@ -16,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.public import public
+from jaxviz.graph.kinds import RELU_KINDS
 from jaxviz.graph.rewrite import Op, RuleSet
 
 
@@ -87,7 +94,7 @@ def _with_pullback(op: Op, pullback: Callable) -> Callable:
         x = inputs[at]
 
         def own(g):
-            if op.kind in _KINDS:  # spelled as a maximum its derivative at zero would be a half
+            if op.kind in RELU_KINDS:  # spelled as a maximum its derivative at zero would be a half
                 lets_through = (x > 0) & (x < _ceiling(op, inputs, at))
                 return jnp.where(lets_through, g, jnp.zeros_like(g))
             moved = lambda x: op.evaluate(*inputs[:at], x, *inputs[at + 1 :])
@@ -104,18 +111,15 @@ def _with_pullback(op: Op, pullback: Callable) -> Callable:
 def _ceiling(op: Op, inputs: Sequence[jax.Array], at: int) -> jax.Array:
     """The value that a ReLU never exceeds, at each place; infinite where it has none."""
     x = inputs[at]
-    if op.kind not in _KINDS or op.kind == "relu":
+    if op.kind not in RELU_KINDS or op.kind == "relu":
         return jnp.full_like(x, jnp.inf)
     highest = jnp.full_like(x, jnp.finfo(x.dtype).max)
     return op.evaluate(*inputs[:at], highest, *inputs[at + 1 :])
 
 
-_KINDS = ("relu", "relu6", "clipped_relu")
-
-
 def _relus(name: str, rule: Callable) -> RuleSet:
     # A ReLU inside a function with a derivative of its own is a ReLU all the same.
-    table = dict.fromkeys(_KINDS, rule)
+    table = dict.fromkeys(sorted(RELU_KINDS), rule)
     return RuleSet(name, table, into_custom=True, named=False)
 
 

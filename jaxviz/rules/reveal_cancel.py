@@ -184,12 +184,15 @@ def _with(op: Op, split: Callable) -> Callable:
     def replaced(*inputs):
         columns = zip(*(_listed(op.evaluate(*column(inputs, k))) for k in (0, 1)), strict=True)
         carry = split(inputs)
-        moving = [v if isinstance(v, tuple) else None for v in inputs]
+        moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
         up = [None if v is None else v[2] for v in moving]
         down = [None if v is None else _change(v) - v[2] for v in moving]
         p, n = ([None if v is None else v[k] for v in moving] for k in (3, 4))
         carried = zip(*map(_listed, (carry(up, down)[0], *carry(p, n))), strict=True)
-        outputs = [(*ends, *parts) for ends, parts in zip(columns, carried, strict=True)]
+        outputs = [
+            (*ends, *(parts if is_float(ends[0]) else (None, None, None)))
+            for ends, parts in zip(columns, carried, strict=True)
+        ]
         return outputs[0] if len(outputs) == 1 else outputs
 
     return replaced

@@ -246,6 +246,15 @@ def test_few_samples_state_no_smaller_error_than_they_have(name):
     assert (stated > scatter / 2).all()
 
 
+def test_keys_of_either_make_draw_the_same():
+    w, x = data()
+    model = lambda w, x: (x * w).sum((1, 2))
+    for method in (shapley_sampling, lime):
+        explain = functools.partial(method, model, w, x, 0, segments=SEGMENTS, num_samples=20)
+        old, new = (explain(key=make(3)) for make in (jax.random.PRNGKey, jax.random.key))
+        np.testing.assert_array_equal(old.values, new.values)
+
+
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
     w, x = data()

@@ -80,6 +80,23 @@ def test_images_that_see_each_other():
     assert (objectives.channel("a", 0) + 0.1 * objectives.diversity("a")).coupled
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e9])
+def test_likeness_has_no_scale(scale):
+    target, values = jnp.asarray(A[:1] + 1), VALUES["a"]
+
+    def alike(s):
+        small = {"a": values * s}
+        products = objectives.resemblance("a", target, cosine_power=1)(small) / s
+        return objectives.match("a", target * s)(small), objectives.diversity("a")(small), products
+
+    for found, expected in zip(alike(scale), alike(1.0), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    slope = jax.grad(lambda a: objectives.diversity("a")({"a": a}).sum())(jnp.zeros_like(values))
+    np.testing.assert_array_equal(slope, 0)  # nothing there, nothing to differ in
+    nothing = objectives.match("a", jnp.zeros_like(target))(VALUES)
+    np.testing.assert_allclose(nothing, -(A**2).sum((1, 2, 3)), rtol=1e-5)
+
+
 def test_penalties():
     x = np.random.default_rng(2).normal(size=(2, 4, 5, 3))
     values = {IMAGE: jnp.asarray(x, jnp.float32)}

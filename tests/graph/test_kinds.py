@@ -142,6 +142,25 @@ def test_a_function_is_told_however_it_is_spelled_and_is_what_its_name_says(kind
             )
 
 
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 2.0])
+def test_celu_of_any_alpha(alpha):
+    f = lambda x: jax.nn.celu(x, alpha)
+    assert kinds(f) == ["celu"]
+    assert kinds(lambda x: jnp.where(x > 0, x, alpha * jnp.expm1(x / alpha))) == ["celu"]
+    assert kinds(lambda x: jnp.where(x > 0, x, 1.01 * alpha * jnp.expm1(x / alpha))) != ["celu"]
+
+
+def test_arrays_of_one_number_that_the_model_holds_are_that_number():
+    zeros, ones, six = jnp.zeros((4, 6)), np.ones((4, 6), np.float32), jnp.full((4, 6), 6.0)
+    assert kinds(lambda x: jnp.maximum(x, zeros)) == ["relu"]
+    assert kinds(lambda x: jnp.where(x > zeros, x, 0)) == ["relu"]
+    assert kinds(lambda x: jnp.clip(x, zeros, six)) == ["relu6"]
+    assert kinds(lambda x: jnp.maximum(x, zeros.at[0, 0].set(1e-6))) != ["relu"]
+    assert "relu" not in kinds(lambda x: jnp.maximum(x, ones))
+    params = lambda p, x: jnp.maximum(x, p)  # what is given may be trained
+    assert [layer.kind for layer in jv.layers(params, zeros, X)] != ["relu"]
+
+
 def test_every_name_has_a_meaning():
     assert set(MEANS) == ACTIVATION_KINDS - {"pointwise", "celu"} == set(SPELLINGS)
 

@@ -100,6 +100,21 @@ def test_custom_derivatives_stay_closed_unless_asked():
     assert not jnp.allclose(opened(params, x), apply_fn(params, x))
 
 
+def test_a_models_own_rule_may_index_its_constants():
+    @jax.custom_vjp
+    def timed(x, times):
+        return x * times.sum()
+
+    def backward(times, g):
+        total = jax.lax.fori_loop(0, 3, lambda i, t: t + times[i], 0.0)
+        return g * total, None
+
+    timed.defvjp(lambda x, times: (timed(x, times), times), backward)
+    apply_fn = lambda _, x: jax.nn.relu(timed(x, jnp.array([1.0, 2.0, 4.0])))
+    slope = jax.grad(lambda x: jv.rewrite(apply_fn, THRICE)(None, x).sum())(jnp.ones((1, 2)))
+    chex.assert_trees_all_close(slope, jnp.full((1, 2), 21.0))
+
+
 def test_a_rule_by_layer_name_reaches_that_layer_alone():
     apply_fn, params, x = build("shared")
     seen = []

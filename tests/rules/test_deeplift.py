@@ -316,6 +316,23 @@ def test_gradient_by_params_through_softmax_and_products():  # against central d
         np.testing.assert_allclose(found, slope, rtol=1e-5)
 
 
+CHOOSING = {
+    "argsort": lambda w, x: jnp.take_along_axis(x, jnp.argsort(x, 1), 1) @ w,
+    "argmax": lambda w, x: jnp.take_along_axis(x @ w, jnp.argmax(x, 1)[:, None], 1) * w[:1],
+    "one hot": lambda w, x: jax.nn.one_hot(jnp.argmax(x, 1), 3, dtype=x.dtype) @ w,
+    "codebook": lambda w, x: w[jnp.argmax(x, 1)] + x @ w,
+    "parity": lambda w, x: (x * (jnp.floor(x).astype(jnp.int32) % 2 == 0).astype(x.dtype)) @ w,
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_what_an_integer_of_the_input_chose_is_refused_by_name(name, rule):
+    w, x = jnp.eye(3), jax.random.normal(jax.random.key(5), (2, 3))
+    with pytest.raises(NotImplementedError, match=r"^deep_lift: .*_deeplift\.py:\d+ chooses by"):
+        jax.eval_shape(lambda x: deep_lift(CHOOSING[name], w, x, 0, rule=rule), x)
+
+
 def test_pytree_with_an_integer_leaf():
     f = lambda w, x: jax.nn.relu(w[x["ids"]] + x["v"] @ w) @ jnp.ones((3, 2))
     w = jax.random.normal(jax.random.key(3), (3, 3))

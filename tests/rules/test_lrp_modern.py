@@ -424,3 +424,9 @@ def test_parameters_that_make_no_sense_are_refused(who, make):
     with pytest.raises(TypeError, match=f"^{who}: "):
         make("0.1")
     assert make(np.float32(0.5)) == make(0.5)
+
+
+def test_a_loop_of_unknown_length_is_refused_by_name():
+    half = lambda x: jax.lax.while_loop(lambda x: x.max() > 1, lambda x: x / 2, x)
+    with pytest.raises(NotImplementedError, match=r"^lrp: .*the loop at .*test_lrp_modern\.py:\d+"):
+        jv.lrp(lambda w, x: half(jnp.tanh(x)) @ w, jnp.eye(3), jnp.ones((2, 3)), 0)

@@ -1,5 +1,6 @@
 """Guided backpropagation, the deconvnet and the smoother ReLUs: by hand, and however spelled."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +18,16 @@ def own_relu(x):
 
 own_relu.defvjp(lambda x: (own_relu(x), x), lambda x, g: (jnp.where(x > 0, g, jnp.zeros_like(g)),))
 
+ZERO, ZEROS = jnp.zeros(()), jnp.zeros((4, 7))  # closed over
+
 SPELLINGS = {
     "jax.nn": jax.nn.relu,
     "jitted": jax.jit(lambda x: jnp.maximum(x, 0)),
     "maximum": lambda x: jnp.maximum(x, 0),
     "maximum, zero first": lambda x: jnp.maximum(0.0, x),
     "maximum, zeros": lambda x: jnp.maximum(x, jnp.zeros_like(x)),
+    "maximum, a zero from outside": lambda x: jnp.maximum(x, ZERO),
+    "where, zeros from outside": lambda x: jnp.where(x > ZEROS, x, ZEROS),
     "lax": lambda x: jax.lax.max(x, jnp.zeros((), x.dtype)),
     "where": lambda x: jnp.where(x > 0, x, 0),
     "where not": lambda x: jnp.where(x < 0, 0.0, x),
@@ -90,6 +95,68 @@ def test_every_spelling_is_a_relu(rule_set, rule):
         f = jv.rewrite(net(relu), rule_set)
         out = jax.grad(lambda x, f=f: f(w, x)[:, 1].sum())(X)  # not compiled: quicker here
         np.testing.assert_allclose(out, expected, rtol=2e-5, atol=1e-5, err_msg=spelling)
+
+
+def guarded_norm(x):
+    """As some libraries write it: rounding must not take the variance below zero."""
+    centred = x - x.mean(1, keepdims=True)
+    variance = jnp.maximum(0.0, (centred**2).mean(1, keepdims=True))
+    return centred * jax.lax.rsqrt(variance + 1e-5)
+
+
+def distances(x):
+    """To the corners of a cube; rounding must not take a square below zero."""
+    corners = jnp.eye(7, dtype=x.dtype)
+    squares = (x * x).sum(1, keepdims=True) + 1 - 2 * x @ corners
+    return jnp.sqrt(jnp.maximum(squares, 0.0))
+
+
+OTHERS = {
+    "hard sigmoid of slope 0.2": lambda x: jnp.clip(0.2 * x + 0.5, 0, 1),
+    "sparse sigmoid": jax.nn.sparse_sigmoid,
+    "leaky, in halves": lambda x: jax.nn.relu(x) - 0.1 * jax.nn.relu(-x),
+    "layer norm of Equinox": lambda x: jax.vmap(eqx.nn.LayerNorm(x.shape[-1]))(x),
+    "distances": distances,
+    "hard swish": jax.nn.hard_swish,
+    "hard sigmoid": jax.nn.hard_sigmoid,
+    "celu": lambda x: jax.nn.celu(x, 0.5),
+    "prelu in halves": lambda x: jnp.maximum(x, 0) + 0.3 * jnp.minimum(x, 0),
+    "soft shrinkage": lambda x: jnp.maximum(x - 0.5, 0) - jnp.maximum(-x - 0.5, 0),
+    "layer norm": guarded_norm,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_maximum_inside_another_function_is_no_relu(name):
+    w, f = weights(), net(OTHERS[name])
+    for rule_set in (rules.guided, rules.deconvnet):
+        ours, plain = (
+            jax.grad(lambda x, g=g: g(w, x)[:, 1].sum())(X) for g in (jv.rewrite(f, rule_set), f)
+        )
+        np.testing.assert_allclose(ours, plain, rtol=2e-5, atol=1e-5)
+
+
+def test_a_relu_before_and_after_other_functions_is_one():
+    f = lambda _, x: jnp.tanh(-2 * jax.nn.relu(x + 1)) ** 2  # falls nowhere above -1
+    x = jnp.array([[-2.0, -0.5, 0.3]])
+    pulled = lambda sign: jax.grad(lambda x: sign * jv.rewrite(f, rules.guided)(None, x).sum())(x)
+    plain = jax.grad(lambda x: f(None, x).sum())(x)
+    np.testing.assert_allclose(pulled(1.0), plain)
+    np.testing.assert_array_equal(pulled(-1.0), 0)
+
+
+def with_pullback(f, pullback):
+    """A function with a derivative of its own."""
+    g = jax.custom_vjp(f)
+    g.defvjp(lambda x: (f(x), x), lambda x, g: (pullback(x, g),))
+    return g
+
+
+def test_gradient_reversal_stays_reversed():
+    turn = with_pullback(lambda x: x, lambda x, g: -g)
+    f = lambda w, x: net(jax.nn.relu)(w, turn(x))
+    ours, back = (jv.guided_backprop(g, weights(), X, 1) for g in (net(jax.nn.relu), f))
+    np.testing.assert_allclose(back, -ours, rtol=1e-5, atol=1e-6)
 
 
 def test_values_are_untouched():
