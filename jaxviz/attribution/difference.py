@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import fixed_target, is_floating, running_sum
-from jaxviz.attribution.gradient import input_gradient
+from jaxviz.attribution.gradient import plain_gradient
 from jaxviz.attribution.path import baseline_like
 from jaxviz.graph.lift import lift
 from jaxviz.rules import deeplift, reveal_cancel
@@ -171,7 +171,7 @@ def _rescaled(apply_fn, params, x, start, target):
         )
 
     gap = _difference(x, start)
-    multipliers = input_gradient(carried, (params, x), gap, _score(target))
+    multipliers = plain_gradient(carried, (params, x), gap, _score(target))
     return jax.tree.map(lambda m, g: m * g, multipliers, gap)
 
 
@@ -198,7 +198,7 @@ def _revealed(apply_fn, params, x, start, target):
         here, there, _, positive, negative = outputs
         return here, there, positive + negative
 
-    by_sign = input_gradient(carried, (params, x), (up, down), _score(target))
+    by_sign = plain_gradient(carried, (params, x), (up, down), _score(target))
     return jax.tree.map(lambda p, n, u, d: p * u + n * d, *by_sign, up, down)
 
 

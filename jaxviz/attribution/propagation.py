@@ -9,12 +9,14 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.channels import channel_axis, checked_channel
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.gradient import input_gradient
+from jaxviz.attribution.copies import fixed_target
+from jaxviz.attribution.gradient import input_gradient, plain_gradient
 from jaxviz.calls.public import public
 from jaxviz.graph.indices import is_channel
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
 from jaxviz.graph.split import split
 from jaxviz.rules import lrp_composites, relu
+from jaxviz.rules.lrp_maps import over_fast
 
 Rules = str | Mapping[str, Rule] | RuleSet
 
@@ -160,7 +162,13 @@ def lrp(
 
 
 def _relevance(apply_fn, params, x, target=None, *, rules):
-    return input_gradient(rewrite(apply_fn, rules), params, x, lambda o: start(o, target))
+    return _carried(apply_fn, rules, params, x, lambda o: start(o, target))
+
+
+def _carried(apply_fn, rules, params, x, score):
+    if not rules.functional:
+        return input_gradient(rewrite(apply_fn, rules), params, x, score)
+    return plain_gradient(rewrite(apply_fn, over_fast(rules)), params, x, score)
 
 
 _relevance.__name__ = "lrp"  # the name that its errors begin with
@@ -221,16 +229,16 @@ def concept_relevance(
 def _concept_relevance(apply_fn, params, x, target=None, *, layer, channel, rules):
     head, tail = split(apply_fn, params, x, layer)
     a, carry = head(params, x)
-    both = rewrite(_Joined(tail), rules)
+    joined = _Joined(tail)
     if target is None:
-        target = jnp.argmax(both(params, (a, carry)), axis=1)
-    relevance, _ = input_gradient(both, params, (a, carry), lambda o: start(o, target))
+        target = fixed_target(joined, params, (a, carry), None)
+    relevance, _ = _carried(joined, rules, params, (a, carry), lambda o: start(o, target))
     axis = channel_axis("concept_relevance", apply_fn, params, x, layer)
     here, present = is_channel(a, channel, axis)
     chosen = jnp.where(here, relevance, jnp.zeros_like(relevance)) * present
     # A score whose gradient by the layer is the relevance kept there.
     kept = lambda outputs: (outputs[0] * chosen).reshape(a.shape[0], -1).sum(1)
-    return input_gradient(rewrite(head, rules), params, x, kept)
+    return _carried(head, rules, params, x, kept)
 
 
 _concept_relevance.__name__ = "concept_relevance"

@@ -26,6 +26,7 @@ from jaxviz.graph.interpreter import (
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS, RELU_KINDS
 from jaxviz.graph.layers import LISTED, operation_names
 from jaxviz.graph.roles import inner, leaves, roles, start
+from jaxviz.graph.signs import nonnegative
 from jaxviz.graph.trace import model
 
 
@@ -54,6 +55,8 @@ class Op(NamedTuple):
         params, and what was chosen by a comparison), "signal", "activation", "gate" or "divisor".
       channel_axis: For rule sets that are `placed`, the axis of the output that holds channels,
         where a convolution or dense layer put them; else the last.
+      nonnegative: For rule sets that are `functional`, of each input whether it is known never to
+        be negative, as after a ReLU.
     """
 
     kind: str
@@ -72,6 +75,7 @@ class Op(NamedTuple):
     makers: tuple["Op | None", ...] = ()
     roles: tuple[str, ...] = ()
     channel_axis: int = -1
+    nonnegative: tuple[bool, ...] = ()
 
     @property
     def source(self) -> str:
@@ -236,6 +240,7 @@ def replacements(
     """
     mixed = set(after)
     flow = _flow(program, given, rules.name) if rules.functional else None
+    positive = nonnegative(program) if rules.functional else frozenset()
 
     def node_plan(node: Node) -> Any:
         moving = [v in (program.depends if flow is None else flow.roles) for v in node.inputs]
@@ -247,6 +252,8 @@ def replacements(
 
         def op():  # most operations have no rule, and are never made into one
             made = make_op(program, node, names, first, flow)
+            if rules.functional:
+                made = made._replace(nonnegative=tuple(v in positive for v in node.inputs))
             channels = known.channels(node.outputs[0]) if known and node.outputs else None
             return made if channels is None else made._replace(channel_axis=channels)
 

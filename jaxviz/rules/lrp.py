@@ -35,6 +35,7 @@ from jaxviz.rules.lrp_maps import (
     contributions,
     derivative,
     moving,
+    quick,
     replaced,
     share,
 )
@@ -56,6 +57,15 @@ class _Layer(NamedTuple):
     x: jax.Array
     w: jax.Array
     b: jax.Array
+    nonnegative: bool  # whether x is, whatever the net's input
+
+    def by_sign(self, t: jax.Array, for_pos: jax.Array, for_neg: jax.Array):
+        """The sum of `apply(x+, for_pos)` and `apply(x-, for_neg)`, and what it carries of t."""
+        if self.nonnegative:
+            return self.apply(self.x, for_pos), self.along(self.x * t, for_pos)
+        up, down = _pos(self.x), _neg(self.x)
+        whole = self.apply(up, for_pos) + self.apply(down, for_neg)
+        return whole, self.along(up * t, for_pos) + self.along(down * t, for_neg)
 
     def along(self, t: jax.Array, w: jax.Array) -> jax.Array:
         """`apply(t, w)` of what is carried: a derivative, for it has the quicker transpose."""
@@ -134,16 +144,15 @@ def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = 0.0) ->
 def _gamma(gamma: float, stabilizer: float, bias: bool) -> Rule:
 
     def tangent(layer: _Layer, t):
-        x, w, b = layer.x, layer.w, layer.b if bias else jnp.zeros_like(layer.b)
+        w, b = layer.w, layer.b if bias else jnp.zeros_like(layer.b)
         g = jnp.asarray(gamma, w.dtype)
         up, down = w + g * _pos(w), w + g * _neg(w)
-        z = layer.apply(x, w) + layer.b
+        z = layer.apply(layer.x, w) + layer.b
         zero = jnp.zeros_like(z)
 
         def part_of(keep, for_pos, for_neg, b):
-            whole = layer.apply(_pos(x), for_pos) + layer.apply(_neg(x), for_neg) + b
-            part = layer.along(_pos(x) * t, for_pos) + layer.along(_neg(x) * t, for_neg)
-            return jnp.where(keep, share(part, whole, stabilizer), zero)
+            whole, part = layer.by_sign(t, for_pos, for_neg)
+            return jnp.where(keep, share(part, whole + b, stabilizer), zero)
 
         g = g.astype(b.dtype)
         d = part_of(z > 0, up, down, b + g * _pos(b))
@@ -184,13 +193,11 @@ def alpha_beta(
 def _alpha_beta(alpha: float, beta: float, stabilizer: float, bias: bool) -> Rule:
 
     def tangent(layer: _Layer, t):
-        x, w = layer.x, layer.w
+        w = layer.w
 
         def part_of(for_pos, for_neg, b):
-            whole = layer.apply(_pos(x), for_pos) + layer.apply(_neg(x), for_neg)
-            part = layer.along(_pos(x) * t, for_pos) + layer.along(_neg(x) * t, for_neg)
-            whole = whole + b if bias else whole
-            return share(part, whole, stabilizer)
+            whole, part = layer.by_sign(t, for_pos, for_neg)
+            return share(part, whole + b if bias else whole, stabilizer)
 
         d = jnp.asarray(alpha, w.dtype) * part_of(_pos(w), _neg(w), _pos(layer.b))
         if beta:
@@ -321,7 +328,7 @@ def _layer_rule(name: str, tangent: Callable[[_Layer, jax.Array], jax.Array]) ->
 
         def layered(inputs, tangents):
             layer = _layer(op, inputs)
-            return op.evaluate(*inputs), tangent(layer, tangents[op.depends.index(True)])
+            return quick(op)(*inputs), tangent(layer, tangents[op.depends.index(True)])
 
         return replaced(op, layered)
 
@@ -373,7 +380,8 @@ def _layer(op: Op, inputs: Sequence[jax.Array]) -> _Layer:
     b = b.reshape([sizes[a] for a in order])  # channels in the kernel's order, then in the output's
     b = b.transpose([order.index(a) for a in sorted(axes)])
     b = b.reshape([sizes.get(a, 1) for a in range(len(shape))])
-    return _Layer(apply, x, w * scale, b.astype(op.outputs[0].dtype))
+    nonnegative = bool(op.nonnegative) and op.nonnegative[reads[at]]
+    return _Layer(apply, x, w * scale, b.astype(op.outputs[0].dtype), nonnegative)
 
 
 def _on_kernel(c: jax.Array, axes: dict[int, int], rank: int) -> jax.Array:

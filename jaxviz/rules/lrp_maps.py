@@ -1,12 +1,14 @@
 """How a rule of LRP becomes a replacement: linear maps of tangents, and how they are divided."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.rewrite import Op
+from jaxviz.graph.rewrite import Op, Rule, RuleSet
 from jaxviz.rules.fast import weighed
 
 
@@ -54,6 +56,35 @@ def quick(op: Op) -> Callable:
 
     linear = op.members and op.kind in ("conv", "dense")
     return weighed().find(op)[1] or (evaluate if linear else op.evaluate)
+
+
+def over_fast(rules: RuleSet) -> RuleSet:
+    """The rules, and the fast operations wherever they leave one as it stands.
+
+    So one rewriting does what another one of the rewritten function would be needed for. Of rules
+    that are `functional` alone: others leave functions with a derivative of their own untouched
+    inside.
+    """
+    return _over(rules, weighed())
+
+
+@functools.cache
+def _over(rules: RuleSet, under: RuleSet) -> RuleSet:
+    rows: dict[str, Rule] = {key: _Or(rule, under) for key, rule in dict(rules.table).items()}
+    if rules.default is None:
+        return dataclasses.replace(rules, table={**dict(under.table), **rows})
+    return dataclasses.replace(rules, table=rows, default=_Or(rules.default, under))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Or:
+    """A rule, and under it a set of others for what it leaves."""
+
+    rule: Rule
+    under: RuleSet
+
+    def __call__(self, op: Op) -> Callable | None:
+        return self.rule(op) or self.under.find(op)[1]
 
 
 def moving(op: Op) -> list[int]:

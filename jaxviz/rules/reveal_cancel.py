@@ -16,6 +16,7 @@ from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules import deeplift
 from jaxviz.rules.deeplift import GROUPS, LAYERS, LUMPED, MOVES, POINTWISE, SUMS
 from jaxviz.rules.differences import along, column, gap, is_float, moves, secant, truth_dtype
+from jaxviz.rules.lrp_maps import quick
 
 
 def still(array: jax.Array) -> tuple:
@@ -66,7 +67,7 @@ def weighted(op: Op) -> Callable:
             def out(for_rose, for_fell):
                 def layer(d, sign):
                     given = [sign(a) if i != at else d for i, a in enumerate(inputs)]
-                    return op.evaluate(*given)
+                    return quick(op)(*given)
 
                 return layer(rose, for_rose) + layer(fell, for_fell)
 
@@ -182,7 +183,8 @@ def _with(op: Op, split: Callable) -> Callable:
     """The operation on bundles, from how it carries (p, n): the numbers too go that way."""
 
     def replaced(*inputs):
-        columns = zip(*(_listed(op.evaluate(*column(inputs, k))) for k in (0, 1)), strict=True)
+        evaluate = quick(op)
+        columns = zip(*(_listed(evaluate(*column(inputs, k))) for k in (0, 1)), strict=True)
         carry = split(inputs)
         moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
         up = [None if v is None else v[2] for v in moving]
@@ -207,7 +209,7 @@ def _carry(op: Op, inputs: Any, d: Any) -> Any:
     bundles = [
         (v[0], v[1], c) if isinstance(v, tuple) else v for v, c in zip(inputs, d, strict=True)
     ]
-    return along(op.evaluate, bundles, column(inputs, 0))[1]
+    return along(quick(op), bundles, column(inputs, 0))[1]
 
 
 def _signed(rule: Rule) -> Rule:
