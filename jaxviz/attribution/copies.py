@@ -123,16 +123,18 @@ def running_sum(
     if lanes.count == 1 and chunk == num:
         return one_chunk(jnp.int32(0), num)
 
+    # Compiled with what is around it, but traced once for its shapes and for all shares.
+    traced_once = jax.jit(one_chunk)
+
     def share(part):
         firsts, end = part
 
         def add(total, first):
-            one = one_chunk(first, end)
+            one = traced_once(first, end)
             return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one), None
 
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, at_least_float32(a)), jax.eval_shape(term, jnp.int32(0))
-        )
+        shapes = jax.eval_shape(traced_once, firsts[0], end)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, at_least_float32(a)), shapes)
         return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, firsts)[0]
 
     ends = [min(num, (lane + 1) * lanes.length) for lane in range(lanes.count)]

@@ -10,7 +10,6 @@ from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
     at_least_float32,
     is_floating,
-    outputs_of,
     running_sum,
 )
 from jaxviz.graph.affine import affine_start
@@ -82,13 +81,13 @@ def gradient_sum(
       chunk_size: Of them at once; None chooses.
       least: FLOPs for each of these values from which on `start` is kept out of the sum.
     """
-    parts = affine_start(apply_fn, params, x, least)
-    start = lambda x: outputs_of(parts.start, params, x)
+    parts = affine_start(apply_fn, params, x, least, fast)
+    start = lambda x: parts.start(params, x)
     at = term(start)
 
     def one(k):
         values, weight = at(k)
-        gradients = input_gradient(parts.rest, params, values, target)
+        gradients = plain_gradient(parts.rest, params, values, target)
         weighed = lambda g, wide: g.astype(wide) * jnp.asarray(weight, wide)
         return jax.tree.map(lambda g: weighed(g, at_least_float32(g)), gradients)
 

@@ -1,5 +1,6 @@
 """The beginning of a model that is affine in its input, told from the rest."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.interpreter import Node, Program, Value, run_nodes
+from jaxviz.graph.rewrite import RuleSet, replacements
 from jaxviz.graph.split import environment, needed
 from jaxviz.graph.trace import trace
 
@@ -24,7 +26,9 @@ class Affine(NamedTuple):
     rest: Callable
 
 
-def affine_start(apply_fn: Callable, params: Any, x: Any, least: float = 0) -> Affine:
+def affine_start(
+    apply_fn: Callable, params: Any, x: Any, least: float = 0, rules: RuleSet | None = None
+) -> Affine:
     """Cuts a model where it stops being affine: mostly after its first layer and batch norm.
 
     Of many inputs on one line only two need the start, and a sum of their gradients needs its
@@ -36,6 +40,7 @@ def affine_start(apply_fn: Callable, params: Any, x: Any, least: float = 0) -> A
       params: Any pytree.
       x: `[N, ...]` or a pytree of such; `rest` holds its integer leaves.
       least: FLOPs of the start for each number that it makes below which nothing is cut off.
+      rules: Replacements, as in `rewrite`, in both parts; no layer names.
 
     Returns:
       An `Affine`, of plain functions for use in the trace that it was made in.
@@ -62,15 +67,21 @@ def affine_start(apply_fn: Callable, params: Any, x: Any, least: float = 0) -> A
     after = needed(program.nodes, program.outputs, stop=set(border))
     leaves = jax.tree.leaves(x)
 
+    def plan(nodes):
+        part = dataclasses.replace(program, nodes=tuple(nodes))
+        return {} if rules is None else replacements(part, rules, {})
+
+    plans = plan(before), plan(after)
+
     def start(params, x):
         env = environment(program, jax.tree.leaves((params, x)))
-        run_nodes(before, env, {})
+        run_nodes(before, env, plans[0])
         return [env[v] for v in border]
 
     def rest(params, values):
         env = environment(program, [*jax.tree.leaves(params), *leaves])
         env.update(zip(border, values, strict=True))
-        run_nodes(after, env, {})
+        run_nodes(after, env, plans[1])
         return jax.tree.map(lambda value: env[value], traced.outputs)
 
     return Affine(start, rest)
