@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least_float32, check_one_array, fixed_target, score_of
+from jaxviz.attribution.copies import at_least_float32, check_one_array
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.regions import fill_like, per_place, segments_like
@@ -110,7 +110,6 @@ def _ablated(
 ):
     name = "feature_ablation"
     filled = fill_like(name, fill, x)
-    target = fixed_target(apply_fn, params, x, target)
 
     def spans(k):
         found = [
@@ -119,13 +118,14 @@ def _ablated(
         ]
         return (None, *found)
 
-    scores = covered(
+    scores, clean = covered(
         name,
         apply_fn,
         params,
         x,
         filled,
-        lambda outputs: select(outputs, target),
+        target,
+        select,
         mask=lambda k: segments == k,
         spans=None if starts is None else spans,
         num=num_segments,
@@ -133,7 +133,7 @@ def _ablated(
         method=method,
     )
     wide = at_least_float32(scores)
-    lost = score_of(apply_fn, params, x, target).astype(wide)[:, None] - scores.T.astype(wide)
+    lost = clean.astype(wide)[:, None] - scores.T.astype(wide)
     return per_place(lost, segments).reshape(len(lost), *shape[1:]).astype(x.dtype)
 
 

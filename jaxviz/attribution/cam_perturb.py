@@ -10,10 +10,11 @@ from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
-    fixed_target,
     outputs_of,
+    outputs_of_copies,
     score_of,
     stacked,
+    stacked_scores,
 )
 from jaxviz.attribution.feature_maps import (
     Layers,
@@ -77,7 +78,6 @@ def score_cam(
     """
     name = "score_cam"
     check_one_array(name, x)
-    target = fixed_target(apply_fn, params, x, target)
 
     def one(cut):
         a = cut.maps(cut.a).astype(at_least_float32(cut.a))
@@ -85,15 +85,15 @@ def score_cam(
             most = jax.lax.top_k(a.std(over_space(a)), num_channels)[1]
             a = jnp.take_along_axis(a, most.reshape(len(x), *[1] * (a.ndim - 2), -1), axis=-1)
 
-        def score(k):
+        def copy(k):
             mask = resized(name, a[..., k], x, True)
             space = tuple(range(1, mask.ndim))
             low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
             mask = (mask - low) / jnp.where(high > low, high - low, 1)
-            seen = blend(jnp.zeros_like(x), mask[..., None], x)
-            return score_of(apply_fn, params, seen, target)
+            return blend(jnp.zeros_like(x), mask[..., None], x)
 
-        scores = stacked(name, score, a.shape[-1], chunk_size, x)
+        outputs = outputs_of_copies(apply_fn, params, x, copy)
+        scores, _ = stacked_scores(name, outputs, select, a.shape[-1], chunk_size, x, target)
         weights = jax.nn.softmax(scores.astype(at_least_float32(scores)), axis=0)
         return (a * _channels_last(weights, a)).sum(-1)
 

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target
+from jaxviz.attribution.contract import Target, select
 from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
-    fixed_target,
-    score_of,
-    stacked,
+    outputs_of_copies,
+    stacked_scores,
 )
 from jaxviz.attribution.regions import fill_like, grid_segments, per_place, segments_like
 from jaxviz.calls.shown import shown
@@ -122,15 +121,15 @@ def coalition_scores(
     What belongs to no segment is always left.
     """
     filled = fill_like(name, fill, x)
-    target = fixed_target(apply_fn, params, x, target)
 
-    def score(k):
+    def copy(k):
         kept = coalition(k)
         kept = jnp.broadcast_to(kept, (len(x), kept.shape[1])).astype(jnp.float32)
         hidden = per_place(1 - kept, numbers) > 0.5
-        return score_of(apply_fn, params, jnp.where(hidden, filled, x), target)
+        return jnp.where(hidden, filled, x)
 
-    scores = stacked(name, score, num, chunk_size, x)
+    outputs = outputs_of_copies(apply_fn, params, x, copy)
+    scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
     return scores.astype(at_least_float32(scores))
 
 

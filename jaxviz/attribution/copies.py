@@ -39,6 +39,19 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
     return jnp.argmax(outputs_of(apply_fn, params, x), axis=1) if target is None else target
 
 
+def outputs_of_copies(
+    apply_fn: Callable, params: Any, x: Any, copy: Callable[[jax.Array], Any]
+) -> Callable[[jax.Array], Any]:
+    """From k to the outputs at `copy(k)`, or at `x` itself for k < 0; traced once, as `jit` is."""
+
+    @jax.jit
+    def outputs(k):
+        seen = jax.tree.map(lambda a, b: jnp.where(k < 0, a, b), x, copy(k))
+        return outputs_of(apply_fn, params, seen)
+
+    return outputs
+
+
 def default_chunk(x: Any) -> int:
     """How many copies of `x` are alive at once where nobody said."""
     batch = max(jnp.shape(jax.tree.leaves(x)[0])[0], 1)
@@ -78,13 +91,14 @@ class _Lanes(NamedTuple):
         return [lane * self.length + firsts for lane in range(self.count)]
 
 
-def _lanes(name, num, chunk_size, x, default=None) -> _Lanes:
+def _lanes(name, num, chunk_size, x, default=None, more=0) -> _Lanes:
+    """For `num` copies, and `more` in each lane."""
     lanes = width() if num * _numbers(x) >= _SHARED else 1
     if chunk_size is None:
         chunk_size = default(lanes) if default else default_chunk(x)
     most = max(1, min(lanes, chunk_size, num))
     length = -(-num // most)
-    chunk = chunk_length(name, length, chunk_size // most)
+    chunk = chunk_length(name, length + more, chunk_size // most)
     return _Lanes(-(-num // length), length, chunk)
 
 
@@ -111,35 +125,102 @@ def running_sum(
     chunk = lanes.chunk
     even = num % lanes.count == 0 and lanes.length % chunk == 0
 
-    def one_chunk(first, end):
+    def one_chunk(_, first, end):
         if chunk == 1 and even:
-            return term(first)
-        terms = _terms(term, first, num, chunk)
-        if not even:  # a repeated last copy fills the last chunk; `where`, for it may be NaN
-            here = first + jnp.arange(chunk, dtype=jnp.int32) < end
-            terms = jax.tree.map(lambda a: jnp.where(_column(here, a), a, 0), terms)
-        return jax.tree.map(lambda a: a.sum(0, dtype=at_least_float32(a)), terms)
+            return None, term(first)
+        k = first + jnp.arange(chunk, dtype=jnp.int32)
+        terms = _each(term, jnp.minimum(k, num - 1))
+        return None, _total(terms, None if even else k < end)
 
     if lanes.count == 1 and chunk == num:
-        return one_chunk(jnp.int32(0), num)
+        return one_chunk(None, jnp.int32(0), num)[1]
+    ends = [jnp.int32(min(num, (lane + 1) * lanes.length)) for lane in range(lanes.count)]
+    return _sum_of_chunks(one_chunk, None, list(zip(lanes.starts, ends, strict=True)))
 
+
+def running_gradients(
+    name: str,
+    outputs: Callable[[Any], Any],
+    at: Callable[[jax.Array], tuple[Any, jax.Array]],
+    here: Any,
+    num: int,
+    chunk_size: int | None,
+) -> Any:
+    """`running_sum` of gradients by the values, of the score of the top class at one of them.
+
+    `here` goes through the model among the others, as the first of each core's: a pass of its own
+    would be a second model to trace and to compile.
+
+    Args:
+      name: Of the method, for errors.
+      outputs: Of values, all of them floating, `[N, K]`.
+      at: Of k < num, the values and the weight of the gradient there.
+      here: The values at which the top class is chosen; their gradient is not in the sum.
+      num, chunk_size: As for `running_sum`; copies are of `here`.
+
+    Returns:
+      The sum of weights times gradients, in float32 at least.
+    """
+    at, outputs = _many(at, num), _many(outputs, num)
+    default = lambda lanes: max(lanes, default_chunk(here))
+    lanes = _lanes(name, num, chunk_size, here, default, more=1)
+
+    def one_chunk(top, first, part):
+        start, end = part
+        place = first + jnp.arange(lanes.chunk, dtype=jnp.int32)
+        k = start + place - 1
+        values, weights = _each(at, jnp.clip(k, 0, num - 1))
+        first_of_all = lambda a, b: jnp.where(_column(place == 0, b), a[None], b)
+        values = jax.tree.map(first_of_all, here, values)
+        found, pull = jax.vjp(lambda values: _each(outputs, values), values)
+        top = jnp.where(first == 0, jnp.argmax(found[0], axis=1), top)
+        scores = lambda found: jax.vmap(lambda outputs: select(outputs, top))(found).sum()
+        (gradients,) = pull(jax.grad(scores)(found))
+
+        def scaled(g):
+            wide = at_least_float32(g)
+            return g.astype(wide) * _column(jnp.asarray(weights), g).astype(wide)
+
+        return top, _total(jax.tree.map(scaled, gradients), (place > 0) & (k < end))
+
+    firsts = lanes.chunk * jnp.arange(-(-(lanes.length + 1) // lanes.chunk), dtype=jnp.int32)
+    starts = [lane * lanes.length for lane in range(lanes.count)]
+    parts = [(jnp.int32(a), jnp.int32(min(num, a + lanes.length))) for a in starts]
+    return _sum_of_chunks(one_chunk, no_class(here), [(firsts, part) for part in parts])
+
+
+def no_class(x: Any) -> jax.Array:
+    """`[N]`, of the type of a top class."""
+    return jnp.argmax(jnp.zeros((jnp.shape(jax.tree.leaves(x)[0])[0], 1)), axis=1)
+
+
+def _sum_of_chunks(one_chunk, state, shares):
+    """The sum of `one_chunk(state, first, part) -> (state, terms)` over each share's chunks."""
     # Compiled with what is around it, but traced once for its shapes and for all shares.
     traced_once = jax.jit(one_chunk)
 
-    def share(part):
-        firsts, end = part
+    def share(given):
+        firsts, part = given
 
-        def add(total, first):
-            one = traced_once(first, end)
-            return jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one), None
+        def add(so_far, first):
+            state, total = so_far
+            state, one = traced_once(state, first, part)
+            return (state, jax.tree.map(lambda t, a: t + a.astype(t.dtype), total, one)), None
 
-        shapes = jax.eval_shape(traced_once, firsts[0], end)
+        _, shapes = jax.eval_shape(traced_once, state, firsts[0], part)
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, at_least_float32(a)), shapes)
-        return jax.lax.scan(jax.checkpoint(add, prevent_cse=False), zeros, firsts)[0]
+        body = jax.checkpoint(add, prevent_cse=False)
+        return jax.lax.scan(body, (state, zeros), firsts)[0][1]
 
-    ends = [min(num, (lane + 1) * lanes.length) for lane in range(lanes.count)]
-    sums = shared(share, list(zip(lanes.starts, map(jnp.int32, ends), strict=True)))
+    sums = shared(share, shares)
     return jax.tree.map(lambda *a: sum(a[1:], a[0]), *sums)
+
+
+def _total(terms, which):
+    """The sum of terms along their first axis, or of some: `where`, for others may be NaN."""
+    if which is not None:
+        terms = jax.tree.map(lambda a: jnp.where(_column(which, a), a, 0), terms)
+    return jax.tree.map(lambda a: a.sum(0, dtype=at_least_float32(a)), terms)
 
 
 def stacked(
@@ -179,6 +260,64 @@ def stacked(
     return jax.tree.map(lambda *a: jnp.concatenate(list(map(rows, a)))[:num], *found)
 
 
+def stacked_scores(
+    name: str,
+    outputs: Callable[[jax.Array], Any],
+    read: Callable[[Any, Target], Any],
+    num: int,
+    chunk_size: int | None,
+    x: Any,
+    target: Target,
+    *,
+    clean: bool = False,
+) -> tuple[Any, Any]:
+    """What is read off the outputs for many copies of `x`, of the top class at `x` if none is told.
+
+    `x` goes through the model among its copies, as the first of each core's: a pass of its own
+    would be a second model to trace and to compile.
+
+    Args:
+      name: Of the method, for errors.
+      outputs: As `outputs_of_copies` makes it.
+      read: Of outputs and a target other than None, a pytree.
+      num: Number of copies.
+      chunk_size: Copies alive at once; None chooses by `x`.
+      x: Of what there are copies.
+      target: As for every method.
+      clean: Whether what is read at `x` itself is wanted.
+
+    Returns:
+      What `read` gives, stacked along a new first axis, and what it gives at `x`, or None. Cores
+      share the copies where the program is traced for that.
+    """
+    if target is not None and not clean:
+        return stacked(name, lambda k: read(outputs(k), target), num, chunk_size, x), None
+    outputs = _many(outputs, num)
+    lanes = _lanes(name, num, chunk_size, x, more=1)
+    firsts = lanes.chunk * jnp.arange(-(-(lanes.length + 1) // lanes.chunk), dtype=jnp.int32)
+
+    def share(start):
+        @jax.checkpoint
+        def one_chunk(top, first):
+            place = first + jnp.arange(lanes.chunk, dtype=jnp.int32)
+            k = jnp.where(place == 0, -1, jnp.minimum(start + place - 1, num - 1))
+            found = _each(outputs, k)
+            if target is None:
+                top = jnp.where(first == 0, jnp.argmax(found[0], axis=1), top)
+            chosen = top if target is None else target
+            return top, jax.vmap(lambda outputs: read(outputs, chosen))(found)
+
+        return jax.lax.scan(one_chunk, no_class(x), firsts)[1]
+
+    starts = [jnp.int32(lane * lanes.length) for lane in range(lanes.count)]
+    found = [
+        jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), one) for one in shared(share, starts)
+    ]
+    rows = lambda a: a[1 : lanes.length + 1]
+    each = jax.tree.map(lambda *a: jnp.concatenate(list(map(rows, a)))[:num], *found)
+    return each, jax.tree.map(lambda a: a[0], found[0])
+
+
 def _many(term, num):
     """`term`, traced as what runs `num` times."""
 
@@ -190,11 +329,16 @@ def _many(term, num):
 
 
 def _terms(term, first, num, chunk):
-    if chunk == 1:
-        return jax.tree.map(lambda a: a[None], term(first))
-    k = first + jnp.arange(chunk, dtype=jnp.int32)
+    return _each(term, jnp.minimum(first + jnp.arange(chunk, dtype=jnp.int32), num - 1))
+
+
+def _each(term, several):
+    """The function of each of several arguments, stacked along their first axis."""
+    if len(jax.tree.leaves(several)[0]) == 1:
+        one = term(jax.tree.map(lambda a: a[0], several))
+        return jax.tree.map(lambda a: jnp.asarray(a)[None], one)
     # Not rows [chunk * N]: a target function or params may hold one entry for each example.
-    return jax.vmap(term)(jnp.minimum(k, num - 1))
+    return jax.vmap(term)(several)
 
 
 def with_noise(key: jax.Array, x: Any, noise_scale: Any) -> Any:

@@ -1,15 +1,22 @@
 """The model's outputs with one region of the input covered at a time: whole, or what changes."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.copies import default_chunk, outputs_of, stacked
+from jaxviz.attribution.contract import Target
+from jaxviz.attribution.copies import (
+    default_chunk,
+    outputs_of_copies,
+    stacked,
+    stacked_scores,
+)
 from jaxviz.graph.hoist import hoist
 from jaxviz.rules.fast import serving, weighed
-from jaxviz.rules.incremental import evaluate_changed
+from jaxviz.rules.incremental import before_and_after
 from jaxviz.rules.spans import Spans, cut
 
 Method = Literal["auto", "full", "incremental"]
@@ -25,15 +32,17 @@ def covered(
     params: Any,
     x: jax.Array,
     filled: jax.Array,
-    read: Callable[[Any], Any],
+    target: Target,
+    read: Callable[[Any, Target], Any],
     *,
     mask: Callable[[jax.Array], jax.Array],
     spans: Callable[[jax.Array], Spans] | None,
     num: int,
     chunk_size: int | None,
     method: Method,
-) -> Any:
-    """What is read off the outputs with region k covered, k < num, stacked along a new first axis.
+) -> tuple[Any, Any]:
+    """What is read off the outputs with region k covered, k < num, stacked along a new first axis;
+    and what is read with nothing covered.
 
     Args:
       name: Of the method, for errors.
@@ -41,7 +50,8 @@ def covered(
       params: Any pytree.
       x: One array.
       filled: The shape of `x`: what stands in the place of what is covered.
-      read: Of outputs, what to keep of them.
+      target: As for every method.
+      read: Of outputs and a target other than None, what to keep of them.
       mask: Of k, what is covered: booleans with the axes of `x`, each full or 1.
       spans: Of k, a stretch that holds it; None where none is known.
       num: Number of regions.
@@ -53,8 +63,7 @@ def covered(
             f"{name}: method must be 'auto', 'full' or 'incremental'; got {method!r}. Leave it out."
         )
 
-    def full(k):
-        return read(outputs_of(apply_fn, params, jnp.where(mask(k), filled, x)))
+    full = outputs_of_copies(apply_fn, params, x, lambda k: jnp.where(mask(k), filled, x))
 
     def local(k):
         assert spans is not None
@@ -63,17 +72,25 @@ def covered(
         sides = zip(own.shape, x.shape, where, strict=True)
         inside = cut(own, tuple(s if size == whole else None for size, whole, s in sides))
         part = jnp.where(inside, cut(filled, where), cut(x, where))
-        return read(evaluate_changed(apply_fn, params, x, part, where))
+        before, after = before_and_after(apply_fn, params, x, part, where)
+        chosen = jnp.argmax(before, axis=1) if target is None else target
+        return read(after, chosen), read(before, chosen)
+
+    def whole():
+        return stacked_scores(name, full, read, num, chunk_size, x, target, clean=True)
 
     if method == "full" or spans is None or not any(spans(jnp.int32(0))):
-        return stacked(name, full, num, chunk_size, x)
+        return whole()
     position = jax.ShapeDtypeStruct((), jnp.int32)
-    with serving(num):
-        each = weighed()
-    changes = hoist(local, position, each, weighed())
-    if method == "auto" and _OVERHEAD * changes.flops > hoist(full, position).flops:
-        return stacked(name, full, num, chunk_size, x)
-    return stacked(name, changes.prepare(), num, chunk_size, x, lambda cores: _at_once(x, cores))
+    with serving(num):  # as in the loop, where what is traced here of `full` is found again
+        rules = weighed()
+        every = hoist(full, position).flops if method == "auto" else math.inf
+    changes = hoist(local, position, rules, weighed())
+    if _OVERHEAD * changes.flops > every:
+        return whole()
+    turn, (_, clean) = changes.prepare()
+    each = lambda k: turn(k)[0]
+    return stacked(name, each, num, chunk_size, x, lambda cores: _at_once(x, cores)), clean
 
 
 def _at_once(x: jax.Array, cores: int) -> int:

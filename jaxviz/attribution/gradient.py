@@ -1,5 +1,6 @@
 """Gradients of the explained number by the input: signed, absolute, and times the input."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,12 @@ from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
     at_least_float32,
     is_floating,
+    running_gradients,
     running_sum,
 )
 from jaxviz.graph.affine import affine_start
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules.fast import fast
+from jaxviz.rules.fast import serving, weighed
 
 # FLOPs for each number that the affine start of a model makes, from which on one pullback for all
 # gradients saves more than adding up what lies behind it costs: a 7x7 first layer, no 3x3 one.
@@ -28,7 +30,7 @@ def input_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = Non
     gradient. Nothing is pulled back to `params` nor to integer leaves of `x`, which get zeros. The
     model's slow operations are replaced by exact fast ones (`jaxviz.rules.fast`).
     """
-    return plain_gradient(rewrite(apply_fn, fast), params, x, target)
+    return plain_gradient(rewrite(apply_fn, weighed()), params, x, target)
 
 
 def plain_gradient(function: Callable, params: Any, x: Any, target: Target = None) -> Any:
@@ -74,16 +76,21 @@ def gradient_sum(
 
     Args:
       name: Of the method, for errors.
-      apply_fn, params, x, target: As for every method; the points have the shapes of `x`.
+      apply_fn, params, x, target: As for every method; the points have the shapes of `x`, where
+        the top class is chosen.
       term: From `start`, that takes a point to the values where the affine part ends, to a function
         `k -> (start(x_k), w_k)`.
       num: Number of terms.
       chunk_size: Of them at once; None chooses.
       least: FLOPs for each of these values from which on `start` is kept out of the sum.
     """
-    parts = affine_start(apply_fn, params, x, least, fast)
+    with serving(num):
+        rules = weighed()
+    parts = affine_start(apply_fn, params, x, least, rules, weighed())
     start = lambda x: parts.start(params, x)
     at = term(start)
+    moving, whole = _moving(x)
+    values, pull = jax.vjp(lambda moving: start(whole(moving, x)), moving)
 
     def one(k):
         values, weight = at(k)
@@ -91,9 +98,11 @@ def gradient_sum(
         weighed = lambda g, wide: g.astype(wide) * jnp.asarray(weight, wide)
         return jax.tree.map(lambda g: weighed(g, at_least_float32(g)), gradients)
 
-    total = running_sum(name, one, num, chunk_size, jax.eval_shape(start, x))
-    moving, whole = _moving(x)
-    values, pull = jax.vjp(lambda moving: start(whole(moving, x)), moving)
+    if target is None:
+        rest = functools.partial(parts.rest, params)
+        total = running_gradients(name, rest, at, values, num, chunk_size)
+    else:
+        total = running_sum(name, one, num, chunk_size, values)
     pulled = pull(jax.tree.map(lambda t, v: t.astype(v.dtype), total, values))[0]
     return whole(pulled, _nothing(x))
 

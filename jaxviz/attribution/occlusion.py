@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least_float32, check_one_array, outputs_of
+from jaxviz.attribution.copies import at_least_float32, check_one_array
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.regions import fill_like
 from jaxviz.attribution.targets import output_shape
@@ -176,8 +176,6 @@ def _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, met
 def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size, method):
     _check(name, x, window, stride)
     filled = fill_like(name, fill, x)
-    clean = outputs_of(apply_fn, params, x)
-    target = jnp.argmax(clean, axis=1) if target is None else target
     grid = [
         _starts(n, size, step) for n, size, step in zip(x.shape[1:], window, stride, strict=False)
     ]
@@ -204,17 +202,18 @@ def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size,
         ]
         return (None, *found, *rest)
 
-    def said(outputs):
+    def said(outputs, target):
         is_matrix = len(getattr(outputs, "shape", ())) == 2
         top = jnp.argmax(outputs, axis=1) if is_matrix else jnp.zeros(len(x), jnp.int32)
         return select(outputs, target), top
 
-    scores, predicted = covered(
+    (scores, predicted), clean = covered(
         name,
         apply_fn,
         params,
         x,
         filled,
+        target,
         said,
         mask=mask,
         spans=spans,
@@ -222,9 +221,8 @@ def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size,
         chunk_size=chunk_size,
         method=method,
     )
-    clean_score, clean_predicted = said(clean)
     each = lambda a: jnp.moveaxis(a, 0, -1).reshape(-1, *shape)
-    return OcclusionScores(each(scores), each(predicted), clean_score, clean_predicted)
+    return OcclusionScores(each(scores), each(predicted), *clean)
 
 
 def _starts(size: int, window: int, stride: int) -> np.ndarray:

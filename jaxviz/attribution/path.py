@@ -76,7 +76,6 @@ def integrated_gradients(
     name = "integrated_gradients"
     points, weights = _on_host(name, rule, num_steps)
     start = baseline_like(name, baseline, x)
-    target = fixed_target(apply_fn, params, x, target)
 
     # An affine function maps a line to a line. Its ends are the outermost points, not `start` and
     # `x`: what is finite at these is so between them, and all that is run is what a sum would run.
@@ -145,7 +144,6 @@ def expected_gradients(
     name = "expected_gradients"
     count = _count_baselines(name, baselines, x)
     num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
-    target = fixed_target(apply_fn, params, x, target)
 
     which_key, where_key, noise_key = jax.random.split(key, 3)
     which = jax.random.randint(which_key, (num_samples, num_examples), 0, count)
@@ -159,16 +157,18 @@ def expected_gradients(
     def point(k):
         return between(*ends(k), where[k])
 
-    def share(k):
-        start, end = ends(k)
-        gradient = input_gradient(apply_fn, params, point(k), target)
-        return _times_difference(end, start, gradient)  # in float32 at least, to be added up
-
     if count == 1 and not noise_scale:  # every draw has the same difference from its baseline
         along = lambda begin: lambda k: (begin(point(k)), 1 / num_samples)
         given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
         total = gradient_sum(*given, PULLED)
         return _like(_times_difference(x, ends(0)[0], total), x)
+    target = fixed_target(apply_fn, params, x, target)
+
+    def share(k):
+        start, end = ends(k)
+        gradient = input_gradient(apply_fn, params, point(k), target)
+        return _times_difference(end, start, gradient)  # in float32 at least, to be added up
+
     total = running_sum(name, share, num_samples, chunk_size, x)
     return _like(jax.tree.map(lambda t: t / num_samples, total), x)
 

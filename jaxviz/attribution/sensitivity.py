@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
-    fixed_target,
-    score_of,
-    stacked,
+    outputs_of_copies,
+    stacked_scores,
 )
 from jaxviz.attribution.regions import blend, fadeable, fill_like
 from jaxviz.calls.options import whole
@@ -83,19 +82,20 @@ def sobol(
         )
     count = cells**axes
     filled = fill_like(name, fill, x)
-    target = fixed_target(apply_fn, params, x, target)
     points = jnp.asarray(_sequence(2 * count, num_designs), jnp.float32)
     # A random shift modulo 1 keeps the sequence as even as it is and makes it unbiased.
     points = (points + jax.random.uniform(key, (2 * count,))[None, :]) % 1
     a, b = points[:, :count], points[:, count:]
 
-    def score(k):
+    def masked(k):
         variant, design = k // num_designs, k % num_designs  # 0: a, 1: b, 2 + i: a with b's cell i
         swapped = (jnp.arange(count) == variant - 2) | (variant == 1)
         mask = jnp.where(swapped, b[design], a[design])
-        return _seen(apply_fn, params, x, filled, mask, cells, resize, target)
+        return _seen(x, filled, mask, cells, resize)
 
-    scores = stacked(name, score, num_designs * (count + 2), chunk_size, x)
+    outputs = outputs_of_copies(apply_fn, params, x, masked)
+    num = num_designs * (count + 2)
+    scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
     scores = scores.reshape(count + 2, num_designs, -1).astype(at_least_float32(scores))
     variance = scores[:2].reshape(2 * num_designs, -1).var(0)
     total = jnp.square(scores[2:] - scores[:1]).mean(1) / 2
@@ -161,15 +161,10 @@ def hsic(
     name = "hsic"
     axes = _check(name, x, cells)
     filled = fill_like(name, fill, x)
-    target = fixed_target(apply_fn, params, x, target)
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
-    scores = stacked(
-        name,
-        lambda k: _seen(apply_fn, params, x, filled, masks[k], cells, resize, target),
-        num_samples,
-        chunk_size,
-        x,
-    )
+    masked = lambda k: _seen(x, filled, masks[k], cells, resize)
+    outputs = outputs_of_copies(apply_fn, params, x, masked)
+    scores, _ = stacked_scores(name, outputs, select, num_samples, chunk_size, x, target)
     scores = scores.astype(at_least_float32(scores))
 
     def dependence(score):
@@ -210,9 +205,9 @@ def _sequence(dimensions: int, count: int) -> np.ndarray:
     return qmc.Sobol(dimensions, scramble=False).random_base2(int(math.log2(count)))
 
 
-def _seen(apply_fn, params, x, filled, mask, cells, resize, target):
+def _seen(x, filled, mask, cells, resize):
     mask = _large(mask[None], x, cells, resize)
-    return score_of(apply_fn, params, blend(filled, mask[..., None], x), target)
+    return blend(filled, mask[..., None], x)
 
 
 def _large(values, x, cells, resize):

@@ -175,8 +175,6 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
     random = "key" in inspect.signature(method).parameters
 
     def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
-        target = fixed_target(apply_fn, params, x, target)
-
         def marked(tree):
             found = noisy_where_finite(x)
             times = lambda a: a * found.astype(a.dtype).reshape(-1, *[1] * (a.ndim - 1))
@@ -186,14 +184,16 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
         def noisy(k):
             return with_noise(jax.random.fold_in(key, k), x, noise_scale)
 
-        def sample(k):
-            own = {"key": jax.random.fold_in(jax.random.fold_in(key, k), 1)} if random else {}
-            return method(apply_fn, params, noisy(k), target, **dict(fixed), **options, **own)
-
         if method is gradient and reduce is _mean:
             term = lambda start: lambda k: (start(noisy(k)), 1 / num_samples)
             given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
             return marked(gradient_sum(*given, PULLED))
+        target = fixed_target(apply_fn, params, x, target)
+
+        def sample(k):
+            own = {"key": jax.random.fold_in(jax.random.fold_in(key, k), 1)} if random else {}
+            return method(apply_fn, params, noisy(k), target, **dict(fixed), **options, **own)
+
         like = jax.eval_shape(sample, jnp.int32(0))
         _check_rows(name, method, x, like)
         total = lambda term: running_sum(name, term, num_samples, chunk_size, x)

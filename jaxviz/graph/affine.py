@@ -27,7 +27,12 @@ class Affine(NamedTuple):
 
 
 def affine_start(
-    apply_fn: Callable, params: Any, x: Any, least: float = 0, rules: RuleSet | None = None
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    least: float = 0,
+    rules: RuleSet | None = None,
+    once: RuleSet | None = None,
 ) -> Affine:
     """Cuts a model where it stops being affine: mostly after its first layer and batch norm.
 
@@ -40,7 +45,8 @@ def affine_start(
       params: Any pytree.
       x: `[N, ...]` or a pytree of such; `rest` holds its integer leaves.
       least: FLOPs of the start for each number that it makes below which nothing is cut off.
-      rules: Replacements, as in `rewrite`, in both parts; no layer names.
+      rules: Replacements, as in `rewrite`; no layer names.
+      once: The same, for the start; None is `rules`.
 
     Returns:
       An `Affine`, of plain functions for use in the trace that it was made in.
@@ -67,11 +73,11 @@ def affine_start(
     after = needed(program.nodes, program.outputs, stop=set(border))
     leaves = jax.tree.leaves(x)
 
-    def plan(nodes):
+    def plan(nodes, rules):
         part = dataclasses.replace(program, nodes=tuple(nodes))
         return {} if rules is None else replacements(part, rules, {})
 
-    plans = plan(before), plan(after)
+    plans = plan(before, once or rules), plan(after, rules)
 
     def start(params, x):
         env = environment(program, jax.tree.leaves((params, x)))

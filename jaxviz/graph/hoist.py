@@ -15,8 +15,8 @@ class Hoisted(NamedTuple):
     """A function in two parts.
 
     Attributes:
-      prepare: `() -> turn`: computes what does not depend on the argument; `turn` is the same
-        function, and does only the rest.
+      prepare: `() -> (turn, fixed)`: computes what does not depend on the argument; `turn` is the
+        same function, and does only the rest; `fixed` is what it returns, None for what depends.
       flops: Floating-point operations of one call of `turn`.
     """
 
@@ -47,7 +47,7 @@ def hoist(
       >>> import jax.numpy as jnp
       >>> w = jnp.ones((3, 3))
       >>> sums = hoist(lambda k: (w @ w).sum() + k, jax.ShapeDtypeStruct((), jnp.float32))
-      >>> float(sums.prepare()(jnp.float32(1))), sums.flops
+      >>> float(sums.prepare()[0](jnp.float32(1))), sums.flops
       (28.0, 1)
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(argument)
@@ -74,6 +74,7 @@ def hoist(
             outputs = [values[v] for v in program.outputs]
             return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
-        return turn
+        fixed = [known.get(v) for v in program.outputs]
+        return turn, jax.tree.unflatten(jax.tree.structure(shape), fixed)
 
     return Hoisted(prepare, sum(node_flops(program, node) for node in rest))

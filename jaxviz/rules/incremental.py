@@ -70,6 +70,13 @@ def evaluate_changed(
     Returns:
       The outputs. Differentiable; nothing of it but the spans' places is traced for.
     """
+    return before_and_after(apply_fn, params, x, part, spans)[1]
+
+
+def before_and_after(
+    apply_fn: Callable, params: Any, x: jax.Array, part: jax.Array, spans: Spans
+) -> tuple[Any, Any]:
+    """`apply_fn(params, x)` as it is and, as `evaluate_changed`, with a stretch replaced."""
     outputs = lift(
         apply_fn,
         incremental,
@@ -79,7 +86,8 @@ def evaluate_changed(
         still=unchanged,
         each=whole,
     )
-    return jax.tree.map(after, outputs, is_leaf=lambda v: isinstance(v, Changed))
+    each = lambda take: jax.tree.map(take, outputs, is_leaf=lambda v: isinstance(v, Changed))
+    return each(_clean), each(after)
 
 
 def unchanged(array: jax.Array) -> Changed:
