@@ -171,7 +171,7 @@ def running_gradients(
         k = start + place - 1
         values, weights = _each(at, jnp.clip(k, 0, num - 1))
         first_of_all = lambda a, b: jnp.where(_column(place == 0, b), a[None], b)
-        values = jax.tree.map(first_of_all, here, values)
+        values = jax.tree.map(first_of_all, jax.lax.stop_gradient(here), values)
         found, pull = jax.vjp(lambda values: _each(outputs, values), values)
         top = jnp.where(first == 0, jnp.argmax(found[0], axis=1), top)
         scores = lambda found: jax.vmap(lambda outputs: select(outputs, top))(found).sum()
