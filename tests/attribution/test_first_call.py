@@ -7,9 +7,7 @@ import pytest
 
 import jaxviz as jv
 from jaxviz.attribution import difference
-from jaxviz.attribution.copies import running_sum, stacked
 from jaxviz.graph.lift import lift
-from jaxviz.graph.shares import _traced_with
 
 KEY = jax.random.key(0)
 
@@ -54,12 +52,7 @@ PER_LAYER = {
     "smooth_grad": (lambda *call: jv.smooth_grad(jv.gradient)(*call, key=KEY), 2),
     "kernel_shap": (kernel_shap, 1),
     "feature_ablation": (jv.feature_ablation, 1),
-    # Both ends, and the multipliers.
-    "deep_lift": (jv.deep_lift, 3),
     "epsilon": (lambda *call: jv.lrp(*call, rules="epsilon"), 2),
-    # The layer, its positive part, and what that hands down: no input is negative after a ReLU.
-    "z_plus": (lambda *call: jv.lrp(*call, rules={"dense": jv.rules.lrp.z_plus()}), 3),
-    "gamma": (lambda *call: jv.lrp(*call, rules={"dense": jv.rules.lrp.gamma()}), 6),
 }
 
 
@@ -74,23 +67,6 @@ def test_a_layer_more_costs_the_passes_that_the_formula_has(name, given):
         return products(lambda weights, x: method(net, weights, x, target), weights, x)
 
     assert counted(5) - counted(3) == 2 * per_layer
-
-
-@pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("gather", [running_sum, stacked])
-def test_a_term_is_traced_once_however_many_share_it(monkeypatch, gather, width):
-    monkeypatch.setattr("jaxviz.attribution.copies._SHARED", 0)
-    traced = []
-
-    def term(k):
-        traced.append(k)
-        return k * jnp.ones(2)
-
-    run = lambda: gather("method", term, 10, 3, jnp.ones((1, 2)))
-    found = jax.jit(lambda: _traced_with(width, run))()
-    assert len(traced) == 1
-    each = np.arange(10)[:, None] * np.ones(2)
-    np.testing.assert_allclose(found, each.sum(0) if gather is running_sum else each)
 
 
 def test_deep_lift_carries_differences_through_a_model_once(monkeypatch):
