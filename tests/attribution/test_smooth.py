@@ -90,7 +90,7 @@ def test_class_is_chosen_at_the_clean_input():
     f = lambda _, x: jnp.stack([x[:, 0], 1 - x[:, 0]], axis=1)
     x = jnp.array([[0.51, -10.0]])  # a wide range: noise overturns the class at every other draw
     out = smooth_grad(gradient)(f, None, x, key=jax.random.key(0))
-    assert out[0, 0] == 1
+    np.testing.assert_allclose(out[0, 0], 1, rtol=1e-6)  # 1/25 added up in another order
     out = augmented(gradient, transforms=((lambda x: -x, lambda a: a),))(f, None, x)
     assert out[0, 0] == 1
 
