@@ -308,7 +308,8 @@ def instance(*kinds: type) -> Check:
     """An object of one of some classes."""
     told = lambda kind: _NAMED.get(f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
     names = " or ".join(dict.fromkeys(map(told, kinds)))
-    advice = " or ".join(dict.fromkeys(filter(None, (_WHERE.get(k.__name__) for k in kinds))))
+    places = [_WHERE[kind.__name__] for kind in kinds if kind.__name__ in _WHERE]
+    advice = " or ".join(dict.fromkeys(places))
 
     def check(who, option, value):
         if not isinstance(value, kinds):

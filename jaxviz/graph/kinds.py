@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 import jaxviz.graph.norms as norms
 import jaxviz.graph.pieces as pieces
@@ -191,7 +192,7 @@ def _concrete(value: Any) -> Any:
     """An array whose numbers can be read while tracing; None for others."""
     if isinstance(value, np.ndarray):
         return value
-    known = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    known = isinstance(value, jax.Array) and not isinstance(value, Tracer)
     whole = known and value.is_fully_addressable and not value.is_deleted()
     return value if whole and not jnp.issubdtype(value.dtype, jax.dtypes.extended) else None
 

@@ -22,7 +22,6 @@ Rows are as in any `RuleSet`; a function that depends on the input in no row is 
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -235,10 +234,7 @@ def softmax(op: Op) -> Callable | None:
     With L = log sum exp x, dL = sum_j w_j dx_j, where w_j is the logarithmic mean of exp x_j at
     both ends over that of exp L; then d log s = d - dL, and ds is the logarithmic mean of s times
     that. The w_j are at least 0 and sum to at most 1, so nothing blows up however far the ends are.
-    L is kept as the largest x and the rest, for the differences of large logits are small. So are
-    those of what is carried: all d are taken from that of the likeliest place m, as
-    d_i - dL = (d_i - d_m) - sum_j w_j (d_j - d_m) + (1 - sum_j w_j) d_m, where the last factor,
-    next to nothing if m is far ahead, follows from what the logarithm at m changed by.
+    L is kept as the largest x and the rest, for the differences of large logits are small.
     One whose axes are in another order than its input's, as `vmap` writes it, is taken apart.
     """
     size = op.outputs[0].size
@@ -263,32 +259,16 @@ def softmax(op: Op) -> Callable | None:
         rise = gap(top, top0) + (rest - rest0)
         rose = rise >= 0
         log_w = gap(jnp.maximum(x, x0), jnp.where(rose, top, top0)) - jnp.where(rose, rest, rest0)
-        w = jnp.exp(log_w) * shrink(gap(x, x0)) / shrink(rise)
+        w = (jnp.exp(log_w) * shrink(gap(x, x0)) / shrink(rise)).astype(d.dtype)
+        carried = d - (w * d).sum(axes, keepdims=True)
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
-        change = gap(x - top - rest, x0 - top0 - rest0)
-        at_best = _first_largest(jnp.maximum(here, there), axes)
-        best = lambda a: jnp.where(at_best, a, 0).sum(axes, keepdims=True)
-        apart = lambda a: (w.astype(a.dtype) * (a - best(a))).sum(axes, keepdims=True)
-        run, whole = gap(x, x0), 1 - w.sum(axes, keepdims=True)
-        ahead, far = best(run), apart(jnp.where(w == 0, 0, run))
-        clear = jnp.isfinite(ahead) & (jnp.abs(ahead) > jnp.abs(best(change)) + jnp.abs(far))
-        left = jnp.where(clear, (best(change) + far) / jnp.where(clear, ahead, 1), whole)
-        carried = d - best(d) - apart(d) + left.astype(d.dtype) * best(d)
         if op.kind == "log_softmax":
             return here, there, carried
+        change = gap(x - top - rest, x0 - top0 - rest0)
         mean = jnp.maximum(here, there) * shrink(change).astype(here.dtype)
         return here, there, mean * carried
 
     return replaced
-
-
-def _first_largest(a: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Where the largest number along axes is, one place of each."""
-    largest = a == a.max(axes, keepdims=True)
-    sizes = [n if i in axes else 1 for i, n in enumerate(a.shape)]
-    number = jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes)
-    first = jnp.where(largest, number, number.size).min(axes, keepdims=True)
-    return number == first
 
 
 def through(op: Op) -> Callable:

@@ -123,7 +123,7 @@ def is_named(value: Any) -> bool:
     """Whether functions in it are all this library's, so that names and options tell all.
 
     Example:
-      >>> is_named(functools.partial(digest, tree=1)), is_named({"f": lambda: 1})
+      >>> is_named(functools.partial(digest, tree=1)), is_named({"f": np.tanh})
       (True, False)
     """
     seen: set[int] = set()  # a function may hold itself

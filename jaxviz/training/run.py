@@ -88,7 +88,7 @@ def save_run(
       TypeError: `options` holds something that is no JSON value.
 
     Example:
-      >>> import tempfile
+      >>> import jax, tempfile
       >>> net = models.CIFARNet()
       >>> variables = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
       >>> history = History(*np.ones((5, 1), np.float32))

@@ -152,8 +152,7 @@ def test_images_that_cores_share_are_the_same(monkeypatch, small, cores, count, 
     monkeypatch.setattr(maximization, "_AT_ONCE", 1)  # one image at a time, where nobody said
     monkeypatch.setattr(contract, "cores", lambda: cores)
     monkeypatch.setattr(maximization, "shared", counted)
-    own = functools.cache(contract.program.__wrapped__)
-    monkeypatch.setattr(maximization, "program", own)
+    monkeypatch.setattr(contract, "_program", functools.cache(contract._program.__wrapped__))
     found = jv.maximize_activation(*given, **options)
     assert set(parts) == {shares}
     chex.assert_trees_all_close(found, alone, rtol=1e-4, atol=1e-5)

@@ -440,7 +440,8 @@ def test_odd_programs_have_layers_flops_and_their_own_gradient(name):
 
 def test_empty_arrays_and_single_numbers():
     for x in (jnp.zeros((0, 3)), jnp.zeros((2, 0))):
-        assert "relu" in kinds(lambda x: jnp.maximum(x, 0) / (1 + x.sum(0)[None]), x)
+        program = trace(lambda _, x: jnp.maximum(x, 0) / (1 + x.sum(0)[None]), None, x).program
+        assert "relu" in [node.kind for node in program.nodes]
     program = trace(lambda _, x: jnp.where(x > 0, x, 0), None, jnp.zeros(())).program
     assert [node.kind for node in program.nodes if node.members] == ["relu"]
 
