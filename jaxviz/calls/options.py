@@ -306,7 +306,10 @@ def function(who: str, option: str, value: Any) -> Callable:
 
 def instance(*kinds: type) -> Check:
     """An object of one of some classes."""
-    told = lambda kind: _NAMED.get(f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
+
+    def told(kind: type) -> str:
+        return _NAMED.get(f"{kind.__module__}.{kind.__qualname__}", kind.__name__)
+
     names = " or ".join(dict.fromkeys(map(told, kinds)))
     places = [_WHERE[kind.__name__] for kind in kinds if kind.__name__ in _WHERE]
     advice = " or ".join(dict.fromkeys(places))
