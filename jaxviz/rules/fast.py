@@ -6,11 +6,11 @@ faults in place, of any function; elsewhere than on a CPU it changes nothing.
 
 What takes long to compile is weighed against what it saves. All kernels but one compile in about
 the time of what they replace. Winograd's filtering of a 3x3 convolution takes 0.3 s more, each way,
-and saves some 3 ps for each of the sum's floating-point operations (two cores, JAX 0.10 and 0.12):
-a 56x56x64 layer of one photograph, 0.23 GFLOP, is 0.7 ms quicker. It is taken where it has repaid
-itself after 64 calls. How often a call runs a layer is known to those who trace it (`serving`), so
-a saliency map of a photograph compiles quickly and its integrated gradients run quickly. Only
-shapes and counts decide, so the same call is the same program in every process.
+and saves some 3 ps for each of the sum's floating-point operations (two cores, JAX 0.10.2, within a
+factor of two): a 56x56x64 layer of one photograph, 0.23 GFLOP, is 0.7 ms quicker. It is taken where
+it has repaid itself after 64 calls. How often a call runs a layer is known to those who trace it
+(`serving`), so a saliency map of a photograph compiles quickly and its integrated gradients run
+quickly. Only shapes and counts decide, so the same call is the same program in every process.
 """
 
 import contextlib
