@@ -9,6 +9,7 @@ import jax
 
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
+from jaxviz.data.sources import cache_folder
 from jaxviz.folders import why_not
 
 _VARIABLE = "JAXVIZ_CACHE"
@@ -71,9 +72,7 @@ def keep_compiled(folder: str | os.PathLike | None = None, *, max_size: int = 2*
 
 
 def _users_cache() -> Path:
-    import pooch  # takes its time to import, for this alone
-
-    return Path(pooch.os_cache("jaxviz")) / "compiled"
+    return cache_folder() / "compiled"
 
 
 def _trim(folder: Path, max_size: int) -> None:

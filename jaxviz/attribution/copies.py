@@ -78,17 +78,23 @@ def chunk_length(name: str, num: int, chunk_size: int) -> int:
 
 
 class _Lanes(NamedTuple):
-    """How copies are divided: each of `count` cores takes `length`, `chunk` of them at once."""
+    """How copies are divided: each of `count` cores takes `length` and `more`, `chunk` at once."""
 
     count: int
     length: int
     chunk: int
+    more: int
 
     @property
-    def starts(self) -> list[jax.Array]:
-        """Of each lane, the first copy of each chunk."""
-        firsts = self.chunk * jnp.arange(-(-self.length // self.chunk), dtype=jnp.int32)
-        return [lane * self.length + firsts for lane in range(self.count)]
+    def firsts(self) -> jax.Array:
+        """The first place of each chunk of a lane."""
+        chunks = -(-(self.length + self.more) // self.chunk)
+        return self.chunk * jnp.arange(chunks, dtype=jnp.int32)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first copy of each lane."""
+        return [lane * self.length for lane in range(self.count)]
 
 
 def _lanes(name, num, chunk_size, x, default=None, more=0) -> _Lanes:
@@ -99,7 +105,7 @@ def _lanes(name, num, chunk_size, x, default=None, more=0) -> _Lanes:
     most = max(1, min(lanes, chunk_size, num))
     length = -(-num // most)
     chunk = chunk_length(name, length + more, chunk_size // most)
-    return _Lanes(-(-num // length), length, chunk)
+    return _Lanes(-(-num // length), length, chunk, more)
 
 
 def running_sum(
@@ -134,8 +140,8 @@ def running_sum(
 
     if lanes.count == 1 and chunk == num:
         return one_chunk(None, jnp.int32(0), num)[1]
-    ends = [jnp.int32(min(num, (lane + 1) * lanes.length)) for lane in range(lanes.count)]
-    return _sum_of_chunks(one_chunk, None, list(zip(lanes.starts, ends, strict=True)))
+    parts = [(a + lanes.firsts, jnp.int32(min(num, a + lanes.length))) for a in lanes.starts]
+    return _sum_of_chunks(one_chunk, None, parts)
 
 
 def running_gradients(
@@ -176,20 +182,23 @@ def running_gradients(
         top = jnp.where(first == 0, jnp.argmax(found[0], axis=1), top)
         scores = lambda found: jax.vmap(lambda outputs: select(outputs, top))(found).sum()
         (gradients,) = pull(jax.grad(scores)(found))
+        return top, _total(times_weights(gradients, weights), (place > 0) & (k < end))
 
-        def scaled(g):
-            wide = at_least_float32(g)
-            return g.astype(wide) * _column(jnp.asarray(weights), g).astype(wide)
-
-        return top, _total(jax.tree.map(scaled, gradients), (place > 0) & (k < end))
-
-    firsts = lanes.chunk * jnp.arange(-(-(lanes.length + 1) // lanes.chunk), dtype=jnp.int32)
-    starts = [lane * lanes.length for lane in range(lanes.count)]
-    parts = [(jnp.int32(a), jnp.int32(min(num, a + lanes.length))) for a in starts]
-    return _sum_of_chunks(one_chunk, no_class(here), [(firsts, part) for part in parts])
+    parts = [(jnp.int32(a), jnp.int32(min(num, a + lanes.length))) for a in lanes.starts]
+    return _sum_of_chunks(one_chunk, _no_class(here), [(lanes.firsts, part) for part in parts])
 
 
-def no_class(x: Any) -> jax.Array:
+def times_weights(gradients: Any, weights: Any) -> Any:
+    """Gradients times one weight, or one for each of their first axis; in float32 at least."""
+
+    def scaled(g):
+        wide = at_least_float32(g)
+        return g.astype(wide) * _column(jnp.asarray(weights, wide), g)
+
+    return jax.tree.map(scaled, gradients)
+
+
+def _no_class(x: Any) -> jax.Array:
     """`[N]`, of the type of a top class."""
     return jnp.argmax(jnp.zeros((jnp.shape(jax.tree.leaves(x)[0])[0], 1)), axis=1)
 
@@ -255,7 +264,7 @@ def stacked(
 
     if lanes.count == 1 and lanes.chunk == num:
         return _terms(term, jnp.int32(0), num, num)
-    found = shared(share, [jnp.minimum(first, num - 1) for first in lanes.starts])
+    found = shared(share, [jnp.minimum(a + lanes.firsts, num - 1) for a in lanes.starts])
     rows = lambda a: a.reshape(-1, *a.shape[2:])[: lanes.length]
     return jax.tree.map(lambda *a: jnp.concatenate(list(map(rows, a)))[:num], *found)
 
@@ -294,7 +303,7 @@ def stacked_scores(
         return stacked(name, lambda k: read(outputs(k), target), num, chunk_size, x), None
     outputs = _many(outputs, num)
     lanes = _lanes(name, num, chunk_size, x, more=1)
-    firsts = lanes.chunk * jnp.arange(-(-(lanes.length + 1) // lanes.chunk), dtype=jnp.int32)
+    firsts = lanes.firsts
 
     def share(start):
         @jax.checkpoint
@@ -307,9 +316,9 @@ def stacked_scores(
             chosen = top if target is None else target
             return top, jax.vmap(lambda outputs: read(outputs, chosen))(found)
 
-        return jax.lax.scan(one_chunk, no_class(x), firsts)[1]
+        return jax.lax.scan(one_chunk, _no_class(x), firsts)[1]
 
-    starts = [jnp.int32(lane * lanes.length) for lane in range(lanes.count)]
+    starts = list(map(jnp.int32, lanes.starts))
     found = [
         jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), one) for one in shared(share, starts)
     ]

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import (
-    at_least_float32,
     is_floating,
     running_gradients,
     running_sum,
+    times_weights,
 )
 from jaxviz.graph.affine import affine_start
 from jaxviz.graph.rewrite import rewrite
@@ -94,9 +94,7 @@ def gradient_sum(
 
     def one(k):
         values, weight = at(k)
-        gradients = plain_gradient(parts.rest, params, values, target)
-        weighed = lambda g, wide: g.astype(wide) * jnp.asarray(weight, wide)
-        return jax.tree.map(lambda g: weighed(g, at_least_float32(g)), gradients)
+        return times_weights(plain_gradient(parts.rest, params, values, target), weight)
 
     if target is None:
         rest = functools.partial(parts.rest, params)

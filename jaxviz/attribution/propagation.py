@@ -230,8 +230,7 @@ def _concept_relevance(apply_fn, params, x, target=None, *, layer, channel, rule
     head, tail = split(apply_fn, params, x, layer)
     a, carry = head(params, x)
     joined = _Joined(tail)
-    if target is None:
-        target = fixed_target(joined, params, (a, carry), None)
+    target = fixed_target(joined, params, (a, carry), target)
     relevance, _ = _carried(joined, rules, params, (a, carry), lambda o: start(o, target))
     axis = channel_axis("concept_relevance", apply_fn, params, x, layer)
     here, present = is_channel(a, channel, axis)

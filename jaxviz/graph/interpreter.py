@@ -385,7 +385,7 @@ def operands(equation: Any, env: dict[Any, Any]) -> list[Any]:
 
 def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
     """The equation applied to other values of the same shapes."""
-    return section([equation], _kept(equation)).function(*values)
+    return _Bound(equation)(*values)
 
 
 class _Bound:

@@ -171,7 +171,8 @@ def _kind(program: Any, node: Any) -> str:
     return _PRIMITIVES.get(node.kind, node.kind)
 
 
-def _primitive(node: Any) -> str:
+def primitive_of(node: Any) -> str:
+    """The JAX primitive of a node; of a group, its kind."""
     return node.equation.primitive.name if node.equation is not None else node.kind
 
 
@@ -214,8 +215,8 @@ def _uniform(program: Any, nodes: Sequence[Any], readers: dict[int, list[int]]) 
     def decides(value: int) -> bool:
         reading = [nodes[p] for p in readers.get(value, ())]
         return bool(reading) and all(
-            _primitive(node) in _DECIDING
-            or (_primitive(node) in _COPIES and decides(node.outputs[0]))
+            primitive_of(node) in _DECIDING
+            or (primitive_of(node) in _COPIES and decides(node.outputs[0]))
             for node in reading
         )
 
@@ -227,7 +228,7 @@ def _uniform(program: Any, nodes: Sequence[Any], readers: dict[int, list[int]]) 
         if numbers.size and (numbers == numbers[0]).all() and (c := _real(numbers[0])) is not None:
             found[value] = c
     for node in nodes:
-        name = _primitive(node)
+        name = primitive_of(node)
         if name not in _COPIES and name not in _SUMS:
             continue
         numbers = [_number(o, found) for o in node.operands]
@@ -257,7 +258,7 @@ def _is_float(program: Any, value: int) -> bool:
 def _elementwise(node: Any) -> bool:
     if node.members or node.kind in NAMED:
         return node.kind in ACTIVATION_KINDS
-    return not node.bodies and len(node.outputs) == 1 and _primitive(node) in _ELEMENTWISE
+    return not node.bodies and len(node.outputs) == 1 and primitive_of(node) in _ELEMENTWISE
 
 
 def _function(graph: _Graph, position: int) -> None:
@@ -274,7 +275,7 @@ def _function(graph: _Graph, position: int) -> None:
     nearest = set(members)
     kind = _named(graph, members, source, node.outputs[0])
     best = (kind, set(members)) if kind else None
-    for _ in range(_MOST_STEPS if _primitive(node) in _LAST else 0):
+    for _ in range(_MOST_STEPS if primitive_of(node) in _LAST else 0):
         before = graph.made_by(source)
         if before is None or not _elementwise(graph.nodes[before]):
             break
@@ -306,7 +307,7 @@ def _only_guards(graph: _Graph, position: int) -> bool:
     # A squared distance, of sums of squares and products; what one layer makes may be a ReLU's.
     made = graph.made_by(value)
     several = made is not None and len(graph.moving(graph.nodes[made])) > 1
-    return several and _primitive(node) == "max" and _under_a_root(graph, node)
+    return several and primitive_of(node) == "max" and _under_a_root(graph, node)
 
 
 def _under_a_root(graph: _Graph, node: Any) -> bool:
@@ -316,8 +317,8 @@ def _under_a_root(graph: _Graph, node: Any) -> bool:
         return False
     steps = ("add", "mul", "div", "broadcast_in_dim", "reshape", "squeeze")
     return all(
-        _primitive(r) in ("sqrt", "rsqrt")
-        or (_primitive(r) in steps and len(graph.moving(r)) == 1 and _under_a_root(graph, r))
+        primitive_of(r) in ("sqrt", "rsqrt")
+        or (primitive_of(r) in steps and len(graph.moving(r)) == 1 and _under_a_root(graph, r))
         for r in readers
     )
 
@@ -344,7 +345,7 @@ def _places(graph: _Graph, members: set[int], source: int, out: int) -> bool:
 def _holds(graph: _Graph, members: Iterable[int]) -> bool:
     """Whether a gradient is stopped inside."""
     return any(
-        _primitive(graph.nodes[p]) == "stop_gradient"
+        primitive_of(graph.nodes[p]) == "stop_gradient"
         and _is_float(graph.program, graph.nodes[p].inputs[0])
         for p in members
     )
@@ -352,7 +353,7 @@ def _holds(graph: _Graph, members: Iterable[int]) -> bool:
 
 def _named(graph: _Graph, members: set[int], source: int, out: int) -> str | None:
     """The activation that leads from a value to another."""
-    if len(members) == 1 and _primitive(graph.nodes[min(members)]) not in _ALONE:
+    if len(members) == 1 and primitive_of(graph.nodes[min(members)]) not in _ALONE:
         return None
 
     def prove():
@@ -402,7 +403,7 @@ def _signature(graph: _Graph, nodes: Sequence[Any], source: int) -> tuple | None
     codes: dict[int, Any] = {source: ("value", -1)}
     steps: list[Any] = [(avals[source].shape, str(avals[source].dtype))]
     for i, node in enumerate(nodes):
-        if _primitive(node) == "custom_jvp_call":
+        if primitive_of(node) == "custom_jvp_call":
             return None
         operands = []
         for o in node.operands:
@@ -416,20 +417,20 @@ def _signature(graph: _Graph, nodes: Sequence[Any], source: int) -> tuple | None
         told = tuple((k, params[k]) for k in _TOLD if k in params)
         codes[out] = ("value", i)
         aval = avals[out]
-        steps.append((_primitive(node), told, tuple(operands), aval.shape, str(aval.dtype)))
+        steps.append((primitive_of(node), told, tuple(operands), aval.shape, str(aval.dtype)))
     return tuple(steps)
 
 
 def _allowed_along(node: Any) -> bool:
     if node.members:
         return node.kind == "pointwise" and all(map(_allowed_along, node.members))
-    return not node.bodies and _primitive(node) in norms.PRIMITIVES
+    return not node.bodies and primitive_of(node) in norms.PRIMITIVES
 
 
 def _along_axes(graph: _Graph, position: int) -> None:
     """Softmax, its logarithm, and normalisations."""
     node = graph.nodes[position]
-    if _primitive(node) not in ("add", "sub", "mul", "div") or len(graph.moving(node)) < 2:
+    if primitive_of(node) not in ("add", "sub", "mul", "div") or len(graph.moving(node)) < 2:
         return
     members: set[int] = set()
     source = graph.region(position, members, _allowed_along)
@@ -442,7 +443,7 @@ def _along_axes(graph: _Graph, position: int) -> None:
             break
         first = graph.nodes[before]
         steps = ("sub",) if best else ("sub", "exp")
-        if _primitive(first) not in steps or not _allowed_along(first):
+        if primitive_of(first) not in steps or not _allowed_along(first):
             break
         source = graph.region(before, members, _allowed_along)
     if best is not None:
@@ -474,7 +475,7 @@ def _along(graph: _Graph, members: set[int], source: int, out: int, say: Callabl
             operands = [operand(o) for o in node.operands]
             aval = avals[node.outputs[0]]
             env[node.outputs[0]] = norms.apply(
-                _primitive(node), node.equation.params, operands, aval.shape, aval.dtype
+                primitive_of(node), node.equation.params, operands, aval.shape, aval.dtype
             )
         return say(env[out])
 
@@ -535,7 +536,7 @@ def _takes_root(graph: _Graph, values: Iterable[int]) -> bool:
         if made is None or made in seen:
             continue
         seen.add(made)
-        if _primitive(graph.nodes[made]) in ("rsqrt", "sqrt"):
+        if primitive_of(graph.nodes[made]) in ("rsqrt", "sqrt"):
             return True
         todo.extend(graph.nodes[made].inputs)
     return False
@@ -578,7 +579,7 @@ def _counts(graph: _Graph, node: Any, held: Any, reciprocal: bool) -> bool:
     if made is None or reciprocal or node.kind != "sum_pool":
         return False
     other = graph.nodes[made]
-    while _primitive(other) in ("broadcast_in_dim", "reshape") and other.inputs:
+    while primitive_of(other) in ("broadcast_in_dim", "reshape") and other.inputs:
         made = graph.made_by(other.inputs[0])
         if made is None:
             return False
@@ -586,7 +587,7 @@ def _counts(graph: _Graph, node: Any, held: Any, reciprocal: bool) -> bool:
     same = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     shape, ones = avals[node.inputs[0]].shape, avals[other.outputs[0]].shape
     return (
-        _primitive(other) == _primitive(node)
+        primitive_of(other) == primitive_of(node)
         and _number(other.operands[0], graph.uniform) == 1
         and all(tuple(other.equation.params[k]) == tuple(params[k]) for k in same)
         and len(shape) == len(ones)

@@ -23,7 +23,7 @@ from jaxviz.graph.interpreter import (
     run_node,
     source,
 )
-from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS, RELU_KINDS
+from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS, RELU_KINDS, primitive_of
 from jaxviz.graph.layers import LISTED, operation_names
 from jaxviz.graph.roles import inner, leaves, roles, start
 from jaxviz.graph.signs import nonnegative
@@ -259,7 +259,7 @@ def replacements(
 
         part = None if flow is None else flow.parts.get(id(node))
         kind = node.kind if part is None else part.kind
-        rule = rules.rule(kind, _primitive(node), names.get(id(node), ""), first)
+        rule = rules.rule(kind, primitive_of(node), names.get(id(node), ""), first)
         replacement = None if rule is None else rule(op())
         if replacement is not None:
             return replacement
@@ -271,7 +271,7 @@ def replacements(
                 "nothing is handed back through such a loop. Write it as a scan, or a fori_loop of "
                 "a fixed number of turns."
             )
-        custom = bool(node.bodies) and node.equation.primitive.name in CUSTOM
+        custom = bool(node.bodies) and primitive_of(node) in CUSTOM
         if node.bodies and (rules.into_custom or not custom):
             told = [None] * len(node.bodies) if flow is None else inner(node, flow.roles)
             bodies = tuple(
@@ -324,15 +324,11 @@ def _pieces(program: Program, group: Node) -> frozenset[int]:
             or (
                 group.kind == "pointwise"
                 and not member.bodies
-                and not _is_custom(member)
+                and primitive_of(member) not in CUSTOM
                 and passed(i)
             )
         )
     )
-
-
-def _is_custom(node: Node) -> bool:
-    return node.equation is not None and node.equation.primitive.name in CUSTOM
 
 
 class _Flow(NamedTuple):
@@ -376,10 +372,6 @@ def _has_linear(program: Program) -> bool:
     return any(n.kind in LINEAR or any(map(_has_linear, n.bodies)) for n in program.nodes)
 
 
-def _primitive(node: Node) -> str:
-    return node.kind if node.equation is None else node.equation.primitive.name
-
-
 def make_op(
     program: Program,
     node: Node,
@@ -412,7 +404,7 @@ def make_op(
         )
     return Op(
         kind=node.kind if own is None else own.kind,
-        primitive=_primitive(node),
+        primitive=primitive_of(node),
         name=names.get(id(node), ""),
         operands=tuple(o if isinstance(o, Scalar) else where[o] for o in node.operands),
         inputs=tuple(aval(v) for v in node.inputs),

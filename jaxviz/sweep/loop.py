@@ -24,8 +24,7 @@ from jaxviz.sweep.describe import digest, is_named, method_words, programs, vers
 from jaxviz.sweep.devices import placement
 from jaxviz.sweep.keepers import keeper as keeper_of
 from jaxviz.sweep.store import place
-
-STORED = ("float32", "float16", "bfloat16", "int8")
+from jaxviz.words import STORED
 
 
 @public(out=maybe(place))
