@@ -67,7 +67,8 @@ class Store:
         self._asked = number
         inputs = inputs_digest(x, y)
         if self._before.whole(number):
-            if not np.array_equal(inputs, self._before.inputs(number)):
+            held = self._before.inputs(number)
+            if held is None or not np.array_equal(inputs, held):
                 raise ValueError(
                     f"sweep: {self._out} holds another sweep: its {self._before.spans([number])} "
                     "were made of other inputs or labels than this one's. Choose a new folder, or "
