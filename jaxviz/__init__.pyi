@@ -1,4 +1,5 @@
 from jaxviz import rules as rules
+from jaxviz.adapters.nnx import from_nnx as from_nnx
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.cam import (
     cam as cam,
@@ -85,7 +86,6 @@ from jaxviz.features.maximization import maximize_activation as maximize_activat
 from jaxviz.features.natural import accentuate as accentuate, maco as maco
 from jaxviz.graph.layer_graph import LayerGraph as LayerGraph, layer_graph as layer_graph
 from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
-from jaxviz.graph.nnx import from_nnx as from_nnx
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite

@@ -1,7 +1,6 @@
 """Flax NNX modules as pure functions whose layers have names."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxviz.adapters.calls import arguments, tagging
 from jaxviz.calls.public import public
-from jaxviz.graph.names import mark, tag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +32,10 @@ class NNXApply:
         module = nnx.merge(self.graph, _state(self.paths, params), copy=True)
         module.eval()
         for path, part in nnx.iter_modules(module):
-            part.__class__ = _tagging(type(part))
+            part.__class__ = tagging(type(part))
             object.__setattr__(part, "_jaxviz_path", "/".join(map(str, path)))
-        return module(x)
+        given, named = arguments(module, x)
+        return module(*given, **named)
 
 
 @public()
@@ -104,18 +104,3 @@ def _state(paths: tuple, params: Any) -> nnx.State:
         f"returns; got {came}. Put what you have into the module, `nnx.update(module, restored)`, "
         "and call `apply_fn, params = from_nnx(module)`."
     )
-
-
-@functools.cache
-def _tagging(kind: type) -> type:
-    """The class whose calls name their output; the same for the same class, for JAX's caches."""
-    if hasattr(kind, "_jaxviz_tagging"):
-        return kind
-
-    def __call__(self, *args, **kwargs):
-        path = self._jaxviz_path
-        with mark(path):
-            outputs = kind.__call__(self, *args, **kwargs)
-        return tag(path, kind.__name__, outputs)
-
-    return type(kind.__name__, (kind,), {"__call__": __call__, "_jaxviz_tagging": True})
