@@ -24,6 +24,8 @@ from jaxviz.attribution.gradient import (
     input_x_gradient as input_x_gradient,
     saliency as saliency,
 )
+from jaxviz.attribution.layer import at_layer as at_layer
+from jaxviz.attribution.layout import channels_first as channels_first
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
 from jaxviz.attribution.masking import rise as rise
 from jaxviz.attribution.occlusion import (

@@ -212,6 +212,7 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
 }
 # Where a name means something else, or a value of another kind works.
 OWN: dict[str, dict[str, tuple[str, Any]]] = {
+    "at_layer": {"method": ("object", jv.gradient), "layer": ("name", "relu_0")},
     "smooth_grad": {"method": ("function", jv.gradient)},
     "square_grad": {"method": ("function", jv.gradient)},
     "var_grad": {"method": ("function", jv.gradient)},

@@ -9,10 +9,18 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least_float32, check_one_array
+from jaxviz.attribution.copies import at_least_float32
 from jaxviz.attribution.covered import Method, covered
 from jaxviz.attribution.layout import of_places
-from jaxviz.attribution.regions import fill_like, per_place, segments_like
+from jaxviz.attribution.regions import (
+    Segmented,
+    each_number,
+    fill_like,
+    laid_out,
+    numbered,
+    segments_like,
+)
+from jaxviz.calls.leaves import ONE
 from jaxviz.calls.public import public
 from jaxviz.rules.spans import span
 
@@ -22,7 +30,7 @@ from jaxviz.rules.spans import span
 def feature_ablation(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     target: Target = None,
     *,
     segments: Any = None,
@@ -30,7 +38,7 @@ def feature_ablation(
     fill: Any = 0.0,
     chunk_size: int | None = None,
     method: Method = "auto",
-) -> jax.Array:
+) -> Any:
     """How much of the score is lost when a segment of the input is replaced, each on its own.
 
     f(x) - f(x with segment g filled), at every place of g.
@@ -38,22 +46,26 @@ def feature_ablation(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, ...]`, floating, one array.
+      x: `[N, ...]`, floating or whole numbers (token ids), or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       segments: Which segment each place belongs to, integers `[*space]`, one map for all, or
         `[N, *space]`, or either with the channel axis at its end. Numbers below 0 are never
-        replaced and get 0. None is every number of an example on its own.
+        replaced and get 0. None is every number of an example on its own. For a pytree `x` a pytree
+        of such in one numbering (places of one number in several leaves are replaced together), or
+        one array for all leaves.
       num_segments: An upper bound of their number, which shapes the program; None reads it off
         `segments`. Give it to have maps of different numbers share a program.
-      fill: What stands in place of a segment: anything that broadcasts to `x`.
+      fill: What stands in place of a segment: anything that broadcasts to `x`, whole numbers for
+        whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
       chunk_size: Segments at once, for all N examples. None goes by `x` and the cores.
       method: As for `occlusion`; where segments are local (a grid, superpixels), evaluating only
         what each changes costs less. Traced segments (under `jit`) are evaluated in full.
 
     Returns:
       `[N, *space]`, or the shape of `x` where segments have its channel axis, in units of the
-      explained output. Costs one forward pass a segment, or less.
+      explained output; for a pytree `x` a pytree of such. Costs one forward pass a segment, or
+      less.
 
     Raises:
       ValueError: Segments that are no integers of the shape of `x`; traced ones without
@@ -64,29 +76,31 @@ def feature_ablation(
       >>> w, x = jnp.array([[1.0], [2.0], [4.0]]), jnp.ones((1, 3))
       >>> feature_ablation(net, w, x, 0, segments=jnp.array([0, 0, 1])).tolist()
       [[3.0, 3.0, 4.0]]
+      >>> words = lambda w, ids: w[ids].sum(1)  # token ids, where 0 is padding
+      >>> feature_ablation(words, w, jnp.array([[2, 1]]), 0).tolist()
+      [[3.0, 1.0]]
 
     Reference:
       "FeatureAblation" of Captum; there segments have every axis of the input, 1 where shared.
     """
     name = "feature_ablation"
-    check_one_array(name, x)
     if segments is None:
-        shape = jnp.shape(x)[1:]
-        segments = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
-    numbers, count, shape = segments_like(name, segments, x, num_segments)
+        segments = numbered(x, each_number)
+    found = segments_like(name, segments, x, num_segments)
     starts, sizes = None, ()
-    if not isinstance(segments, Tracer):
-        starts, sizes = _boxes(np.asarray(segments).reshape(numbers.shape), count, jnp.shape(x))
+    if jax.tree.structure(x) == ONE and not isinstance(segments, Tracer):
+        own = np.asarray(segments).reshape(found.numbers.shape)
+        starts, sizes = _boxes(own, found.count, jnp.shape(x))
     return _feature_ablation(
         apply_fn,
         params,
         x,
         target,
-        segments=numbers,
+        segments=found.numbers,
         starts=starts,
-        num_segments=count,
+        num_segments=found.count,
         sizes=sizes,
-        shape=shape,
+        shapes=found.shapes,
         fill=fill,
         chunk_size=chunk_size,
         method=method,
@@ -103,7 +117,7 @@ def _ablated(
     starts,
     num_segments,
     sizes,
-    shape,
+    shapes,
     fill,
     chunk_size,
     method,
@@ -126,7 +140,7 @@ def _ablated(
         filled,
         target,
         select,
-        mask=lambda k: segments == k,
+        mask=lambda k: jax.tree.map(lambda numbers: numbers == k, segments),
         spans=None if starts is None else spans,
         num=num_segments,
         chunk_size=chunk_size,
@@ -134,12 +148,12 @@ def _ablated(
     )
     wide = at_least_float32(scores)
     lost = clean.astype(wide)[:, None] - scores.T.astype(wide)
-    return per_place(lost, segments).reshape(len(lost), *shape[1:]).astype(x.dtype)
+    return laid_out(lost, Segmented(segments, num_segments, shapes), x)
 
 
 _ablated.__name__ = "feature_ablation"  # the name that its errors begin with
-_static = "num_segments", "sizes", "shape", "chunk_size", "method"
-_feature_ablation = explanation(*_static, sweeps=True)(_ablated)
+_static = "num_segments", "sizes", "shapes", "chunk_size", "method"
+_feature_ablation = explanation(*_static, sweeps=True, integers=True)(_ablated)
 
 
 def _boxes(segments: np.ndarray, count: int, shape: tuple[int, ...]):

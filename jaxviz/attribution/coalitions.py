@@ -12,28 +12,24 @@ import numpy as np
 from jaxviz.attribution.contract import Target, select
 from jaxviz.attribution.copies import (
     at_least_float32,
-    check_one_array,
+    is_floating,
     outputs_of_copies,
     stacked_scores,
 )
-from jaxviz.attribution.regions import fill_like, grid_segments, per_place, segments_like
+from jaxviz.attribution.regions import (
+    Segmented,
+    each_number,
+    fill_like,
+    grid_segments,
+    laid_out,
+    like_input,
+    numbered,
+    per_place,
+    segments_like,
+)
 from jaxviz.calls.shown import shown
 
 CELLS = 7  # along each axis of space, where no segments are given
-
-
-class Segmented(NamedTuple):
-    """Segments as the methods hand them to their compiled part.
-
-    Attributes:
-      numbers: Integers with the axes of `x`, 1 where all share them; traced.
-      count: How many segments there are, which shapes the program.
-      shape: Of a map.
-    """
-
-    numbers: jax.Array
-    count: int
-    shape: tuple[int, ...]
 
 
 class SegmentScores(NamedTuple):
@@ -41,14 +37,14 @@ class SegmentScores(NamedTuple):
 
     Attributes:
       map: `[N, *space]`, or the shape of `x` where segments have its channel axis: each segment's
-        value at every place of it, 0 where no segment is.
+        value at every place of it, 0 where no segment is; for a pytree `x` a pytree of such.
       values: `[N, G]`, the values of the G segments, in units of the explained output.
       standard_errors: `[N, G]`, how far values are from those of unlimited samples (one standard
         deviation, estimated from the samples); in float32 at least, for they may be small.
       base: `[N]`, the score at no segment: the surrogate's intercept, or the score of the fill.
     """
 
-    map: jax.Array
+    map: Any
     values: jax.Array
     standard_errors: jax.Array
     base: jax.Array
@@ -65,33 +61,40 @@ def segmented(
     num_samples: int = 0,
     squares: int = 0,
 ) -> Segmented:
-    """The segments that were given, or a grid of 7 cells along each axis of space.
+    """The segments that were given, or those of `_usual` for each leaf of `x`.
 
     Args:
       name: Of the method, for errors.
-      x: One array.
+      x: One array, or a pytree.
       segments: As the user gave them.
       num_segments: Their number, or None.
       num_samples: How many coalitions are held at once.
       squares: How many matrices of segments by segments are held at once.
     """
-    check_one_array(name, x)
     if segments is None:
-        space = jnp.shape(x)[1:-1] or jnp.shape(x)[1:]
-        if jnp.ndim(x) == 2:  # a row of numbers: each is its own segment
-            segments = np.arange(space[0], dtype=np.int32)
-        else:
-            segments = grid_segments(space, tuple(min(CELLS, n) for n in space))
-    found = Segmented(*segments_like(name, segments, x, num_segments))
-    needed = jnp.shape(x)[0] * found.count * (5 * num_samples + 4 * squares * found.count)
+        segments = numbered(x, _usual)
+    found = segments_like(name, segments, x, num_segments)
+    rows = jnp.shape(jax.tree.leaves(x)[0])[0]
+    needed = rows * found.count * (5 * num_samples + 4 * squares * found.count)
     if needed > (there := _memory()):
         raise ValueError(
             f"{name}: segments must be few enough to fit the memory; got {found.count}, which with "
-            f"{num_samples} samples of {jnp.shape(x)[0]} examples need about "
+            f"{num_samples} samples of {rows} examples need about "
             f"{needed / 2**30:,.0f} GiB of {there / 2**30:,.0f}. Take fewer segments "
             "(`grid_segments`, `slic_segments`) or fewer examples at once."
         )
     return found
+
+
+def _usual(x: Any) -> np.ndarray:
+    """The segments of a leaf where none are given: a grid of 7 cells along each axis of space.
+
+    In rows of numbers, and in tokens of up to two axes, each is its own.
+    """
+    if jnp.ndim(x) < 3 or (jnp.ndim(x) == 3 and not is_floating(x)):
+        return each_number(x)
+    space = jnp.shape(x)[1:-1]
+    return grid_segments(space, tuple(min(CELLS, n) for n in space))
 
 
 def _memory() -> int:
@@ -108,9 +111,9 @@ def coalition_scores(
     name: str,
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     target: Target,
-    numbers: jax.Array,
+    numbers: Any,
     fill: Any,
     coalition: Callable[[jax.Array], jax.Array],
     num: int,
@@ -121,12 +124,13 @@ def coalition_scores(
     What belongs to no segment is always left.
     """
     filled = fill_like(name, fill, x)
+    rows = jnp.shape(jax.tree.leaves(x)[0])[0]
 
     def copy(k):
         kept = coalition(k)
-        kept = jnp.broadcast_to(kept, (len(x), kept.shape[1])).astype(jnp.float32)
-        hidden = per_place(1 - kept, numbers) > 0.5
-        return jnp.where(hidden, filled, x)
+        kept = jnp.broadcast_to(kept, (rows, kept.shape[1])).astype(jnp.float32)
+        hidden = jax.tree.map(lambda numbers: per_place(1 - kept, numbers) > 0.5, numbers)
+        return jax.tree.map(jnp.where, hidden, filled, x)
 
     outputs = outputs_of_copies(apply_fn, params, x, copy)
     scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
@@ -137,11 +141,10 @@ def as_scores(
     values: jax.Array,
     standard_errors: jax.Array,
     base: jax.Array,
-    numbers: jax.Array,
-    shape: tuple[int, ...],
-    x: jax.Array,
+    found: Segmented,
+    x: Any,
 ) -> SegmentScores:
-    """The result of a method, in the dtype of `x` but for the errors."""
-    found = per_place(values, numbers).reshape(len(values), *shape[1:])
-    found, values, base = (a.astype(x.dtype) for a in (found, values, base))
-    return SegmentScores(found, values, standard_errors, base)
+    """The result of a method, in the dtype of `x` but for the errors; that of scores, where `x` is
+    a pytree or in whole numbers."""
+    maps = laid_out(values, found, x)
+    return SegmentScores(maps, like_input(values, x), standard_errors, like_input(base, x))

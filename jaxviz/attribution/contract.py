@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -12,14 +12,18 @@ from jax.core import Tracer
 
 from jaxviz.attribution.layout import as_given, channels_last, channels_of
 from jaxviz.attribution.targets import check_function, check_target, output_shape
-from jaxviz.calls.models import floating, shapes_of
+from jaxviz.calls.leaves import fill_for
+from jaxviz.calls.models import floating, real, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import Check
 from jaxviz.calls.public import reader
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import at_index
 from jaxviz.graph.interpreter import tracing
+from jaxviz.graph.layers import rows
 from jaxviz.graph.shares import MOST, cores, side_by_side
+from jaxviz.graph.split import reaches
+from jaxviz.graph.trace import trace
 from jaxviz.rules.fast import compiler_options, is_large, served
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
@@ -29,7 +33,11 @@ R = TypeVar("R")
 
 
 def explanation(
-    *static: str, sweeps: bool = False, places: bool = False, **checks: Check
+    *static: str,
+    sweeps: bool = False,
+    places: bool = False,
+    integers: bool = False,
+    **checks: Check,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
 
@@ -43,6 +51,7 @@ def explanation(
         cores share as `program` says.
       places: Whether the method knows axes of space, the last being channels: models with channels
         elsewhere are then explained as their twins (`layout`).
+      integers: Whether whole numbers will do for `x`: the method replaces, and moves nothing.
       **checks: Of options that mean something else here than `calls.public.OPTIONS` says.
 
     Returns:
@@ -52,7 +61,8 @@ def explanation(
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         name = method.__name__
         read = reader(name, method, checks)
-        takes_target = "target" in inspect.signature(method).parameters
+        parameters = inspect.signature(method).parameters
+        takes_target, takes_layer = "target" in parameters, "layer" in parameters
 
         def run(apply_fn, target_fn, fixed, params, x, target, options):
             chosen = target if target_fn is None else target_fn
@@ -66,16 +76,23 @@ def explanation(
             with calling(name):
                 bound = read(args, kwargs).arguments
                 if not np.shape(jax.tree.leaves(bound["x"])[0])[0]:
-                    return _of_none(public, bound, ("apply_fn", *static))
+                    return of_none(public, bound)
                 apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
                 target = bound.pop("target", None)
                 if "key" in bound:
                     bound["key"] = same_when_batched(bound["key"])
-                floating(name, "x", x)
                 apply_fn, params = hold(name, apply_fn, params)
-                axis = channels_of(apply_fn, params, x) if places else None
-                if axis is not None:
-                    apply_fn, x, bound = channels_last(apply_fn, x, bound, axis)
+                if integers:
+                    real(name, "x", x)
+                else:
+                    # A method that reads a layer itself has no use for another.
+                    method_told = "gradient" if takes_layer else name
+                    floating(name, "x", x, lambda: first_floating(method_told, apply_fn, params, x))
+                if bound.get("fill") is not None:
+                    bound["fill"] = fill_for(name, bound["fill"], x)
+                moves = channels_of(apply_fn, params, x) if places else None
+                if moves is not None:
+                    apply_fn, x, bound = channels_last(name, apply_fn, x, bound, moves)
                 fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
                 outputs = output_shape(apply_fn, params, x)
                 target_fn = target if callable(target) else None
@@ -87,11 +104,31 @@ def explanation(
                 nested = under_trace((params, x, traced, bound))
                 call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
                 result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
-                return result if axis is None else as_given(result, jnp.shape(x), axis)
+                return result if moves is None else as_given(result, x, moves)
 
         return public  # type: ignore[return-value]
 
     return decorate
+
+
+def first_floating(method: str, apply_fn: Callable, params: Any, x: Any) -> str:
+    """Where whole numbers become floating ones, and how a method explains that, in words."""
+    if "at_layer(" in method:
+        return (
+            " Put at_layer outside of what moves its input: at_layer(smooth_grad(method), layer)."
+        )
+    try:
+        traced = trace(apply_fn, params, x)
+        found = [row.layer for row in rows(traced) if row.layer.can_cut]
+        moving = [layer.name for layer in found if jnp.issubdtype(layer.dtype, jnp.floating)]
+        layer = next(name for name in moving if reaches(traced, name))
+    except Exception:  # the model's own, of any kind, or no such layer
+        return ""
+    return (
+        " Token ids are explained where they become floating: "
+        f"`jaxviz.at_layer({method if '(' in method else f'jaxviz.{method}'}, {layer!r})"
+        "(apply_fn, params, x, target)`."
+    )
 
 
 def program(
@@ -130,13 +167,14 @@ def _program(function, static_argnums, nested, large, divided, passes):
     )
 
 
-def _of_none(method: Callable, arguments: dict[str, Any], static: Sequence[str]) -> Any:
+def of_none(method: Callable, arguments: dict[str, Any]) -> Any:
     """What a method gives for a batch without examples: nothing is run.
 
     The axes of its result that differ for one and for two examples are those of the examples.
     """
-    fixed = {k: v for k, v in arguments.items() if k in static or callable(v)}
-    traced = {k: v for k, v in arguments.items() if k not in fixed}
+    empty = lambda v: any(np.shape(a)[:1] == (0,) for a in jax.tree.leaves(v))
+    traced = {k: v for k, v in arguments.items() if not callable(v) and empty(v)}
+    fixed = {k: v for k, v in arguments.items() if k not in traced}
 
     def shapes(count):
         def rows(a):

@@ -52,9 +52,14 @@ def outputs_of_copies(
     return outputs
 
 
+def rows_of(x: Any) -> int:
+    """How many examples there are."""
+    return jnp.shape(jax.tree.leaves(x)[0])[0]
+
+
 def default_chunk(x: Any) -> int:
     """How many copies of `x` are alive at once where nobody said."""
-    batch = max(jnp.shape(jax.tree.leaves(x)[0])[0], 1)
+    batch = max(rows_of(x), 1)
     fit = _ALIVE.get(jax.default_backend(), _ALIVE_ELSEWHERE) // max(_numbers(x), 1)
     here = min(cores(), MOST)
     return max(here if fit else 1, here * _FEWEST // batch, fit)
@@ -200,7 +205,7 @@ def times_weights(gradients: Any, weights: Any) -> Any:
 
 def _no_class(x: Any) -> jax.Array:
     """`[N]`, of the type of a top class."""
-    return jnp.argmax(jnp.zeros((jnp.shape(jax.tree.leaves(x)[0])[0], 1)), axis=1)
+    return jnp.argmax(jnp.zeros((rows_of(x), 1)), axis=1)
 
 
 def _sum_of_chunks(one_chunk, state, shares):
@@ -392,7 +397,8 @@ def check_one_array(name: str, x: Any) -> None:
     if jax.tree.structure(x) != jax.tree.structure(0):
         raise ValueError(
             f"{name}: x must be one array [N, ...]; got a pytree of {len(jax.tree.leaves(x))}. "
-            "Explain one leaf: fix the others inside apply_fn's params."
+            "Fix all leaves but one inside apply_fn's params, or take a method of segments, which "
+            "has one map a leaf: `feature_ablation`, `lime`, `kernel_shap`, `shapley_sampling`."
         )
 
 

@@ -30,8 +30,8 @@ def covered(
     name: str,
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
-    filled: jax.Array,
+    x: Any,
+    filled: Any,
     target: Target,
     read: Callable[[Any, Target], Any],
     *,
@@ -48,11 +48,11 @@ def covered(
       name: Of the method, for errors.
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree.
-      x: One array.
-      filled: The shape of `x`: what stands in the place of what is covered.
+      x: One array, or a pytree, of which no stretch is known.
+      filled: The shapes of `x`: what stands in the place of what is covered.
       target: As for every method.
       read: Of outputs and a target other than None, what to keep of them.
-      mask: Of k, what is covered: booleans with the axes of `x`, each full or 1.
+      mask: Of k, what is covered: in the structure of `x` booleans with its axes, each full or 1.
       spans: Of k, a stretch that holds it; None where none is known.
       num: Number of regions.
       chunk_size: Regions at once; None chooses.
@@ -63,7 +63,8 @@ def covered(
             f"{name}: method must be 'auto', 'full' or 'incremental'; got {method!r}. Leave it out."
         )
 
-    full = outputs_of_copies(apply_fn, params, x, lambda k: jnp.where(mask(k), filled, x))
+    hidden = lambda k: jax.tree.map(jnp.where, mask(k), filled, x)
+    full = outputs_of_copies(apply_fn, params, x, hidden)
 
     def local(k):
         assert spans is not None

@@ -1,8 +1,9 @@
 """Models whose images have channels first, explained as their channels-last twins.
 
 Methods of places (windows, cells, maps brought to the size of the image) see `[N, *space, C]`
-alone. Where the convolutions that `x` reaches say that another axis holds its channels, the method
-explains the model after that axis was moved, and what has the shape of `x` is moved back.
+alone. Where the convolutions that a leaf of `x` reaches say that another axis holds its channels,
+or the model was declared to have them first (`channels_first`), the method explains the model after
+that axis was moved, and what has the shape of the leaf is moved back.
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.leaves import ONE, per_leaf
+from jaxviz.calls.public import public
 from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
 from jaxviz.graph.trace import model, trace
@@ -21,21 +24,65 @@ from jaxviz.graph.trace import model, trace
 # Options that may have the axes of x.
 _LIKE_X = ("baseline", "fill", "segments")
 
+Moves = tuple[int | None, ...]  # for each leaf of x the axis of its channels; None: the last
+
 
 @dataclasses.dataclass(frozen=True)
 class ChannelsLast:
-    """A model of images with channels on `axis`, as one of images with channels last."""
+    """A model of images with channels on other axes, as one of images with channels last."""
 
     apply_fn: Callable
-    axis: int
+    moves: Moves
 
-    def __call__(self, params: Any, x: jax.Array) -> Any:
-        x = jnp.moveaxis(x, -1, self.axis)
+    def __call__(self, params: Any, x: Any) -> Any:
+        x = _each(lambda a, axis: jnp.moveaxis(a, -1, axis), x, self.moves)
         return model(self.apply_fn, params, x)(params, x)
+
+    channel_axis = -1
 
     @property
     def is_tail(self) -> bool:
         return getattr(self.apply_fn, "is_tail", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """A model that says on which axis its inputs have their channels."""
+
+    apply_fn: Callable
+    channel_axis: int
+
+    def __call__(self, params: Any, x: Any) -> Any:
+        return self.apply_fn(params, x)
+
+    @property
+    def is_tail(self) -> bool:
+        return getattr(self.apply_fn, "is_tail", False)
+
+
+@public()
+def channels_first(apply_fn: Callable) -> Callable:
+    """The model, declared to take images `[N, C, *space]`.
+
+    Nets whose first layers are convolutions need no such word, for these say where channels are.
+    One that cuts its images into patches by reshaping, or is dense, cannot be read so, and is taken
+    to have them last, unless it is declared. Every method, picture and climb that knows places goes
+    by it: windows, grids, masks and maps are over `*space`, and what has the shape of `x` keeps it.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`; leaves of `x` with fewer than three axes have none.
+
+    Returns:
+      `(params, x) -> outputs`, the same numbers; equal (`==`, `hash`) for equal models.
+
+    Example:
+      >>> net = channels_first(lambda w, x: x.reshape(len(x), -1) @ w)
+      >>> w, x = jnp.ones((12, 1)), jnp.ones((1, 3, 2, 2))
+      >>> import jaxviz
+      >>> jaxviz.occlusion(net, w, x, 0, window=(1, 1), stride=(1, 1)).tolist()
+      [[[3.0, 3.0], [3.0, 3.0]]]
+    """
+    return Declared(apply_fn, 1)
 
 
 def of_places(method: Callable) -> Callable:
@@ -44,62 +91,108 @@ def of_places(method: Callable) -> Callable:
     @functools.wraps(method)
     def called(apply_fn, params, x, *rest, **options):
         held, arrays = hold(method.__name__, apply_fn, params)
-        axis = channels_of(held, arrays, x)
-        if axis is None:
+        moves = channels_of(held, arrays, x)
+        if moves is None:
             return method(apply_fn, params, x, *rest, **options)
-        twin, moved, options = channels_last(held, x, options, axis)
-        return as_given(method(twin, arrays, moved, *rest, **options), jnp.shape(moved), axis)
+        twin, moved, options = channels_last(method.__name__, held, x, options, moves)
+        return as_given(method(twin, arrays, moved, *rest, **options), moved, moves)
 
     return called
 
 
-def channels_of(apply_fn: Callable, params: Any, x: Any) -> int | None:
-    """The axis of `x` that holds its channels, where convolutions say that it is not the last.
+def channels_of(apply_fn: Callable, params: Any, x: Any) -> Moves | None:
+    """The axes that hold the channels of the leaves of `x`, where one is not the last.
 
-    Only of one array with axes of space.
+    As the model declares it, or as convolutions say.
     """
-    leaves = jax.tree.leaves(x)
-    if len(leaves) != 1 or np.ndim(leaves[0]) < 3:
+    ranks = [np.ndim(leaf) for leaf in jax.tree.leaves(x)]
+    if max(ranks) < 3:
         return None
-    try:
-        found = axes(trace(apply_fn, params, x, flat=False)).input_channels()
-    except Exception:  # the model's own, of whatever kind: whoever runs it next will say it better
-        return None
-    return None if found in (None, np.ndim(leaves[0]) - 1) else found
+    said = _declared(apply_fn)
+    if said is not None:
+        found = [said % max(rank, 1) for rank in ranks]
+    else:
+        try:
+            known = axes(trace(apply_fn, params, x, flat=False))
+        except Exception:  # the model's own, of any kind: whoever runs it next will say it better
+            return None
+        found = [known.input_channels(leaf) for leaf in range(len(ranks))]
+    places = zip(found, ranks, strict=True)
+    moves = tuple(None if rank < 3 or axis == rank - 1 else axis for axis, rank in places)
+    return moves if any(axis is not None for axis in moves) else None
 
 
-def channels_last(apply_fn: Callable, x: Any, options: dict[str, Any], axis: int):
+def _declared(apply_fn: Any) -> int | None:
+    """What a model, or the model that it is made of, says of its inputs' channels."""
+    while not hasattr(apply_fn, "channel_axis"):
+        if getattr(apply_fn, "is_tail", False) or not hasattr(apply_fn, "apply_fn"):
+            return None
+        apply_fn = apply_fn.apply_fn
+    return apply_fn.channel_axis
+
+
+def _each(function: Callable, x: Any, moves: Moves) -> Any:
+    """A tree of the leaves of `x`: those with an axis to be moved are the function's."""
+    leaves, structure = jax.tree.flatten(x)
+    pairs = zip(leaves, moves, strict=True)
+    return jax.tree.unflatten(structure, [a if m is None else function(a, m) for a, m in pairs])
+
+
+def channels_last(
+    name: str, apply_fn: Callable, x: Any, options: dict[str, Any], moves: Moves
+) -> tuple[Callable, Any, dict[str, Any]]:
     """The twin, its input, and the options that have the axes of `x`."""
-
-    (x,) = jax.tree.leaves(x)
-    x = jnp.asarray(x)
-
-    def moved(name):
-        value = options[name]
-        if isinstance(value, (list, tuple)):
-            value = np.asarray(value)
-        rank, shape = np.ndim(value), np.shape(value)
-        if rank == x.ndim:
-            return jnp.moveaxis(jnp.asarray(value), axis, -1)
-        # Segments of one number an example have as many axes as those of one number a channel.
-        if rank == x.ndim - 1 and (name != "segments" or shape == x.shape[1:]):
-            return (
-                np.moveaxis(value, axis - 1, -1)
-                if isinstance(value, np.ndarray)
-                else (jnp.moveaxis(jnp.asarray(value), axis - 1, -1))
-            )
-        return options[name]
-
-    laid = {name: moved(name) for name in _LIKE_X if _is_array(options.get(name))}
-    return ChannelsLast(apply_fn, axis), jnp.moveaxis(x, axis, -1), options | laid
+    structure, leaves = jax.tree.structure(x), list(map(jnp.asarray, jax.tree.leaves(x)))
+    laid = {}
+    for option in _LIKE_X:
+        value = options.get(option)
+        if value is None or (structure != ONE and np.ndim(value) == 0 and _is_array(value)):
+            continue
+        if option == "baseline" and jax.tree.structure(value) not in (structure, ONE):
+            continue  # which the method refuses
+        found = per_leaf(name, option, value, x)
+        laid[option] = jax.tree.unflatten(
+            structure,
+            [
+                value if axis is None else _moved(option, value, a, axis)
+                for value, a, axis in zip(found, leaves, moves, strict=True)
+            ],
+        )
+    twin = ChannelsLast(apply_fn, moves)
+    moved = _each(
+        lambda a, axis: jnp.moveaxis(a, axis, -1), jax.tree.unflatten(structure, leaves), moves
+    )
+    return twin, moved, options | laid
 
 
 def _is_array(value):
-    listed = isinstance(value, (list, tuple)) and np.asarray(value).dtype != object
-    return listed or isinstance(value, (np.ndarray, jax.Array))
+    return jax.tree.structure(value) == ONE
 
 
-def as_given(result: Any, shape: tuple[int, ...], axis: int) -> Any:
-    """What has the shape of the twin's input, laid out as the model's own."""
-    back = lambda a: jnp.moveaxis(a, -1, axis) if np.shape(a) == shape else a
-    return jax.tree.map(back, result)
+def _moved(option, value, x, axis):
+    """A value that has the axes of a leaf, or these less the batch, channels last."""
+    rank, shape = np.ndim(value), np.shape(value)
+    laid = np if isinstance(value, np.ndarray) else jnp
+    if rank == x.ndim:
+        return laid.moveaxis(value, axis, -1)
+    # Segments of one number an example have as many axes as those of one number a channel.
+    if rank == x.ndim - 1 and (option != "segments" or shape == x.shape[1:]):
+        return laid.moveaxis(value, axis - 1, -1)
+    return value
+
+
+def as_given(result: Any, x: Any, moves: Moves) -> Any:
+    """What has the shapes of the twin's input `x`, laid out as the model's own."""
+    structure, shapes = jax.tree.structure(x), [np.shape(a) for a in jax.tree.leaves(x)]
+
+    def back(part):
+        if jax.tree.structure(part) != structure:
+            return part
+        pairs = zip(jax.tree.leaves(part), shapes, moves, strict=True)
+        turned = [
+            a if axis is None or np.shape(a) != shape else jnp.moveaxis(a, -1, axis)
+            for a, shape, axis in pairs
+        ]
+        return jax.tree.unflatten(structure, turned)
+
+    return jax.tree.map(back, result, is_leaf=lambda a: jax.tree.structure(a) == structure)

@@ -15,7 +15,14 @@ from jaxviz.attribution.copies import (
     fixed_target,
     score_of,
 )
-from jaxviz.attribution.regions import blend, blurred, fadeable, fill_like
+from jaxviz.attribution.regions import (
+    blend,
+    blurred,
+    fadeable,
+    fill_like,
+    over_channels,
+    space_of,
+)
 from jaxviz.calls.options import maybe, real
 from jaxviz.calls.shown import shown
 from jaxviz.graph.indices import unless
@@ -77,7 +84,7 @@ def learned_mask(
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function. Log
         probabilities (`jaxviz.log_softmax(apply_fn)`) or logits climb better than probabilities.
       params: Any pytree, handed on untouched.
-      x: `[N, *space, C]`, floating, one array.
+      x: `[N, *space, C]` or `[N, L]`, floating, one array.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       goal: "preserve" finds what to see, "delete" what to hide.
@@ -115,13 +122,14 @@ def learned_mask(
     """
     name = "learned_mask"
     check_one_array(name, x)
-    if x.ndim < 3:
+    space = space_of(x)
+    if not space:
         raise ValueError(
-            f"{name}: x must be [N, *space, C]; got {x.shape}. An image without channels is "
-            "x[..., None]."
+            f"{name}: x must be [N, *space, C] or [N, L]; got {x.shape}. Give it places."
         )
-    space = x.shape[1:-1]
-    filled = blurred(x, min(space) / 10) if fill is None else fill_like(name, fill, x)
+    with_channels = x if x.ndim > 2 else x[..., None]
+    blur = lambda: blurred(with_channels, min(space) / 10).reshape(x.shape)
+    filled = blur() if fill is None else fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
     score = lambda x: score_of(apply_fn, params, x, target)
     clean, nothing = score(x), score(filled)
@@ -137,7 +145,7 @@ def learned_mask(
 
     def masked(large):
         seen = large if goal == "preserve" else 1 - large
-        return blend(filled, seen[..., None], x)
+        return blend(filled, over_channels(seen, x), x)
 
     def loss(logits, progress):
         mask, large = masks(logits)

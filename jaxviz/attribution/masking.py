@@ -12,13 +12,21 @@ from jaxviz.attribution.copies import (
     at_least_float32,
     check_one_array,
     fixed_target,
+    is_floating,
     running_sum,
     score_of,
 )
-from jaxviz.attribution.regions import blend, fadeable, fill_like
+from jaxviz.attribution.regions import (
+    blend,
+    fadeable,
+    fill_like,
+    like_input,
+    over_channels,
+    space_of,
+)
 
 
-@explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True, places=True)
+@explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True, places=True, integers=True)
 def rise(
     apply_fn: Callable,
     params: Any,
@@ -41,7 +49,8 @@ def rise(
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function. The
         paper explains probabilities: `jaxviz.softmax(apply_fn)`.
       params: Any pytree, handed on untouched.
-      x: `[N, *space, C]`, floating, one array.
+      x: `[N, *space, C]` or `[N, L]`, floating or whole numbers (token ids), one array. Whole
+        numbers do not fade: their masks are stretched without blending.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the masks, which are the same whatever `chunk_size` is.
@@ -73,23 +82,26 @@ def rise(
     """
     name = "rise"
     check_one_array(name, x)
-    if x.ndim < 3:
+    space = space_of(x)
+    if not space:
         raise ValueError(
-            f"{name}: x must be [N, *space, C]; got {x.shape}. Give it channels: x[..., None]."
+            f"{name}: x must be [N, *space, C] or [N, L]; got {x.shape}. Give it places."
         )
     filled = fill_like(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
-    wide = at_least_float32(x)
+    fades = is_floating(x)
+    resize, wide = ("bilinear", at_least_float32(x)) if fades else ("nearest", jnp.float32)
 
     def term(k):
-        masks = random_masks(jax.random.fold_in(key, k), x.shape[:-1], cells, keep, wide)
-        seen = blend(filled, masks[..., None], x)
+        own = jax.random.fold_in(key, k)
+        masks = random_masks(own, (len(x), *space), cells, keep, wide, resize)
+        seen = blend(filled, over_channels(masks, x), x)
         score = score_of(apply_fn, params, seen, target)
         return masks * _per_example(score.astype(wide), masks)
 
     total = running_sum(name, term, num_samples, chunk_size, x)
     share = _per_example(fadeable(filled), total) / (num_samples * keep)
-    return (total * share).astype(x.dtype)
+    return like_input(total * share, x)
 
 
 def _per_example(a, like):
@@ -97,7 +109,12 @@ def _per_example(a, like):
 
 
 def random_masks(
-    key: jax.Array, shape: tuple[int, ...], cells: int, keep: float, dtype: Any
+    key: jax.Array,
+    shape: tuple[int, ...],
+    cells: int,
+    keep: float,
+    dtype: Any,
+    resize: str = "bilinear",
 ) -> jax.Array:
     """Coarse random grids, stretched bilinearly and shifted, one for each example.
 
@@ -107,13 +124,14 @@ def random_masks(
       cells: Cells that fit along an axis; one more is drawn, for the shift.
       keep: Probability of a one.
       dtype: Of the masks.
+      resize: How they are stretched; "nearest" leaves them zeros and ones.
     """
     grid_key, shift_key = jax.random.split(key)
     count, space = shape[0], shape[1:]
     grids = jax.random.bernoulli(grid_key, keep, (count, *[cells + 1] * len(space))).astype(dtype)
     sizes = [-(-n // cells) for n in space]  # of a cell, in pixels
     large = jax.image.resize(
-        grids, (count, *[(cells + 1) * size for size in sizes]), "bilinear", antialias=False
+        grids, (count, *[(cells + 1) * size for size in sizes]), resize, antialias=False
     )
     shifts = jax.random.randint(shift_key, (count, len(space)), 0, jnp.array(sizes)[None])
     return jax.vmap(lambda mask, shift: lax.dynamic_slice(mask, list(shift), space))(large, shifts)

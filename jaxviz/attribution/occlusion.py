@@ -10,7 +10,7 @@ import numpy as np
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import at_least_float32, check_one_array
 from jaxviz.attribution.covered import Method, covered
-from jaxviz.attribution.regions import fill_like
+from jaxviz.attribution.regions import fill_like, like_input
 from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.shown import shown
 from jaxviz.rules.spans import span
@@ -35,7 +35,7 @@ class OcclusionScores(NamedTuple):
     __repr__ = shown
 
 
-@explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True)
+@explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True, integers=True)
 def occlusion(
     apply_fn: Callable,
     params: Any,
@@ -55,7 +55,7 @@ def occlusion(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, *space, ...]`, floating, one array.
+      x: `[N, *space, ...]`, floating or whole numbers (token ids `[N, L]`), one array.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       window: Size of the window along the first axes after the batch: `(h, w)` covers all channels
@@ -63,7 +63,8 @@ def occlusion(
       stride: Steps of the window along the same axes, at most its size, so that each place is
         covered. The last window of an axis is cut at the edge.
       fill: What stands in place of what is covered: anything that broadcasts to `x`: a number, one
-        a channel `[C]`, an image, images (`blurred(x, 8.0)`, noise).
+        a channel `[C]`, an image, images (`blurred(x, 8.0)`, noise). Whole numbers for whole
+        numbers: the id of padding or of a mask.
       chunk_size: Windows at once, for all N examples. None goes by `x` and the cores.
       method: "full" evaluates the net for each window; "incremental" only what each window
         changes, cut out of the clean activations, which is exact and keeps these in memory; "auto"
@@ -91,7 +92,7 @@ def occlusion(
     return _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, method)
 
 
-@explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True)
+@explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True, integers=True)
 def occlusion_scores(
     apply_fn: Callable,
     params: Any,
@@ -109,7 +110,7 @@ def occlusion_scores(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, *space, ...]`, floating, one array.
+      x: `[N, *space, ...]`, floating or whole numbers (token ids `[N, L]`), one array.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       window, stride, fill, chunk_size, method: As for `occlusion`. The window of place `(i, j)`
@@ -170,7 +171,7 @@ def _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, met
         (jnp.nan, jnp.isnan(lost)),
     ):
         out = jnp.where(averaged(here.astype(wide)) > 0, out + value, out)
-    return out.astype(x.dtype)
+    return like_input(out, x)
 
 
 def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size, method):

@@ -1,7 +1,8 @@
 """What perturbation methods hide and by what: fills, and segments as integer maps."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.copies import at_least_float32, is_floating
+from jaxviz.calls.leaves import ONE, per_leaf
 from jaxviz.calls.models import batch
 from jaxviz.calls.options import real_array, refused, several, whole
 from jaxviz.calls.public import public
@@ -17,8 +19,14 @@ from jaxviz.graph.indices import unless
 _SIZES = several(whole(1), "whole numbers, at least 1, one an axis")
 
 
-def fill_like(name: str, fill: Any, x: jax.Array) -> jax.Array:
-    """The fill as an array of the shape and dtype of `x`."""
+def fill_like(name: str, fill: Any, x: Any, option: str = "fill") -> Any:
+    """The fill as a tree of the shapes and dtypes of `x`; `fill_for` has looked at its numbers."""
+    leaves, structure = jax.tree.flatten(x)
+    pairs = zip(per_leaf(name, option, fill, x), leaves, strict=True)
+    return jax.tree.unflatten(structure, [_fill_like(name, option, f, a) for f, a in pairs])
+
+
+def _fill_like(name: str, option: str, fill: Any, x: jax.Array) -> jax.Array:
     shape = jnp.shape(fill)
     try:
         fits = np.broadcast_shapes(shape, x.shape) == x.shape
@@ -26,8 +34,9 @@ def fill_like(name: str, fill: Any, x: jax.Array) -> jax.Array:
         fits = False
     if not fits:
         raise ValueError(
-            f"{name}: fill must broadcast to x; got fill {shape}, x {x.shape}. Pass a number, "
-            "[C], [..., C], or [N, ..., C] (`x.mean((1, 2), keepdims=True)`, `blurred(x, 8.0)`)."
+            f"{name}: {option} must broadcast to x; got {option} {shape}, x {x.shape}. Pass a "
+            "number, [C], [..., C], or [N, ..., C] (`x.mean((1, 2), keepdims=True)`, "
+            "`blurred(x, 8.0)`)."
         )
     fill = jnp.asarray(fill).astype(x.dtype)
     return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
@@ -37,7 +46,8 @@ def blend(fill: jax.Array, mask: jax.Array, x: jax.Array) -> jax.Array:
     """`fill + mask * (x - fill)`, in the dtype of `x`: what is seen of `x` through a soft mask.
 
     Where the mask is 1 that is `x`, where it is 0 it is `fill`, to the bit and whatever the other
-    holds, infinities and NaN among it.
+    holds, infinities and NaN among it. Whole numbers are not mixed: `x` is seen where the mask is
+    more than one half.
 
     Args:
       fill: The shape and dtype of `x`.
@@ -45,6 +55,8 @@ def blend(fill: jax.Array, mask: jax.Array, x: jax.Array) -> jax.Array:
       x: What the mask shows.
     """
     mask = jnp.broadcast_to(mask.astype(at_least_float32(mask)), x.shape)
+    if not is_floating(x):
+        return jnp.where(mask > 0.5, x, fill)
     wide = at_least_float32(x)
     none, whole = mask == 0, mask == 1
     # What is not mixed is kept out of the product: a gradient of 0 times infinity is NaN, too.
@@ -58,7 +70,23 @@ def fadeable(filled: jax.Array) -> jax.Array:
     """`[N]`: 1, and NaN where the fill is not finite: nothing can be faded to that by degrees, and
     a model that takes NaN for missing would find all of its input missing, without a word."""
     finite = jnp.isfinite(filled).reshape(len(filled), -1).all(1)
-    return unless(~finite, at_least_float32(filled))
+    return unless(~finite, at_least_float32(filled) if is_floating(filled) else jnp.float32)
+
+
+def space_of(x: Any) -> tuple[int, ...]:
+    """The sizes of the axes of space of `[N, *space, C]`, or of `[N, L]`, without channels."""
+    return jnp.shape(x)[1:-1] or jnp.shape(x)[1:]
+
+
+def over_channels(places: jax.Array, x: jax.Array) -> jax.Array:
+    """`[N, *space]`, with an axis for the channels where `x` has one."""
+    return places if places.ndim == x.ndim else places[..., None]
+
+
+def like_input(found: jax.Array, x: Any) -> jax.Array:
+    """In the dtype of `x`, where that is one floating array; whole numbers have no part in one."""
+    one = jax.tree.structure(x) == ONE and is_floating(x)
+    return found.astype(jnp.result_type(x)) if one else found
 
 
 def _real_batch(who: str, option: str, value: Any) -> Any:
@@ -195,22 +223,69 @@ def slic_segments(x: Any, num_segments: int = 50, *, compactness: float = 10.0) 
     return np.array(found, np.int32).reshape(images.shape[:3])
 
 
-def segments_like(
-    name: str, segments: Any, x: jax.Array, count: int | None
-) -> tuple[jax.Array, int, tuple[int, ...]]:
+class Segmented(NamedTuple):
+    """Segments as the methods hand them to their compiled part.
+
+    Attributes:
+      numbers: In the structure of `x`, integers with the axes of each leaf, 1 where all share them.
+      count: How many segments there are, which shapes the program.
+      shapes: Of the map of each leaf.
+    """
+
+    numbers: Any
+    count: int
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def segments_like(name: str, segments: Any, x: Any, count: int | None) -> Segmented:
     """Segments as every method takes them.
 
     Args:
       name: Of the method, for errors.
       segments: Integers `[*space]`, `[N, *space]`, or either with the channel axis at its end; for
-        `x` `[N, F]`, `[F]` or `[N, F]`. Numbers below 0 belong to no segment.
-      x: `[N, *space, C]` or `[N, F]`.
+        `x` `[N, F]`, `[F]` or `[N, F]`. Numbers below 0 belong to no segment. For a pytree `x` a
+        pytree of such, in one numbering, or one array for all leaves.
+      x: `[N, *space, C]` or `[N, F]`, or a pytree of such.
       count: Their number, which shapes the program; None reads it off concrete segments.
-
-    Returns:
-      The numbers with the axes of `x` (1 where all share them); how many segments there are; the
-      shape of a map: `[N, *space]`, or that of `x` where segments have its channel axis.
     """
+    leaves, structure = jax.tree.flatten(x)
+    given = per_leaf(name, "segments", segments, x)
+    traced = any(isinstance(one, Tracer) for one in given)
+    read = [_numbers(name, one, leaf) for one, leaf in zip(given, leaves, strict=True)]
+    if traced and count is None:
+        raise ValueError(
+            f"{name}: num_segments must be given where segments are traced (under jit or "
+            "vmap), for it shapes the program; got None. Pass an upper bound of their number."
+        )
+    top = -1 if traced else max(int(np.max(np.asarray(one), initial=-1)) for one in given)
+    if count is None:
+        count = top + 1
+        places = sum(
+            math.prod(np.shape(one)[np.ndim(one) == np.ndim(leaf) :])
+            for one, leaf in zip(given, leaves, strict=True)
+        )
+        if count > max(places, 1):
+            raise ValueError(
+                f"{name}: segments must be numbered without large gaps; got numbers up to "
+                f"{count - 1} for {places} places. Number them anew: "
+                "np.unique(segments, return_inverse=True)[1].reshape(segments.shape)."
+            )
+    elif top >= count:
+        raise ValueError(
+            f"{name}: num_segments must be more than every number of segments; got {count}, and "
+            f"the number {top}. Leave it out to have it read off."
+        )
+    if count < 1:
+        raise ValueError(
+            f"{name}: segments must name one at least; got {count}. Number them from 0."
+        )
+    numbers = jax.tree.unflatten(structure, [number for number, _ in read])
+    return Segmented(numbers, count, tuple(shape for _, shape in read))
+
+
+def _numbers(name: str, segments: Any, x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+    """The numbers with the axes of one leaf (1 where all share them), and the shape of its map:
+    `[N, *space]`, or that of the leaf where segments have its channel axis."""
     dims, shape = jnp.shape(x), jnp.shape(segments)
     readings = {dims[1:]: (1, *dims[1:]), dims: dims}
     if len(dims) > 2:  # where two readings fit (N = H, say) the one without channels counts
@@ -221,33 +296,35 @@ def segments_like(
             f"got {jnp.result_type(segments)} {shape}. Number them from 0: "
             "grid_segments((H, W), (7, 7)), say."
         )
-    full = readings[shape]
-    if count is None:
-        if isinstance(segments, Tracer):
-            raise ValueError(
-                f"{name}: num_segments must be given where segments are traced (under jit or "
-                "vmap), for it shapes the program; got None. Pass an upper bound of their number."
-            )
-        count = int(np.max(np.asarray(segments), initial=-1)) + 1
-        places = math.prod(shape[-len(full) + 1 :] if len(shape) == len(dims) else shape)
-        if count > max(places, 1):
-            raise ValueError(
-                f"{name}: segments must be numbered without large gaps; got numbers up to "
-                f"{count - 1} for {places} places. Number them anew: "
-                "np.unique(segments, return_inverse=True)[1].reshape(segments.shape)."
-            )
-    elif not isinstance(segments, Tracer) and np.max(np.asarray(segments), initial=-1) >= count:
-        raise ValueError(
-            f"{name}: num_segments must be more than every number of segments; got {count}, and "
-            f"the number {np.max(np.asarray(segments))}. Leave it out to have it read off."
-        )
-    if count < 1:
-        raise ValueError(
-            f"{name}: segments must name one at least; got {count}. Number them from 0."
-        )
-    numbers = jnp.asarray(segments).reshape(full).astype(jnp.int32)
+    numbers = jnp.asarray(segments).reshape(readings[shape]).astype(jnp.int32)
     without_channels = len(dims) > 2 and len(shape) < len(dims) and shape in (dims[1:-1], dims[:-1])
-    return numbers, count, dims[:-1] if without_channels else dims
+    return numbers, dims[:-1] if without_channels else dims
+
+
+def numbered(x: Any, own: Callable[[Any], np.ndarray]) -> Any:
+    """Segments for each leaf of `x`, in one numbering: `own` numbers those of a leaf from 0."""
+    leaves, structure = jax.tree.flatten(x)
+    found, first = [], 0
+    for leaf in leaves:
+        found.append(own(leaf) + np.int32(first))
+        first = int(found[-1].max(initial=first - 1)) + 1
+    return jax.tree.unflatten(structure, found)
+
+
+def each_number(x: Any) -> np.ndarray:
+    """Every number of an example as a segment of its own."""
+    shape = jnp.shape(x)[1:]
+    return np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+
+
+def laid_out(values: jax.Array, found: Segmented, x: Any) -> Any:
+    """`[N, G]` values of segments as maps in the structure of `x`, in its floating dtypes."""
+    numbers, structure = jax.tree.flatten(found.numbers)
+    maps = []
+    for number, shape, leaf in zip(numbers, found.shapes, jax.tree.leaves(x), strict=True):
+        laid = per_place(values, number).reshape(len(values), *shape[1:])
+        maps.append(like_input(laid, leaf))
+    return jax.tree.unflatten(structure, maps)
 
 
 def per_place(values: jax.Array, segments: jax.Array) -> jax.Array:

@@ -16,11 +16,20 @@ from jaxviz.attribution.copies import (
     outputs_of_copies,
     stacked_scores,
 )
-from jaxviz.attribution.regions import blend, fadeable, fill_like
+from jaxviz.attribution.regions import (
+    blend,
+    fadeable,
+    fill_like,
+    like_input,
+    over_channels,
+    space_of,
+)
 from jaxviz.calls.options import whole
 
 
-@explanation("cells", "num_designs", "resize", "chunk_size", sweeps=True, places=True)
+@explanation(
+    "cells", "num_designs", "resize", "chunk_size", sweeps=True, places=True, integers=True
+)
 def sobol(
     apply_fn: Callable,
     params: Any,
@@ -43,7 +52,8 @@ def sobol(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, *space, C]`, floating, one array.
+      x: `[N, *space, C]` or `[N, L]`, floating or whole numbers (token ids), one array. Whole
+        numbers do not fade: one is seen where its mask is above one half.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the shift that makes the Sobol sequence random.
@@ -101,11 +111,18 @@ def sobol(
     total = jnp.square(scores[2:] - scores[:1]).mean(1) / 2
     still = variance == 0  # no variance to share; that of NaN scores is NaN
     indices = total.T / jnp.where(still, 1, variance)[:, None]
-    return _large(indices * fadeable(filled)[:, None], x, cells, resize).astype(x.dtype)
+    return like_input(_large(indices * fadeable(filled)[:, None], x, cells, resize), x)
 
 
 @explanation(
-    "cells", "num_samples", "resize", "chunk_size", sweeps=True, places=True, num_samples=whole(2)
+    "cells",
+    "num_samples",
+    "resize",
+    "chunk_size",
+    sweeps=True,
+    places=True,
+    integers=True,
+    num_samples=whole(2),
 )
 def hsic(
     apply_fn: Callable,
@@ -129,7 +146,8 @@ def hsic(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, *space, C]`, floating, one array.
+      x: `[N, *space, C]` or `[N, L]`, floating or whole numbers (token ids), one array. Whole
+        numbers do not fade: one is seen where its mask is above one half.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the masks; each cell is seen with probability one half.
@@ -187,12 +205,12 @@ def hsic(
 
 def _check(name: str, x: jax.Array, cells: int) -> int:
     check_one_array(name, x)
-    axes, smallest = jnp.ndim(x) - 2, min(jnp.shape(x)[1:-1], default=0)
+    axes, smallest = len(space_of(x)), min(space_of(x), default=0)
     if axes < 1 or not 1 <= cells <= smallest or cells**axes > 10_000:
         advice = f"Take {min(8, smallest)}." if smallest else "Give x all these axes."
         raise ValueError(
-            f"{name}: x must be [N, *space, C], and cells 1 to the smallest axis of space, at most "
-            f"10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}"
+            f"{name}: x must be [N, *space, C] or [N, L], and cells 1 to the smallest axis of "
+            f"space, at most 10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}"
         )
     return axes
 
@@ -207,11 +225,11 @@ def _sequence(dimensions: int, count: int) -> np.ndarray:
 
 def _seen(x, filled, mask, cells, resize):
     mask = _large(mask[None], x, cells, resize)
-    return blend(filled, mask[..., None], x)
+    return blend(filled, over_channels(mask, x), x)
 
 
 def _large(values, x, cells, resize):
     """`[M, cells ** axes]` as maps `[M, *space]`."""
-    space = x.shape[1:-1]
+    space = space_of(x)
     grid = values.reshape(len(values), *[cells] * len(space))
     return jax.image.resize(grid, (len(values), *space), resize, antialias=False)

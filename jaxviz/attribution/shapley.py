@@ -15,7 +15,9 @@ from jaxviz.attribution.coalitions import (
     segmented,
 )
 from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import rows_of
 from jaxviz.attribution.layout import of_places
+from jaxviz.attribution.regions import Segmented
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 
@@ -27,7 +29,7 @@ _LARGEST = 20  # segments of which all coalitions are evaluated: a million forwa
 def shapley_values(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     target: Target = None,
     *,
     segments: Any = None,
@@ -42,13 +44,15 @@ def shapley_values(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, ...]`, floating, one array.
+      x: `[N, ...]`, floating or whole numbers (token ids), or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       segments: Integers `[*space]` or `[N, *space]`, or either with the channel axis at its end;
-        numbers below 0 are never hidden. None is each number of a row `[N, F]` on its own.
+        numbers below 0 are never hidden; for a pytree `x` a pytree of such in one numbering, or one
+        array for all leaves. None is each number of a row `[N, F]`, or token, on its own.
       num_segments: Their number, at most 20; None reads it off `segments`.
-      fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
+      fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
+        for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -83,13 +87,13 @@ def shapley_values(
         target,
         numbers=found.numbers,
         count=found.count,
-        shape=found.shape,
+        shapes=found.shapes,
         fill=fill,
         chunk_size=chunk_size,
     )
 
 
-def _exact(apply_fn, params, x, target=None, *, numbers, count, shape, fill, chunk_size):
+def _exact(apply_fn, params, x, target=None, *, numbers, count, shapes, fill, chunk_size):
     name = "shapley_values"
     bits = jnp.arange(count, dtype=jnp.int32)
     coalition = lambda k: ((k >> bits) & 1).astype(bool)[None]
@@ -106,11 +110,13 @@ def _exact(apply_fn, params, x, target=None, *, numbers, count, shape, fill, chu
         return jnp.tensordot(weights, gains, 1, precision=jax.lax.Precision.HIGHEST)
 
     values = jnp.stack([value(g) for g in range(count)], 1)
-    return as_scores(values, jnp.zeros_like(values), scores[0], numbers, shape, x)
+    return as_scores(
+        values, jnp.zeros_like(values), scores[0], Segmented(numbers, count, shapes), x
+    )
 
 
 _exact.__name__ = "shapley_values"  # the name that its errors begin with
-_shapley_values = explanation("count", "shape", "chunk_size", sweeps=True)(_exact)
+_shapley_values = explanation("count", "shapes", "chunk_size", sweeps=True, integers=True)(_exact)
 
 
 @public(num_samples=whole(2))
@@ -118,7 +124,7 @@ _shapley_values = explanation("count", "shape", "chunk_size", sweeps=True)(_exac
 def shapley_sampling(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     target: Target = None,
     *,
     key: jax.Array,
@@ -136,16 +142,18 @@ def shapley_sampling(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, ...]`, floating, one array.
+      x: `[N, ...]`, floating or whole numbers (token ids), or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the orders, of which each example has its own.
       segments: Integers `[*space]` or `[N, *space]`, or either with the channel axis at its end;
-        numbers below 0 are never hidden. None is a grid of 7 cells along each axis of space, or
-        each number of a row `[N, F]` on its own.
+        numbers below 0 are never hidden; for a pytree `x` a pytree of such in one numbering, or one
+        array for all leaves. None is a grid of 7 cells along each axis of space, or
+        each number of a row `[N, F]`, or token, on its own.
       num_segments: Their number; None reads it off `segments`.
       num_samples: Pairs of orders, >= 2. Time is linear in it.
-      fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
+      fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
+        for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -176,7 +184,7 @@ def shapley_sampling(
         key=key,
         numbers=found.numbers,
         count=found.count,
-        shape=found.shape,
+        shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
         chunk_size=chunk_size,
@@ -184,12 +192,12 @@ def shapley_sampling(
 
 
 def _sampled(
-    apply_fn, params, x, target=None, *, key, numbers, count, shape, num_samples, fill, chunk_size
+    apply_fn, params, x, target=None, *, key, numbers, count, shapes, num_samples, fill, chunk_size
 ):
-    name = "shapley_sampling"
-    keys = jax.random.split(key, num_samples * len(x)).reshape(num_samples, len(x))
+    name, rows = "shapley_sampling", rows_of(x)
+    keys = jax.random.split(key, num_samples * rows).reshape(num_samples, rows)
     ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, count)))(keys)  # [S, N, G]
-    ranks = jnp.stack([ranks, count - 1 - ranks], 1).reshape(2 * num_samples, len(x), count)
+    ranks = jnp.stack([ranks, count - 1 - ranks], 1).reshape(2 * num_samples, rows, count)
     inner = count - 1  # coalitions between the empty and the full one, which all orders share
 
     def coalition(k):
@@ -199,16 +207,17 @@ def _sampled(
 
     arguments = (apply_fn, params, x, target, numbers, fill, coalition)
     scores = coalition_scores(name, *arguments, 2 + 2 * num_samples * inner, chunk_size)
-    none, every = (jnp.broadcast_to(s, (2 * num_samples, 1, len(x))) for s in scores[:2])
-    walks = scores[2:].reshape(2 * num_samples, inner, len(x))
+    none, every = (jnp.broadcast_to(s, (2 * num_samples, 1, rows)) for s in scores[:2])
+    walks = scores[2:].reshape(2 * num_samples, inner, rows)
     gains = jnp.diff(jnp.concatenate([none, walks, every], 1), axis=1)  # by place in the order
     gains = jnp.take_along_axis(gains.swapaxes(1, 2), ranks, axis=2)  # by segment
-    pairs = gains.reshape(num_samples, 2, len(x), count).mean(1)
+    pairs = gains.reshape(num_samples, 2, rows, count).mean(1)
     errors = pairs.std(0, ddof=1) / math.sqrt(num_samples)
-    return as_scores(pairs.mean(0), errors, scores[0], numbers, shape, x)
+    found = Segmented(numbers, count, shapes)
+    return as_scores(pairs.mean(0), errors, scores[0], found, x)
 
 
 _sampled.__name__ = "shapley_sampling"
-_shapley_sampling = explanation("count", "shape", "num_samples", "chunk_size", sweeps=True)(
-    _sampled
-)
+_shapley_sampling = explanation(
+    "count", "shapes", "num_samples", "chunk_size", sweeps=True, integers=True
+)(_sampled)

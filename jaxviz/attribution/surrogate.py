@@ -10,7 +10,9 @@ import numpy as np
 
 from jaxviz.attribution.coalitions import SegmentScores, as_scores, coalition_scores, segmented
 from jaxviz.attribution.contract import Target, explanation
+from jaxviz.attribution.copies import rows_of
 from jaxviz.attribution.layout import of_places
+from jaxviz.attribution.regions import Segmented, like_input
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
@@ -50,7 +52,7 @@ class Surrogate(NamedTuple):
 def lime(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     target: Target = None,
     *,
     key: jax.Array,
@@ -72,17 +74,19 @@ def lime(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, ...]`, floating, one array.
+      x: `[N, ...]`, floating or whole numbers (token ids), or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the coalitions, of which each example has its own; every segment is left with
         probability one half, and the first coalition is all of them.
       segments: Integers `[*space]` or `[N, *space]`, or either with the channel axis at its end;
-        numbers below 0 are never hidden. None is a grid of 7 cells along each axis of space, or
-        each number of a row `[N, F]` on its own; `slic_segments` makes superpixels.
+        numbers below 0 are never hidden; for a pytree `x` a pytree of such in one numbering, or one
+        array for all leaves. None is a grid of 7 cells along each axis of space, or
+        each number of a row `[N, F]`, or token, on its own; `slic_segments` makes superpixels.
       num_segments: Their number; None reads it off `segments`.
       num_samples: Coalitions, >= 2. Time is linear in it.
-      fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
+      fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
+        for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
       kernel_width: Of the weights, > 0; small ones look near the example only.
       penalty: "ridge", solved in closed form, or "lasso", 100 sweeps of coordinate descent.
       strength: Of the penalty, >= 0; traced. 0 is least squares.
@@ -116,7 +120,7 @@ def lime(
         strength=strength,
         numbers=found.numbers,
         count=found.count,
-        shape=found.shape,
+        shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
         kernel_width=kernel_width,
@@ -135,15 +139,15 @@ def _fitted(
     strength,
     numbers,
     count,
-    shape,
+    shapes,
     num_samples,
     fill,
     kernel_width,
     penalty,
     chunk_size,
 ):
-    name = "lime"
-    kept = jax.random.bernoulli(key, 0.5, (num_samples, len(x), count)).at[0].set(True)
+    name, rows = "lime", rows_of(x)
+    kept = jax.random.bernoulli(key, 0.5, (num_samples, rows, count)).at[0].set(True)
     arguments = (apply_fn, params, x, target, numbers, fill, lambda k: kept[k])
     scores = coalition_scores(name, *arguments, num_samples, chunk_size)
     solve = _ridge if penalty == "ridge" else _lasso
@@ -170,13 +174,21 @@ def _fitted(
         return coefficients, errors, mean - middle @ coefficients, fit
 
     values, errors, base, fit = jax.vmap(one, in_axes=(1, 1))(kept, scores)
-    found = as_scores(values, errors, base, numbers, shape, x)
-    return Surrogate(*found, fit=fit.astype(x.dtype))
+    found = Segmented(numbers, count, shapes)
+    scored = as_scores(values, errors, base, found, x)
+    return Surrogate(*scored, fit=like_input(fit, x))
 
 
 _fitted.__name__ = "lime"  # the name that its errors begin with
 _lime = explanation(
-    "count", "shape", "num_samples", "kernel_width", "penalty", "chunk_size", sweeps=True
+    "count",
+    "shapes",
+    "num_samples",
+    "kernel_width",
+    "penalty",
+    "chunk_size",
+    sweeps=True,
+    integers=True,
 )(_fitted)
 
 
@@ -237,7 +249,7 @@ def _unfitted(residual, leverage, weights):
 def kernel_shap(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     target: Target = None,
     *,
     key: jax.Array,
@@ -256,18 +268,20 @@ def kernel_shap(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, ...]`, floating, one array.
+      x: `[N, ...]`, floating or whole numbers (token ids), or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the coalitions, of which each example has its own.
       segments: Integers `[*space]` or `[N, *space]`, or either with the channel axis at its end;
-        numbers below 0 are never hidden. None is a grid of 7 cells along each axis of space, or
-        each number of a row `[N, F]` on its own; `slic_segments` makes superpixels.
+        numbers below 0 are never hidden; for a pytree `x` a pytree of such in one numbering, or one
+        array for all leaves. None is a grid of 7 cells along each axis of space, or
+        each number of a row `[N, F]`, or token, on its own; `slic_segments` makes superpixels.
       num_segments: Their number G; None reads it off `segments`.
       num_samples: Coalitions, 2 G at least, for one and its complement are the same equation; None
         is 1,024, or 8 G where that is more. Where it reaches 2 ** G - 2 they are all taken once,
         with their kernel's weights, and the values are exact.
-      fill: What stands in place of a hidden segment: anything that broadcasts to `x`.
+      fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
+        for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -311,7 +325,7 @@ def kernel_shap(
         key=key,
         numbers=found.numbers,
         count=found.count,
-        shape=found.shape,
+        shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
         chunk_size=chunk_size,
@@ -319,15 +333,13 @@ def kernel_shap(
 
 
 def _kernel(
-    apply_fn, params, x, target=None, *, key, numbers, count, shape, num_samples, fill, chunk_size
+    apply_fn, params, x, target=None, *, key, numbers, count, shapes, num_samples, fill, chunk_size
 ):
-    name = "kernel_shap"
+    name, rows = "kernel_shap", rows_of(x)
     all_of_them = count < 31 and 2**count - 2 <= num_samples
-    kept, weights = (
-        _every(count, len(x)) if all_of_them else _pairs(key, count, len(x), num_samples)
-    )
+    kept, weights = _every(count, rows) if all_of_them else _pairs(key, count, rows, num_samples)
     ends = jnp.stack([jnp.zeros(count, bool), jnp.ones(count, bool)])
-    ends = jnp.broadcast_to(ends[:, None], (2, len(x), count))
+    ends = jnp.broadcast_to(ends[:, None], (2, rows, count))
     every = jnp.concatenate([ends, kept])
     arguments = (apply_fn, params, x, target, numbers, fill, lambda k: every[k])
     scores = coalition_scores(name, *arguments, len(every), chunk_size)
@@ -355,11 +367,14 @@ def _kernel(
         return values, jnp.where(free & (told.sum() == count - 1), errors, jnp.inf)
 
     values, errors = jax.vmap(one, in_axes=(1, 1, 0, 0))(kept, scores[2:], scores[0], scores[1])
-    return as_scores(values, errors, scores[0], numbers, shape, x)
+    found = Segmented(numbers, count, shapes)
+    return as_scores(values, errors, scores[0], found, x)
 
 
 _kernel.__name__ = "kernel_shap"
-_kernel_shap = explanation("count", "shape", "num_samples", "chunk_size", sweeps=True)(_kernel)
+_kernel_shap = explanation(
+    "count", "shapes", "num_samples", "chunk_size", sweeps=True, integers=True
+)(_kernel)
 
 
 def _every(count: int, examples: int):

@@ -71,22 +71,36 @@ def moving(who: str, option: str, value: Any) -> Any:
 batch_or_shapes = functools.partial(batch, shapes=True)
 
 
-def floating(who: str, option: str, value: Any) -> Any:
-    """A batch that holds real floating numbers, so that it can be moved."""
-    dtypes = [a.dtype if is_jax(type(a)) else jnp.result_type(a) for a in jax.tree.leaves(value)]
-    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes):
-        raise TypeError(
-            f"{who}: {option} must be real; got complex numbers. Give real and imaginary parts "
-            "apart, and put them together in apply_fn."
-        )
+def floating(who: str, option: str, value: Any, advice: Callable[[], str] | None = None) -> Any:
+    """A batch that holds real floating numbers, so that it can be moved.
+
+    Args:
+      who, option, value: As for every check.
+      advice: Of no argument: what to do with whole numbers.
+    """
+    real(who, option, value)
+    dtypes = _dtypes(value)
     if not any(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         kinds = sorted(map(str, set(dtypes)))
         raise TypeError(
             f"{who}: {option} must be floating; got {', '.join(kinds)}. Cast it, and scale it as "
-            "in training: `x.astype('float32') / 255`. Explain token ids at their embedding "
-            "(`split`)."
+            f"in training: `x.astype('float32') / 255`.{advice() if advice else ''}"
         )
     return value
+
+
+def real(who: str, option: str, value: Any) -> Any:
+    """A batch without complex numbers."""
+    if any(jnp.issubdtype(dtype, jnp.complexfloating) for dtype in _dtypes(value)):
+        raise TypeError(
+            f"{who}: {option} must be real; got complex numbers. Give real and imaginary parts "
+            "apart, and put them together in apply_fn."
+        )
+    return value
+
+
+def _dtypes(value):
+    return [a.dtype if is_jax(type(a)) else jnp.result_type(a) for a in jax.tree.leaves(value)]
 
 
 def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:

@@ -452,14 +452,21 @@ def images(who: str, option: str, value: Any) -> Any:
     return found
 
 
-def tree(who: str, option: str, value: Any) -> Any:
-    """A pytree of arrays of numbers, of one at least."""
-    leaves, structure = jax.tree.flatten(value, is_leaf=lambda a: a is None)
-    if not leaves:
-        raise refused(who, option, "an array or a pytree of arrays", value)
-    found = [real_array(who, option, leaf) for leaf in leaves]
-    same = all(a is b for a, b in zip(found, leaves, strict=True))
-    return value if same else jax.tree.unflatten(structure, found)
+def leaves_of(check: Check) -> Check:
+    """A pytree, each leaf of which is what a check says, of one leaf at least."""
+
+    def checked(who, option, value):
+        leaves, structure = jax.tree.flatten(value, is_leaf=lambda a: a is None)
+        if not leaves:
+            raise refused(who, option, "an array or a pytree of arrays", value)
+        found = [check(who, option, leaf) for leaf in leaves]
+        same = all(a is b for a, b in zip(found, leaves, strict=True))
+        return value if same else jax.tree.unflatten(structure, found)
+
+    return checked
+
+
+tree = leaves_of(real_array)
 
 
 @functools.cache
@@ -468,9 +475,8 @@ def is_jax(kind: type) -> bool:
     return issubclass(kind, (jax.Array, Tracer))
 
 
-def fill(who: str, option: str, value: Any) -> Any:
-    """A number or an array of numbers that stands for what is not there."""
-    return numbers_list(who, option, value)
+# A number or an array of numbers that stands for what is not there, or a pytree of such.
+fill = leaves_of(numbers_list)
 
 
 def size(who: str, option: str, value: Any) -> Any:

@@ -35,7 +35,7 @@ OPTIONS: dict[str, Check] = {
     "layer": options.layer,
     "channel": options.unit,
     "unit": options.unit,
-    "segments": options.integers,
+    "segments": options.leaves_of(options.integers),
     "style": models.batch,
     "layers": options.layer_list,
     "style_layers": options.layer_list,

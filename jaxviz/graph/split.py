@@ -161,6 +161,12 @@ class Head:
         return _moved(env[cut.row.value], cut.row.batch, 0), tuple(passed)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def headed(head: Head, params: Any, x: Any) -> tuple[jax.Array, tuple]:
+    """`head(params, x)`, compiled once for equal heads."""
+    return head(params, x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tail:
     """The part of a model that reads a layer: `((params, carry), a) -> outputs`."""
@@ -238,6 +244,12 @@ def find_cut(traced: Traced, layer: str, who: str) -> Cut:
         )
     head, tail, carried = cut
     return Cut(row, head, tail, carried)
+
+
+def reaches(traced: Traced, layer: str) -> bool:
+    """Whether the input has a part in a layer's value."""
+    row = find(rows(traced), layer, "split")
+    return row.value in _reached(traced.program, jax.tree.leaves(traced.x))
 
 
 @fact

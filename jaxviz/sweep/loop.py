@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jaxviz.attribution.copies import default_chunk
 from jaxviz.attribution.targets import output_shape
-from jaxviz.calls.models import batch, floating
+from jaxviz.calls.models import batch, real
 from jaxviz.calls.options import described, maybe, refused, whole
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
@@ -105,7 +105,7 @@ def sweep(
     source = feed(batches, batch_size, process, processes)
     apply_fn, params = hold("sweep", apply_fn, params)
     _refuse_records(apply_fn, params, source.sample[0])
-    given = floating("sweep", "x", batch("sweep", "x", source.sample[0]))
+    given = real("sweep", "x", batch("sweep", "x", source.sample[0]))
     output_shape(apply_fn, params, given)
     if target == "label" and source.sample[1] is None:
         raise ValueError('sweep: target="label" needs labels; batches are x alone. Pass (x, y).')

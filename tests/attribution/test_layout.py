@@ -103,3 +103,43 @@ def test_a_climb_says_what_to_do():
         jv.maximize_activation(
             channels_first, PARAMS, (3, 8, 6), objective, key=KEYS[0], num_steps=1
         )
+
+
+def test_a_net_that_says_nothing_of_its_channels_is_declared():
+    """Patches by reshaping: nothing in the program tells `[N, C, H, W]` from `[N, H, W, C]`."""
+
+    def patches(params, x):
+        n, c, h, w = x.shape
+        cut = x.reshape(n, c, h // 2, 2, w // 2, 2).transpose(0, 2, 4, 1, 3, 5)
+        return jnp.tanh(cut.reshape(n, -1) @ params).mean(-1, keepdims=True)
+
+    params = jax.random.normal(KEYS[0], (144, 4))
+    declared = jv.channels_first(patches)
+    assert declared == jv.channels_first(patches)
+    found = jv.occlusion(declared, params, X, 0, window=(4, 3), stride=(4, 3))
+    score = patches(params, X)[:, 0]
+    chex.assert_shape(found, (2, 8, 6))
+    lost = score - patches(params, X.at[:, :, :4, 3:].set(0))[:, 0]
+    chex.assert_trees_all_close(found[:, 0, 5], lost, atol=1e-5)
+    assert jv.occlusion(patches, params, X, 0, window=(3, 4), stride=(3, 4)).shape == (2, 3, 8)
+    by_cell = jv.feature_ablation(jv.softmax(declared), params, X, 0, segments=CELLS)
+    chex.assert_shape(by_cell, (2, 8, 6))
+
+
+def test_each_of_several_images_has_channels_of_its_own():
+    """One input with channels first, one with channels last, and numbers."""
+    x = {"a": X, "b": last(X), "c": jnp.ones((2, 2))}
+    net = lambda p, x: channels_first(p, x["a"]) + channels_last(p, x["b"]) * x["c"][:, :1]
+    where = {"a": CELLS, "b": CELLS, "c": np.array([4, 4])}
+    found = jv.feature_ablation(net, PARAMS, x, 1, segments=where)
+    assert jax.tree.map(jnp.shape, found) == {"a": (2, 8, 6), "b": (2, 8, 6), "c": (2, 2)}
+    hide = np.asarray(CELLS == 1)
+    hidden = x | {
+        "a": jnp.where(hide[None, None], 0, X),
+        "b": jnp.where(hide[None, ..., None], 0, last(X)),
+    }
+    lost = (net(PARAMS, x) - net(PARAMS, hidden))[:, 1]
+    chex.assert_trees_all_close(found["a"][:, 0, 5], lost, atol=1e-5)
+    chex.assert_trees_all_close(found["a"], found["b"], atol=1e-6)
+    each = jv.feature_ablation(net, PARAMS, x, 1)
+    assert jax.tree.map(jnp.shape, each) == jax.tree.map(jnp.shape, x)

@@ -136,7 +136,7 @@ def test_errors_say_what_came(method, wrong):
     x = jnp.ones((1, 4, 4, 1))
     explain = functools.partial(method, lambda _, x: x[:, 0, 0], None)
     with pytest.raises(ValueError, match=f"{name}: x must be .*got"):
-        method(lambda _, x: x, None, x[..., 0, 0], 0, key=KEY)
+        method(lambda _, x: x[:, None], None, x[..., 0, 0, 0], 0, key=KEY)
     with pytest.raises(ValueError, match=rf"{name}: .*fill \(3,\)"):
         explain(x, 0, key=KEY, fill=jnp.ones(3), cells=2)
     with pytest.raises(ValueError, match=f"{name}: .*cells"):

@@ -1,0 +1,156 @@
+"""Any explanation of a layer's values: the method explains the model from there on."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.attribution.contract import of_none
+from jaxviz.attribution.copies import rows_of
+from jaxviz.attribution.layout import Declared
+from jaxviz.attribution.regions import fill_like
+from jaxviz.calls.leaves import ONE, fill_for
+from jaxviz.calls.models import batch, model
+from jaxviz.calls.naming import calling, ours
+from jaxviz.calls.options import layer as a_layer
+from jaxviz.calls.public import fitting, public
+from jaxviz.graph.held import hold
+from jaxviz.graph.layers import layer_named
+from jaxviz.graph.split import headed, split
+
+_MODEL = "apply_fn", "params", "x", "target"
+
+
+def _one(who: str, option: str, value: Any) -> str:
+    if isinstance(value, (list, tuple)) and value:
+        raise TypeError(
+            f"{who}: {option} must be the name of one layer; got {len(value)}. For several: "
+            "{name: at_layer(method, name)(apply_fn, params, x) for name in names}."
+        )
+    return a_layer(who, option, value)
+
+
+@public(layer=_one)
+@functools.cache
+def at_layer(method: Callable, layer: str) -> Callable:
+    """Turns an explanation method into one of a layer's values in place of the input's.
+
+    method(tail, (params, carry), a), where `head(params, x)` gives the layer's value a, and the
+    tail makes the outputs of it (`split`). So token ids are explained at their embedding, where
+    they become numbers that can be moved by a little.
+
+    Args:
+      method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`,
+        `smooth_grad(gradient)` among them: the noise is the layer's then. One that reads a layer
+        itself (`grad_cam`: its option `layer`) explains no value of it and is refused.
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+
+    Returns:
+      A method with the options of `method`, whose result is that of a model with the layer's value
+      as input: in its shape, where `method` gives the shape of `x`. `x` may be whole numbers and
+      pytrees. Options stand for the layer's values (`fill`, `segments`, `window`), but a `baseline`
+      or `baselines` for an input: what the layer makes of it is the baseline. None is an input of
+      zeros (of id 0, for token ids). One in the shape of the layer, and not of `x`, is taken as the
+      layer's own: `jnp.zeros(a.shape[1:])` for none at all. What else the tail reads of `x`, past
+      the layer, stays as it is. Equal arguments give the same function: nothing is compiled twice.
+
+    Raises:
+      ValueError: No such layer (the nearest are named), or `x` does not reach it.
+      TypeError: `method` reads a layer itself, or is no method.
+
+    Example:
+      >>> from jaxviz.attribution.path import integrated_gradients
+      >>> net = lambda p, ids: jax.nn.relu(p["words"][ids].sum(1)) @ p["out"]
+      >>> p = {"words": jnp.array([[0.0], [1.0], [2.0]]), "out": jnp.ones((1, 1))}
+      >>> explain = at_layer(integrated_gradients, "embed_0")
+      >>> explain(net, p, jnp.array([[2, 1]]), 0).sum(-1).round(4).tolist()
+      [[2.0, 1.0]]
+
+    Reference:
+      "LayerIntegratedGradients" and its kin of Captum, which take baselines of the input as well,
+      and zeros where none are given; there each method has a class of its own for layers.
+    """
+    name = f"at_layer({getattr(method, '__name__', type(method).__name__)})"
+    options_of = inspect.signature(method)
+    _check(method, options_of)
+    variable = next((k for k, p in options_of.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+    ours(name)
+
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        with calling(name):
+            options = fitting(name, options_of, args, kwargs).arguments
+            if variable in options:
+                options |= options.pop(variable)
+            apply_fn = model(name, "apply_fn", options["apply_fn"])
+            x = batch(name, "x", options["x"])
+            if not rows_of(x):
+                return of_none(explained, options)
+            params, target = options["params"], options.get("target")
+            options = {k: v for k, v in options.items() if k not in _MODEL}
+            held, arrays = hold(name, apply_fn, params)
+            head, tail = split(held, arrays, x, layer)
+            a, carry = headed(head, arrays, x)
+            for option in ("baseline", "baselines"):
+                if option in options_of.parameters and (
+                    option == "baseline" or options.get(option) is not None
+                ):
+                    given = options.get(option)
+                    options[option] = _start(name, option, given, head, arrays, x, a)
+            axis = layer_named(name, held, arrays, x, layer).channel_axis
+            # Where nothing says that they are elsewhere, the tail's own convolutions are asked.
+            tail = tail if axis == -1 else Declared(tail, axis)
+            return method(tail, (arrays, carry), a, target, **options)
+
+    explained.__name__ = explained.__qualname__ = f"{name[:-1]}, {layer!r})"
+    explained.__signature__ = options_of  # type: ignore[attr-defined]
+    explained.__doc__ = f"{name}: see at_layer.\n\n{inspect.getdoc(method) or ''}"
+    return explained
+
+
+def _check(method: Callable, signature: inspect.Signature) -> None:
+    told = getattr(method, "__name__", type(method).__name__)
+    if "layer" in signature.parameters:
+        raise TypeError(
+            f"at_layer: method must explain its input; {told} reads a layer itself. Call it with "
+            "its own option layer=...: its map is that layer's."
+        )
+    if list(signature.parameters)[:4] != list(_MODEL):
+        raise TypeError(
+            "at_layer: method must be an explanation (apply_fn, params, x, target=None, *, "
+            f"options); got {told}({', '.join(signature.parameters)}). Pass `jaxviz.gradient`, say."
+        )
+
+
+def _start(name, option, value, head, params, x, a):
+    """What the layer makes of a baseline, or of several `[B, ...]`; the layer's own as it is."""
+    if value is None:
+        value = 0
+    if option == "baselines":
+        like = _rows(value, x)
+        return value if like is None else headed(head, params, like)[0]
+    shape = np.shape(value) if jax.tree.structure(value) == ONE else None
+    own = (a.shape, a.shape[1:], (1, *a.shape[1:]))
+    if shape in own and not _fits(shape, x):
+        return value
+    start = fill_like(name, fill_for(name, value, x, option), x, option)
+    return headed(head, params, start)[0]
+
+
+def _rows(value, x):
+    """`[B, ...]` for `x` `[N, ...]`, in its dtypes; None where they have other shapes."""
+    if jax.tree.structure(value) != jax.tree.structure(x):
+        return None
+    same = jax.tree.map(lambda b, a: np.shape(b)[1:] == np.shape(a)[1:], value, x)
+    if not all(jax.tree.leaves(same)):
+        return None
+    return jax.tree.map(lambda b, a: jnp.asarray(b).astype(jnp.result_type(a)), value, x)
+
+
+def _fits(shape, x):
+    """Whether an array of a shape stands for `x`, or for one example of it."""
+    whole = np.shape(x) if jax.tree.structure(x) == ONE else None
+    return whole is not None and shape in (whole, whole[1:], (1, *whole[1:]))
