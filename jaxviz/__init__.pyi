@@ -1,4 +1,6 @@
 from jaxviz import rules as rules
+from jaxviz.adapters.equinox import from_equinox as from_equinox
+from jaxviz.adapters.haiku import from_haiku as from_haiku
 from jaxviz.adapters.nnx import from_nnx as from_nnx
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.cam import (

@@ -9,12 +9,14 @@ new function slips through.
 import inspect
 from typing import Any
 
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
+from flax import linen as nn, nnx
 from PIL import Image
 
 import jaxviz as jv
@@ -116,6 +118,7 @@ TAKEN = {
     "unit": "zero zeros",
     "position": "zeros",
     "object": "",
+    "mapping": "empty_dict dict",
     "objects": "empty_tuple",
     "text": "word empty_word",
     "texts": "words empty_tuple",
@@ -258,6 +261,22 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "concept_relevance": {"rules": ("table", "epsilon")},
     "top_projections": {"num_images": ("count!", 1)},
 }
+# Models of other frameworks.
+OWN |= {
+    "from_nnx": {
+        "module": ("object", nnx.Linear(2, 3, rngs=nnx.Rngs(0))),
+        "method": ("name", "__call__"),
+    },
+    "from_equinox": {
+        "model": ("object", eqx.nn.Linear(2, 3, key=KEY)),
+        "state": ("object", None),
+    },
+    "from_haiku": {
+        "transformed": ("object", hk.transform(lambda x: x)),
+        "params": ("mapping", {}),
+        "state": ("object", None),
+    },
+}
 # Pictures, data sets and training.
 GRAPH = jv.layer_graph(net, PARAMS, ONES)
 SET = data.Dataset(np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), ("a", "b"))
@@ -346,7 +365,8 @@ def arguments_of(path):
     own = OWN.get(path, OWN.get(name, {}))
     parameters = inspect.signature(FUNCTIONS[path]).parameters.values()
     known = ARGUMENTS | own
-    return {p.name: (*known[p.name], p) for p in parameters if p.kind is not p.VAR_KEYWORD}
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: (*known[p.name], p) for p in parameters if p.kind not in free}
 
 
 def taken(kind, parameter):

@@ -1,38 +1,64 @@
-"""What the adapters share: how the calls of a class get names, and how `x` becomes arguments."""
+"""What the adapters share: names for a class's calls, arguments from `x`, inference, refusals."""
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from jaxviz.calls.models import adapter_of
 from jaxviz.graph.names import mark, tag
 
+# Flags of a call by the names that frameworks give them, as they are for inference.
+INFERENCE = {
+    "deterministic": True,
+    "inference": True,
+    "train": False,
+    "training": False,
+    "is_training": False,
+}
 
-@functools.cache
-def tagging(kind: type, where: str = "_jaxviz_path") -> type:
-    """A class whose calls name their outputs; the same for the same class, for JAX's caches.
+
+def framework(who: str, name: str, package: str) -> Any:
+    """A framework's package, imported on use: none is a dependency."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{who}: the package {package} must be installed; it is not. pip install {package}."
+        ) from error
+
+
+def tagging_class(kind: type, name: Callable = tag, **fields: Any) -> type:
+    """A class whose calls name their output.
 
     Args:
       kind: Any class with `__call__`.
-      where: The attribute of an object that holds its path in the model.
+      name: `(path, class_name, outputs) -> outputs`, as `names.tag`.
+      **fields: What else stands in the new class.
 
     Returns:
-      A subclass under the same name. Objects of it that have no path are called as ever.
+      A subclass under the same name. Its objects have their path in the model as `_jaxviz_path`;
+      those without one are called as ever.
     """
     if hasattr(kind, "_jaxviz_tagging"):
         return kind
 
     def __call__(self, *args, **kwargs):
-        path = getattr(self, where, None)
+        path = getattr(self, "_jaxviz_path", None)
         if path is None:
             return kind.__call__(self, *args, **kwargs)  # type: ignore[operator]
         with mark(path):
             outputs = kind.__call__(self, *args, **kwargs)  # type: ignore[operator]
-        return tag(path, kind.__name__, outputs)
+        return name(path, kind.__name__, outputs)
 
+    __call__.__wrapped__ = kind.__call__  # type: ignore[attr-defined]  # has its signature
     own = {"__call__": __call__, "_jaxviz_tagging": True, "__module__": kind.__module__}
-    return type(kind)(kind.__name__, (kind,), own)
+    return type(kind)(kind.__name__, (kind,), own | fields)
+
+
+tagging = functools.cache(tagging_class)  # the same for the same class, for JAX's caches
 
 
 def arguments(
@@ -63,6 +89,45 @@ def arguments(
     if isinstance(x, dict) and x and _fits(call, args, {**x, **kwargs}, by_name=x):
         return args, {**x, **kwargs}
     return (x, *args), dict(kwargs)
+
+
+def for_inference(
+    call: Callable, args: tuple = (), given: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What a call is given by name: `given`, and its own flags as they are for inference.
+
+    Args:
+      call: The bound method or function.
+      args: What it is given by place, after its input.
+      given: What it is given by name, which goes before.
+    """
+    try:
+        taken = inspect.signature(call).bind_partial(None, *args).arguments
+    except (TypeError, ValueError):  # the call itself will say what is wrong
+        taken = {}
+    flags = {n: v for n, v in INFERENCE.items() if n not in taken and takes(call, n)}
+    return {**flags, **given}
+
+
+def takes(call: Callable, name: str, *, needs: bool = False) -> bool:
+    """Whether a call has (`needs`: and cannot do without) an argument of that name."""
+    try:
+        parameter = inspect.signature(call).parameters.get(name)
+    except (TypeError, ValueError):  # the latter where Python cannot tell
+        return False
+    if parameter is None or parameter.kind not in (
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    ):
+        return False
+    return not needs or parameter.default is parameter.empty
+
+
+def other(who: str, wanted: str, given: Any, otherwise: str) -> TypeError:
+    """What to raise where a model is of another kind than the adapter's; it names the right one."""
+    came = f"the class {given.__name__}" if isinstance(given, type) else f"{type(given).__name__}"
+    advice = "Make one of it first." if isinstance(given, type) else adapter_of(given) or otherwise
+    return TypeError(f"{who}: {wanted}; got {came}. {advice}")
 
 
 def _fits(call, args, kwargs, by_name=()):

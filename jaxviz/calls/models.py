@@ -123,20 +123,30 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
     )
 
 
+# Where the classes of a framework's models are from, and how to get a function of params.
+_ADAPTERS = {
+    "flax.linen.": "For a Linen module pass `module.apply` and its variables.",
+    "flax.nnx.": "For an NNX module: `apply_fn, params = from_nnx(module)`.",
+    "equinox.": "For an Equinox module: `apply_fn, params = from_equinox(model)`.",
+    "haiku.": "For Haiku: `apply_fn, params = from_haiku(transformed, params)`.",
+    "keras.": "For a Keras model: `apply_fn, params = from_keras(model)`.",
+    "torch.": "A PyTorch module is no JAX: write the net in JAX, and give it the same weights.",
+}
+
+
+def adapter_of(value: Any) -> str:
+    """How a model of some framework is passed; no words where it is of none."""
+    families = [f"{kind.__module__}." for kind in type(value).__mro__]
+    for place, told in _ADAPTERS.items():
+        if any(name.startswith(place) for name in families):
+            return told
+    return ""
+
+
 def _module_advice(apply_fn):
     while hasattr(apply_fn, "apply_fn"):  # a model made of the user's
         apply_fn = apply_fn.apply_fn
-    families = {f"{kind.__module__}." for kind in type(apply_fn).__mro__}
-    if any(name.startswith("flax.linen.") for name in families):
-        return "A Linen module is no function of params: pass `module.apply`."
-    if any(name.startswith("flax.nnx.") for name in families):
-        return "An NNX module is no function of params: `apply_fn, params = from_nnx(module)`."
-    if any(name.startswith("equinox.") for name in families):
-        return (
-            "An Equinox module is no function of params: `params, static = eqx.partition(model, "
-            "eqx.is_array)`, and a function that combines them and calls jax.vmap of it."
-        )
-    return ""
+    return adapter_of(apply_fn)
 
 
 def _params_advice(params):

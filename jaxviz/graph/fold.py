@@ -45,8 +45,9 @@ def fold(program: Program, names: Mapping[int, str]) -> tuple[Program, dict[int,
     for position, node in enumerate(nodes):
         for value in node.inputs:  # type: ignore[union-attr]
             readers.setdefault(value, []).append(position)
+    makers = {value: node for node in program.nodes for value in node.outputs}
     for position in range(len(nodes)):
-        chain = _chain(program, nodes, readers, position)
+        chain = _chain(program, nodes, readers, makers, position)
         if len(chain) < 2:
             continue
         group = _group(program, [nodes[p] for p in chain])  # type: ignore[misc]
@@ -96,7 +97,7 @@ def moved_axes(
     return {new: axes[old] for old, new in pairs if old in axes}
 
 
-def _chain(program: Program, nodes: list, readers: dict, position: int) -> list[int]:
+def _chain(program: Program, nodes: list, readers: dict, makers: dict, position: int) -> list[int]:
     """Positions of a linear operation and the steps that belong to it."""
     node = nodes[position]
     if node is None or node.kind not in LINEAR or node.members:
@@ -122,7 +123,7 @@ def _chain(program: Program, nodes: list, readers: dict, position: int) -> list[
         if following.members and following.kind not in ("batch_norm", "affine"):
             break
         for part in parts:
-            axes = _after(program, part, value, axes)
+            axes = _after(program, makers, part, value, axes)
             value = part.outputs[0]
             if axes is None:
                 return chain[:length]
@@ -132,7 +133,9 @@ def _chain(program: Program, nodes: list, readers: dict, position: int) -> list[
     return chain[:length]
 
 
-def _after(program: Program, node: Node, value: Value, axes: dict[int, int]) -> dict | None:
+def _after(
+    program: Program, makers: dict, node: Node, value: Value, axes: dict[int, int]
+) -> dict | None:
     """The channel axes after a step that belongs to the layer; None where it does not."""
     shape, out = (program.avals[v].shape for v in (value, node.outputs[0]))
     name = node.equation.primitive.name
@@ -145,9 +148,22 @@ def _after(program: Program, node: Node, value: Value, axes: dict[int, int]) -> 
     other = node.operands[1 - node.operands.index(value)]
     if not isinstance(other, Value):
         return axes
-    size = program.avals[other].shape
+    size = _varied(program, makers.get(other), program.avals[other].shape)
     along = len(size) == len(out) and all(n == 1 or a in axes for a, n in enumerate(size))
     return axes if other not in program.depends and (not size or along) else None
+
+
+def _varied(program: Program, maker: Node | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of an array, 1 along axes where it is one number spread out (Haiku's biases)."""
+    if maker is None or maker.equation is None:
+        return shape
+    if maker.equation.primitive.name != "broadcast_in_dim":
+        return shape
+    (operand,) = maker.operands
+    before = program.avals[operand].shape if isinstance(operand, Value) else ()
+    places = maker.equation.params["broadcast_dimensions"]
+    sizes = dict(zip(places, before, strict=True))
+    return tuple(sizes.get(a, 1) for a in range(len(shape)))
 
 
 def _group(program: Program, parts: list[Node]) -> Node:

@@ -25,10 +25,13 @@ _FOREIGN = re.compile(
 )
 
 
-def tag(path: str, class_name: str, outputs: Any) -> Any:
-    """Names the floating arrays among a layer's outputs; a second one is `path#1`."""
+def tag(path: str, class_name: str, outputs: Any, skip: type | tuple[type, ...] = ()) -> Any:
+    """Names the floating arrays among a layer's outputs; a second one is `path#1`.
+
+    Not those in objects of the classes `skip`, such as a state that goes along.
+    """
     try:
-        leaves, structure = jax.tree.flatten(outputs)
+        leaves, structure = jax.tree.flatten(outputs, is_leaf=lambda a: isinstance(a, skip))
     except (TypeError, ValueError):  # a dict of keys without an order, say: no tree of arrays
         return outputs
     position = 0
@@ -74,6 +77,8 @@ def _scopes(stack: str) -> tuple[str, ...]:
 def _plain(stack: str) -> tuple[str, ...]:
     parts = []
     for part in stack.split("/"):
+        if "(" not in part:
+            part = part.rstrip(")")  # of a transformation around the mark and what follows it
         while wrapped := _WRAPPED.match(part):
             part = wrapped[1]
         if not _FOREIGN.match(part):

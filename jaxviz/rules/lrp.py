@@ -389,6 +389,8 @@ def _on_kernel(c: jax.Array, axes: dict[int, int], rank: int) -> jax.Array:
     if not c.ndim:
         return c.reshape((1,) * rank)
     kept = sorted(axes, key=lambda a: axes[a])
+    # Along other axes it is one number, maybe spread out.
+    c = c[tuple(slice(None) if a in axes else slice(1) for a in range(c.ndim))]
     sizes = {axes[a]: c.shape[a] for a in kept}
     c = c.transpose([*kept, *(a for a in range(c.ndim) if a not in axes)])
     return c.reshape([sizes.get(k, 1) for k in range(rank)])

@@ -164,6 +164,77 @@ def test_settings_in_a_dict():
     assert jaxviz.gradient(apply_fn, params, jnp.array([[2.0, 5.0]]), 0).tolist() == [[12.0, 0.0]]
 
 
+class Asks(nnx.Module):
+    """A call with all that a call may ask for."""
+
+    def __init__(self, rngs):
+        self.embed, self.out = nnx.Embed(7, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+        self.drop = nnx.Dropout(0.5)
+
+    def __call__(self, ids, mask, scale=1.0, *, train, rngs):
+        x = (self.encode(ids, train, rngs) * mask[..., None]).mean(1)
+        return self.out(x) * scale
+
+    def encode(self, ids, train=True, rngs=None):
+        return self.drop(self.embed(ids), deterministic=not train, rngs=rngs)
+
+
+IDS, MASK = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+
+
+def test_several_inputs_by_name_or_by_place():
+    module = Asks(nnx.Rngs(0))
+    apply_fn, params = jaxviz.from_nnx(module)
+    expected = module(IDS, MASK, train=False, rngs=nnx.Rngs(1))
+    by_name = {"ids": IDS, "mask": MASK}
+    chex.assert_trees_all_close(apply_fn(params, by_name), expected)
+    chex.assert_trees_all_close(apply_fn(params, (IDS, MASK)), expected)
+    slopes = jaxviz.gradient(apply_fn, params, by_name, 1)["mask"]
+    by_hand = jax.grad(lambda m: module(IDS, m, train=False, rngs=nnx.Rngs(1))[:, 1].sum())(MASK)
+    chex.assert_trees_all_close(slopes, by_hand, rtol=1e-5)
+
+
+def test_further_arguments_are_data_and_compile_once():
+    module, traces = Asks(nnx.Rngs(0)), []
+    for scale in (2.0, 3.0):
+        arguments = (MASK, jnp.array(scale))
+        apply_fn, params = jaxviz.from_nnx(module, *arguments, rngs=nnx.Rngs(dropout=3))
+        expected = module(IDS, *arguments, train=False, rngs=nnx.Rngs(1))
+        run = jax.jit(lambda f, p, x: traces.append(f) or f(p, x), static_argnums=0)
+        chex.assert_trees_all_close(run(apply_fn, params, IDS), expected, rtol=1e-6)
+    assert traces[0] == traces[1]
+    assert hash(traces[0]) == hash(traces[1])
+    other, _ = jaxviz.from_nnx(module, *arguments, train=True)  # a flag shapes the program
+    assert other != traces[0]
+    # The user's own flag goes before inference: half of the numbers are dropped.
+    apply_fn, params = jaxviz.from_nnx(module, method="encode", train=True, rngs=nnx.Rngs(1))
+    assert 0 < (apply_fn(params, IDS) == 0).mean() < 1
+
+
+def test_a_method_by_name():
+    module = Asks(nnx.Rngs(0))
+    apply_fn, params = jaxviz.from_nnx(module, method="encode")
+    chex.assert_trees_all_equal(apply_fn(params, IDS), module.embed(IDS))
+    with pytest.raises(TypeError, match="'decode', and Asks has no such method"):
+        jaxviz.from_nnx(module, method="decode")
+
+
+def test_a_branch_inside_a_module():
+    class Either(nnx.Module):
+        def __init__(self, rngs):
+            self.one, self.two = (nnx.Linear(3, 2, rngs=rngs) for _ in range(2))
+
+        def __call__(self, x, flag):
+            return nnx.cond(flag, lambda m, x: m.one(x), lambda m, x: m.two(x), self, x)
+
+    module, x = Either(nnx.Rngs(0)), jnp.ones((2, 3))
+    for flag in (True, False):
+        apply_fn, params = jaxviz.from_nnx(module, jnp.array(flag))
+        found = jaxviz.gradient(apply_fn, params, x, 1)
+        kernel = (module.one if flag else module.two).kernel[...]
+        chex.assert_trees_all_close(found, jnp.tile(kernel[:, 1], (2, 1)))
+
+
 def in_words(tree):
     """Keys as text, as checkpoints store them."""
     return {str(k): in_words(v) if isinstance(v, dict) else v for k, v in tree.items()}
