@@ -7,7 +7,8 @@ The only file that touches `jax.extend.core`. Sharp edges, so that nobody has to
 - An equation is re-bound through a jaxpr of that one equation. Its parameters are never taken
   apart, so an operation that nobody wrote a rule for works in every version of JAX.
 - An inner `jit` is inlined; `custom_jvp`, `custom_vjp`, `remat` and control flow stay operations
-  with bodies, and are only taken apart when something inside is replaced.
+  with bodies, and are only taken apart when something inside is replaced. Where layers are named
+  and cut, a scan over layers (`towers.py`) is written out turn by turn.
 """
 
 import dataclasses
@@ -25,9 +26,10 @@ from jax.core import Tracer, eval_context
 from jax.extend import core as jex
 
 import jaxviz.graph.kinds as kinds
-from jaxviz.graph.names import are_wanted, parse_scope, parse_tag, tag_name
+from jaxviz.graph.names import are_wanted, join_scope, parse_scope, parse_tag, tag_name
 from jaxviz.graph.pieces import Operand
 from jaxviz.graph.through import INLINED, activation, through
+from jaxviz.graph.towers import MOST_TURNS, numbered_turn
 
 Value = int  # a value of the program, numbered in order of creation
 
@@ -83,6 +85,7 @@ def build(
     *,
     flat: bool,
     callers: tuple[Any, ...] = (),
+    held: Sequence[bool] = (),
 ) -> Program:
     """The program of a jaxpr.
 
@@ -92,10 +95,13 @@ def build(
       depends: For each input, whether the explained input reaches it.
       flat: Whether to inline `remat` too, which changes memory and no number.
       callers: The equations around it.
+      held: For each input, whether it is of the params: then scans over layers are written out
+        turn by turn, each turn under its own name. Without it they stay loops.
     """
-    builder = _Builder(flat, callers)
+    builder = _Builder(flat, callers, towers=bool(held))
     pairs = zip(jaxpr.invars, depends, strict=True)
     inputs = tuple(builder.new(variable.aval, moves) for variable, moves in pairs)
+    builder.start(inputs, held)
     outputs = builder.walk(jaxpr, consts, inputs, ())
     program = Program(
         nodes=tuple(builder.nodes),
@@ -114,9 +120,14 @@ def _through(equation: Any, operands: Sequence[Operand]) -> Operand:
 
 
 class _Builder:
-    def __init__(self, flat: bool, callers: tuple[Any, ...]):
+    def __init__(self, flat: bool, callers: tuple[Any, ...], towers: bool):
         self.flat = flat
         self.callers = callers
+        self.towers = towers
+        self.turns = 1  # of the scans that are being written out
+        self.scans: dict[str, int] = {}  # written out so far, by path
+        self.from_x: set[Value] = set()  # whatever x reaches, whole numbers too
+        self.from_params: set[Value] = set()
         self.nodes: list[Node] = []
         self.constants: dict[Value, Any] = {}
         self.avals: dict[Value, Any] = {}
@@ -129,6 +140,11 @@ class _Builder:
         if depends:
             self.depends.add(value)
         return value
+
+    def start(self, inputs: Sequence[Value], held: Sequence[bool]) -> None:
+        """Tells which inputs are of the params, and which of x."""
+        for value, is_held in zip(inputs, held, strict=False):
+            (self.from_params if is_held else self.from_x).add(value)
 
     def constant(self, value: Any, aval: Any) -> Value:
         number = self.new(aval, False)
@@ -156,7 +172,9 @@ class _Builder:
         name = equation.primitive.name
         if name == "name" and (tag := parse_tag(equation.params["name"])):
             env[equation.outvars[0]] = self.value(equation.invars[0], env)
-            self.tags.append((*tag, env[equation.outvars[0]]))
+            named = (*tag, env[equation.outvars[0]])
+            if named not in self.tags[-1:]:  # a call that is a call of its parent class
+                self.tags.append(named)
             return
         moves = any(env[v] in self.depends for v in variables(equation.invars))
         kind = activation(equation, bind) if moves else None
@@ -167,6 +185,9 @@ class _Builder:
             outside, self.callers = self.callers, (*self.callers, equation)
             env.update(zip(equation.outvars, self.walk(inner, consts, inputs, scope), strict=True))
             self.callers = outside
+            return
+        if name == "scan" and moves and self.is_tower(equation, env):
+            self.write_out(equation, env, scope)
             return
         operands = tuple(
             Scalar(atom.val) if isinstance(atom, jex.Literal) else env[atom]
@@ -180,6 +201,9 @@ class _Builder:
         kept = _kept(equation)
         env.update((variable, self.new(variable.aval, moves)) for variable in kept)
         outputs = tuple(env[v] for v in kept)
+        for reached in (self.from_x, self.from_params) if self.towers else ():
+            if not reached.isdisjoint(inputs):
+                reached.update(outputs)
         if name == "name":  # the user's own `checkpoint_name`
             self.tags.append((equation.params["name"], "", outputs[0]))
         self.nodes.append(
@@ -196,15 +220,79 @@ class _Builder:
             )
         )
 
+    def is_tower(self, equation: Any, env: dict) -> bool:
+        """Whether a scan goes through layers, and not through time.
 
-def has_remat(program: Program) -> bool:
-    """Whether anything inside is recomputed in the backward pass."""
+        Its turns read slices of the params and nothing of x but what is carried; or the same
+        params over and over, with nothing of x beside what is carried.
+        """
+        length = equation.params["length"]
+        if not self.towers or not length or self.turns * length > MOST_TURNS:
+            return False
+        consts, carried, _ = scan_arity(equation)
+        fixed, scanned = equation.invars[:consts], equation.invars[consts + carried :]
+        is_of = lambda atom, known: not isinstance(atom, jex.Literal) and env[atom] in known
+        if any(is_of(atom, self.from_x) for atom in scanned):
+            return False
+        stacked = [a for a in scanned if jnp.issubdtype(a.aval.dtype, jnp.inexact)]
+        if stacked:  # times and noise levels are closed over, and no stacks of kernels
+            return any(is_of(a, self.from_params) or a.aval.ndim > 2 for a in stacked)
+        return not any(is_of(atom, self.from_x) for atom in fixed)
+
+    def write_out(self, equation: Any, env: dict, scope: tuple) -> None:
+        """Adds the nodes of all turns of a scan, each with its number in their names."""
+        consts, carried, _ = scan_arity(equation)
+        length, cut = equation.params["length"], consts + carried
+        inner, constants = _open(equation.params["jaxpr"])
+        given = [self.value(atom, env) for atom in equation.invars]
+        path = join_scope(scope)
+        number = self.scans[path] = self.scans.get(path, -1) + 1
+        outside, self.callers = self.callers, (*self.callers, equation)
+        self.turns *= length
+        scans = self.scans
+        avals = [atom.aval for atom in equation.invars[cut:]]
+        turns = range(length)
+        slices = self.apply(
+            lambda *xs: [jax.lax.index_in_dim(a, i, keepdims=False) for i in turns for a in xs],
+            given[cut:],
+            avals,
+            scope,
+        )
+        carry, stacked, width = given[consts:cut], {}, len(avals)
+        for i in reversed(turns) if equation.params["reverse"] else turns:
+            nodes, tags, self.scans = len(self.nodes), len(self.tags), {}
+            turn = [*given[:consts], *carry, *slices[i * width : (i + 1) * width]]
+            made = self.walk(inner, constants, turn, scope)
+            carry, stacked[i] = list(made[:carried]), made[carried:]
+            self.nodes[nodes:], self.tags[tags:] = numbered_turn(
+                self.nodes[nodes:], self.tags[tags:], scope, number, i
+            )
+        env.update(zip(equation.outvars[:carried], carry, strict=True))
+        for k, variable in enumerate(equation.outvars[carried:]):
+            if not isinstance(variable, jex.DropVar):
+                parts = [stacked[i][k] for i in turns]
+                one = [jax.ShapeDtypeStruct(variable.aval.shape[1:], variable.aval.dtype)] * length
+                (env[variable],) = self.apply(lambda *a: jnp.stack(a), parts, one, scope)
+        self.turns //= length
+        self.callers, self.scans = outside, scans
+
+    def apply(
+        self, function: Callable, values: Sequence[Value], avals: Sequence[Any], scope: tuple
+    ):
+        """Adds the nodes of a function of our own; returns its outputs."""
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+        closed = jax.make_jaxpr(function)(*shapes)
+        return self.walk(closed.jaxpr, closed.consts, values, scope)
+
+
+def is_flat(program: Program) -> bool:
+    """Whether nothing inside is recomputed in the backward pass, and nothing scanned."""
 
     def has(node):
-        inside = any(map(has, node.members)) or any(map(has_remat, node.bodies))
-        return node.kind in REMAT or inside
+        inside = any(map(has, node.members)) or not all(map(is_flat, node.bodies))
+        return node.kind in REMAT or node.kind == "scan" or inside
 
-    return any(map(has, program.nodes))
+    return not any(map(has, program.nodes))
 
 
 def _number(literal: Any) -> np.ndarray:

@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,8 @@ class Layer(NamedTuple):
       flops: For the whole batch and all turns of a loop, those of its sublayers included;
         transcendentals are not counted (XLA books them apart).
       turns: How often it runs: 1, or the length of the loop around it.
-      can_cut: Whether `split` and `activations` can reach it (not inside a loop or a branch).
+      can_cut: Whether `split` and `activations` can reach it (not inside a loop or a branch; those
+        of a scan over layers can be reached, each by its number: `blocks[2]/mlp`).
       submodules: Whether rows below it are part of it, so that sums would count twice.
       channel_axis: Which axis of its output holds the channels: the one that the convolution or
         dense layer that made it put them on, else the last.
@@ -58,13 +60,20 @@ class Layer(NamedTuple):
     channel_axis: int = -1
 
 
+class Piece(NamedTuple):
+    """What of a leaf of params a value is made of."""
+
+    leaf: int
+    slice: Value | None  # the value that is one of a stack, or None for all of it
+    size: int
+
+
 class Row(NamedTuple):
     """A layer with its place in the program."""
 
     layer: Layer
     value: Value
     position: tuple
-    leaves: frozenset[int]
     path: str  # of the module that it is, or that it is in
     nodes: tuple[Node, ...]  # the operations that make it up
     batch: int = 0  # the axis of the value that the layer's shape has first
@@ -88,6 +97,9 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
     A Linen or NNX module's output has the module's path, and a value named by
     `jax.ad_checkpoint.checkpoint_name` that name; a layer run twice gets a number the second time.
     Operations that nobody named have kind and number inside their scope: `relu_0`, `max_pool_1`.
+    The turns of a scan over layers (one whose turns read slices of params, or the same params and
+    nothing of `x` but what they hand on; at most 128) are layers of their own, by number:
+    `blocks[2]/mlp`, `scan_0[2]/dense_0` where nobody named them. A loop over time is one row.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`; for an NNX module, the first of `from_nnx(module)`.
@@ -192,7 +204,8 @@ def _place(found: Sequence[Layer], name: str, who: str) -> int:
 def rows(traced: Traced) -> tuple[Row, ...]:
     """The layers of a traced model with their values."""
     sizes = _sizes(jax.tree.map(traced.program.avals.get, traced.params))
-    origin = {v: frozenset({i}) for i, v in enumerate(jax.tree.leaves(traced.params))}
+    held = jax.tree.leaves(traced.params)
+    origin = {v: frozenset({Piece(i, None, sizes[i][0])}) for i, v in enumerate(held)}
     found = _Namer(sizes).rows(traced.program, origin, (), 1, True)
     known = axes(traced)
     named = {value for *_, value in traced.program.tags}
@@ -240,6 +253,21 @@ class _Namer:
         self.taken[name] = count + 1
         return self.unique(f"{name}_{count}") if count else name
 
+    def numbers(self, pieces: Iterable[Piece]) -> dict[int, int]:
+        """For each leaf of params how many of its numbers there are in some pieces of it."""
+        found: dict[int, int] = {}
+        for piece in pieces if self.sizes else ():
+            found[piece.leaf] = found.get(piece.leaf, 0) + piece.size
+        return {leaf: min(size, self.sizes[leaf][0]) for leaf, size in found.items()}
+
+    def skip_turns(self, program: Program) -> None:
+        """Scans that are written out have their numbers already (`scan_0[2]`)."""
+        marks = {part for node in program.nodes for part in node.scope if part.startswith("<<")}
+        for mark in marks:
+            for found in re.finditer(r"scan_(\d+)\[", mark):
+                key = f"{mark[2 : found.start()]}scan_#"
+                self.taken[key] = max(self.taken.get(key, 0), int(found[1]) + 1)
+
     def numbered(self, path: str, kind: str) -> str:
         stem = f"{path}/{kind}" if path else kind
         key = f"{stem}_#"
@@ -250,17 +278,18 @@ class _Namer:
     def rows(
         self,
         program: Program,
-        origin: dict[Value, frozenset[int]],
+        origin: dict[Value, frozenset[Piece]],
         outer: tuple[str, ...],
         turns: int,
         can_cut: bool,
     ) -> list[Row]:
         origin, whole = dict(origin), program.nodes
+        self.skip_turns(program)
         program = dataclasses.replace(program, nodes=tuple(opened(whole)))
         for node in program.nodes:
             if not any(v in program.depends for v in node.inputs):
-                leaves = frozenset().union(*(origin.get(v, frozenset()) for v in node.inputs))
-                origin.update(dict.fromkeys(node.outputs, leaves))
+                pieces = frozenset().union(*(origin.get(v, frozenset()) for v in node.inputs))
+                origin.update((v, _one_of_stack(program, node, v, pieces)) for v in node.outputs)
         paths = {id(node): join_scope(outer + node.scope) for node in program.nodes}
         made = {v: i for i, node in enumerate(program.nodes) for v in node.outputs}
         readers: dict[Value, list[Node]] = {}
@@ -273,31 +302,22 @@ class _Namer:
 
         def row(name, kind, value, nodes, position, path, submodules=False):
             aval = program.avals[value]
-            leaves = frozenset().union(
-                *(
-                    origin.get(v, frozenset())
-                    for node in nodes
-                    for v in node.inputs
-                    if v not in program.depends
-                )
-            )
+            read = [v for node in nodes for v in node.inputs if v not in program.depends]
+            pieces = frozenset().union(*(origin.get(v, frozenset()) for v in read))
+            held = self.numbers(pieces)
             layer = Layer(
                 name=name,
                 kind=kind,
                 shape=tuple(aval.shape),
                 dtype=aval.dtype,
-                num_params=sum(self.sizes[i][0] for i in leaves if not self.sizes[i][1])
-                if self.sizes
-                else 0,
-                num_state=sum(self.sizes[i][0] for i in leaves if self.sizes[i][1])
-                if self.sizes
-                else 0,
+                num_params=sum(n for i, n in held.items() if not self.sizes[i][1]),
+                num_state=sum(n for i, n in held.items() if self.sizes[i][1]),
                 flops=turns * sum(node_flops(program, node) for node in nodes),
                 turns=turns,
                 can_cut=can_cut,
                 submodules=submodules,
             )
-            found.append(Row(layer, value, position, leaves, path, tuple(nodes)))
+            found.append(Row(layer, value, position, path, tuple(nodes)))
 
         for i, node in enumerate(program.nodes):
             path = paths[id(node)]
@@ -405,6 +425,18 @@ class _Namer:
                 if not isinstance(o, Scalar) and o in origin
             }
             yield from self.rows(body, inside, inner, turns, False)
+
+
+def _one_of_stack(
+    program: Program, node: Node, value: Value, pieces: frozenset[Piece]
+) -> frozenset[Piece]:
+    """What a value made of params is made of: one of a stack of layers is that layer's own."""
+    if node.members or equation_of(node).primitive.name not in ("slice", "dynamic_slice", "gather"):
+        return pieces
+    (length, *one), made = program.avals[node.inputs[0]].shape or (0,), program.avals[value].shape
+    if length < 2 or tuple(n for n in made if n != 1) != tuple(n for n in one if n != 1):
+        return pieces
+    return frozenset(Piece(p.leaf, value, p.size // length) for p in pieces)
 
 
 def _around(path: str) -> Iterator[str]:

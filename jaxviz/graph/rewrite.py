@@ -27,6 +27,7 @@ from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS, RELU_KINDS, primiti
 from jaxviz.graph.layers import LISTED, operation_names
 from jaxviz.graph.roles import inner, leaves, roles, start
 from jaxviz.graph.signs import nonnegative
+from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import model
 
 
@@ -94,7 +95,8 @@ class RuleSet:
 
     Attributes:
       name: Said in errors.
-      table: From a layer's name (if that is no kind), "first" (convolutions and dense layers with
+      table: From a layer's name (if that is no kind; `blocks/mlp` for all turns of a scan over
+        layers, `blocks[2]/mlp` for one), "first" (convolutions and dense layers with
         none before them), a kind, "activation" (any pointwise function of one value) or a primitive
         to a rule, looked up in this order. A rule gets an `Op` and answers with a replacement,
         `(*inputs) -> outputs` of the same shapes, or None to leave it. A group that is left is
@@ -127,6 +129,11 @@ class RuleSet:
             object.__setattr__(self, "table", tuple(self.table.items()))
         object.__setattr__(self, "_rules", dict(self.table))
 
+    @property
+    def by_turn(self) -> bool:
+        """Whether a rule is for one turn of a scan over layers, which is written out for it."""
+        return any(map(turns_of, self._rules))  # type: ignore[attr-defined]
+
     def find(self, op: Op) -> tuple[bool, Callable | None]:
         """Whether the table has a row for an operation, and what its rule answers."""
         rule = self.rule(op.kind, op.primitive, op.name, op.first)
@@ -138,6 +145,8 @@ class RuleSet:
         # A layer that somebody called "conv" has no row of its own by that name.
         if name not in _KINDS and name in table:
             return table[name]
+        if self.by_turn and turns_of(name) and without_turns(name) in table:
+            return table[without_turns(name)]
         if first and "first" in table:
             return table["first"]
         if kind in table:
@@ -167,7 +176,7 @@ class Rewritten:
     def __call__(self, params: Any, x: Any) -> Any:
         apply_fn, params = hold(self.rules.name, self.apply_fn, params)
         whole = model(apply_fn, params, x)
-        traced = whole.as_written
+        traced = whole.flat if self.rules.by_turn else whole.as_written
         program, names = _prepared(traced.program, self.rules.named, self.rules.folded)
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
         known = axes(traced) if self.rules.placed else None

@@ -16,6 +16,7 @@ from jaxviz.graph.facts import fact
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, opened, run_nodes
 from jaxviz.graph.layers import Row, find, rows
+from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import Traced, trace
 
 
@@ -31,7 +32,9 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree; arrays or shapes.
       x: `[N, ...]` or a pytree of such; arrays or shapes.
-      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`. One in a scan over layers
+        (`blocks[2]/mlp`) takes the scan apart: head and tail have its turns one after the other,
+        and take as long to compile as if they had been written so.
 
     Returns:
       `(head, tail)`, plain functions to be jitted like the model itself, equal (`==`, `hash`) for
@@ -74,7 +77,9 @@ def activations(
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree.
       x: `[N, ...]` or a pytree of such.
-      layers: Names of `jaxviz.layers(apply_fn, params, x)`.
+      layers: Names of `jaxviz.layers(apply_fn, params, x)`. Without the numbers of its turns, the
+        name of a layer in a scan over layers (`blocks/mlp` for `blocks[0]/mlp`, ...) is that of
+        all of them, stacked `[N, turns, ...]` (of scans inside one another, the outer turns first).
       channels_last: Whether to move each layer's channels (`Layer.channel_axis`) to the last axis,
         where pictures and objectives have them; else they stay where the model has them.
 
@@ -119,11 +124,11 @@ class Values:
         traced = trace(apply_fn, params, x)
         found = rows(traced)
         wanted = {
-            name: reachable(find(found, name, self.who), self.who)
+            name: [reachable(row, self.who) for row in _turns(found, name, self.who)]
             for name in self.layers
             if name != OUTPUTS
         }
-        values = [row.value for row in wanted.values()]
+        values = [row.value for turns in wanted.values() for row in turns]
         if OUTPUTS in self.layers:
             values += jax.tree.leaves(traced.outputs)
         env = environment(traced.program, jax.tree.leaves((params, x)))
@@ -132,11 +137,27 @@ class Values:
         def one(name):
             if name == OUTPUTS:
                 return jax.tree.map(lambda value: env[value], traced.outputs)
-            row = wanted[name]
+            turns = [layer_of(row) for row in wanted[name]]
+            if len(turns) == 1 and wanted[name][0].layer.name == name:
+                return turns[0]
+            sizes = turns_of(wanted[name][-1].layer.name)
+            a = jnp.stack(turns, axis=1)
+            return a.reshape(len(a), *(n + 1 for n in sizes), *a.shape[2:])
+
+        def layer_of(row):
             a = _moved(env[row.value], row.batch, 0)
             return jnp.moveaxis(a, row.layer.channel_axis, -1) if self.channels_last else a
 
         return {name: one(name) for name in self.layers}
+
+
+def _turns(found: Sequence[Row], name: str, who: str) -> Sequence[Row]:
+    """The row of a name, or those of all turns of a scan over layers, by number."""
+    rows_of = [row for row in found if row.layer.name == name]
+    if not rows_of and not turns_of(name):
+        rows_of = [row for row in found if without_turns(row.layer.name) == name]
+        rows_of.sort(key=lambda row: turns_of(row.layer.name))
+    return rows_of or [find(found, name, who)]
 
 
 def _moved(a: Any, source: int, place: int) -> jax.Array:
@@ -272,8 +293,9 @@ def _cut(traced: Traced, value: Value) -> tuple[list[Node], list[Node], dict[Val
 def reachable(row: Row, who: str) -> Row:
     if not row.layer.can_cut:
         raise ValueError(
-            f"{who}: layer {row.layer.name!r} is inside a loop, a branch or a function with its "
-            "own derivative, where it has no single value. Take a layer before or after that."
+            f"{who}: layer {row.layer.name!r} is inside a loop (over time, of as many turns as the "
+            "numbers say, or of too many), a branch or a function with its own derivative, where "
+            "it has no single value. Take a layer before or after that."
         )
     return row
 

@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from jaxviz.calls.models import failed
 from jaxviz.calls.options import is_jax
-from jaxviz.graph.interpreter import Program, build, closed_function, has_remat
+from jaxviz.graph.interpreter import Program, build, closed_function, is_flat
 from jaxviz.graph.names import naming, under_names
 
 
@@ -56,13 +56,14 @@ class Model:
 
     @functools.cached_property
     def as_written(self) -> Traced:
-        """Its program, `remat` and all."""
+        """Its program, `remat`, scans and all."""
         return self._traced(flat=False)
 
     @functools.cached_property
     def flat(self) -> Traced:
-        """Its program without `remat`, which changes memory and no number."""
-        same = not has_remat(self.as_written.program)
+        """Its program without `remat`, which changes memory and no number, all layers in a row:
+        scans over layers are written out turn by turn."""
+        same = is_flat(self.as_written.program)
         return self.as_written if same else self._traced(flat=True)
 
     def _traced(self, flat: bool) -> Traced:
@@ -72,7 +73,8 @@ class Model:
             x and jnp.issubdtype(v.aval.dtype, jnp.inexact)
             for x, v in zip(is_x, jaxpr.invars, strict=True)
         ]
-        program = build(jaxpr, self._closed.consts, moves if any(moves) else is_x, flat=flat)
+        depends, held = moves if any(moves) else is_x, [not x for x in is_x] if flat else []
+        program = build(jaxpr, self._closed.consts, depends, flat=flat, held=held)
         params, x = jax.tree.unflatten(self._structure, program.inputs)
         outputs = jax.tree.unflatten(jax.tree.structure(self.shape), program.outputs)
         return Traced(program, params, x, outputs)
@@ -164,7 +166,7 @@ def trace(apply_fn: Callable, params: Any, x: Any, *, flat: bool = True) -> Trac
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree of arrays or shapes.
       x: Any pytree of arrays or shapes.
-      flat: Whether to inline `remat`.
+      flat: Whether to inline `remat` and write out scans over layers.
 
     Returns:
       A `Traced`.

@@ -81,11 +81,21 @@ def test_several_inputs_and_outputs_have_their_keys():
     }
 
 
-def test_a_loop_is_one_box_with_its_turns():
-    boxes = {box.name: box for box in jv.layer_graph(*build("linen_scan")).boxes}
+def test_a_loop_over_time_is_one_box_with_its_turns():
+    def recurrent(w, x):
+        return jax.lax.scan(lambda h, row: (h @ w + row, None), x[:, 0], x.swapaxes(0, 1))[0]
+
+    boxes = {
+        box.name: box for box in jv.layer_graph(recurrent, jnp.eye(6), jnp.ones((2, 3, 6))).boxes
+    }
     loop = boxes["scan_0"]
-    assert (loop.detail, loop.num_params) == ("3 turns", 3 * (6 * 6 + 6))
-    assert [layer.name for layer in loop.layers] == ["stack/dense", "stack/relu_0", "stack/add_0"]
+    assert (loop.detail, loop.num_params) == ("3 turns", 6 * 6)
+    assert [layer.name for layer in loop.layers] == ["scan_0/dense_0", "scan_0/add_0"]
+
+
+def test_a_scan_over_layers_has_boxes_of_its_turns():
+    boxes = {box.name: box for box in jv.layer_graph(*build("linen_scan")).boxes}
+    assert {f"stack[{i}]/add_0" for i in range(3)} <= set(boxes)
 
 
 class Part(nn.Module):

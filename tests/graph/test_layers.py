@@ -89,13 +89,16 @@ def test_unnamed_layers_hold_their_bias():
     assert found["dense_0"].num_params == 6 * 5 + 5
 
 
-def test_a_layer_in_a_scan_is_listed_with_its_turns():
-    found = {layer.name: layer for layer in jv.layers(*build("linen_scan"))}
-    dense = found["stack/dense"]
-    assert (dense.turns, dense.can_cut, dense.shape) == (3, False, (2, 6))
-    assert dense.num_params == 3 * (6 * 6 + 6)
-    assert dense.flops == 3 * (2 * 2 * 6 * 6 + 2 * 6)
-    assert {layer.turns for layer in jv.layers(*build("scan")) if "/" in layer.name} == {3}
+def test_a_layer_in_a_loop_over_time_is_listed_with_its_turns():
+    def recurrent(w, x):
+        step = lambda h, row: (jnp.tanh(row @ w["into"] + h @ w["own"]), None)
+        return jax.lax.scan(step, jnp.zeros((2, 6)), x.swapaxes(0, 1))[0]
+
+    w = {"into": jnp.ones((4, 6)), "own": jnp.ones((6, 6))}
+    found = {layer.name: layer for layer in jv.layers(recurrent, w, jnp.ones((2, 5, 4)))}
+    own = found["scan_0/dense_1"]
+    assert (own.turns, own.can_cut, own.shape, own.num_params) == (5, False, (2, 6), 36)
+    assert own.flops == 5 * 2 * 2 * 6 * 6
 
 
 def test_layers_in_branches_and_custom_derivatives_are_listed():

@@ -27,10 +27,12 @@ def test_tail_of_head_is_the_model_bit_for_bit(net):
     eager, compiled = apply_fn(params, x), jax.jit(apply_fn)(params, x)
     cuttable = [layer.name for layer in jv.layers(apply_fn, params, x) if layer.can_cut]
     assert cuttable
+    # XLA adds up otherwise in a loop than in the same turns one after the other.
+    same = chex.assert_trees_all_close if "scan" in net else chex.assert_trees_all_equal
     for layer in cuttable:
         both = composed(net, layer)
-        chex.assert_trees_all_equal(both(params, x), eager)
-        chex.assert_trees_all_equal(jax.jit(both)(params, x), compiled)
+        same(both(params, x), eager)
+        same(jax.jit(both)(params, x), compiled)
 
 
 @pytest.mark.parametrize("net", ["nested", "residual", "concatenating", "nnx", "equinox", "jit"])
@@ -124,12 +126,20 @@ def test_unknown_layer_names_the_nearest():
         jv.split(*build("nested"), "block1/Conv")
 
 
+def turning(w, x):
+    return jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: h @ w + 1, x)
+
+
 @pytest.mark.parametrize(
-    ("net", "layer"), [("linen_scan", "stack/dense"), ("cond", "cond_0/branch_1/relu_0")]
+    ("net", "layer"),
+    [
+        ((turning, jnp.eye(2), jnp.ones((1, 2))), "while_0/dense_0"),
+        ("cond", "cond_0/branch_1/relu_0"),
+    ],
 )
 def test_cutting_inside_a_loop_or_branch_is_refused_by_name(net, layer):
-    with pytest.raises(ValueError, match=f"split: layer '{layer}' is inside a loop, a branch"):
-        jv.split(*build(net), layer)
+    with pytest.raises(ValueError, match=f"split: layer '{layer}' is inside a loop.*, a branch"):
+        jv.split(*(build(net) if isinstance(net, str) else net), layer)
 
 
 def test_wrong_shapes_are_refused():
