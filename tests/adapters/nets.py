@@ -156,8 +156,33 @@ def channels_first():
     return Net(apply_fn, weights(), ("conv_0", "conv_1", "conv_2", "dense_0"), 1)
 
 
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.relu(nn.Conv(CHANNELS[1], (3, 3), name="conv")(x)), None
+
+
+class Scanned(nn.Module):
+    """Its two blocks are turns of one scan, their weights one stack."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(CHANNELS[1], (3, 3), name="stem")(x))
+        stacked = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        x, _ = nn.scan(nn.remat(Block), length=2, **stacked)(name="blocks")(x, None)
+        return nn.Dense(CLASSES, name="out")(x.mean((1, 2)))
+
+
+def scanned():
+    of = {name: {"kernel": k, "bias": b} for name, (k, b) in weights().items()}
+    both = jax.tree.map(lambda *a: jax.numpy.stack(a), of.pop("block0"), of.pop("block1"))
+    names = ("stem", "blocks[0]/conv", "blocks[1]/conv", "out")
+    return Net(Scanned().apply, {"params": of | {"blocks": {"conv": both}}}, names)
+
+
 ROWS = {
     "linen": linen,
+    "scanned": scanned,
     "nnx": nnx_module,
     "equinox": equinox,
     "haiku": haiku,
