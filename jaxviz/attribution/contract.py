@@ -11,7 +11,12 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.layout import as_given, channels_last, channels_of
-from jaxviz.attribution.targets import check_function, check_target, output_shape
+from jaxviz.attribution.targets import (
+    check_function,
+    check_target,
+    output_shape,
+    with_classes,
+)
 from jaxviz.calls.leaves import fill_for
 from jaxviz.calls.models import floating, real, shapes_of
 from jaxviz.calls.naming import calling
@@ -94,8 +99,10 @@ def explanation(
                 if moves is not None:
                     apply_fn, x, bound = channels_last(name, apply_fn, x, bound, moves)
                 fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
-                outputs = output_shape(apply_fn, params, x)
                 target_fn = target if callable(target) else None
+                if takes_target and target_fn is None:
+                    apply_fn = with_classes(apply_fn, params, x)
+                outputs = output_shape(apply_fn, params, x)
                 if target_fn is not None:
                     check_function(name, x, outputs, target_fn)
                 elif takes_target:

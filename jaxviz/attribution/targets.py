@@ -1,5 +1,6 @@
 """What is explained: a class of each example, or what a function of the outputs picks."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,28 @@ def output_shape(apply_fn: Callable, params: Any, x: Any) -> Any:
     return model(apply_fn, params, x).shape
 
 
+@dataclasses.dataclass(frozen=True)
+class OneNumber:
+    """A model of one number an example, `[N]`, as one of one class, `[N, 1]`."""
+
+    apply_fn: Callable
+
+    def __call__(self, params: Any, x: Any) -> jax.Array:
+        return model(self.apply_fn, params, x)(params, x)[:, None]
+
+    @property
+    def is_tail(self) -> bool:
+        return getattr(self.apply_fn, "is_tail", False)
+
+
+def with_classes(apply_fn: Callable, params: Any, x: Any) -> Callable:
+    """The model with outputs `[N, K]`: itself, but where it gives one number an example, `[N]`."""
+    shape = getattr(output_shape(apply_fn, params, x), "shape", None)
+    if shape != np.shape(jax.tree.leaves(x)[0])[:1] or not _rows_follow(apply_fn, params, x):
+        return apply_fn
+    return OneNumber(apply_fn)
+
+
 def check_rows(name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any) -> None:
     """Refuses outputs `[N, K]` whose rows are not the examples: averaged, or classes first."""
     count = np.shape(jax.tree.leaves(x)[0])[0]
@@ -43,7 +66,7 @@ def check_rows(name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any)
 
 
 def _rows_follow(apply_fn, params, x):
-    """Whether outputs `[N, N]` have examples first; True where that cannot be told."""
+    """Whether outputs `[N, N]` or `[N]` have examples first; True where that cannot be told."""
     traced = trace(apply_fn, params, x, flat=False)
     place = axes(traced).batch(traced.outputs)
     if place is not None:
@@ -91,9 +114,15 @@ def check_target(
             wrong = values[(values < 0) | (values >= shape[1])].ravel()[0]
             raise ValueError(
                 f"{name}: target must be in [0, {shape[1]}), the classes of apply_fn's outputs; "
-                f"got {wrong}."
+                f"got {wrong}.{_ONE if shape[1] == 1 and wrong == 1 else ''}"
             )
     return widened(index)
+
+
+_ONE = (
+    " One number an example has index 0: the logit of the positive class. For the other class pass "
+    "lambda outputs: -outputs.reshape(-1)."
+)
 
 
 def _avals(arguments):

@@ -12,7 +12,7 @@ from jaxviz.attribution.contract import Target
 from jaxviz.attribution.copies import check_one_array, fixed_target
 from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.path import integrated_gradients
-from jaxviz.attribution.targets import check_target, output_shape
+from jaxviz.attribution.targets import check_target, output_shape, with_classes
 from jaxviz.calls.options import array, either, function, maybe, real, several
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
@@ -87,6 +87,8 @@ def xrai(
         )
     apply_fn, params = hold("xrai", apply_fn, params)
     x = jnp.asarray(x)
+    if not callable(target):
+        apply_fn = with_classes(apply_fn, params, x)
     if target is None:  # the same class on both paths
         check_target("xrai", apply_fn, params, x, output_shape(apply_fn, params, x), None)
         target = _top_class(apply_fn, params, x)

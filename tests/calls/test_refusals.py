@@ -96,6 +96,27 @@ def test_a_target_function_that_fails_is_told_of():
         jv.saliency(net, W, X, lambda o: o)
 
 
+def one_number(w, x):  # a row of w for each channel; its first column is the number
+    return jax.nn.relu(x).mean((1, 2)) @ w[:, 0]
+
+
+@pytest.mark.parametrize("target", [None, 0])
+def test_one_number_an_example_is_a_model_of_one_class(target):
+    as_class = lambda w, x: one_number(w, x)[:, None]
+    for method in (jv.gradient, jv.integrated_gradients, jv.lrp, jv.deep_lift, jv.xrai):
+        options = {"segments": [np.ones((1, 8, 8), bool)] * 2} if method is jv.xrai else {}
+        found, expected = (
+            method(f, jnp.ones((2, 3)), IMAGES, target, **options) for f in (one_number, as_class)
+        )
+        np.testing.assert_array_equal(found, expected)
+    for f in (one_number, as_class):
+        with pytest.raises(ValueError, match=r"in \[0, 1\).*got 1. One number an example"):
+            jv.gradient(f, jnp.ones((2, 3)), IMAGES, 1)
+    added = lambda w, x: one_number(w, x).sum() * w[0, :2]  # as many numbers, but of no example
+    with pytest.raises(ValueError, match=r"needs outputs \[N, K\]"):
+        jv.gradient(added, jnp.ones((2, 3)), IMAGES, 0)
+
+
 def test_a_missing_batch_axis_is_seen():
     with pytest.raises((TypeError, ValueError), match=r"saliency: .*shape \(8, 8, 2\).*x\[None\]"):
         jv.saliency(seen, jnp.ones((2, 3)), IMAGES[0])
@@ -254,7 +275,7 @@ def test_probabilities_need_an_axis_of_classes(wrap):
 
 def test_xrai_refuses_outputs_without_classes_as_the_others_do():
     x = np.ones((2, 4, 4, 1), np.float32)
-    for outputs in (lambda x: x.mean((1, 2, 3)), lambda x: (x, x), lambda x: {"logits": x}):
+    for outputs in (lambda x: x.mean((1, 2)).sum(0), lambda x: (x, x), lambda x: {"logits": x}):
         with pytest.raises(ValueError, match=r"^xrai: a target index \(or None\) needs outputs"):
             jv.xrai(lambda params, x, outputs=outputs: outputs(x), None, x)
 
