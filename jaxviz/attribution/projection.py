@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.attribution.channels import channel_axis, checked_channel
 from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.attribution.layout import ChannelsLast, channels_of
 from jaxviz.calls.options import images, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
@@ -149,6 +150,14 @@ def top_projections(
             "top_projections: images must be [M, H, W, C] and num_images 1 to M; got "
             f"{np.shape(images)} and {num_images}."
         )
+    moves = channels_of(apply_fn, params, images[:1])
+    if moves and (axis := moves[0]):
+        twin = ChannelsLast(apply_fn, moves)
+        moved = np.moveaxis(np.asarray(images), axis, -1)
+        options = {"num_images": num_images, "batch_size": batch_size}
+        top = top_projections(twin, params, moved, layer=layer, channel=channel, **options)
+        back = lambda a: np.moveaxis(a, -1, axis)
+        return top._replace(patches=back(top.patches), projections=back(top.projections))
     axis = channel_axis("top_projections", apply_fn, params, images[:1], layer)
     field = receptive_field(apply_fn, params, images[:1], layer)
     if field.ndim == 4:

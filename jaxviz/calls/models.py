@@ -68,6 +68,17 @@ def moving(who: str, option: str, value: Any) -> Any:
     return floating(who, option, batch(who, option, value))
 
 
+def moving_images(who: str, option: str, value: Any) -> Any:
+    """Images that hold real floating numbers, `[N, H, W, C]` or with channels first."""
+    found = moving(who, option, value)
+    if np.ndim(jax.tree.leaves(found)[0]) != 4 or len(jax.tree.leaves(found)) != 1:
+        raise ValueError(
+            f"{who}: {option} must be images [N, H, W, C]; got {shapes_of(value)}. One image is "
+            "x[None]."
+        )
+    return found
+
+
 batch_or_shapes = functools.partial(batch, shapes=True)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxviz.attribution.layout import of_places
 from jaxviz.calls.models import moving
 from jaxviz.calls.public import public
 from jaxviz.features.maximization import maximize_activation
@@ -19,6 +20,7 @@ _JITTER = (jitter(32),)
 
 
 @public(x=moving)
+@of_places
 def deep_dream(
     apply_fn: Callable,
     params: Any,
@@ -43,7 +45,7 @@ def deep_dream(
       apply_fn: Pure `(params, x) -> outputs` that takes images of any size up to the layers that
         the objective reads. Compiled once for each size.
       params: Any pytree, handed on untouched.
-      x: `[N, H, W, C]`, floating, within `value_range`.
+      x: `[N, H, W, C]`, floating, within `value_range`; or `[N, C, H, W]`, as the model has it.
       objective: One of `jaxviz.objectives`: `energy(layer)` for more of whatever is seen, a channel
         or class for more of that.
       key: PRNG key of the transforms.
@@ -57,7 +59,7 @@ def deep_dream(
       regularizers: Penalties, of `jaxviz.regularizers`.
 
     Returns:
-      `[N, H, W, C]` within `value_range`.
+      The shape of `x`, within `value_range`.
 
     Raises:
       ValueError: As for `maximize_activation`; or an option out of its range.

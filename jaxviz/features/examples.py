@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxviz.attribution.contract import program
+from jaxviz.attribution.layout import ChannelsLast, channels_of
 from jaxviz.calls.options import image_list
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
@@ -26,8 +27,8 @@ class TopExamples(NamedTuple):
       scores: `[U, K]`, the activations there, largest first: the strongest place of each image.
       indices: `[U, K]`, which images; -1 (and a score of minus infinity) where there were fewer.
       boxes: `[U, K, 4]`, top, left, bottom, right: what of the image the place can see.
-      patches: `[U, K, h, w, C]`, the images cut there; all of one size, that of the layer's largest
-        receptive field, moved to lie inside the image.
+      patches: `[U, K, h, w, C]`, or with channels first as the images have them: the images cut
+        there, all of the size of the layer's largest receptive field, moved to lie inside.
       means: `[U]`, mean activation over all images and places.
       count: How many images there were.
     """
@@ -57,8 +58,9 @@ def top_examples(
     Args:
       apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      images: `[M, H, W, C]`, floating (anything with a length that slices, so a memory map too), or
-        an iterable of such batches, which is read once and never held.
+      images: `[M, H, W, C]`, or `[M, C, H, W]` as the model has it, floating (anything with a
+        length that slices, so a memory map too), or an iterable of such batches, which is read once
+        and never held.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[N, *space, U]`.
       num_images: K, how many images for each unit, >= 1.
       batch_size: Images at once.
@@ -80,14 +82,20 @@ def top_examples(
     """
     who = "top_examples"
     apply_fn, params = hold(who, apply_fn, params)
-    found = None
+    found = moves = None
     for first, batch in _numbered(who, images, batch_size):
+        if found is None and (moves := channels_of(apply_fn, params, batch)):
+            apply_fn = ChannelsLast(apply_fn, moves)
+        batch = np.moveaxis(batch, moves[0], -1) if moves and moves[0] else batch
         if found is None:
             found = _Collection(apply_fn, params, batch, layer, num_images)
         found.add(first, batch, params)
     if found is None:
         raise ValueError(f"{who}: images must hold at least one image; got none.")
-    return found.result()
+    top = found.result()
+    if not moves or not moves[0]:
+        return top
+    return top._replace(patches=np.moveaxis(top.patches, -1, moves[0] + 1))
 
 
 def _numbered(who: str, images: Any, size: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.models import moving
+from jaxviz.calls.models import moving_images
 from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import ROBUST, Maximization, maximize_activation
@@ -17,7 +17,7 @@ from jaxviz.features.transforms import Transform
 from jaxviz.graph.split import activations
 
 
-@public(x=moving)
+@public(x=moving_images)
 def invert(
     apply_fn: Callable,
     params: Any,
@@ -39,7 +39,7 @@ def invert(
     Args:
       apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, H, W, C]`, floating.
+      x: `[N, H, W, C]`, or `[N, C, H, W]` as the model has it, floating.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`.
       key: PRNG key.
       num_steps: Steps, >= 1.
@@ -81,7 +81,7 @@ def invert(
     )
 
 
-@public(x=moving)
+@public(x=moving_images)
 def caricature(
     apply_fn: Callable,
     params: Any,
@@ -103,7 +103,7 @@ def caricature(
     Args:
       apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, H, W, C]`, floating.
+      x: `[N, H, W, C]`, or `[N, C, H, W]` as the model has it, floating.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`; its output is `[N, ..., C]`.
       key: PRNG key.
       num_steps: Steps, >= 1.
@@ -137,7 +137,7 @@ def caricature(
     )
 
 
-@public(x=moving, style=moving)
+@public(x=moving_images, style=moving_images)
 def restyle(
     apply_fn: Callable,
     params: Any,

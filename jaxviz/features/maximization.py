@@ -11,9 +11,9 @@ import numpy as np
 import optax
 
 from jaxviz.attribution.contract import program, same_when_batched, under_trace
-from jaxviz.attribution.layout import channels_of
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
+from jaxviz.features.layouts import as_images
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
 from jaxviz.features.progress import chunks
@@ -33,15 +33,15 @@ class Maximization(NamedTuple):
     """The images of a climb.
 
     Attributes:
-      images: `[M, H, W, C]`, after the last step.
+      images: `[M, H, W, C]`, or in the layout that the model has, after the last step.
       scores: `[M]`, their objective without penalties, and without transforms where these keep the
         size (else under one draw of them).
-      best: `[M, H, W, C]`, each image at the step at which what climbs was largest.
+      best: As `images`, each image at the step at which what climbs was largest.
       history: `[num_steps, M]`, what climbs: the objective under that step's transforms minus the
         penalties, before each step.
-      importance: `[M, H, W]`, |gradient| by the image, summed over channels and steps: which
+      importance: `[M, *space]`, |gradient| by the image, summed over channels and steps: which
         pixels mattered. Sums to 1 over an image.
-      frames: `[num_frames, M, H, W, C]`, images along the way, the last one included.
+      frames: `[num_frames, *images.shape]`, images along the way, the last one included.
     """
 
     images: jax.Array
@@ -84,7 +84,9 @@ def maximize_activation(
       apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
       params: Any pytree, handed on untouched.
       shape: `(H, W, C)` of the images, or `(M, H, W, C)`; without M there is one for each unit of
-        the objective. The model gets this size unless a transform changes it.
+        the objective. The model gets this size unless a transform changes it. As the model takes
+        them: `(C, H, W)` where its convolutions have channels first or it is declared so
+        (`channels_first`), `(L,)`, `(L, C)` or `(C, L)` for signals.
       objective: One of `jaxviz.objectives`, or a sum. Other units of a layer do not recompile.
       key: PRNG key: same key, same images. The first images do not depend on how many follow.
       num_steps: Steps, >= 1. Time is linear in it.
@@ -95,7 +97,7 @@ def maximize_activation(
       regularizers: Penalties, of `jaxviz.regularizers`, subtracted from what climbs.
       parametrization: Of `jaxviz.parametrizations`; None is `fourier()`, in 0 to 1.
       init: "noise", "blank" (the middle of the range), or an image that broadcasts to the images,
-        such as the result of an earlier climb.
+        such as the result of an earlier climb; in the layout of `shape`.
       normalize_gradient: Whether each image's gradient is divided by its root mean square, for
         optimizers that are not indifferent to scale as Adam is.
       redirected_steps: For so many first steps ReLUs that block an image's whole gradient let it
@@ -108,7 +110,9 @@ def maximize_activation(
         the images, and each has so many.
 
     Returns:
-      A `Maximization`. On a terminal a bar shows the steps.
+      A `Maximization`, its images in the layout of `shape`. While they climb, parametrizations,
+      transforms and penalties have images `[M, H, W, C]`; a signal is one of a single column. On a
+      terminal a bar shows the steps.
 
     Raises:
       ValueError: No such layer (the nearest are named) or unit, a shape that the model does not
@@ -136,7 +140,8 @@ def maximize_activation(
     parametrization = fourier() if parametrization is None else parametrization
     _check(who, shape, objective, parametrization, num_steps, num_views, num_frames)
     count, *size = shape if len(shape) == 4 else (num_images(objective), *shape)
-    shape = (count, *size)
+    apply_fn, layout = as_images(apply_fn, params, tuple(size))
+    own, shape = (count, *size), (count, *layout.image)
     total = functools.reduce(lambda a, b: a - b, regularizers, objective)
     fixed = Fixed(
         apply_fn,
@@ -159,14 +164,22 @@ def maximize_activation(
             f"{who}: chunk_size must divide the number of images, {count}; got {chunk_size}. "
             f"Leave it out: {told or 'it is chosen'}."
         )
-    given = None if isinstance(init, str) else _as_images(who, init, shape)
+    given = None if isinstance(init, str) else layout.images(_as_images(who, init, own))
     if given is not None and parametrization.variables is None:
         raise ValueError(
             f"{who}: this parametrization cannot start from a given image. Take pixels() or "
             "fourier()."
         )
     starts = (same_when_batched(key), given, given is None and init == "noise")
-    return _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
+    found = _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps)
+    if layout.is_image:
+        return found
+    return found._replace(
+        images=layout.given(found.images),
+        best=layout.given(found.best),
+        importance=layout.places(found.importance),
+        frames=layout.given(found.frames),
+    )
 
 
 class Fixed(NamedTuple):
@@ -205,13 +218,6 @@ class State(NamedTuple):
 
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
-    image = jax.ShapeDtypeStruct((1, *fixed.shape[1:]), jnp.float32)
-    if channels_of(fixed.apply_fn, params, image) is not None:
-        raise ValueError(
-            f"{who}: images are [H, W, C], channels last; this model's convolutions have channels "
-            "elsewhere. Pass lambda params, x: apply_fn(params, jnp.moveaxis(x, -1, 1)), and "
-            "images or their shape with channels last."
-        )
     values = _read.eval_shape(fixed, who, params, total)
     check(objective, values, who)
     nested = under_trace((params, objective, total, parametrization, key, given))
@@ -460,10 +466,13 @@ def _check(who, shape, objective, parametrization, num_steps, num_views, num_fra
             f"{who}: parametrization must be a Parametrization; got "
             f"{type(parametrization).__name__}. Call the factory: parametrizations.pixels()."
         )
-    if len(shape) not in (3, 4) or not all(
+    if not 1 <= len(shape) <= 4 or not all(
         isinstance(n, (int, np.integer)) and n > 0 for n in shape
     ):
-        raise ValueError(f"{who}: shape must be (H, W, C) or (M, H, W, C); got {tuple(shape)}.")
+        raise ValueError(
+            f"{who}: shape must be (H, W, C) or (M, H, W, C), or (L,) or (L, C) of signals; got "
+            f"{tuple(shape)}."
+        )
     for name, number, least in (
         ("num_steps", num_steps, 1),
         ("num_views", num_views, 1),

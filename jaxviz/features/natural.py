@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxviz.calls.models import moving
+from jaxviz.calls.models import moving_images
 from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import Maximization, maximize_activation
@@ -78,7 +78,7 @@ def maco(
     )
 
 
-@public(x=moving)
+@public(x=moving_images)
 def accentuate(
     apply_fn: Callable,
     params: Any,
@@ -102,7 +102,7 @@ def accentuate(
     Args:
       apply_fn: Pure `(params, x) -> outputs`. Compiled once per function.
       params: Any pytree, handed on untouched.
-      x: `[N, H, W, C]`, floating, within `value_range`.
+      x: `[N, H, W, C]`, or `[N, C, H, W]` as the model has it, floating, within `value_range`.
       objective: One of `jaxviz.objectives`.
       layer: Where the image is to stay what it was.
       key: PRNG key.

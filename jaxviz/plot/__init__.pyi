@@ -13,6 +13,7 @@ from jaxviz.plot.projections import (
     top_projections as top_projections,
 )
 from jaxviz.plot.sheet import explanation_sheet as explanation_sheet
+from jaxviz.plot.signals import signal_sheet as signal_sheet
 from jaxviz.plot.training import (
     confusion_matrix as confusion_matrix,
     training_history as training_history,

@@ -67,10 +67,25 @@ def _came(value: Any) -> str:
     return type(value).__name__ + (f" {dtype} {shape}" if shape is not None else "")
 
 
+def has_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images are `[N, 1 or 3, H, W]` beyond doubt: their last axis is no axis of colours.
+
+    Example:
+      >>> has_channels_first((2, 3, 8, 8)), has_channels_first((2, 3, 8, 3))
+      (True, False)
+    """
+    return len(shape) == 4 and shape[1] in (1, 3) and shape[-1] not in (1, 3)
+
+
 def check_images(who: str, images) -> np.ndarray:
-    """Returns `[N, H, W]` or `[N, H, W, 1 or 3]` images as float32 `[N, H, W, 3]` in 0 to 1."""
+    """Returns images as float32 `[N, H, W, 3]` in 0 to 1.
+
+    They may be `[N, H, W]`, `[N, H, W, 1 or 3]`, or `[N, 1 or 3, H, W]` (`has_channels_first`).
+    """
     images = check_array(who, "images", images)
     shape = images.shape
+    if has_channels_first(shape):
+        images = np.moveaxis(images, 1, -1)
     if images.ndim == 3 and shape[-1] in (1, 3) and shape[1] > shape[-1]:
         raise ValueError(
             f"{who}: images must have a batch axis; got {shape}, which looks like one image with "
@@ -82,7 +97,8 @@ def check_images(who: str, images) -> np.ndarray:
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in shape:
         raise ValueError(
             f"{who}: images must be [N, H, W] or [N, H, W, C] with 1 or 3 channels; got {shape}. "
-            "Put the batch first and the channels last; one image is images[None]."
+            "Put the batch first and the channels last; one image is images[None]; series "
+            "[N, L, C] are drawn by signal_sheet."
         )
     if images.dtype == np.uint8:
         images = images / np.float32(255)

@@ -27,8 +27,10 @@ from jaxviz.plot.inputs import (
     check_names,
     check_vector,
     first_words,
+    has_channels_first,
 )
 from jaxviz.plot.page import bare, cell_height, fit, fit_among, put_title, text_width
+from jaxviz.plot.signals import signal_sheet
 
 # Inches. A cell holds an image or a map; the bars get a wider one.
 CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
@@ -56,9 +58,11 @@ def explanation_sheet(
     bright is much. Numbers that are not finite are green.
 
     Args:
-      images: `[N, H, W]` or `[N, H, W, C]`, 1 or 3 channels, 0 to 1 or uint8.
-      maps: Column title -> `[N, h, w]` or `[N, h, w, C]`. Channels are summed where any number is
-        negative, else the largest is drawn. A map of another size is stretched over the image.
+      images: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, 1 or 3 channels, 0 to 1 or uint8; or
+        series `[N, L]`, which are drawn as `signal_sheet` does.
+      maps: Column title -> `[N, h, w]` or `[N, h, w, C]`, or `[N, C, h, w]` beside such images.
+        Channels are summed where any number is negative, else the largest is drawn. A map of
+        another size is stretched over the image.
       probabilities: `[N, K]`, drawn as bars of the five largest; None leaves the bars out.
       class_names: K names; None shows indices.
       labels: `[N]` true classes, or None.
@@ -80,10 +84,24 @@ def explanation_sheet(
       ['input', 'probability', 'itself']
     """
     who = "explanation_sheet"
+    shape = check_array(who, "images", images).shape
+    maps = check_named(who, "maps", maps, "{'saliency': saliency}")
+    maps = {name: check_array(who, f"map {name!r}", value) for name, value in maps.items()}
+    if len(shape) == 2 and all(value.shape[:1] == shape[:1] for value in maps.values()):
+        return signal_sheet(
+            images,
+            maps,
+            probabilities=probabilities,
+            class_names=class_names,
+            labels=labels,
+            target=target,
+            overlay=overlay,
+            percentile=percentile,
+            title=title,
+        )
     images = check_images(who, images)
     count = len(images)
     overlay = {overlay} if isinstance(overlay, str) else {str(name) for name in overlay}
-    maps = check_named(who, "maps", maps, "{'saliency': saliency}")
     unknown = sorted(overlay - set(maps))
     if unknown:
         raise ValueError(
@@ -119,6 +137,9 @@ def explanation_sheet(
         indices = [values for values in (labels, target) if values is not None]
         classes = 1 + max((int(values.max()) for values in indices), default=0)
     names = first_words(check_names(who, class_names, classes))
+    if has_channels_first(shape):
+        turned = lambda a: np.moveaxis(a, 1, -1) if has_channels_first(a.shape) else a
+        maps = {name: turned(value) for name, value in maps.items()}
     heats = {name: to_heat(who, name, value, count, percentile) for name, value in maps.items()}
 
     # Placed by hand in inches: every cell keeps its size whatever stands beside it.

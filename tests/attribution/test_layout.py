@@ -97,14 +97,6 @@ def test_images_turned_inside_the_net_have_channels_last():
     chex.assert_trees_all_close(jv.grad_cam(turned, PARAMS, x, 1), wanted, atol=1e-6)
 
 
-def test_a_climb_says_what_to_do():
-    objective = jv.objectives.logit(range(2))
-    with pytest.raises(ValueError, match=r"^maximize_activation: images are \[H, W, C\]"):
-        jv.maximize_activation(
-            channels_first, PARAMS, (3, 8, 6), objective, key=KEYS[0], num_steps=1
-        )
-
-
 def test_a_net_that_says_nothing_of_its_channels_is_declared():
     """Patches by reshaping: nothing in the program tells `[N, C, H, W]` from `[N, H, W, C]`."""
 
