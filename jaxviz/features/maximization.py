@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from jaxviz.attribution.contract import program, same_when_batched, under_trace
+from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.features.layouts import as_images
@@ -140,6 +141,8 @@ def maximize_activation(
     parametrization = fourier() if parametrization is None else parametrization
     _check(who, shape, objective, parametrization, num_steps, num_views, num_frames)
     count, *size = shape if len(shape) == 4 else (num_images(objective), *shape)
+    if len(size) < 3:
+        _check_signals(who, apply_fn, params, size)
     apply_fn, layout = as_images(apply_fn, params, tuple(size))
     own, shape = (count, *size), (count, *layout.image)
     total = functools.reduce(lambda a, b: a - b, regularizers, objective)
@@ -455,6 +458,19 @@ def _for_all(who: str, objective: Objective, count: int) -> Objective:
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *a.shape[1:])), objective)
 
 
+_SHAPES = "shape must be (H, W, C) or (M, H, W, C), or (L,) or (L, C) for a model of signals"
+
+
+def _check_signals(who, apply_fn, params, size):
+    """Refuses a shape of few axes that the model does not take, as one cut short."""
+    try:
+        output_shape(apply_fn, params, jax.ShapeDtypeStruct((1, *size), jnp.float32))
+    except Exception as error:  # the model's own, of whatever kind
+        raise ValueError(
+            f"{who}: {_SHAPES}; got {tuple(size)}, which the model does not take."
+        ) from error
+
+
 def _check(who, shape, objective, parametrization, num_steps, num_views, num_frames):
     if not isinstance(objective, Objective):
         raise TypeError(
@@ -469,10 +485,7 @@ def _check(who, shape, objective, parametrization, num_steps, num_views, num_fra
     if not 1 <= len(shape) <= 4 or not all(
         isinstance(n, (int, np.integer)) and n > 0 for n in shape
     ):
-        raise ValueError(
-            f"{who}: shape must be (H, W, C) or (M, H, W, C), or (L,) or (L, C) of signals; got "
-            f"{tuple(shape)}."
-        )
+        raise ValueError(f"{who}: {_SHAPES}; got {tuple(shape)}.")
     for name, number, least in (
         ("num_steps", num_steps, 1),
         ("num_views", num_views, 1),
