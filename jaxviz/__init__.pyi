@@ -1,6 +1,7 @@
 from jaxviz import rules as rules
 from jaxviz.adapters.equinox import from_equinox as from_equinox
 from jaxviz.adapters.haiku import from_haiku as from_haiku
+from jaxviz.adapters.keras import from_keras as from_keras
 from jaxviz.adapters.nnx import from_nnx as from_nnx
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.cam import (

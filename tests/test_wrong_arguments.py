@@ -7,12 +7,17 @@ new function slips through.
 """
 
 import inspect
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # read when Keras is imported
+
 from typing import Any
 
 import equinox as eqx
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import optax
 import pytest
@@ -262,6 +267,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "top_projections": {"num_images": ("count!", 1)},
 }
 # Models of other frameworks.
+KERAS = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
 OWN |= {
     "from_nnx": {
         "module": ("object", nnx.Linear(2, 3, rngs=nnx.Rngs(0))),
@@ -271,6 +277,7 @@ OWN |= {
         "model": ("object", eqx.nn.Linear(2, 3, key=KEY)),
         "state": ("object", None),
     },
+    "from_keras": {"model": ("object", KERAS)},
     "from_haiku": {
         "transformed": ("object", hk.transform(lambda x: x)),
         "params": ("mapping", {}),

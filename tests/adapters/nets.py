@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
 from flax import linen as nn, nnx
 
@@ -22,12 +23,17 @@ class Net(NamedTuple):
     apply_fn, params: What the framework's adapter gives.
     names: Its names of the layers stem, block 0, block 1 and out; None where it names none.
     channels: The axis of its images that holds the channels.
+    relaxed: Whether the framework's own code needs JAX's lax promotion.
     """
 
     apply_fn: Callable
     params: Any
     names: tuple[str | None, ...]
     channels: int = -1
+    relaxed: bool = False
+
+    def promotion(self):
+        return jax.numpy_rank_promotion("allow" if self.relaxed else "raise")
 
 
 def weights():
@@ -142,6 +148,23 @@ def haiku():
     return Net(*jaxviz.from_haiku(hk.transform(function), of), tuple(of))
 
 
+def keras():
+    keras = pytest.importorskip("keras")
+    layers, image = keras.layers, keras.Input((*SIZE, CHANNELS[0]))
+    conv = lambda name: layers.Conv2D(CHANNELS[1], 3, padding="same", activation="relu", name=name)
+    x = conv("stem")(image)
+    drop = layers.Dropout(0.5, name="drop")
+    blocks = keras.Sequential([conv("block0"), conv("block1"), drop], name="blocks")
+    x = layers.GlobalAveragePooling2D(name="mean")(blocks(x))
+    model = keras.Model(image, layers.Dense(CLASSES, name="out")(x), name="net")
+    parts = (model.get_layer("stem"), *blocks.layers[:2], model.get_layer("out"))
+    for part, of in zip(parts, weights().values(), strict=True):
+        part.set_weights(list(map(np.asarray, of)))
+    # Keras' layers hold their activation.
+    names = ("stem/conv_0", "blocks/block0/conv_0", "blocks/block1/conv_0", "out")
+    return Net(*jaxviz.from_keras(model), names, relaxed=True)
+
+
 def channels_first():
     """By hand, as nets ported from PyTorch are."""
 
@@ -186,5 +209,6 @@ ROWS = {
     "nnx": nnx_module,
     "equinox": equinox,
     "haiku": haiku,
+    "keras": keras,
     "channels_first": channels_first,
 }

@@ -14,7 +14,7 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) >= 4
     found = {"__name__": "adapters"}
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), found)
     assert jnp.array_equal(found["same"], found["first"])

@@ -93,16 +93,19 @@ def test_the_net_by_hand():  # oracles: plain JAX, completeness, conservation
 @pytest.mark.parametrize("row", nets.ROWS)
 def test_the_same_numbers_in_every_framework(row):
     net = nets.ROWS[row]()
+    with net.promotion():
+        results = found(net)
     wrong = {
         name: what
-        for name, what in found(net).items()
+        for name, what in results.items()
         if not all(map(close, jax.tree.leaves(what), jax.tree.leaves(expected()[name])))
     }
     assert not wrong
-    x = jnp.moveaxis(X, -1, net.channels)
-    listed = {layer.name: layer for layer in jaxviz.layers(net.apply_fn, net.params, x)}
+    given = (net.apply_fn, net.params, jnp.moveaxis(X, -1, net.channels))
+    with net.promotion():
+        listed = {layer.name: layer for layer in jaxviz.layers(*given)}
+        text = str(jaxviz.summary(*given))
     assert [listed[name].num_params for name in net.names] == [76, 148, 148, 15]
-    text = str(jaxviz.summary(net.apply_fn, net.params, x))
     assert all(name in text for name in net.names)
 
 

@@ -1,0 +1,145 @@
+"""`from_keras`: what Keras' models hold, take and are called; oracle: the model itself."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+
+keras = pytest.importorskip("keras")
+L = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def _as_keras_is_written():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def image_model(format="channels_last"):
+    axis = -1 if format == "channels_last" else 1
+    shape = (6, 6, 3) if axis == -1 else (3, 6, 6)
+    image = keras.Input(shape)
+    h = L.Conv2D(4, 3, name="conv1", data_format=format)(image)
+    h = L.ReLU(name="act")(L.BatchNormalization(axis, name="norm")(h))
+    layers = [L.GlobalAveragePooling2D(format, name="mean"), L.Dense(3, name="logits")]
+    top = keras.Sequential([layers[0], L.Dropout(0.5, name="drop"), layers[1]], name="top")
+    return keras.Model(image, top(h), name="net")
+
+
+X = np.asarray(jax.random.normal(jax.random.key(0), (2, 6, 6, 3)))
+
+
+def test_layers_have_keras_names_and_outputs_are_the_models():
+    keras.utils.set_random_seed(0)
+    model = image_model()
+    before = [np.asarray(v.value) for v in model.variables]
+    apply_fn, params = jv.from_keras(model)
+    names = [layer.name for layer in jv.layers(apply_fn, params, X)]
+    assert names == ["conv1", "norm", "act", "top/mean", "top/drop", "top/logits", "top"]
+    assert set(params["params"]) >= {"conv1/kernel", "norm/gamma", "top/logits/bias"}
+    assert "norm/moving_mean" in params["state"]
+    chex.assert_trees_all_close(apply_fn(params, X), model(X, training=False), rtol=1e-6)
+
+    def score(x):
+        held = [
+            [v.value for v in g] for g in (model.trainable_variables, model.non_trainable_variables)
+        ]
+        return model.stateless_call(*held, x, training=False)[0][:, 1].sum()
+
+    chex.assert_trees_all_close(
+        jv.gradient(apply_fn, params, X, 1), jax.grad(score)(jnp.asarray(X)), rtol=1e-4, atol=1e-6
+    )
+    act = jv.activations(apply_fn, params, X, ["act"])["act"]
+    want = keras.Model(model.inputs[0], model.get_layer("act").output)(X)
+    chex.assert_trees_all_close(act, want, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(before, model.variables, strict=True):
+        chex.assert_trees_all_equal(ours, np.asarray(theirs.value))
+    assert jv.grad_cam(apply_fn, params, X, 1).shape == (2, 6, 6)
+
+
+def test_equal_configuration_is_an_equal_function():
+    one, other = image_model(), image_model()
+    (f, params), (g, _) = jv.from_keras(one), jv.from_keras(other)
+    assert (f, hash(f)) == (g, hash(g))
+    one.get_layer("act").negative_slope = 0.5
+    assert f != jv.from_keras(one)[0]
+    chex.assert_trees_all_equal_structs(params, jv.from_keras(other)[1])
+
+
+def test_channels_first_as_configured():
+    keras.utils.set_random_seed(1)
+    first = image_model("channels_first")
+    last = image_model()
+    last.set_weights([np.asarray(v.value) for v in first.weights])
+    x = X.transpose(0, 3, 1, 2)
+    f, g = jv.from_keras(first), jv.from_keras(last)
+    for method in (jv.grad_cam, lambda *a: jv.occlusion(*a, window=(2, 2), stride=(2, 2))):
+        chex.assert_trees_all_close(method(*f, x, 1), method(*g, X, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_several_inputs():
+    a, b = keras.Input((4,), name="a"), keras.Input((5,), name="b")
+    h = L.Concatenate()([L.Dense(3, activation="relu")(a), b])
+    apply_fn, params = jv.from_keras(keras.Model([a, b], L.Dense(2)(h)))
+    xa, xb = jnp.ones((2, 4)), jnp.ones((2, 5))
+    by_name = jv.gradient(apply_fn, params, {"a": xa, "b": xb}, 0)
+    in_a_row = jv.gradient(apply_fn, params, [xa, xb], 0)
+    chex.assert_trees_all_equal(by_name["b"], in_a_row[1])
+
+
+class Own(keras.Model):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.embed, self.top = scale, L.Embedding(9, 3), L.Dense(2)
+
+    def call(self, ids, weight, training=False):
+        return self.top((self.embed(ids) * weight[..., None]).mean(1)) * self.scale
+
+
+def test_classes_of_ones_own():
+    ids, weight = jnp.ones((2, 4), int), jnp.ones((2, 4))
+    model, other = Own(1.0), Own(1.0)
+    with pytest.raises(ValueError, match=r"from_keras: model must be built.*Call it once"):
+        jv.from_keras(model)
+    model(ids, weight), other(ids, weight)
+    apply_fn, params = jv.from_keras(model)
+    chex.assert_trees_all_close(apply_fn(params, (ids, weight)), model(ids, weight), rtol=1e-5)
+    named = jv.gradient(apply_fn, params, {"ids": ids, "weight": weight}, 0)
+    assert named["weight"].shape == (2, 4)
+    assert apply_fn == jv.from_keras(model)[0] != jv.from_keras(other)[0]
+
+
+def test_what_keras_attends_and_repeats_with():
+    series = keras.Input((5, 4))
+    h = L.MultiHeadAttention(2, 3, name="attend")(series, series)
+    h = L.Bidirectional(L.GRU(3), name="both")(L.LSTM(4, return_sequences=True, name="lstm")(h))
+    apply_fn, params = jv.from_keras(keras.Model(series, L.Dense(2, name="out")(h)))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 4))
+    found = {layer.name: layer for layer in jv.layers(apply_fn, params, x)}
+    assert {"attend", "attend/query", "lstm", "both", "both/forward_gru", "out"} <= set(found)
+    assert found["attend"].submodules
+    head, tail = jv.split(apply_fn, params, x, "lstm")
+    a, carry = head(params, x)
+    chex.assert_trees_all_close(tail((params, carry), a), apply_fn(params, x), rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_ones_are_told(monkeypatch):
+    apply_fn, params = jv.from_keras(image_model())
+    with pytest.raises(ValueError, match=r"from_keras: params.*got none for conv1/bias"):
+        apply_fn({"params": {}, "state": params["state"]}, X)
+    with pytest.raises(TypeError, match=r"from_keras: model must be a keras.Model.*got function"):
+        jv.from_keras(image_model)
+    with pytest.raises((TypeError, ValueError), match=r"gradient: .*from_keras"):
+        jv.gradient(image_model(), params, X, 0)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(
+        ValueError, match=r"from_keras: Keras must run on JAX; its backend is torch"
+    ):
+        jv.from_keras(image_model())
