@@ -27,18 +27,17 @@ def found(net):
     explained = (*given, TARGET)
     layer = net.names[2]
 
-    def maximized():  # its images have channels last
-        last = lambda params, x: net.apply_fn(params, there(x))
-        start = {"init": X, "parametrization": parametrizations.pixels(), "redirected_steps": 0}
+    def maximized():
         best = jaxviz.maximize_activation(
-            *(net.apply_fn if net.channels == -1 else last, net.params, X.shape),
-            *(objectives.logit([1, 2]),),
-            **start,
+            *(*given[:2], given[2].shape, objectives.logit([1, 2])),
             key=KEY,
             num_steps=3,
             transforms=(),
+            parametrization=parametrizations.pixels(),
+            init=given[2],
+            redirected_steps=0,
         )
-        return best.images, best.scores
+        return back(best.images), best.scores
 
     def cut():
         head, tail = jaxviz.split(*given, layer)
@@ -109,10 +108,8 @@ def test_the_same_numbers_in_every_framework(row):
     assert all(name in text for name in net.names)
 
 
-@pytest.mark.parametrize("row", nets.ROWS)
+@pytest.mark.parametrize("row", ["nnx", "equinox"])  # elsewhere the function is the user's own
 def test_a_new_copy_is_the_same_function(row):
-    if row in ("linen", "scanned", "haiku", "channels_first"):
-        pytest.skip("the function is the user's own")
     one, other = nets.ROWS[row](), nets.ROWS[row]()
     assert (one.apply_fn, hash(one.apply_fn)) == (other.apply_fn, hash(other.apply_fn))
     assert jax.tree.structure(one.params) == jax.tree.structure(other.params)
