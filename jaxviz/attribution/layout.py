@@ -85,6 +85,14 @@ def channels_first(apply_fn: Callable) -> Callable:
     return Declared(apply_fn, 1)
 
 
+def hint(x: Any) -> str:
+    """What to add to an error about places, where `x` looks as if it had its channels first."""
+    shape = np.shape(x)
+    if len(shape) > 3 and shape[1] in (1, 3) and shape[-1] not in (1, 3):
+        return " If x is [N, C, H, W], say so: `jaxviz.channels_first(apply_fn)`."
+    return ""
+
+
 def of_places(method: Callable) -> Callable:
     """A method that knows axes of space, for models with channels on any axis."""
 

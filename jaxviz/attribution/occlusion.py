@@ -10,6 +10,7 @@ import numpy as np
 from jaxviz.attribution.contract import Target, explanation, select
 from jaxviz.attribution.copies import at_least_float32, check_one_array
 from jaxviz.attribution.covered import Method, covered
+from jaxviz.attribution.layout import hint
 from jaxviz.attribution.regions import fill_like, like_input
 from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.shown import shown
@@ -243,7 +244,7 @@ def _check(name, x, window, stride):
         raise ValueError(
             f"{name}: window must be 1 to {tuple(sizes)} along the first axes after the batch, and "
             f"stride one number for each; got window {window}, stride {stride}, x {jnp.shape(x)}. "
-            "For images pass (h, w)."
+            f"For images pass (h, w).{hint(x)}"
         )
     if any(not 1 <= s <= w for s, w in zip(stride, window, strict=True)):
         raise ValueError(

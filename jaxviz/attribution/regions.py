@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.attribution.copies import at_least_float32, is_floating
+from jaxviz.attribution.layout import hint
 from jaxviz.calls.leaves import ONE, per_leaf
 from jaxviz.calls.models import batch
 from jaxviz.calls.options import real_array, refused, several, whole
@@ -36,7 +37,7 @@ def _fill_like(name: str, option: str, fill: Any, x: jax.Array) -> jax.Array:
         raise ValueError(
             f"{name}: {option} must broadcast to x; got {option} {shape}, x {x.shape}. Pass a "
             "number, [C], [..., C], or [N, ..., C] (`x.mean((1, 2), keepdims=True)`, "
-            "`blurred(x, 8.0)`)."
+            f"`blurred(x, 8.0)`).{hint(x)}"
         )
     fill = jnp.asarray(fill).astype(x.dtype)
     return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
@@ -294,7 +295,7 @@ def _numbers(name: str, segments: Any, x: jax.Array) -> tuple[jax.Array, tuple[i
         raise ValueError(
             f"{name}: segments must be integers {' or '.join(map(str, readings))} for x {dims}; "
             f"got {jnp.result_type(segments)} {shape}. Number them from 0: "
-            "grid_segments((H, W), (7, 7)), say."
+            f"grid_segments((H, W), (7, 7)), say.{hint(x)}"
         )
     numbers = jnp.asarray(segments).reshape(readings[shape]).astype(jnp.int32)
     without_channels = len(dims) > 2 and len(shape) < len(dims) and shape in (dims[1:-1], dims[:-1])

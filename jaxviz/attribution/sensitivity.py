@@ -16,6 +16,7 @@ from jaxviz.attribution.copies import (
     outputs_of_copies,
     stacked_scores,
 )
+from jaxviz.attribution.layout import hint
 from jaxviz.attribution.regions import (
     blend,
     fadeable,
@@ -210,7 +211,7 @@ def _check(name: str, x: jax.Array, cells: int) -> int:
         advice = f"Take {min(8, smallest)}." if smallest else "Give x all these axes."
         raise ValueError(
             f"{name}: x must be [N, *space, C] or [N, L], and cells 1 to the smallest axis of "
-            f"space, at most 10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}"
+            f"space, at most 10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}{hint(x)}"
         )
     return axes
 

@@ -135,3 +135,17 @@ def test_each_of_several_images_has_channels_of_its_own():
     chex.assert_trees_all_close(found["a"], found["b"], atol=1e-6)
     each = jv.feature_ablation(net, PARAMS, x, 1)
     assert jax.tree.map(jnp.shape, each) == jax.tree.map(jnp.shape, x)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "feature_ablation", "sobol"])
+def test_errors_about_places_tell_how_channels_are_declared(method):
+    """Of a net that says nothing of its channels, images that look as if they had them first."""
+    net = lambda w, x: x.reshape(len(x), -1) @ w
+    options = {
+        "occlusion": {"window": (4, 4), "stride": (4, 4)},
+        "feature_ablation": {"segments": CELLS},
+        "sobol": {"key": KEYS[0], "cells": 4},
+    }[method]
+    told = rf"^{method}: .*jaxviz.channels_first\(apply_fn\)"
+    with pytest.raises(ValueError, match=told):
+        getattr(jv, method)(net, jnp.ones((144, 2)), X, 0, **options)
