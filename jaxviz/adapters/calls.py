@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxviz.calls.models import adapter_of
+from jaxviz.calls.public import signature_of
 from jaxviz.graph.names import mark, tag
 
 # Flags of a call by the names that frameworks give them, as they are for inference.
@@ -128,6 +129,29 @@ def other(who: str, wanted: str, given: Any, otherwise: str) -> TypeError:
     came = f"the class {given.__name__}" if isinstance(given, type) else f"{type(given).__name__}"
     advice = "Make one of it first." if isinstance(given, type) else adapter_of(given) or otherwise
     return TypeError(f"{who}: {wanted}; got {came}. {advice}")
+
+
+def misfit(who: str, call: Callable, args: tuple, kwargs: Mapping[str, Any], rest: str) -> None:
+    """Refuses arguments that a call does not take, such as one input where it needs two.
+
+    Args:
+      who: The adapter.
+      call: The bound method or function.
+      args: All by place.
+      kwargs: All by name.
+      rest: How what is missing can be given.
+    """
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"{who}: x must be what the model's call takes, ({signature_of(signature)}): the first "
+            f"argument, a tuple by place or a dict by name; got it {error}. {rest}"
+        ) from None
 
 
 def _fits(call, args, kwargs, by_name=()):

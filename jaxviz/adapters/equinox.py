@@ -13,12 +13,15 @@ from jaxviz.adapters.calls import (
     arguments,
     for_inference,
     framework,
+    misfit,
     other,
     tagging_class,
     takes,
 )
 from jaxviz.calls.public import public
 from jaxviz.graph.names import tag
+
+_REST = "Bind the rest: a module whose call takes x alone."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class EquinoxApply:
         def one(x):
             rest = () if state is None or "state" in named else (state,)
             args, given = arguments(model, x, rest, named)
+            misfit("from_equinox", model, args, given, _REST)
             outputs: Any = model(*args, **given)
             return outputs if state is None else outputs[0]
 

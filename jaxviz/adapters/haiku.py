@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 
-from jaxviz.adapters.calls import arguments, for_inference, framework, other
+from jaxviz.adapters.calls import arguments, for_inference, framework, misfit, other
 from jaxviz.calls.public import public
 from jaxviz.graph.names import mark, tag
+
+_REST = "Bind the rest in the function that is transformed."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class HaikuApply:
             first.append(jax.random.PRNGKey(0))
         call = functools.partial(apply, *first)
         args, named = arguments(call, x, (), for_inference(call))
+        misfit("from_haiku", call, args, named, _REST)
         with _hk().intercept_methods(_heard):
             outputs = call(*args, **named)
         return outputs[0] if self.has_state else outputs

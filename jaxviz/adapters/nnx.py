@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxviz.adapters.calls import arguments, for_inference, other, tagging, takes
+from jaxviz.adapters.calls import arguments, for_inference, misfit, other, tagging, takes
 from jaxviz.calls.public import public
+
+_REST = "Hand the rest over once: `from_nnx(module, mask=...)`, say."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class NNXApply:
         args, named = ((), {}) if self.call is None else nnx.merge(self.call, given, copy=True)
         named = {**_made(call, named), **for_inference(call, args, named)}
         args, named = arguments(call, x, args, named)
+        misfit("from_nnx", call, args, named, _REST)
         return call(*args, **named)
 
 
@@ -51,7 +54,7 @@ def _module(who: str, option: str, value: Any) -> nnx.Module:
     raise other(who, f"{option} must be a flax.nnx.Module", value, otherwise)
 
 
-@public(module=_module)
+@public(module=_module, kwargs=lambda who, option, value: value)  # they are the module's own
 def from_nnx(
     module: nnx.Module, *args: Any, method: str = "__call__", **kwargs: Any
 ) -> tuple[NNXApply, dict[str, Any]]:

@@ -134,7 +134,11 @@ def reader(
     """`(args, kwargs) -> arguments` of a function, each in the form that its check gives it."""
     ours(name)
     signature = inspect.signature(function)
-    variable = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    variable = [
+        p.name
+        for p in signature.parameters.values()
+        if p.kind is p.VAR_KEYWORD and p.name not in (checks or {})
+    ]
 
     @functools.cache  # annotations are read when they are first needed, not on import
     def found():
