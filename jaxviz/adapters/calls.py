@@ -31,23 +31,25 @@ def framework(who: str, name: str, package: str) -> Any:
         ) from error
 
 
-def tagging_class(kind: type, name: Callable = tag, **fields: Any) -> type:
+def tagging_class(
+    kind: type, name: Callable = tag, where: str = "_jaxviz_path", **fields: Any
+) -> type:
     """A class whose calls name their output.
 
     Args:
       kind: Any class with `__call__`.
       name: `(path, class_name, outputs) -> outputs`, as `names.tag`.
+      where: The attribute of its objects that holds their path in the model.
       **fields: What else stands in the new class.
 
     Returns:
-      A subclass under the same name. Its objects have their path in the model as `_jaxviz_path`;
-      those without one are called as ever.
+      A subclass under the same name. Objects without a path are called as ever.
     """
     if hasattr(kind, "_jaxviz_tagging"):
         return kind
 
     def __call__(self, *args, **kwargs):
-        path = getattr(self, "_jaxviz_path", None)
+        path = getattr(self, where, None)
         if path is None:
             return kind.__call__(self, *args, **kwargs)  # type: ignore[operator]
         with mark(path):

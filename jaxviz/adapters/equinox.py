@@ -160,11 +160,12 @@ def _named(eqx, node, path):
     below = lambda key: f"{path}/{_word(key)}" if path else _word(key)
     parts = [_named(eqx, child, below(key)) for (key,), child in children]
     node, kind = jax.tree.unflatten(structure, parts), type(node)
-    # Equinox's own wrappers of functions and methods are no layers.
+    # Equinox's own wrappers of functions and methods, and what ties weights, are no layers.
     is_wrapper = f"{kind.__module__}.".startswith("equinox.") and (
         not kind.__module__.startswith("equinox.nn")
     )
-    if isinstance(node, eqx.Module) and callable(node) and not is_wrapper:
+    is_layer = isinstance(node, eqx.Module) and not isinstance(node, eqx.nn.Shared)
+    if is_layer and callable(node) and not is_wrapper:
         object.__setattr__(node, "__class__", _tagging(eqx, kind))
         object.__setattr__(node, "_jaxviz_path", path)
     return node

@@ -13,6 +13,8 @@ from jaxviz.adapters.calls import arguments, for_inference, misfit, other, taggi
 from jaxviz.calls.public import public
 
 _REST = "Hand the rest over once: `from_nnx(module, mask=...)`, say."
+# Flax's bridge to Linen takes all attributes of its modules for variables, but those named so.
+_PATH = "to_nnx__jaxviz_path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ class NNXApply:
         module = nnx.merge(self.graph, state, copy=True)
         module.eval()
         for path, part in nnx.iter_modules(module):
-            part.__class__ = tagging(type(part))
-            object.__setattr__(part, "_jaxviz_path", "/".join(map(str, path)))
+            part.__class__ = tagging(type(part), where=_PATH)
+            object.__setattr__(part, _PATH, "/".join(map(str, path)))
         call = module if self.method == "__call__" else getattr(module, self.method)
         args, named = ((), {}) if self.call is None else nnx.merge(self.call, given, copy=True)
         named = {**_made(call, named), **for_inference(call, args, named)}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 import jaxviz
 
@@ -233,6 +233,22 @@ def test_a_method_by_name():
     chex.assert_trees_all_equal(apply_fn(params, IDS), module.embed(IDS))
     with pytest.raises(TypeError, match="'decode', and Asks has no such method"):
         jaxviz.from_nnx(module, method="decode")
+
+
+def test_a_linen_module_inside():
+    class Bridged(nnx.Module):
+        def __init__(self, rngs):
+            dense = nnx.bridge.ToNNX(linen.Dense(4), rngs=rngs)
+            self.dense, self.out = dense.lazy_init(jnp.ones((1, 3))), nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(nnx.relu(self.dense(x)))
+
+    module, x = Bridged(nnx.Rngs(0)), jnp.ones((2, 3))
+    apply_fn, params = jaxviz.from_nnx(module)
+    chex.assert_trees_all_close(apply_fn(params, x), module(x), rtol=1e-6)
+    names = [layer.name for layer in jaxviz.layers(apply_fn, params, x)]
+    assert {"dense", "relu_0", "out"} <= set(names)
 
 
 def test_a_branch_inside_a_module():
