@@ -127,8 +127,11 @@ def first_floating(method: str, apply_fn: Callable, params: Any, x: Any) -> str:
     try:
         traced = trace(apply_fn, params, x)
         found = [row.layer for row in rows(traced) if row.layer.can_cut]
-        moving = [layer.name for layer in found if jnp.issubdtype(layer.dtype, jnp.floating)]
-        layer = next(name for name in moving if reaches(traced, name))
+        moving = [layer for layer in found if jnp.issubdtype(layer.dtype, jnp.floating)]
+        layer = next(layer.name for layer in moving if reaches(traced, layer.name))
+        # An embedding of several operations is meant, not the first of them.
+        around = (one.name for one in moving if "embed" in one.kind.lower())
+        layer = next((name for name in around if layer.startswith(f"{name}/")), layer)
     except Exception:  # the model's own, of any kind, or no such layer
         return ""
     return (

@@ -150,3 +150,21 @@ def test_errors_say_what_to_do():
     for method, told in ((jv.gradient, "gradient"), (jv.grad_cam, "gradient"), (jv.lrp, "lrp")):
         with pytest.raises(TypeError, match=rf"at_layer\(jaxviz.{told}, 'embed'\)"):
             method(NET, PARAMS, IDS, 1)
+
+
+def test_an_embedding_of_several_operations_is_named_as_a_whole():
+    class EmbedTwice(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            first = self.param("first", nn.initializers.normal(), (12, 6))
+            second = self.param("second", nn.initializers.normal(), (12, 6))
+            return jnp.concatenate([first[ids], second[ids]], -1)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, ids):
+            return nn.Dense(3)(EmbedTwice(name="tokens")(ids).mean(1))
+
+    params = Model().init(KEY, IDS)
+    with pytest.raises(TypeError, match=r"at_layer\(jaxviz.gradient, 'tokens'\)"):
+        jv.gradient(Model().apply, params, IDS, 1)
