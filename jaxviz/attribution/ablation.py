@@ -81,7 +81,9 @@ def feature_ablation(
       [[3.0, 1.0]]
 
     Reference:
-      "FeatureAblation" of Captum; there segments have every axis of the input, 1 where shared.
+      "FeatureAblation" of Captum; there segments have every axis of the input, 1 where shared, and
+      of a segment in several inputs only the part in one of them is replaced at a time (0.8.0; its
+      Shapley values hide the whole of it, as all methods do here).
     """
     name = "feature_ablation"
     if segments is None:

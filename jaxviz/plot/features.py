@@ -11,7 +11,13 @@ from PIL import Image
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET, SIGNED, WRONG, interpolation
-from jaxviz.plot.inputs import check_array, check_count, check_images, check_names
+from jaxviz.plot.inputs import (
+    check_array,
+    check_count,
+    check_images,
+    check_names,
+    has_channels_first,
+)
 from jaxviz.plot.page import (
     EDGE,
     GAP,
@@ -198,8 +204,11 @@ def atlas_page(
       10
     """
     who = "atlas_page"
+    turned = has_channels_first(check_array(who, "images", images).shape)
     images = check_images(who, images)
     patches, means = check_array(who, "patches", patches), check_array(who, "means", means)
+    if turned and patches.ndim == 5:  # as small as they are, only the images say it
+        patches = np.moveaxis(patches, 2, -1)
     means = means.astype(np.float64)
     count = len(images)
     if patches.ndim not in (4, 5) or len(patches) != count or means.shape != (count,):
@@ -320,6 +329,8 @@ def save_gif(
             raise ValueError(f"{who}: {what} must be 0 to 600; got {value}.")
     count, number = frames.shape[:2]
     frames = frames[..., None] if frames.ndim == 4 else frames
+    if has_channels_first(frames.shape[1:]):
+        frames = np.moveaxis(frames, 2, -1)
     if scale is None:
         scale = max(1, 84 // frames.shape[2])
     scale = check_count(who, "scale", scale, 4)

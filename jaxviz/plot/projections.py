@@ -10,7 +10,13 @@ from matplotlib.figure import Figure
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, NOT_A_NUMBER, QUIET, SIGNED, interpolation
-from jaxviz.plot.inputs import check_array, check_count, check_images, check_named
+from jaxviz.plot.inputs import (
+    check_array,
+    check_count,
+    check_images,
+    check_named,
+    has_channels_first,
+)
 from jaxviz.plot.page import (
     EDGE,
     cell_height,
@@ -91,6 +97,8 @@ def top_projections(
                 f"{who}: projections and scores of {name!r} must be {given} and {given[:1]}; got "
                 f"{projections.shape} and {scores.shape}. They belong to the same patches."
             )
+        if has_channels_first(given):
+            projections = np.moveaxis(projections, 1, -1)
         line, column = divmod(number, columns)
         left = EDGE + column * (width + APART)
         bottom = size[1] - 0.5 - line * row - SIDE
@@ -143,7 +151,8 @@ def map_projections(
       Zeiler and Fergus 2013, arXiv:1311.2901, section 2.1.
     """
     who = "map_projections"
-    picture = check_images(who, _one(who, image))[0]
+    given = _one(who, image)
+    picture = check_images(who, given)[0]
     if isinstance(layers, Mapping) and not layers:
         raise ValueError(f"{who}: needs one layer or more; got none.")
     blocks = []
@@ -157,6 +166,8 @@ def map_projections(
         maps = check_array(who, f"maps of {name!r}", found[0])
         projections = check_array(who, f"projections of {name!r}", found[1])
         units = [str(unit) for unit in found[2]]
+        if has_channels_first(given.shape) and has_channels_first(projections.shape):
+            projections = np.moveaxis(projections, 1, -1)
         wide = picture.shape[:2] if projections.ndim != 4 else projections.shape[1:3]
         if maps.ndim != 3 or projections.ndim != 4 or wide != picture.shape[:2]:
             raise ValueError(
