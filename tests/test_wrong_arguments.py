@@ -228,6 +228,10 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         "method": ("function", jv.gradient),
         "transforms": ("objects!", ((lambda a: a, lambda a: a),)),
     },
+    "explain": {
+        "methods": ("objects!", ("saliency",)),
+        "classes": ("objects!", ("cat", "dog", "fox")),
+    },
     "sweep": {"target": ("any", None)},
     "xrai": {
         "segments": ("function", [np.ones((1, 8, 8), bool)] * 2),
