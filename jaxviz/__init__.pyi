@@ -72,6 +72,7 @@ from jaxviz.attribution.smooth import (
 )
 from jaxviz.attribution.surrogate import kernel_shap as kernel_shap, lime as lime
 from jaxviz.attribution.xrai import xrai as xrai
+from jaxviz.catalogue import methods as methods
 from jaxviz.compiled import keep_compiled as keep_compiled
 from jaxviz.explanation import Explanation as Explanation, explain as explain
 from jaxviz.features import (

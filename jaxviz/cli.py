@@ -17,6 +17,7 @@ from jaxviz.words import (
     DATA,
     DEFAULT_METHODS,
     DIAGRAMS,
+    FOLDER,
     NETS,
     OPTIMIZERS,
     SMALL_NETS,
@@ -33,6 +34,9 @@ jaxviz explains what a neural network in JAX looks at.
   jaxviz explain runs/mnist_a-digits        draw what that trained net looks at
   jaxviz explain --net resnet50 --images dog.jpg
                                             what a net trained on ImageNet sees in a photograph
+  jaxviz explain --model net.py:make --images pictures
+                                            the same for a net of your own
+  jaxviz methods                            list the methods, what they cost and need
   jaxviz sweep runs/mnist_a-digits          explain every test image, into a store
   jaxviz show runs/mnist_a-digits/sweep     draw what the sweep found
 
@@ -74,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     options = {k: v for k, v in vars(arguments).items() if k not in ours}
     try:
         command = getattr(importlib.import_module(arguments.module), arguments.name)
-        command(**options)
+        if (told := command(**options)) is not None:
+            print(told)
         return 0
     except BrokenPipeError:  # the output was piped into `head`, say; nothing is wrong
         return 1
@@ -123,7 +128,9 @@ def _parser() -> _Parser:
         "'jaxviz explain' and 'jaxviz layers' read. A stopped training goes on when started again.",
     )  # fmt: skip
     train.add_argument("net", type=_one_of("net", SMALL_NETS), help=_list(SMALL_NETS))
-    train.add_argument("data", type=_one_of("data set", DATA), help=_list(DATA))
+    train.add_argument(
+        "data", type=_data, help=f"{_list(DATA)}, or folder:PATH with train and test in it"
+    )
     train.add_argument("--out", metavar="FOLDER", help="default: runs/NET-DATA")
     train.add_argument(
         "--epochs", type=_count, default=20, metavar="N", help="default: %(default)s"
@@ -174,12 +181,13 @@ def _parser() -> _Parser:
     )  # fmt: skip
     _model_and_methods(explain)
     explain.add_argument(
-        "--data", type=_one_of("data set", DATA), metavar="NAME",
-        help=f"test images of {_list(DATA)}; default: what the run was trained on",
+        "--data", type=_data, metavar="NAME",
+        help=f"test images of {_list(DATA)}, or folder:PATH, a subfolder of pictures for each "
+        "class; default: what the run was trained on",
     )  # fmt: skip
     explain.add_argument(
         "--images", "--image", nargs="+", action="extend", metavar="FILE",
-        help="image files instead; scaled, and the middle cut out, to fit",
+        help="image files instead, or folders of them; scaled, and the middle cut out, to fit",
     )  # fmt: skip
     explain.add_argument(
         "--examples", type=_count, default=8, metavar="N",
@@ -205,8 +213,8 @@ def _parser() -> _Parser:
     )  # fmt: skip
     _model_and_methods(sweep)
     sweep.add_argument(
-        "--data", type=_one_of("data set", DATA), metavar="NAME",
-        help=f"{_list(DATA)}; default: what the run was trained on",
+        "--data", type=_data, metavar="NAME",
+        help=f"{_list(DATA)}, or folder:PATH; default: what the run was trained on",
     )  # fmt: skip
     sweep.add_argument("--out", metavar="FOLDER", help="default: RUN/sweep or NET-sweep")
     sweep.add_argument(
@@ -225,6 +233,12 @@ def _parser() -> _Parser:
     sweep.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     _data_options(sweep)
 
+    _command(
+        sub, "catalogue", "methods", "list the methods with their cost and needs",
+        "Lists every method: its family, how many passes through the net it takes, and what it "
+        "needs. --methods takes all but those that need what only Python can give.",
+    )  # fmt: skip
+
     show = _command(
         sub, "commands_sweep", "show", "draw what a sweep found",
         "Draws the mean map of each class, the errors that the net is most and least sure of, and "
@@ -240,6 +254,7 @@ def _parser() -> _Parser:
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
+    _own(parser)
     parser.add_argument(
         "model", nargs="?", metavar="RUN",
         help=f"folder of a run, or a bundled net (untrained): {_list(SMALL_NETS)}",
@@ -255,11 +270,29 @@ def _model(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", dest="own", metavar="FILE:FUNCTION",
+        help="instead of RUN, your own net: package.module:function or file.py:function, called "
+        "without arguments, returns (apply_fn, params), (linen_module, variables), an NNX, Equinox "
+        "or Keras model, or a dict of 'model' and, if wanted, 'classes', 'preprocess', "
+        "'input_shape'",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", metavar="PATH",
+        help="with --model: its params, a folder of Orbax or a .safetensors file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--input-shape", nargs=3, type=_count, metavar=("H", "W", "C"),
+        help="with --model: of an image, where the function does not say it",
+    )  # fmt: skip
+
+
 def _model_and_methods(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument(
-        "--methods", nargs="+", type=_one_of("method", METHODS), metavar="NAME",
-        default=list(DEFAULT_METHODS),
+        "--methods", nargs="+", type=_several("method", METHODS), metavar="NAME",
+        action=_Flat, default=list(DEFAULT_METHODS),
         help=f"{_list(METHODS)}; default: {' '.join(DEFAULT_METHODS)}",
     )  # fmt: skip
 
@@ -297,6 +330,22 @@ def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def _data(text: str) -> str:
+    return text if text.startswith(FOLDER) else _one_of("data set", DATA)(text)
+
+
+def _several(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
+    check = _one_of(what, known)
+    return lambda text: [check(word) for word in text.split(",") if word]
+
+
+class _Flat(argparse.Action):
+    """Words, each of which may be several with commas between."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [word for words in values or () for word in words])
 
 
 def _number(text: str, kind: Callable, fits: Callable, wanted: str):

@@ -1,7 +1,6 @@
 """What each command of `jaxviz` does: train, explain, and write pictures into a folder."""
 
 import functools
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +18,18 @@ from jaxviz.catalogue import METHODS, Method
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
+from jaxviz.own_model import Function
 from jaxviz.run_tools import (
     Picture,
     class_index,
     counted,
+    data_for,
     folder_of,
+    function_of,
+    inputs_of,
     is_trained,
     last_maps,
+    logits_of,
     open_model,
     prepared,
     read_images,
@@ -35,7 +39,7 @@ from jaxviz.run_tools import (
     writable,
     write_pictures,
 )
-from jaxviz.words import DEFAULT_METHODS, DIAGRAMS
+from jaxviz.words import DEFAULT_METHODS, DIAGRAMS, FOLDER
 
 _ROWS = 8  # images a sheet: what a page holds
 
@@ -99,9 +103,10 @@ def train(
         raise ValueError(
             f"--augment mirrors images; a mirrored digit is none. Leave it out for {data}."
         )
-    folder = writable(Path(out or f"runs/{net}-{data}"))
+    folder = writable(Path(out or f"runs/{net}-{Path(data.removeprefix(FOLDER)).name}"))
     where = {"folder": data_folder, "download": not no_download}
-    train_set, test_set = (datasets.load(data, split, **where) for split in ("train", "test"))
+    shape = models.small_nets[net]().input_shape
+    train_set, test_set = (data_for(data, part, shape, **where) for part in ("train", "test"))
     options = {
         "optimizer": optimizer,
         "learning_rate": learning_rate,
@@ -111,6 +116,7 @@ def train(
         "seed": seed,
     }
     started = time.perf_counter()
+    number = len(train_set.labels)
     run = training.train_run(
         folder,
         models.small_nets[net](num_classes=len(train_set.class_names)),
@@ -119,7 +125,9 @@ def train(
         key=jax.random.key(seed),
         optimizer=_optimizer(optimizer, learning_rate),
         num_epochs=epochs,
-        batch_size=min(batch_size, math.ceil(len(train_set.labels) * (1 - validation))),
+        batch_size=min(
+            batch_size, len(train_set.labels) - round(len(train_set.labels) * validation)
+        ),
         validation=validation,
         patience=patience,
         augment=training.pad_crop_flip if augment else None,
@@ -154,15 +162,18 @@ def layers(
     model: str | None,
     net: str | None,
     weights: str | None,
+    own: str | None,
+    checkpoint: str | None,
+    input_shape: Sequence[int] | None,
     diagram: str | None,
     depth: int | None,
 ) -> None:
     """Prints the layers of a bundled net or of a run, and draws what each reads."""
-    run = open_model(model, net, weights)
+    run = open_model(model, net, weights, own, checkpoint, input_shape)
     if weights is not None:  # only to see that they fit: nothing is computed
         run = with_weights(run, 0)
-    apply_fn = models.apply_fn(run.net)
-    x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
+    apply_fn = function_of(run)
+    x = inputs_of(run, jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32))
     if diagram is not None:
         file = Path(diagram)
         if file.suffix not in DIAGRAMS:
@@ -181,6 +192,9 @@ def explain(
     model: str | None,
     net: str | None,
     weights: str | None,
+    own: str | None,
+    checkpoint: str | None,
+    input_shape: Sequence[int] | None,
     data: str | None,
     images: Sequence[str] | None,
     methods: Sequence[str],
@@ -194,20 +208,21 @@ def explain(
     no_download: bool,
 ) -> None:
     """Writes explanation sheets of a run, or of a bundled net with published or random weights."""
-    run = open_model(model, net, weights)
-    given, name = model or net, data or run.data
+    run = open_model(model, net, weights, own, checkpoint, input_shape)
+    given, name = own or model or net, data or run.data
     index = None if target is None else class_index(target, run.class_names)
     if images is None and not name:
-        raise ValueError(f"{given} is for photographs, and none is bundled. Pass --images FILE.")
+        raise ValueError(f"{given} comes with no images. Pass --images FILE, or --data NAME.")
     for option, value in (("--data", data), ("--wrong", wrong)):
         if images is not None and value:
             raise ValueError(f"--images cannot go with {option}. Leave one of them out.")
-    folder = writable(Path(out or folder_of(model, net, "explanations")))
+    folder = writable(Path(out or folder_of(model, net, own, "explanations")))
     labels, same_classes = None, False
     if images is not None:
         pixels = read_images(run, images)
     else:
-        test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
+        where = {"folder": data_folder, "download": not no_download}
+        test_set = data_for(name, "test", run.config["input_shape"], **where)
         pixels, labels = test_set.images, test_set.labels
         same_classes = test_set.class_names == run.class_names
     if pixels.shape[1:] != tuple(run.config["input_shape"]):
@@ -222,8 +237,8 @@ def explain(
             raise ValueError(
                 f"--wrong needs the classes the net was trained on; {name} has others."
             )
-        logits = training.predict(run.net, run.variables, prepared(run, pixels))
-        found = np.flatnonzero(np.asarray(logits).argmax(-1) != labels)
+        logits = logits_of(run, inputs_of(run, pixels))
+        found = np.flatnonzero(logits.argmax(-1) != labels)
         if not len(found):
             raise ValueError(f"{given} gets every one of the {len(labels)} images right.")
         pixels, labels = pixels[found], labels[found]
@@ -264,9 +279,9 @@ def _sheets(
     target: int | None,
     seed: int,
 ) -> list[Picture]:
-    x = training.preprocess(run, pixels)  # of NumPy: its rows are taken without compiling anything
-    logits = training.predict(run.net, run.variables, x, batch_size=_ROWS)
-    probabilities = _softmax(logits)
+    x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
+    logits = logits_of(run, x, batch_size=_ROWS)
+    probabilities = _softmax(logits) if logits.shape[1] > 1 else None
     maps = {METHODS[name].title: _maps(run, x, METHODS[name], target, seed) for name in methods}
     untrained = "" if is_trained(run) else " (untrained)"
     title = f"What {title_of(run)}{untrained} looks at"
@@ -276,8 +291,8 @@ def _sheets(
         figure = plot.explanation_sheet(
             pixels[rows],
             {name: values[rows] for name, values in maps.items()},
-            probabilities=probabilities[rows],
-            class_names=run.class_names,
+            probabilities=None if probabilities is None else probabilities[rows],
+            class_names=None if probabilities is None else run.class_names,
             labels=None if labels is None else labels[rows],
             target=target,
             overlay=[METHODS[name].title for name in methods if METHODS[name].coarse],
@@ -299,9 +314,11 @@ def _maps(
     run: training.Run, x: np.ndarray, method: Method, target: int | None, seed: int
 ) -> np.ndarray:
     """A sheet's images at a time; the last of several sheets is filled up with its last image."""
-    apply_fn = models.apply_fn(run.net)
-    options: dict[str, Any] = {"key": jax.random.key(seed)} if method.random else {}
-    if method.layer:
+    apply_fn = function_of(run)
+    options: dict[str, Any] = method.options(x.shape)
+    if method.random:
+        options["key"] = jax.random.key(seed)
+    if method.layer and not isinstance(run.net, Function):
         options["layer"] = last_maps(run, of_classes=method.linear)
     size = min(len(x), _ROWS)
     maps = []
@@ -337,7 +354,7 @@ def _result_pictures(
 
 
 def _feature_maps(run: training.Run, pixels: np.ndarray, layer: str) -> Picture:
-    apply_fn, x = models.apply_fn(run.net), prepared(run, pixels)
+    apply_fn, x = function_of(run), prepared(run, pixels)
     values = np.asarray(activations(apply_fn, run.variables, x, [layer])[layer])[0]
     if values.ndim != 3:
         raise ValueError(

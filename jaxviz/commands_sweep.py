@@ -11,13 +11,17 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxviz import data as datasets, models, plot, training
+from jaxviz import plot, training
 from jaxviz.catalogue import METHODS
+from jaxviz.own_model import Function
 from jaxviz.run_tools import (
     Picture,
     class_index,
     counted,
+    data_for,
     folder_of,
+    function_of,
+    inputs_of,
     last_maps,
     open_model,
     with_weights,
@@ -35,6 +39,9 @@ def sweep(
     model: str | None,
     net: str | None,
     weights: str | None,
+    own: str | None,
+    checkpoint: str | None,
+    input_shape: Sequence[int] | None,
     data: str | None,
     methods: Sequence[str],
     out: str | None,
@@ -48,15 +55,16 @@ def sweep(
 ) -> None:
     """Explains every test image of a data set by a run, into a store."""
     started = time.perf_counter()
-    run = open_model(model, net, weights)
-    given, name = model or net, data or run.data
+    run = open_model(model, net, weights, own, checkpoint, input_shape)
+    given, name = own or model or net, data or run.data
     if not name:
-        raise ValueError(f"{given} is for photographs, and no set of them is bundled.")
+        raise ValueError(f"{given} comes with no data set. Add --data NAME, or --data folder:PATH.")
     explained: Any = target
     if target is not None and target != "label":
         explained = class_index(target, run.class_names)
-    place = writable(Path(out or folder_of(model, net, "sweep")))
-    test_set = datasets.load(name, "test", folder=data_folder, download=not no_download)
+    place = writable(Path(out or folder_of(model, net, own, "sweep")))
+    where = {"folder": data_folder, "download": not no_download}
+    test_set = data_for(name, "test", run.config["input_shape"], **where)
     if test_set.images.shape[1:] != tuple(run.config["input_shape"]):
         raise ValueError(
             f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
@@ -66,9 +74,9 @@ def sweep(
     run = with_weights(run, seed, download=not no_download)
     result = sweep_set(
         {method: _bound(method, run) for method in methods},
-        models.apply_fn(run.net),
+        function_of(run),
         run.variables,
-        (np.asarray(training.preprocess(run, x)), y),
+        (np.asarray(inputs_of(run, x)), y),
         target=explained,
         out=place,
         batch_size=batch_size,
@@ -77,6 +85,8 @@ def sweep(
         key=jax.random.key(seed),
     )
     source = {"model": model, "net": net, "data": name, "data_folder": data_folder}
+    if own is not None:
+        source |= {"own": own, "checkpoint": checkpoint, "input_shape": input_shape}
     (place / _SOURCE).write_text(json.dumps(source))
     lost = {method: len(result.not_finite(method)) for method in methods}
     say = Console()
@@ -102,14 +112,14 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
             f"{store} must be a finished sweep of 'jaxviz sweep'; there is no {_SOURCE} in it. "
             "Run that command again: it goes on where it stopped."
         ) from None
-    run = open_model(source["model"], source.get("net"))
+    its = [source.get(word) for word in ("own", "checkpoint", "input_shape")]
+    run = open_model(source["model"], source.get("net"), None, *its)
     labels = result.labels
     if labels is None or result.predicted is None:
         raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
     folder = writable(Path(out or Path(store) / "pictures"))
-    test_set = datasets.load(
-        source["data"], "test", folder=source["data_folder"], download=not no_download
-    )
+    where = {"folder": source["data_folder"], "download": not no_download}
+    test_set = data_for(source["data"], "test", run.config["input_shape"], **where)
     images = test_set.images[result.rows]  # a sweep that was stopped may lack some
     pictures = [
         _mean_maps(result, images, run.class_names),
@@ -122,11 +132,10 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
 
 def _bound(name: str, run: training.Run):
     method = METHODS[name]
-    return (
-        functools.partial(method.explain, layer=last_maps(run, of_classes=method.linear))
-        if method.layer
-        else method.explain
-    )
+    options: dict[str, Any] = method.options(tuple(run.config["input_shape"]))
+    if method.layer and not isinstance(run.net, Function):
+        options["layer"] = last_maps(run, of_classes=method.linear)
+    return functools.partial(method.explain, **options) if options else method.explain
 
 
 def _titled(maps: dict[str, Any]) -> dict[str, Any]:

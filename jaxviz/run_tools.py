@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxviz import models, training
+from jaxviz import data as datasets, models, training
 from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
 from jaxviz.models.registry import variable_shapes
+from jaxviz.own_model import Function, outputs_of, own_model, restored
 from jaxviz.training import Run
-from jaxviz.words import no_such as no_such
+from jaxviz.words import FOLDER, PICTURES, no_such as no_such
 
 _PUBLISHED, _RANDOM = "published", "random"  # a run's "weights" that are no file
 # Not modules, whose value is that of a layer in them, and not what passes maps on.
@@ -37,16 +38,33 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def open_model(model: str | None, net: str | None = None, weights: str | None = None) -> Run:
-    """What a command was given: a run's folder, or a bundled net of which only shapes are there.
+def open_model(
+    model: str | None,
+    net: str | None = None,
+    weights: str | None = None,
+    own: str | None = None,
+    checkpoint: str | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> Run:
+    """What a command was given: a run's folder, a bundled net of which only shapes are there, or a
+    net of the user's own.
 
-    `with_weights` reads the net's weights, or draws them for one given without `net`.
+    `with_weights` reads a bundled net's weights, or draws them for one given without `net`.
     """
+    for option, value in (("--checkpoint", checkpoint), ("--input-shape", input_shape)):
+        if value is not None and own is None:
+            raise ValueError(f"{option} is for a net of your own. Add --model FILE:FUNCTION.")
+    if own is not None:
+        if model is not None or net is not None or weights is not None:
+            raise ValueError("--model cannot go with RUN, --net or --weights. Leave them out.")
+        return _own(own, checkpoint, input_shape)
     if weights is not None and net is None:
         raise ValueError("--weights needs the net that they are of. Add --net NAME.")
     if (model is None) == (net is None):
         came = "neither" if model is None else f"{model} and --net {net}"
-        raise ValueError(f"pass the folder of a run, or --net NAME; got {came}.")
+        raise ValueError(
+            f"pass the folder of a run, --net NAME, or --model FILE:FUNCTION; got {came}."
+        )
     if net is not None:
         return _bundled(net, weights or _PUBLISHED)
     if model in models.small_nets:
@@ -72,6 +90,63 @@ def _bundled(name: str, weights: str) -> Run:
     return Run(net, variables, empty, given.class_names(), given.data, config)
 
 
+def _own(spec: str, checkpoint: str | None, input_shape: Sequence[int] | None) -> Run:
+    found = own_model(spec)
+    params = found.params if checkpoint is None else restored(checkpoint, found.params)
+    shape = tuple(input_shape or found.input_shape or ())
+    if len(shape) != 3:
+        came = f"got {shape}" if shape else "nobody says"
+        raise ValueError(
+            f"--model: the shape of an image must be known; {came}. Add --input-shape HEIGHT WIDTH "
+            "CHANNELS, or 'input_shape' to what the function returns."
+        )
+    net = found.net.fitted(params, shape)
+    config = {
+        **{"input_shape": shape, "mean": 0.0, "std": 1.0, "options": {}, "border": 0},
+        **{"title": spec.rpartition(":")[2], "preprocess": found.preprocess},
+    }
+    empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
+    run = Run(cast(Any, net), params, empty, found.classes, "", config)
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    shaped = jax.eval_shape(function_of(run), params, inputs_of(run, example))
+    if not hasattr(shaped, "shape") or len(shaped.shape) not in (1, 2):
+        raise ValueError(
+            "--model: the net must return numbers [N, K], or [N]; it returns "
+            f"{jax.tree.map(lambda a: tuple(a.shape), shaped)}. Return the logits alone."
+        )
+    count = shaped.shape[1] if len(shaped.shape) == 2 else 1
+    if found.classes and len(found.classes) != count:
+        raise ValueError(
+            f"--model: 'classes' must name each of the {count} outputs; got {len(found.classes)}."
+        )
+    names = found.classes or tuple(map(str, range(count)))
+    return run._replace(class_names=names)
+
+
+def function_of(run: Run) -> Any:
+    """`(variables, x) -> outputs` of a run's net."""
+    return run.net if isinstance(run.net, Function) else models.apply_fn(run.net)
+
+
+def inputs_of(run: Run, pixels: Any) -> Any:
+    """Images in [0, 1] as the run's net takes them; of shapes, shapes."""
+    own = run.config.get("preprocess")
+    if isinstance(pixels, jax.ShapeDtypeStruct):
+        return jax.eval_shape(own, pixels) if own else pixels
+    return np.asarray(own(pixels)) if own else training.preprocess(run, pixels)
+
+
+def logits_of(run: Run, x: Any, batch_size: int = 128) -> np.ndarray:
+    """`[N, K]` of any number of images."""
+    if not isinstance(run.net, Function):
+        return np.asarray(training.predict(run.net, run.variables, x, batch_size=batch_size))
+    size, rows = min(len(x), batch_size), []
+    for start in range(0, len(x), size):
+        some = x[np.minimum(np.arange(start, start + size), len(x) - 1)]  # one shape for all
+        rows.append(np.asarray(outputs_of(run.net, run.variables, some)))
+    return np.concatenate(rows)[: len(x)]
+
+
 def is_trained(run: Run) -> bool:
     return run.config.get("weights") != _RANDOM
 
@@ -89,8 +164,10 @@ def with_weights(run: Run, seed: int, *, download: bool = True) -> Run:
     return run._replace(variables=jax.jit(run.net.init)(jax.random.key(seed), example))
 
 
-def folder_of(model: str | None, net: str | None, what: str) -> str:
+def folder_of(model: str | None, net: str | None, own: str | None, what: str) -> str:
     """Where a command's results go: into the run's folder, or beside, for a net without one."""
+    if own is not None:
+        return f"{own.rpartition(':')[2]}-{what}"
     in_run = net is None and Path(str(model)).is_dir()
     return f"{model}/{what}" if in_run else f"{model or net}-{what}"
 
@@ -101,18 +178,63 @@ def title_of(run: Run) -> str:
 
 def read_images(run: Run, files: Sequence[str]) -> np.ndarray:
     """The middle of each picture, as large as the run's network takes it, 0 to 1."""
-    size, _, channels = run.config["input_shape"]
+    size, width, channels = run.config["input_shape"]
+    if size != width or channels not in (1, 3):
+        raise ValueError(
+            f"image files fit nets of square images of 1 or 3 channels; this one takes "
+            f"{tuple(run.config['input_shape'])}. Explain it in Python: jaxviz.saliency(...)."
+        )
     shorter = size + run.config.get("border", 0)
-    return models.photographs(files, size=size, shorter=shorter, channels=channels)
+    return models.photographs(pictures_in(files), size=size, shorter=shorter, channels=channels)
+
+
+def pictures_in(files: Sequence[str]) -> list[str]:
+    """The files, with the pictures of a folder in its place, by name."""
+    found: list[str] = []
+    for file in files:
+        path = Path(file)
+        inside = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in PICTURES) if (
+            path.is_dir()
+        ) else [file]  # fmt: skip
+        if not inside:
+            raise ValueError(f"there is no picture ({', '.join(PICTURES)}) in {file}.")
+        found += inside
+    return found
+
+
+def data_for(
+    name: str, split: str, shape: Sequence[int], *, folder: str | None, download: bool
+) -> datasets.Dataset:
+    """A bundled data set, or pictures by class: `folder:PATH`, `PATH/train` and `PATH/test`.
+
+    A folder that has no such parts is all of it test images.
+    """
+    if not name.startswith(FOLDER):
+        return datasets.load(name, split, folder=folder, download=download)
+    size, width, channels = shape
+    if size != width or channels not in (1, 3):
+        raise ValueError(
+            f"--data {name}: pictures fit nets of square images of 1 or 3 channels; this one takes "
+            f"{tuple(shape)}."
+        )
+    root = Path(name.removeprefix(FOLDER))
+    parts = [root / word for word in (("train",) if split == "train" else ("test", "val"))]
+    found = next((part for part in parts if part.is_dir()), None)
+    if found is None and split == "train":
+        raise ValueError(
+            f"--data {name}: a training needs the folders {root / 'train'} and {root / 'test'}, "
+            "each with a subfolder of pictures for each class."
+        )
+    return datasets.image_folder(found or root, size=size, channels=channels)
 
 
 def prepared(run: Run, pixels: np.ndarray) -> jax.Array:
-    return jax.device_put(training.preprocess(run, pixels))
+    return jax.device_put(inputs_of(run, pixels))
 
 
 def run_layers(run: Run) -> tuple[Layer, ...]:
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
-    return list_layers(models.apply_fn(run.net), run.variables, x)
+    return list_layers(function_of(run), run.variables, inputs_of(run, x))
 
 
 def last_maps(run: Run, *, of_classes: bool = False) -> str:

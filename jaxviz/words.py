@@ -9,7 +9,9 @@ NETS = (
     *("alexnet", "vgg11", "vgg16", "vgg19", "vgg11_bn", "vgg16_bn", "vgg19_bn"),
     *("resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v2"),
 )
+FOLDER = "folder:"  # before the path of a folder of pictures by class
 DATA = ("digits", "mnist", "fashion_mnist", "cifar10")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 DIAGRAMS = (".png", ".svg", ".pdf", ".dot")
 OPTIMIZERS = ("adam", "nadam", "sgd")  # of optax
 STORED = ("float32", "float16", "bfloat16", "int8")

@@ -3,6 +3,7 @@ from jaxviz.data.dataset import (
     normalize as normalize,
     train_validation_split as train_validation_split,
 )
+from jaxviz.data.folder import image_folder as image_folder
 from jaxviz.data.formats import (
     read_cifar10 as read_cifar10,
     read_cifar10_tar as read_cifar10_tar,
