@@ -1,6 +1,7 @@
 """What each command of `jaxviz` does: train, explain, and write pictures into a folder."""
 
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
 from jaxviz.catalogue import METHODS, Method
+from jaxviz.explanation import made_by
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
@@ -116,7 +118,7 @@ def train(
         "seed": seed,
     }
     started = time.perf_counter()
-    number = len(train_set.labels)
+    count = len(train_set.labels)
     run = training.train_run(
         folder,
         models.small_nets[net](num_classes=len(train_set.class_names)),
@@ -125,9 +127,7 @@ def train(
         key=jax.random.key(seed),
         optimizer=_optimizer(optimizer, learning_rate),
         num_epochs=epochs,
-        batch_size=min(
-            batch_size, len(train_set.labels) - round(len(train_set.labels) * validation)
-        ),
+        batch_size=min(batch_size, count - round(count * validation)),
         validation=validation,
         patience=patience,
         augment=training.pad_crop_flip if augment else None,
@@ -248,6 +248,16 @@ def explain(
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
     write_pictures(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])
+    made = made_by(
+        run.variables,
+        pixels,
+        model=given,
+        images=images or name,
+        methods=list(methods),
+        target=target,
+        seed=seed,
+    )
+    (folder / "manifest.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
 @functools.cache  # equal words give the same object, for which nothing is compiled twice

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import jaxviz
 from jaxviz.calls import models
 from jaxviz.calls.options import maybe, refused, several, text
 from jaxviz.calls.public import public
@@ -139,14 +140,14 @@ def explain(
       target: A class, index or name; a list of N of them; None for each example's top class.
       methods: Names of methods.
       classes: K names, one an output; None numbers them.
-      layer: For methods of a layer, which they need.
-      key: PRNG key, for methods with noise, which need it.
+      layer: For methods of a layer; None takes what each takes by itself.
+      key: PRNG key, for methods that draw; None is `jax.random.key(0)`.
 
     Returns:
       An `Explanation`.
 
     Raises:
-      ValueError: An unknown method or class, or a method needs `key` or `layer`.
+      ValueError: An unknown method, class or layer, or outputs that are no `[N, K]`.
 
     Example:
       >>> w = jax.numpy.array([[1.0, 0.0], [0.0, 2.0]])
@@ -158,18 +159,13 @@ def explain(
     for name in names:
         if name not in METHODS:
             raise ValueError(f"explain: methods: {no_such('method', str(name), METHODS)}.")
-        for wanted, given, what in (
-            (METHODS[name].random, key, "key=jax.random.key(0)"),
-            (METHODS[name].layer, layer, "layer=NAME; jaxviz.summary lists them"),
-        ):
-            if wanted and given is None:
-                raise ValueError(f"explain: {name} needs what was not given. Pass {what}.")
     if layer is not None and not any(METHODS[name].layer for name in names):
         raise ValueError(
             f"explain: layer is for methods of a layer, such as grad_cam; got {layer!r} and "
             f"{', '.join(names)}. Leave it out, or add one to methods."
         )
     started = time.perf_counter()
+    key = jax.random.key(0) if key is None else key
     x = jax.numpy.asarray(x)
     apply_fn, params = hold("explain", apply_fn, params)
     model(apply_fn, params, x)  # fails, if it does, in our words
@@ -188,25 +184,35 @@ def explain(
     maps = {}
     for name in names:
         method = METHODS[name]
-        options: dict[str, Any] = {"key": key} if method.random else {}
-        options |= {"layer": layer} if method.layer else {}
+        options: dict[str, Any] = {**method.options(x.shape)} if x.ndim > 2 else {}
+        if method.random:
+            options["key"] = key
+        if method.layer and layer is not None:
+            options["layer"] = layer
         maps[name] = np.asarray(method.explain(apply_fn, params, x, chosen, **options))
-    import jaxviz
+    manifest = made_by(
+        params,
+        x,
+        methods=names,
+        layer=layer,
+        classes=list(known),
+        target=chosen.tolist(),
+        key=np.asarray(_key_data(key)).tolist(),
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    return Explanation(np.asarray(x), outputs, _shares(outputs), chosen, maps, known, manifest)
 
-    manifest = {
+
+def made_by(params: Any, x: Any, **options: Any) -> dict[str, Any]:
+    """How an explanation was made, as JSON has it: versions, options, digests of params and x."""
+    return {
         "jaxviz": jaxviz.__version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "methods": names,
-        "layer": layer,
-        "classes": list(known),
-        "target": chosen.tolist(),
-        "key": None if key is None else np.asarray(_key_data(key)).tolist(),
+        **options,
         "params": _digest(params),
         "x": _digest(x),
-        "seconds": round(time.perf_counter() - started, 3),
     }
-    return Explanation(np.asarray(x), outputs, _shares(outputs), chosen, maps, known, manifest)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -59,10 +59,22 @@ def test_it_is_saved_whole_once_and_shown_escaped(tmp_path):
 def test_what_is_missing_or_misspelt_is_named():
     for options, words in (
         ({"methods": ("saliancy",)}, "did you mean saliency"),
-        ({"methods": ("smooth_grad",)}, r"Pass key=jax\.random\.key\(0\)"),
         ({"target": "zebre", "classes": NAMES}, "did you mean zebra"),
         ({"classes": ("a",)}, "got 1 for 3"),
         ({"target": [0, 1]}, "got 2 for 3 examples"),
     ):
         with pytest.raises(ValueError, match=words):
             jv.explain(net, W, X, **options)
+
+
+def test_what_is_not_given_has_a_default_that_the_manifest_tells():
+    conv = lambda w, x: jax.nn.relu(jax.lax.conv(x.transpose(0, 3, 1, 2), w, (1, 1), "SAME")).mean(
+        (2, 3)
+    )
+    w = jax.random.normal(jax.random.key(2), (3, 3, 3, 3))
+    out = jv.explain(conv, w, X, methods=("grad_cam", "smooth_grad", "occlusion"))
+    want = jv.smooth_grad(jv.gradient)(conv, w, X, out.target, key=jax.random.key(0))
+    np.testing.assert_array_equal(out.maps["smooth_grad"], want)
+    np.testing.assert_array_equal(out.maps["grad_cam"], jv.grad_cam(conv, w, X, out.target))
+    assert out.maps["occlusion"].shape == (3, 8, 8)
+    assert out.manifest["key"] == [0, 0]
