@@ -147,4 +147,6 @@ def as_scores(
     """The result of a method, in the dtype of `x` but for the errors; that of scores, where `x` is
     a pytree or in whole numbers."""
     maps = laid_out(values, found, x)
-    return SegmentScores(maps, like_input(values, x), standard_errors, like_input(base, x))
+    # Of what is not known (a class that the outputs lack, under the caller's jit) nor is the error.
+    errors = jnp.where(jnp.isnan(values), jnp.nan, standard_errors)
+    return SegmentScores(maps, like_input(values, x), errors, like_input(base, x))

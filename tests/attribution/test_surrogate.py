@@ -274,3 +274,14 @@ def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
     }
     for method in explain.values():
         np.testing.assert_allclose(method(1), method(6), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [kernel_shap, lime, shapley_sampling])
+def test_of_a_class_that_is_not_there_nothing_is_known(method):
+    keys = jax.random.split(jax.random.key(0), 2)
+    w, x = jax.random.normal(keys[0], (4, 3)), jax.random.normal(keys[1], (2, 4))
+    run = lambda t: method(lambda w, x: x @ w, w, x, t, key=keys[0], num_samples=32)
+    for found in jax.jit(run)(jnp.array([7, 1])):
+        if jnp.shape(found)[:1] == (2,):
+            assert jnp.isnan(found[0]).all()
+            assert jnp.isfinite(found[1]).all()
