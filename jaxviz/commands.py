@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from jaxviz import data as datasets, models, plot, training
 from jaxviz.catalogue import METHODS, Method
 from jaxviz.explanation import made_by
+from jaxviz.graph import trace
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
@@ -44,6 +46,7 @@ from jaxviz.run_tools import (
 from jaxviz.words import DEFAULT_METHODS, DIAGRAMS, FOLDER
 
 _ROWS = 8  # images a sheet: what a page holds
+_AT_ONCE = 2  # methods: more wait for Python's lock, and each has its own copies in memory
 
 
 def demo(*, out: str, epochs: int, seed: int) -> None:
@@ -292,7 +295,7 @@ def _sheets(
     x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
     logits = logits_of(run, x, batch_size=_ROWS)
     probabilities = _softmax(logits) if logits.shape[1] > 1 else None
-    maps = {METHODS[name].title: _maps(run, x, METHODS[name], target, seed) for name in methods}
+    maps = _all_maps(run, x, [METHODS[name] for name in methods], target, seed)
     untrained = "" if is_trained(run) else " (untrained)"
     title = f"What {title_of(run)}{untrained} looks at"
     pictures = []
@@ -320,23 +323,44 @@ def _softmax(logits: Any) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def _maps(
-    run: training.Run, x: np.ndarray, method: Method, target: int | None, seed: int
-) -> np.ndarray:
-    """A sheet's images at a time; the last of several sheets is filled up with its last image."""
-    apply_fn = function_of(run)
-    options: dict[str, Any] = method.options(x.shape)
-    if method.random:
-        options["key"] = jax.random.key(seed)
-    if method.layer and not isinstance(run.net, Function):
-        options["layer"] = last_maps(run, of_classes=method.linear)
-    size = min(len(x), _ROWS)
-    maps = []
-    for start in range(0, len(x), size):
-        rows = np.minimum(np.arange(start, start + size), len(x) - 1)
-        values = method.explain(apply_fn, run.variables, x[rows], target, **options)
-        maps.append(np.asarray(values))
-    return np.concatenate(maps)[: len(x)]
+def _all_maps(
+    run: training.Run,
+    x: np.ndarray,
+    methods: Sequence[Method],
+    target: int | None,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """By title. Two methods at a time: while XLA compiles or runs one, Python traces the other.
+
+    A sheet's images at a time; the last of several sheets is filled up with its last image.
+    """
+    apply_fn, size = function_of(run), min(len(x), _ROWS)
+    # What several methods need is made before they start, or two of them would make it at once.
+    trace.model(apply_fn, run.variables, x[:size])
+    calls = []
+    for method in methods:
+        options: dict[str, Any] = method.options(x.shape)
+        if method.random:
+            options["key"] = jax.random.key(seed)
+        if method.layer and not isinstance(run.net, Function):
+            options["layer"] = last_maps(run, of_classes=method.linear)
+        calls.append(functools.partial(method.explain, **options))
+
+    def maps(explain: Callable) -> np.ndarray:
+        parts = []
+        for start in range(0, len(x), size):
+            rows = np.minimum(np.arange(start, start + size), len(x) - 1)
+            parts.append(np.asarray(explain(apply_fn, run.variables, x[rows], target)))
+        return np.concatenate(parts)[: len(x)]
+
+    with ThreadPoolExecutor(_AT_ONCE, "jaxviz-explain") as threads:
+        found = [threads.submit(maps, call) for call in calls]
+        try:
+            titles = [method.title for method in methods]
+            return {title: one.result() for title, one in zip(titles, found, strict=True)}
+        finally:  # after an error nobody waits for methods that have not begun
+            for one in found:
+                one.cancel()
 
 
 def _result_pictures(

@@ -126,11 +126,23 @@ def sheets(monkeypatch):
 
 
 def test_more_images_than_a_sheet_holds_are_explained_one_by_one(run, sheets, tmp_path):
-    assert main(f"explain {run} --examples 10 --methods gradient --out {tmp_path}".split()) == 0
+    methods = {
+        "input x gradient": jaxviz.input_x_gradient,  # at once, in the order that was asked for
+        "gradient": jaxviz.gradient,
+        "saliency": jaxviz.saliency,
+    }
+    names = " ".join(method.__name__ for method in methods.values())
+    assert main(f"explain {run} --examples 10 --methods {names} --out {tmp_path}".split()) == 0
     loaded, x = training.load_run(run), data.load("digits", "test").images[:10]
-    call = lambda x: jaxviz.gradient(models.apply_fn(loaded.net), loaded.variables, x)
-    out = np.concatenate([maps["gradient"] for _, maps, _ in sheets])
-    np.testing.assert_allclose(out, np.concatenate([call(x[:8]), call(x[2:])[-2:]]), atol=1e-5)
+    assert [list(maps) for _, maps, _ in sheets] == [list(methods)] * 2
+    for title, method in methods.items():
+        call = lambda x, method=method: method(models.apply_fn(loaded.net), loaded.variables, x)
+        out = np.concatenate([maps[title] for _, maps, _ in sheets])
+        np.testing.assert_allclose(out, np.concatenate([call(x[:8]), call(x[2:])[-2:]]), atol=1e-5)
+
+
+def test_a_method_that_the_net_is_not_for_is_told_among_others(run, capsys):
+    assert "jaxviz explain: cam:" in fails(f"explain {run} --methods saliency cam", capsys)
 
 
 def test_explain_a_net_with_a_file_of_weights(sheets, tmp_path, monkeypatch, capsys):
