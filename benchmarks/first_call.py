@@ -3,6 +3,7 @@
     git worktree add ../older COMMIT
     python -m benchmarks.first_call --other ../older --peer PYTHON_WITH_TORCH_AND_CAPTUM
     python -m benchmarks.first_call --other ../older --whole --images dog.jpg
+    python -m benchmarks.first_call --other ../older --cache FOLDER --repeats 1 --limit 1500
 
 Every number is a median over fresh processes, all sides by turns: this checkout (`here`), another
 one (`other`), `jax.jit(jax.grad)` of the same net (`plain`), PyTorch with Captum (`torch`) and,
@@ -17,6 +18,10 @@ from the cache, `jaxprs` made on the way and the `equations` in them.
 
 `--whole` times processes from start to end instead, as whole_process.py says.
 
+`--limit` ends it after so many seconds: every cell gets one process a side before any gets a
+second, and what is missing is said. One process a cell of the whole table, 32 cells and four sides,
+is about 130 of 5 to 25 s each.
+
 A line of JSON a row; at the end a table of medians. Ratios: above 1, here is quicker.
 """
 
@@ -25,6 +30,7 @@ import json
 import pathlib
 import statistics
 import sys
+import time
 
 from benchmarks.whole_process import HERE, ratios, run, surroundings, whole
 
@@ -48,43 +54,49 @@ def sides_of(options):
     return {k: v for k, v in found.items() if not options.sides or k in options.sides}
 
 
-def cell(sides, net, method, repeats, cache):
-    """One row: medians of fresh processes, all sides by turns."""
-    worker = str(HERE / "benchmarks" / "one_process.py")
-    runs, errors = {name: [] for name in sides}, {}
+class Cell:
+    """One row: fresh processes of all sides by turns."""
 
-    def one(name):
-        python, checkout, side = sides[name]
+    def __init__(self, sides, net, method, cache):
+        self.sides, self.net, self.method, self.cache = sides, net, method, cache
+        self.runs, self.errors, self.filled = {name: [] for name in sides}, {}, False
+
+    def one(self, name):
+        python, checkout, side = self.sides[name]
         more = {}
         if name == "warm":
-            more["JAX_COMPILATION_CACHE_DIR"] = str(cache / f"{net}-{method}")
+            more["JAX_COMPILATION_CACHE_DIR"] = str(self.cache / f"{self.net}-{self.method}")
             more["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        found = json.loads(
-            run([python, worker, side, net, method], surroundings(checkout, **more))[1]
-        )
+        worker = str(HERE / "benchmarks" / "one_process.py")
+        command = [python, worker, side, self.net, self.method]
+        found = json.loads(run(command, surroundings(checkout, **more))[1])
         if side == "jaxviz" and not found["from"].startswith(str(checkout)):
             raise SystemExit(f"jaxviz was imported from {found['from']}, not from {checkout}.")
         return found
 
-    if "warm" in sides:
-        one("warm")
-    for repeat in range(repeats):
-        names = list(sides)
-        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
-            if name in errors:
-                continue
+    def turn(self, repeat):
+        """One process more for each side."""
+        names = [name for name in self.sides if name not in self.errors]
+        start = repeat % max(len(names), 1)
+        for name in names[start:] + names[:start]:
             try:
-                runs[name].append(one(name))
+                if name == "warm" and not self.filled:
+                    self.one("warm")
+                    self.filled = True
+                self.runs[name].append(self.one(name))
             except RuntimeError as error:  # a method that a side lacks for this net is a finding
-                errors[name] = str(error)
-    row = {"net": net, "method": method}
-    for name, found in runs.items():
-        if name in errors:
-            row[f"{name}_error"] = errors[name]
-            continue
-        for key in [key for key in found[0] if key != "from"]:
-            row[f"{name}_{key}"] = round(statistics.median(f[key] for f in found), 1)
-    return row | ratios(row, {name: f"{name}_first_ms" for name in sides})
+                self.errors[name] = str(error)
+
+    def row(self):
+        """Medians, and ratios to here."""
+        row = {"net": self.net, "method": self.method}
+        for name, found in self.runs.items():
+            if name in self.errors:
+                row[f"{name}_error"] = self.errors[name]
+                continue
+            for key in [key for key in found[0] if key != "from"]:
+                row[f"{name}_{key}"] = round(statistics.median(f[key] for f in found), 1)
+        return row | ratios(row, {name: f"{name}_first_ms" for name in self.sides})
 
 
 def table(rows):
@@ -115,6 +127,7 @@ def main():
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--repeats", type=int, default=5, help="fresh processes a side")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds, for all of it")
     parser.add_argument("--other", type=pathlib.Path, help="another checkout")
     parser.add_argument("--peer", help="a Python with torch and captum")
     parser.add_argument("--cache", type=pathlib.Path, help="folder for the side `warm`")
@@ -129,12 +142,19 @@ def main():
     if options.whole:
         return whole(options, sides)
     cache = options.cache and options.cache.resolve()
-    rows = []
-    for net in options.nets:
-        for method in options.methods:
-            rows.append(cell(sides, net, method, options.repeats, cache))
-            print(json.dumps(rows[-1]), flush=True)
-    table(rows)
+    end = time.monotonic() + options.limit
+    cells = [Cell(sides, net, method, cache) for net in options.nets for method in options.methods]
+    rows = {}
+    for repeat in range(options.repeats):
+        for cell in cells:
+            if time.monotonic() < end:
+                cell.turn(repeat)
+                rows[cell] = cell.row()
+                print(json.dumps({"turn": repeat + 1} | rows[cell]), flush=True)
+    table(list(rows.values()))
+    for cell in cells:
+        if cell not in rows:
+            print(f"not run, for --limit was over: {cell.net} {cell.method}")
 
 
 if __name__ == "__main__":
