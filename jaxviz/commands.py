@@ -18,7 +18,6 @@ from rich.table import Table
 from jaxviz import data as datasets, models, plot, training
 from jaxviz.catalogue import METHODS, Method
 from jaxviz.explanation import made_by
-from jaxviz.graph import trace
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
@@ -293,7 +292,7 @@ def _sheets(
     seed: int,
 ) -> list[Picture]:
     x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
-    logits = logits_of(run, x, batch_size=_ROWS)
+    logits = logits_of(run, x, batch_size=_ROWS)  # and the trace that all methods use
     probabilities = _softmax(logits) if logits.shape[1] > 1 else None
     maps = _all_maps(run, x, [METHODS[name] for name in methods], target, seed)
     untrained = "" if is_trained(run) else " (untrained)"
@@ -335,8 +334,6 @@ def _all_maps(
     A sheet's images at a time; the last of several sheets is filled up with its last image.
     """
     apply_fn, size = function_of(run), min(len(x), _ROWS)
-    # What several methods need is made before they start, or two of them would make it at once.
-    trace.model(apply_fn, run.variables, x[:size])
     calls = []
     for method in methods:
         options: dict[str, Any] = method.options(x.shape)

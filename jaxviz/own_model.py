@@ -18,6 +18,7 @@ import numpy as np
 
 import jaxviz
 from jaxviz.adapters.calls import for_inference
+from jaxviz.graph import trace
 
 _KEYS = ("model", "classes", "preprocess", "input_shape")
 _WANTED = (
@@ -240,6 +241,9 @@ def _plain(name: str) -> str:
 
 @functools.partial(jax.jit, static_argnums=0)
 def outputs_of(apply_fn: Callable, params: Any, x: Any) -> jax.Array:
-    """Outputs `[N, K]` of a net; `[N]` are one number an example."""
-    outputs = apply_fn(params, x)
+    """Outputs `[N, K]` of a net; `[N]` are one number an example.
+
+    Of the trace that explanations of such images use, too.
+    """
+    outputs = trace.model(apply_fn, params, x)(params, x)
     return outputs[:, None] if outputs.ndim == 1 else outputs

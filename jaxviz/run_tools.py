@@ -138,12 +138,10 @@ def inputs_of(run: Run, pixels: Any) -> Any:
 
 def logits_of(run: Run, x: Any, batch_size: int = 128) -> np.ndarray:
     """`[N, K]` of any number of images."""
-    if not isinstance(run.net, Function):
-        return np.asarray(training.predict(run.net, run.variables, x, batch_size=batch_size))
     size, rows = min(len(x), batch_size), []
     for start in range(0, len(x), size):
         some = x[np.minimum(np.arange(start, start + size), len(x) - 1)]  # one shape for all
-        rows.append(np.asarray(outputs_of(run.net, run.variables, some)))
+        rows.append(np.asarray(outputs_of(function_of(run), run.variables, some)))
     return np.concatenate(rows)[: len(x)]
 
 
