@@ -3,7 +3,7 @@
     git worktree add ../older COMMIT
     python -m benchmarks.first_call --other ../older --peer PYTHON_WITH_TORCH_AND_CAPTUM
     python -m benchmarks.first_call --other ../older --whole --images dog.jpg
-    python -m benchmarks.first_call --other ../older --cache FOLDER --repeats 1 --limit 1500
+    python -m benchmarks.first_call --other ../older --cache FOLDER --repeats 1 --limit 2400
 
 Every number is a median over fresh processes, all sides by turns: this checkout (`here`), another
 one (`other`), `jax.jit(jax.grad)` of the same net (`plain`), PyTorch with Captum (`torch`) and,
@@ -19,8 +19,8 @@ from the cache, `jaxprs` made on the way and the `equations` in them.
 `--whole` times processes from start to end instead, as whole_process.py says.
 
 `--limit` ends it after so many seconds: every cell gets one process a side before any gets a
-second, and what is missing is said. One process a cell of the whole table, 32 cells and four sides,
-is about 130 of 5 to 25 s each.
+second, and what is missing is said. The whole table with one process a cell, four sides and those
+that fill the caches, is 160 processes of 5 to 25 s each.
 
 A line of JSON a row; at the end a table of medians. Ratios: above 1, here is quicker.
 """
