@@ -141,7 +141,8 @@ _ADAPTERS = {
     "equinox.": "For an Equinox module: `apply_fn, params = from_equinox(model)`.",
     "haiku.": "For Haiku: `apply_fn, params = from_haiku(transformed, params)`.",
     "keras.": "For a Keras model: `apply_fn, params = from_keras(model)`.",
-    "torch.": "A PyTorch module is no JAX: write the net in JAX, and give it the same weights.",
+    "torch.": "A PyTorch module is no JAX: convert it with torchax (docs/adapters.md), or write "
+    "the net in JAX and give it the same weights.",
 }
 
 
