@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxviz.adapters.calls import arguments, framework, other
+from jaxviz.adapters.calls import arguments, framework, other, takes
 from jaxviz.calls.public import public
 from jaxviz.graph.names import tag
 
@@ -29,11 +30,13 @@ class KerasApply:
     def __call__(self, params: Any, x: Any) -> Any:
         trained, kept = _values(params, self.trained, self.kept)
         # A functional model takes its inputs as one argument; `call` of the user's own class may
-        # have several, beside the flags that Keras hands to it.
-        call = () if _is_functional(self.model) else (self.model.call,)
-        args, named = arguments(*call, x) if call else ((x,), {})
+        # have several, and need not have the flag.
+        whole = _is_functional(self.model)
+        args, named = ((x,), {}) if whole else arguments(self.model.call, x)
+        if whole or takes(self.model.call, "training"):
+            named = {**named, "training": False}
         with _named_layers():
-            outputs, _ = self.model.stateless_call(trained, kept, *args, training=False, **named)
+            outputs, _ = self.model.stateless_call(trained, kept, *args, **named)
         return outputs
 
 
@@ -44,8 +47,9 @@ def from_keras(model: Any) -> tuple[KerasApply, dict[str, Any]]:
     Layers have Keras' names, inside models and layers by path (`backbone/conv1`,
     `attention/query`). The call is for inference: `training=False`, dropout off, running
     statistics. What the model returns is explained: where its last activation is a softmax these
-    are probabilities, and `lambda params, x: jnp.log(apply_fn(params, x))` has the gradients of
-    `log_softmax`.
+    are probabilities, whose gradients vanish where the model is sure. For its logits make it with
+    `classifier_activation=None` (`keras.applications`), or give its last layer the activation
+    `keras.activations.linear`.
 
     Args:
       model: Any built `keras.Model`, or layer, on the JAX backend (`KERAS_BACKEND=jax`, set before
@@ -61,8 +65,8 @@ def from_keras(model: Any) -> tuple[KerasApply, dict[str, Any]]:
 
     Raises:
       TypeError: `model` is no Keras model or layer.
-      ValueError: It is not built, or Keras runs on another backend; `apply_fn` is called with other
-        params than these.
+      ValueError: It, or a layer that its call reaches, is not built, or Keras runs on another
+        backend; `apply_fn` is called with other params than these.
 
     Example:
       >>> apply_fn, params = from_keras(model)  # doctest: +SKIP
@@ -87,7 +91,8 @@ def from_keras(model: Any) -> tuple[KerasApply, dict[str, Any]]:
             "not. Call it once on a batch, or `model.build((None, ...))`."
         )
     groups = (model.trainable_variables, model.non_trainable_variables)
-    trained, kept = ({path: v.value for path, v in _by_path(group)} for group in groups)
+    # Copies, for Keras gives its own arrays away: `fit`, and even `predict`, deletes them.
+    trained, kept = ({p: jnp.array(v.value) for p, v in _by_path(group)} for group in groups)
     apply_fn = KerasApply(model, _made_of(keras, model), tuple(trained), tuple(kept))
     return apply_fn, {"params": trained, "state": kept}
 
@@ -205,6 +210,11 @@ def _listen(keras: Any) -> None:
             if around is None:
                 return call(self, *args, **kwargs)
             names = (*around, self.name)
+            if not self.built and type(self).build is not keras.Layer.build:
+                raise ValueError(
+                    f"from_keras: model must be built, all of it; layer {'/'.join(names)!r} is "
+                    "not, so its weights would be drawn now. Call the model once on a batch."
+                )
             token = _calls.set(names)
             try:
                 outputs = call(self, *args, **kwargs)  # opens the scope of its name

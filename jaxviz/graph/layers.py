@@ -24,6 +24,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.names import join_scope
+from jaxviz.graph.towers import MOST_TURNS, without_turns
 from jaxviz.graph.trace import Traced, trace
 
 
@@ -193,6 +194,12 @@ def _place(found: Sequence[Layer], name: str, who: str) -> int:
     names = [layer.name for layer in found]
     if name in names:
         return names.index(name)
+    plain = without_turns(str(name))
+    if plain != name and plain in names:
+        raise ValueError(
+            f"{who}: no layer {name!r}, for {plain!r} is in a loop over time, or of more than "
+            f"{MOST_TURNS} turns, whose turns are no layers of their own. Take one before or after."
+        )
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:6]
     raise ValueError(
         f"{who}: no layer {name!r}; the nearest are {', '.join(map(repr, near))}. "

@@ -130,6 +130,54 @@ def test_what_keras_attends_and_repeats_with():
     chex.assert_trees_all_close(tail((params, carry), a), apply_fn(params, x), rtol=1e-5, atol=1e-6)
 
 
+class Plain(keras.Model):
+    def __init__(self, dtype=None):
+        super().__init__(dtype=dtype)
+        self.drop, self.top = L.Dropout(0.5, dtype=dtype), L.Dense(2, dtype=dtype)
+
+    def call(self, x):  # without the flag
+        return self.top(L.Flatten()(self.drop(x)))
+
+
+class Careless(Plain):
+    def build(self, shape):
+        self.built = True  # its layers are not
+
+
+def test_a_call_without_the_flag_and_half_precision():
+    x = jnp.asarray(X)
+    for dtype in (None, "mixed_bfloat16"):
+        model = Plain(dtype)
+        model(x)
+        apply_fn, params = jv.from_keras(model)
+        got = apply_fn(params, x)
+        assert got.dtype == (jnp.bfloat16 if dtype else jnp.float32)
+        chex.assert_trees_all_close(got, model(x, training=False), rtol=1e-6)
+        assert jv.gradient(apply_fn, params, x, 1).dtype == jnp.float32
+
+
+def test_params_outlive_a_training():
+    model = Plain()
+    model.compile("sgd", "mse")
+    model(X)
+    apply_fn, params = jv.from_keras(model)
+    before = np.asarray(apply_fn(params, X))
+    model.fit(X, np.ones((2, 2), np.float32), verbose=0)
+    chex.assert_trees_all_equal(np.asarray(apply_fn(params, X)), before)
+    again, trained = jv.from_keras(model)
+    assert again == apply_fn
+    assert not np.allclose(again(trained, X), before)
+
+
+def test_a_layer_that_is_not_built_is_told_and_not_built():
+    model = Careless()
+    model.build((None, 6, 6, 3))
+    apply_fn, params = jv.from_keras(model)
+    with pytest.raises(ValueError, match=r"gradient: .*layer 'dense\w*' is not.*on a batch"):
+        jv.gradient(apply_fn, params, X, 0)
+    assert not model.variables[1:]  # the seeds of its dropout
+
+
 def test_wrong_ones_are_told(monkeypatch):
     apply_fn, params = jv.from_keras(image_model())
     with pytest.raises(ValueError, match=r"from_keras: params.*got none for conv1/bias"):

@@ -263,3 +263,41 @@ def test_loops_over_time_stay_loops():
     assert not [layer.name for layer in jv.layers(long, w, X) if "[" in layer.name]
     with pytest.raises(ValueError, match="split: layer 'scan_0/tanh_0' is inside a loop"):
         jv.split(long, w, X, "scan_0/tanh_0")
+    with pytest.raises(ValueError, match=r"split: no layer 'scan_0\[3\]/tanh_0', for .*in a loop"):
+        jv.split(long, w, X, "scan_0[3]/tanh_0")
+
+
+def test_the_same_params_over_and_over_are_turns_too():
+    w = W["blocks"]["kernel"][0]
+    net = lambda w, x: jax.lax.scan(lambda h, _: (jax.nn.relu(conv(h, w)), None), x, None, 3)[0]
+    found = [layer for layer in jv.layers(net, w, X) if layer.kind == "conv"]
+    assert [(a.name, a.num_params) for a in found] == [
+        (f"scan_0[{i}]/conv_0", 9 * C * C) for i in range(3)
+    ]
+    got = jv.activations(net, w, X, ["scan_0/relu_0"])["scan_0/relu_0"]
+    h = X
+    for i in range(3):
+        h = jax.nn.relu(conv(h, w))
+        chex.assert_trees_all_close(got[:, i], h, rtol=1e-5, atol=1e-6)
+
+
+def test_an_equinox_tower_has_the_paths_of_its_modules():
+    eqx = pytest.importorskip("equinox")
+
+    class Tower(eqx.Module):
+        blocks: eqx.nn.Linear
+
+        def __call__(self, x):
+            arrays, static = eqx.partition(self.blocks, eqx.is_array)
+            step = lambda h, part: (jax.nn.relu(eqx.combine(part, static)(h)), None)
+            return jax.lax.scan(step, x, arrays)[0]
+
+    make = eqx.filter_vmap(lambda key: eqx.nn.Linear(C, C, key=key))
+    tower = Tower(make(jax.random.split(KEYS[7], L)))
+    apply_fn, params = jv.from_equinox(tower)
+    x = X[:, 0, 0]
+    names = [layer.name for layer in jv.layers(apply_fn, params, x) if layer.kind == "dense"]
+    assert names == [f"blocks[{i}]" for i in range(L)]
+    got = jv.activations(apply_fn, params, x, ["blocks[0]"])["blocks[0]"]
+    want = x @ tower.blocks.weight[0].T + tower.blocks.bias[0][None]
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
