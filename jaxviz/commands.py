@@ -17,13 +17,13 @@ from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
 from jaxviz.catalogue import METHODS, Method
-from jaxviz.explanation import made_by
+from jaxviz.explanation import made_by, shares
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
-from jaxviz.own_model import Function
 from jaxviz.run_tools import (
     Picture,
+    bound,
     class_index,
     counted,
     data_for,
@@ -31,7 +31,6 @@ from jaxviz.run_tools import (
     function_of,
     inputs_of,
     is_trained,
-    last_maps,
     logits_of,
     open_model,
     prepared,
@@ -68,7 +67,7 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
     say = Console()
     logits = training.predict(run.net, run.variables, test_set.images)
     predicted = np.asarray(logits).argmax(-1)
-    chosen = _hard_and_easy(_softmax(logits), test_set.labels)
+    chosen = _hard_and_easy(shares(logits), test_set.labels)
     pictures = [
         *_sheets(
             run, test_set.images[chosen], test_set.labels[chosen], DEFAULT_METHODS, None, seed
@@ -293,7 +292,7 @@ def _sheets(
 ) -> list[Picture]:
     x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
     logits = logits_of(run, x, batch_size=_ROWS)  # and the trace that all methods use
-    probabilities = _softmax(logits) if logits.shape[1] > 1 else None
+    probabilities = shares(logits) if logits.shape[1] > 1 else None
     maps = _all_maps(run, x, [METHODS[name] for name in methods], target, seed)
     untrained = "" if is_trained(run) else " (untrained)"
     title = f"What {title_of(run)}{untrained} looks at"
@@ -315,13 +314,6 @@ def _sheets(
     return pictures
 
 
-def _softmax(logits: Any) -> np.ndarray:
-    """Of few numbers, here: each operation of JAX by itself is a program to compile."""
-    logits = np.asarray(logits)
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
 def _all_maps(
     run: training.Run,
     x: np.ndarray,
@@ -334,14 +326,8 @@ def _all_maps(
     A sheet's images at a time; the last of several sheets is filled up with its last image.
     """
     apply_fn, size = function_of(run), min(len(x), _ROWS)
-    calls = []
-    for method in methods:
-        options: dict[str, Any] = method.options(x.shape)
-        if method.random:
-            options["key"] = jax.random.key(seed)
-        if method.layer and not isinstance(run.net, Function):
-            options["layer"] = last_maps(run, of_classes=method.linear)
-        calls.append(functools.partial(method.explain, **options))
+    key = {"key": jax.random.key(seed)}
+    calls = [bound(method.name, run, **(key if method.random else {})) for method in methods]
 
     def maps(explain: Callable) -> np.ndarray:
         parts = []

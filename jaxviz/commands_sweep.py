@@ -1,6 +1,5 @@
 """`jaxviz sweep` and `jaxviz show`: explain a whole test set into a store, and picture a store."""
 
-import functools
 import json
 import time
 from collections.abc import Sequence
@@ -13,16 +12,15 @@ from rich.console import Console
 
 from jaxviz import plot, training
 from jaxviz.catalogue import METHODS
-from jaxviz.own_model import Function
 from jaxviz.run_tools import (
     Picture,
+    bound,
     class_index,
     counted,
     data_for,
     folder_of,
     function_of,
     inputs_of,
-    last_maps,
     open_model,
     with_weights,
     writable,
@@ -73,7 +71,7 @@ def sweep(
     x, y = test_set.images[:examples], test_set.labels[:examples]
     run = with_weights(run, seed, download=not no_download)
     result = sweep_set(
-        {method: _bound(method, run) for method in methods},
+        {method: bound(method, run) for method in methods},
         function_of(run),
         run.variables,
         (np.asarray(inputs_of(run, x)), y),
@@ -128,14 +126,6 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
     if of_class is not None:
         pictures.append(_grid(result, images, class_index(of_class, run.class_names), run))
     write_pictures(Console(), folder, pictures)
-
-
-def _bound(name: str, run: training.Run):
-    method = METHODS[name]
-    options: dict[str, Any] = method.options(tuple(run.config["input_shape"]))
-    if method.layer and not isinstance(run.net, Function):
-        options["layer"] = last_maps(run, of_classes=method.linear)
-    return functools.partial(method.explain, **options) if options else method.explain
 
 
 def _titled(maps: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import io
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def explain(
     x = jax.numpy.asarray(x)
     apply_fn, params = hold("explain", apply_fn, params)
     model(apply_fn, params, x)  # fails, if it does, in our words
-    outputs = np.asarray(_outputs(apply_fn, params, x))
+    outputs = np.asarray(outputs_of(apply_fn, params, x))
     if outputs.ndim != 2 or len(outputs) != len(x):
         raise ValueError(
             f"explain: outputs must be [N, K] or [N]; got {outputs.shape}. Return the logits alone."
@@ -200,7 +200,7 @@ def explain(
         key=np.asarray(_key_data(key)).tolist(),
         seconds=round(time.perf_counter() - started, 3),
     )
-    return Explanation(np.asarray(x), outputs, _shares(outputs), chosen, maps, known, manifest)
+    return Explanation(np.asarray(x), outputs, shares(outputs), chosen, maps, known, manifest)
 
 
 def made_by(params: Any, x: Any, **options: Any) -> dict[str, Any]:
@@ -216,7 +216,8 @@ def made_by(params: Any, x: Any, **options: Any) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _outputs(apply_fn, params, x):
+def outputs_of(apply_fn: Callable, params: Any, x: Any) -> jax.Array:
+    """Outputs `[N, K]` of a net; `[N]` are one number an example."""
     outputs = model(apply_fn, params, x)(params, x)  # the trace that the methods find again
     return outputs[:, None] if outputs.ndim == 1 else outputs
 
@@ -254,8 +255,12 @@ def _is_index(one: Any) -> bool:
     return isinstance(one, (int, np.integer))
 
 
-def _shares(outputs: np.ndarray) -> np.ndarray:
-    numbers = outputs.astype(np.float64)
+def shares(outputs: Any) -> np.ndarray:
+    """Probabilities `[N, K]` of outputs: their softmax; of one, its sigmoid.
+
+    Of few numbers: each operation of JAX by itself is a program to compile.
+    """
+    numbers = np.asarray(outputs, np.float64)
     if numbers.shape[1] == 1:
         return 0.5 * (1 + np.tanh(numbers / 2))
     powers = np.exp(numbers - numbers.max(-1, keepdims=True))

@@ -18,7 +18,6 @@ import numpy as np
 
 import jaxviz
 from jaxviz.adapters.calls import for_inference
-from jaxviz.graph import trace
 
 _KEYS = ("model", "classes", "preprocess", "input_shape")
 _WANTED = (
@@ -37,17 +36,17 @@ class Function:
     def __call__(self, params: Any, x: Any) -> Any:
         return self.apply_fn(params, jnp.moveaxis(x, -1, 1) if self.channels_first else x)
 
-    def fitted(self, params: Any, shape: tuple[int, ...]) -> "Function":
-        """For images `(H, W, C)`: the net takes them so, or with their channels first."""
+    def fitted(self, params: Any, example: jax.ShapeDtypeStruct) -> "Function":
+        """For prepared images of a shape: the net takes them so, or with their channels first."""
         errors = []
         for candidate in (self, dataclasses.replace(self, channels_first=True)):
             try:
-                jax.eval_shape(candidate, params, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+                jax.eval_shape(candidate, params, example)
                 return candidate
             except Exception as error:  # the model's own, of whatever kind
                 errors.append(str(error).strip().split("\n")[0])
         raise ValueError(
-            f"--model: the net must take images {(2, *shape)}, or with channels first; it fails "
+            f"--model: the net must take images {example.shape}, or with channels first; it fails "
             f"with: {errors[0]}. Say what it takes: --input-shape HEIGHT WIDTH CHANNELS."
         )
 
@@ -171,10 +170,7 @@ def restored(path: str, params: Any) -> Any:
         and more, a checkpoint of the former alone will do.
     """
     given = {_plain(name): array for name, array in _read(path).items()}
-    places = {
-        _plain("/".join(map(_word, keys))): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    places = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     if not any(name.startswith("params/") for name in given):
         if any(name.startswith("params/") for name in places):
             given = {f"params/{name}": array for name, array in given.items()}
@@ -198,7 +194,7 @@ def restored(path: str, params: Any) -> Any:
         raise ValueError(f"--checkpoint: {path} is of another net: {'; '.join(said)}.")
 
     def put(keys, leaf):
-        found = given.get(_plain("/".join(map(_word, keys))))
+        found = given.get(_name(keys))
         return leaf if found is None else jnp.asarray(found, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(put, params)
@@ -227,23 +223,13 @@ def _read(path: str) -> dict[str, Any]:
             f"--checkpoint: {path} cannot be read by Orbax: {str(error).strip().split(chr(10))[0]}."
         ) from error
     found = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(map(_word, keys)): leaf for keys, leaf in found}
+    return {_name(keys): leaf for keys, leaf in found}
 
 
-def _word(key: Any) -> str:
-    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+def _name(keys: Any) -> str:
+    return _plain(jax.tree_util.keystr(keys, simple=True, separator="/"))
 
 
 def _plain(name: str) -> str:
     """A name as all writers would have it: steps with strokes, NNX's variables by their place."""
     return name.replace(".", "/").removesuffix("/value")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def outputs_of(apply_fn: Callable, params: Any, x: Any) -> jax.Array:
-    """Outputs `[N, K]` of a net; `[N]` are one number an example.
-
-    Of the trace that explanations of such images use, too.
-    """
-    outputs = trace.model(apply_fn, params, x)(params, x)
-    return outputs[:, None] if outputs.ndim == 1 else outputs

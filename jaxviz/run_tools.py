@@ -1,7 +1,8 @@
 """What the commands share: opening a run, preparing its images, writing pictures."""
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,11 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, training
+from jaxviz.catalogue import METHODS
+from jaxviz.explanation import outputs_of
 from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
 from jaxviz.models.registry import variable_shapes
-from jaxviz.own_model import Function, outputs_of, own_model, restored
+from jaxviz.own_model import Function, own_model, restored
 from jaxviz.training import Run
 from jaxviz.words import FOLDER, PICTURES, no_such as no_such
 
@@ -85,9 +88,12 @@ def _bundled(name: str, weights: str) -> Run:
         **{"input_shape": net.input_shape, "mean": given.mean, "std": given.std, "options": {}},
         **{"title": name, "border": given.border, "weights": weights},
     }
-    empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
     variables = variable_shapes(net, tuple(net.input_shape))
-    return Run(net, variables, empty, given.class_names(), given.data, config)
+    return Run(net, variables, _untrained(), given.class_names(), given.data, config)
+
+
+def _untrained() -> training.History:
+    return training.History(*np.zeros((len(training.History._fields), 0), np.float32))
 
 
 def _own(spec: str, checkpoint: str | None, input_shape: Sequence[int] | None) -> Run:
@@ -100,15 +106,14 @@ def _own(spec: str, checkpoint: str | None, input_shape: Sequence[int] | None) -
             f"--model: the shape of an image must be known; {came}. Add --input-shape HEIGHT WIDTH "
             "CHANNELS, or 'input_shape' to what the function returns."
         )
-    net = found.net.fitted(params, shape)
     config = {
         **{"input_shape": shape, "mean": 0.0, "std": 1.0, "options": {}, "border": 0},
         **{"title": spec.rpartition(":")[2], "preprocess": found.preprocess},
     }
-    empty = training.History(*np.zeros((len(training.History._fields), 0), np.float32))
-    run = Run(cast(Any, net), params, empty, found.classes, "", config)
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    shaped = jax.eval_shape(function_of(run), params, inputs_of(run, example))
+    run = Run(cast(Any, found.net), params, _untrained(), found.classes, "", config)
+    example = inputs_of(run, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
+    run = run._replace(net=cast(Any, found.net.fitted(params, example)))
+    shaped = jax.eval_shape(function_of(run), params, example)
     if not hasattr(shaped, "shape") or len(shaped.shape) not in (1, 2):
         raise ValueError(
             "--model: the net must return numbers [N, K], or [N]; it returns "
@@ -131,9 +136,12 @@ def function_of(run: Run) -> Any:
 def inputs_of(run: Run, pixels: Any) -> Any:
     """Images in [0, 1] as the run's net takes them; of shapes, shapes."""
     own = run.config.get("preprocess")
-    if isinstance(pixels, jax.ShapeDtypeStruct):
-        return jax.eval_shape(own, pixels) if own else pixels
-    return np.asarray(own(pixels)) if own else training.preprocess(run, pixels)
+    if not isinstance(pixels, jax.ShapeDtypeStruct):
+        return np.asarray(own(pixels)) if own else training.preprocess(run, pixels)
+    if own is None:
+        return pixels
+    found = np.asarray(own(np.zeros(pixels.shape, pixels.dtype)))  # which may be NumPy's alone
+    return jax.ShapeDtypeStruct(found.shape, found.dtype)
 
 
 def logits_of(run: Run, x: Any, batch_size: int = 128) -> np.ndarray:
@@ -176,14 +184,20 @@ def title_of(run: Run) -> str:
 
 def read_images(run: Run, files: Sequence[str]) -> np.ndarray:
     """The middle of each picture, as large as the run's network takes it, 0 to 1."""
-    size, width, channels = run.config["input_shape"]
-    if size != width or channels not in (1, 3):
-        raise ValueError(
-            f"image files fit nets of square images of 1 or 3 channels; this one takes "
-            f"{tuple(run.config['input_shape'])}. Explain it in Python: jaxviz.saliency(...)."
-        )
+    size, channels = _square(run.config["input_shape"], "image files")
     shorter = size + run.config.get("border", 0)
     return models.photographs(pictures_in(files), size=size, shorter=shorter, channels=channels)
+
+
+def _square(shape: Sequence[int], what: str) -> tuple[int, int]:
+    """Side and channels of the images that a net takes, where pictures can be cut to fit."""
+    size, width, channels = shape
+    if size != width or channels not in (1, 3):
+        raise ValueError(
+            f"{what} fit nets of square images of 1 or 3 channels; this one takes {tuple(shape)}. "
+            "Explain it in Python: jaxviz.saliency(...)."
+        )
+    return size, channels
 
 
 def pictures_in(files: Sequence[str]) -> list[str]:
@@ -209,12 +223,7 @@ def data_for(
     """
     if not name.startswith(FOLDER):
         return datasets.load(name, split, folder=folder, download=download)
-    size, width, channels = shape
-    if size != width or channels not in (1, 3):
-        raise ValueError(
-            f"--data {name}: pictures fit nets of square images of 1 or 3 channels; this one takes "
-            f"{tuple(shape)}."
-        )
+    size, channels = _square(shape, f"--data {name}: pictures")
     root = Path(name.removeprefix(FOLDER))
     parts = [root / word for word in (("train",) if split == "train" else ("test", "val"))]
     found = next((part for part in parts if part.is_dir()), None)
@@ -248,6 +257,15 @@ def last_maps(run: Run, *, of_classes: bool = False) -> str:
     ]
     inner = [layer for layer in found if layer.shape[-1] != len(run.class_names)]
     return (inner if inner and not of_classes else found)[-1].name
+
+
+def bound(name: str, run: Run, **more: Any) -> Callable:
+    """A method by its name, with what it needs to know of the run's images and layers."""
+    method = METHODS[name]
+    options: dict[str, Any] = {**method.options(tuple(run.config["input_shape"])), **more}
+    if method.layer and not isinstance(run.net, Function):
+        options["layer"] = last_maps(run, of_classes=method.linear)
+    return functools.partial(method.explain, **options) if options else method.explain
 
 
 def class_index(text: str, class_names: Sequence[str]) -> int:

@@ -15,11 +15,13 @@ import jaxviz as jv
 from jaxviz import data
 from jaxviz.cli import main
 from jaxviz.own_model import own_model, restored
+from jaxviz.run_tools import inputs_of, open_model
 
 NETS = """
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn, nnx
 
 
@@ -203,3 +205,23 @@ def test_a_net_trains_on_a_folder(place, tmp_path):
     out = str(tmp_path / "run")
     assert main(["train", "cifar", f"folder:{root}", "--epochs", "1", "--out", out]) == 0
     assert pathlib.Path(out, "predictions.png").exists()
+
+
+def test_a_net_is_tried_on_what_its_preprocess_makes(tmp_path):
+    (tmp_path / "first.py").write_text(
+        NETS
+        + """
+
+def channels_first():
+    flat = lambda w, x: x.transpose(0, 2, 3, 1).reshape(len(x), -1) @ w
+    before = lambda images: np.moveaxis(np.asarray(images), -1, 1)
+    weights = jnp.ones((192, 2))
+    return {"model": (flat, weights), "preprocess": before, "input_shape": (8, 8, 3)}
+
+"""
+    )
+    file = f"{tmp_path}/first.py:channels_first"
+    run = open_model(None, own=file)
+    assert run.net.channels_first is False
+    assert inputs_of(run, np.ones((2, 8, 8, 3), np.float32)).shape == (2, 3, 8, 8)
+    assert main(["layers", "--model", file]) == 0

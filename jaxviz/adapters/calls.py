@@ -3,7 +3,7 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -131,6 +131,35 @@ def other(who: str, wanted: str, given: Any, otherwise: str) -> TypeError:
     came = f"the class {given.__name__}" if isinstance(given, type) else f"{type(given).__name__}"
     advice = "Make one of it first." if isinstance(given, type) else adapter_of(given) or otherwise
     return TypeError(f"{who}: {wanted}; got {came}. {advice}")
+
+
+def wrong_params(who: str, params: Any, cure: str, found: str = "") -> ValueError:
+    """What to raise where an `apply_fn` gets other params than its adapter returned.
+
+    Args:
+      who: The adapter.
+      params: What came.
+      cure: How to get the right ones.
+      found: What is wrong with params of the right keys; "" where they have others.
+    """
+    came = found or type(params).__name__
+    if isinstance(params, Mapping) and not found:
+        came += f" of {', '.join(map(repr, list(params)[:4])) or 'nothing'}"
+    return ValueError(
+        f'{who}: params of its apply_fn must be the {{"params": ..., "state": ...}} that it '
+        f"returns; got {came}. {cure}"
+    )
+
+
+def has_groups(params: Any) -> bool:
+    """Whether params have the keys that an adapter gives them."""
+    return isinstance(params, Mapping) and set(params) == {"params", "state"}
+
+
+def unlike(wanted: Collection[str], given: Collection[str]) -> str:
+    """Which names are missing and which unknown; "" where they are the same."""
+    sides = (("none for", set(wanted) - set(given)), ("unknown", set(given) - set(wanted)))
+    return " and ".join(f"{word} {', '.join(sorted(n)[:3])}" for word, n in sides if n)
 
 
 def misfit(who: str, call: Callable, args: tuple, kwargs: Mapping[str, Any], rest: str) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,15 +12,21 @@ from jaxviz.adapters.calls import (
     arguments,
     for_inference,
     framework,
+    has_groups,
     misfit,
     other,
     tagging_class,
     takes,
+    wrong_params,
 )
 from jaxviz.calls.public import public
 from jaxviz.graph.names import tag
 
 _REST = "Bind the rest: a module whose call takes x alone."
+_CURE = (
+    "After training or restoring: `apply_fn, params = from_equinox(model)`, which compiles nothing "
+    "again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,20 +139,13 @@ def _is_array(leaf):
 
 def _parts(structure, params):
     """The module's arrays, in order, and its state."""
-    if isinstance(params, Mapping) and set(params) == {"params", "state"}:
-        leaves, given = jax.tree.flatten(params["params"])
-        if given == structure:
-            return iter(leaves), params["state"]
-        came = f"a {type(params['params']).__name__} of another structure"
-    elif isinstance(params, Mapping):
-        came = f"{type(params).__name__} of {', '.join(map(repr, list(params)[:4])) or 'nothing'}"
-    else:
-        came = type(params).__name__
-    raise ValueError(
-        'from_equinox: params of its apply_fn must be the {"params": ..., "state": ...} that it '
-        f"returns; got {came}. After training or restoring: `apply_fn, params = "
-        "from_equinox(model)`, which compiles nothing again."
-    )
+    if not has_groups(params):
+        raise wrong_params("from_equinox", params, _CURE)
+    leaves, given = jax.tree.flatten(params["params"])
+    if given != structure:
+        found = f"a {type(params['params']).__name__} of another structure"
+        raise wrong_params("from_equinox", params, _CURE, found)
+    return iter(leaves), params["state"]
 
 
 def _named(eqx, node, path):
@@ -157,8 +155,11 @@ def _named(eqx, node, path):
     )
     if structure == _LEAF:
         return node
-    below = lambda key: f"{path}/{_word(key)}" if path else _word(key)
-    parts = [_named(eqx, child, below(key)) for (key,), child in children]
+    step = lambda keys: jax.tree_util.keystr(keys, simple=True)  # as `layers` or `0`
+    parts = [
+        _named(eqx, child, f"{path}/{step(keys)}" if path else step(keys))
+        for keys, child in children
+    ]
     node, kind = jax.tree.unflatten(structure, parts), type(node)
     # Equinox's own wrappers of functions and methods, and what ties weights, are no layers.
     is_wrapper = f"{kind.__module__}.".startswith("equinox.") and (
@@ -172,11 +173,6 @@ def _named(eqx, node, path):
 
 
 _LEAF = jax.tree.structure(0)
-
-
-def _word(key):
-    """One step of a path, as `layers` or `0`."""
-    return str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", key))))
 
 
 @functools.cache

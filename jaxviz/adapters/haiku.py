@@ -8,11 +8,23 @@ from typing import Any
 
 import jax
 
-from jaxviz.adapters.calls import arguments, for_inference, framework, misfit, other
+from jaxviz.adapters.calls import (
+    arguments,
+    for_inference,
+    framework,
+    has_groups,
+    misfit,
+    other,
+    wrong_params,
+)
 from jaxviz.calls.public import public
 from jaxviz.graph.names import mark, tag
 
 _REST = "Bind the rest in the function that is transformed."
+_CURE = (
+    "After training: `apply_fn, params = from_haiku(transformed, params, state)`, which compiles "
+    "nothing again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +36,8 @@ class HaikuApply:
     takes_rng: bool
 
     def __call__(self, params: Any, x: Any) -> Any:
-        if not isinstance(params, Mapping) or set(params) != {"params", "state"}:
-            raise ValueError(
-                'from_haiku: params of its apply_fn must be the {"params": ..., "state": ...} that '
-                f"it returns; got {type(params).__name__}. After training: `apply_fn, params = "
-                "from_haiku(transformed, params, state)`, which compiles nothing again."
-            )
+        if not has_groups(params):
+            raise wrong_params("from_haiku", params, _CURE)
         apply = self.transformed.apply
         first = [params["params"], *([params["state"]] if self.has_state else [])]
         if self.takes_rng:

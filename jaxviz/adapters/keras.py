@@ -13,9 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.adapters.calls import arguments, framework, other, takes
+from jaxviz.adapters.calls import (
+    arguments,
+    framework,
+    has_groups,
+    other,
+    takes,
+    unlike,
+    wrong_params,
+)
 from jaxviz.calls.public import public
 from jaxviz.graph.names import tag
+
+_CURE = (
+    "After training or loading weights: `apply_fn, params = from_keras(model)`, which compiles "
+    "nothing again."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,27 +125,16 @@ def _by_path(variables: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 def _values(params: Any, trained: Sequence[str], kept: Sequence[str]) -> tuple[list, list]:
     """The values of a model's variables, in its order."""
-    if isinstance(params, Mapping) and set(params) == {"params", "state"}:
-        groups = (params["params"], params["state"])
-        if all(isinstance(group, Mapping) for group in groups):
-            missing = {*trained, *kept} - {*groups[0], *groups[1]}
-            unknown = {*groups[0], *groups[1]} - {*trained, *kept}
-            if not missing and not unknown:
-                both = {**groups[0], **groups[1]}
-                return [both[path] for path in trained], [both[path] for path in kept]
-            said = (("none for", missing), ("unknown", unknown))
-            came = " and ".join(f"{w} {', '.join(sorted(names)[:3])}" for w, names in said if names)
-        else:
-            came = " and ".join(type(group).__name__ for group in groups)
-    elif isinstance(params, Mapping):
-        came = f"{type(params).__name__} of {', '.join(map(repr, list(params)[:4])) or 'nothing'}"
-    else:
-        came = type(params).__name__
-    raise ValueError(
-        'from_keras: params of its apply_fn must be the {"params": ..., "state": ...} that it '
-        f"returns; got {came}. After training or loading weights: `apply_fn, params = "
-        "from_keras(model)`, which compiles nothing again."
-    )
+    if not has_groups(params):
+        raise wrong_params("from_keras", params, _CURE)
+    groups = (params["params"], params["state"])
+    if not all(isinstance(group, Mapping) for group in groups):
+        found = " and ".join(type(group).__name__ for group in groups)
+        raise wrong_params("from_keras", params, _CURE, found)
+    both = {**groups[0], **groups[1]}
+    if found := unlike((*trained, *kept), both):
+        raise wrong_params("from_keras", params, _CURE, found)
+    return [both[path] for path in trained], [both[path] for path in kept]
 
 
 def _is_functional(model: Any) -> bool:

@@ -9,9 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxviz.adapters.calls import arguments, for_inference, misfit, other, tagging, takes
+from jaxviz.adapters.calls import (
+    arguments,
+    for_inference,
+    has_groups,
+    misfit,
+    other,
+    tagging,
+    takes,
+    unlike,
+    wrong_params,
+)
 from jaxviz.calls.public import public
 
+_CURE = (
+    "Put what you have into the module, `nnx.update(module, restored)`, and call `apply_fn, params "
+    "= from_nnx(module)`."
+)
 _REST = "Hand the rest over once: `from_nnx(module, mask=...)`, say."
 # Flax's bridge to Linen takes all attributes of its modules for variables, but those named so.
 _PATH = "to_nnx__jaxviz_path"
@@ -137,22 +151,10 @@ def _state(paths: tuple, params: Any) -> nnx.State:
         for key, part in tree.items():
             yield from found(part, (*path, str(key)))
 
-    if isinstance(params, Mapping) and set(params) == {"params", "state"}:
-        given = {path: a for part in params.values() for path, a in found(part)}
-        if given.keys() == wanted.keys():
-            return nnx.from_flat_state([(wanted[path], a) for path, a in given.items()])
-        missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
-        came = " and ".join(
-            f"{word} {', '.join(sorted('/'.join(path) for path in names)[:3])}"
-            for word, names in (("none for", missing), ("unknown", unknown))
-            if names
-        )
-    elif isinstance(params, Mapping):
-        came = f"{type(params).__name__} of {', '.join(map(repr, list(params)[:4])) or 'nothing'}"
-    else:
-        came = type(params).__name__
-    raise ValueError(
-        'from_nnx: params of its apply_fn must be the {"params": ..., "state": ...} that it '
-        f"returns; got {came}. Put what you have into the module, `nnx.update(module, restored)`, "
-        "and call `apply_fn, params = from_nnx(module)`."
-    )
+    if not has_groups(params):
+        raise wrong_params("from_nnx", params, _CURE)
+    given = {path: a for part in params.values() for path, a in found(part)}
+    if given.keys() != wanted.keys():
+        came = unlike(*({"/".join(path) for path in paths} for paths in (wanted, given)))
+        raise wrong_params("from_nnx", params, _CURE, came)
+    return nnx.from_flat_state([(wanted[path], a) for path, a in given.items()])
