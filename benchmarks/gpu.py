@@ -54,7 +54,8 @@ METHODS = ("saliency", "ig", "gradcam", "lrp", "smoothgrad", "occlusion", "score
 PARTS = {"tests": 0.2, "methods": 0.5, "torch": 0.66, "kernels": 0.78, "chunks": 0.9, "large": 0.99}
 TESTS = (
     "tests/rules/test_fast.py", "tests/rules/test_relu.py", "tests/graph/test_rewrite.py",
-    "tests/attribution/test_gradient.py", "tests/attribution/test_cam.py", "tests/test_contract.py",
+    "tests/attribution/test_gradient.py", "tests/attribution/test_cam.py",
+    "tests/engine/test_contract.py",
 )  # fmt: skip
 
 

@@ -28,7 +28,6 @@ from jaxviz.attribution.gradient import (
     saliency as saliency,
 )
 from jaxviz.attribution.layer import at_layer as at_layer
-from jaxviz.attribution.layout import channels_first as channels_first
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
 from jaxviz.attribution.masking import rise as rise
 from jaxviz.attribution.occlusion import (
@@ -73,7 +72,9 @@ from jaxviz.attribution.smooth import (
 from jaxviz.attribution.surrogate import kernel_shap as kernel_shap, lime as lime
 from jaxviz.attribution.xrai import xrai as xrai
 from jaxviz.catalogue import methods as methods
-from jaxviz.compiled import keep_compiled as keep_compiled
+from jaxviz.engine.compiled import keep_compiled as keep_compiled
+from jaxviz.engine.layout import channels_first as channels_first
+from jaxviz.engine.memory import keep_memory as keep_memory
 from jaxviz.explanation import Explanation as Explanation, explain as explain
 from jaxviz.features import (
     objectives as objectives,
@@ -97,7 +98,6 @@ from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
-from jaxviz.memory import keep_memory as keep_memory
 from jaxviz.sweep import Sweep as Sweep, open_sweep as open_sweep, sweep as sweep
 
 __version__: str

@@ -1,8 +1,20 @@
-"""Folders for results: made, and tried, before any work is done for what goes into them."""
+"""Folders: the user's cache, and those for results, tried before work is done for them."""
 
 import argparse
 import tempfile
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The user's cache, where downloads and compiled programs are kept.
+
+    Example:
+      >>> cache_folder().name
+      'jaxviz'
+    """
+    import pooch  # takes its time to import, for this and downloads alone
+
+    return Path(pooch.os_cache("jaxviz"))
 
 
 def why_not(folder: Path) -> str:

@@ -150,3 +150,46 @@ assert compiled  # such events are heard
     found = imported(code)
     assert "flax" in found
     assert not found & {"optax", "orbax", "matplotlib"}
+
+
+# Each folder one floor: a file imports from its own and from floors below.
+FLOORS = {
+    name: height
+    for height, names in enumerate(
+        [
+            ("lazy", "words", "folders"),
+            ("calls",),
+            ("graph",),
+            ("rules",),
+            ("engine",),
+            ("attribution", "features", "attention"),
+            ("metrics",),
+            ("sweep",),
+        ]
+    )
+    for name in names
+}
+
+
+def floors_imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.ImportFrom():
+                modules = [node.module]
+            case ast.Import():
+                modules = [alias.name for alias in node.names]
+            case _:
+                continue
+        yield from (module.split(".")[1] for module in modules if module.startswith("jaxviz."))
+
+
+def test_nothing_imports_upwards():
+    root = pathlib.Path(jv.__file__).parent
+    upwards = [
+        (str(path.relative_to(root)), floor)
+        for name, height in FLOORS.items()
+        for path in [*root.glob(f"{name}.py"), *root.glob(f"{name}/**/*.py")]
+        for floor in floors_imported(path)
+        if FLOORS.get(floor, len(FLOORS)) > height
+    ]
+    assert not upwards

@@ -8,10 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least_float32
 from jaxviz.attribution.covered import Method, covered
-from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.regions import (
     Segmented,
     each_number,
@@ -22,6 +19,9 @@ from jaxviz.attribution.regions import (
 )
 from jaxviz.calls.leaves import ONE
 from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import at_least_float32
+from jaxviz.engine.layout import of_places
 from jaxviz.rules.spans import span
 
 

@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import check_one_array
 from jaxviz.attribution.feature_maps import (
     Layers,
     Resize,
@@ -16,6 +14,8 @@ from jaxviz.attribution.feature_maps import (
     over_space,
 )
 from jaxviz.attribution.gradient import input_gradient
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import check_one_array
 from jaxviz.graph.layers import layers
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.rules.relu import guided

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import at_least_float32
 from jaxviz.attribution.feature_maps import Layers, Resize, class_activation_map, map_and_gradient
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import at_least_float32
 
 _SHARED = ("layer", "relu", "resize", "reshape")
 

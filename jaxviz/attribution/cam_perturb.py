@@ -6,16 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import (
-    at_least_float32,
-    check_one_array,
-    outputs_of,
-    outputs_of_copies,
-    score_of,
-    stacked,
-    stacked_scores,
-)
 from jaxviz.attribution.feature_maps import (
     Layers,
     Resize,
@@ -24,6 +14,16 @@ from jaxviz.attribution.feature_maps import (
     resized,
 )
 from jaxviz.attribution.regions import blend
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import (
+    at_least_float32,
+    check_one_array,
+    outputs_of,
+    outputs_of_copies,
+    score_of,
+    stacked,
+    stacked_scores,
+)
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 

@@ -9,13 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, select
-from jaxviz.attribution.copies import (
-    at_least_float32,
-    is_floating,
-    outputs_of_copies,
-    stacked_scores,
-)
 from jaxviz.attribution.regions import (
     Segmented,
     each_number,
@@ -28,6 +21,13 @@ from jaxviz.attribution.regions import (
     segments_like,
 )
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target, select
+from jaxviz.engine.copies import (
+    at_least_float32,
+    is_floating,
+    outputs_of_copies,
+    stacked_scores,
+)
 
 CELLS = 7  # along each axis of space, where no segments are given
 

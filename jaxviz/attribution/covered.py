@@ -7,8 +7,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target
-from jaxviz.attribution.copies import (
+from jaxviz.engine.contract import Target
+from jaxviz.engine.copies import (
     default_chunk,
     outputs_of_copies,
     stacked,

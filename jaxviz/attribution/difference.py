@@ -6,10 +6,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import fixed_target, is_floating, running_sum
 from jaxviz.attribution.gradient import plain_gradient
 from jaxviz.attribution.path import baseline_like
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import fixed_target, is_floating, running_sum
 from jaxviz.graph.lift import lift
 from jaxviz.rules import deeplift, reveal_cancel
 from jaxviz.rules.differences import still

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.channels import channel_axis
-from jaxviz.attribution.contract import Target
-from jaxviz.attribution.copies import at_least_float32, outputs_of
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls import options
 from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target
+from jaxviz.engine.copies import at_least_float32, outputs_of
 from jaxviz.graph.held import hold
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, known_layers

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import is_floating
 from jaxviz.attribution.feature_maps import Resize, resized
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import is_floating
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import (
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import (
     is_floating,
     running_gradients,
     running_sum,

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import of_none
-from jaxviz.attribution.copies import rows_of
-from jaxviz.attribution.layout import Declared
 from jaxviz.attribution.regions import fill_like
 from jaxviz.calls.leaves import ONE, fill_for
 from jaxviz.calls.models import batch, model
 from jaxviz.calls.naming import calling, ours
 from jaxviz.calls.options import layer as a_layer
 from jaxviz.calls.public import fitting, public
+from jaxviz.engine.contract import of_none
+from jaxviz.engine.copies import rows_of
+from jaxviz.engine.layout import Declared
 from jaxviz.graph.held import hold
 from jaxviz.graph.layers import layer_named
 from jaxviz.graph.split import headed, split

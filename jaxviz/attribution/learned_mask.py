@@ -8,13 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import (
-    at_least_float32,
-    check_one_array,
-    fixed_target,
-    score_of,
-)
 from jaxviz.attribution.regions import (
     blend,
     blurred,
@@ -25,6 +18,13 @@ from jaxviz.attribution.regions import (
 )
 from jaxviz.calls.options import maybe, real
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import (
+    at_least_float32,
+    check_one_array,
+    fixed_target,
+    score_of,
+)
 from jaxviz.graph.indices import unless
 from jaxviz.graph.symmetric import share_above, size
 

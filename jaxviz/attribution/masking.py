@@ -7,15 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import (
-    at_least_float32,
-    check_one_array,
-    fixed_target,
-    is_floating,
-    running_sum,
-    score_of,
-)
 from jaxviz.attribution.regions import (
     blend,
     fadeable,
@@ -23,6 +14,15 @@ from jaxviz.attribution.regions import (
     like_input,
     over_channels,
     space_of,
+)
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import (
+    at_least_float32,
+    check_one_array,
+    fixed_target,
+    is_floating,
+    running_sum,
+    score_of,
 )
 
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import at_least_float32, check_one_array
 from jaxviz.attribution.covered import Method, covered
-from jaxviz.attribution.layout import hint
 from jaxviz.attribution.regions import fill_like, like_input
-from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import at_least_float32, check_one_array
+from jaxviz.engine.layout import hint
+from jaxviz.engine.targets import output_shape
 from jaxviz.rules.spans import span
 
 

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import (
+from jaxviz.attribution.gradient import PULLED, gradient_sum, input_gradient
+from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import (
     at_least,
     at_least_float32,
     fixed_target,
@@ -18,8 +20,6 @@ from jaxviz.attribution.copies import (
     score_of,
     with_noise,
 )
-from jaxviz.attribution.gradient import PULLED, gradient_sum, input_gradient
-from jaxviz.calls.public import public
 
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 

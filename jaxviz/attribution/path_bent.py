@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import (
+from jaxviz.attribution.gradient import input_gradient
+from jaxviz.attribution.path import Rule, baseline_like, between, moved as difference_of, quadrature
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import (
     at_least_float32,
     check_one_array,
     fixed_target,
     running_sum,
 )
-from jaxviz.attribution.gradient import input_gradient
-from jaxviz.attribution.path import Rule, baseline_like, between, moved as difference_of, quadrature
 from jaxviz.graph.indices import unless
 
 

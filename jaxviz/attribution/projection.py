@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.channels import channel_axis, checked_channel
-from jaxviz.attribution.contract import explanation
 from jaxviz.attribution.gradient import input_gradient
-from jaxviz.attribution.layout import ChannelsLast, channels_of
 from jaxviz.calls.options import images, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import explanation
+from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import is_channel
 from jaxviz.graph.receptive import receptive_field

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.channels import channel_axis, checked_channel
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import fixed_target
 from jaxviz.attribution.gradient import input_gradient, plain_gradient
 from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import fixed_target
 from jaxviz.graph.indices import is_channel
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
 from jaxviz.graph.split import split

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attribution.copies import at_least_float32, is_floating
-from jaxviz.attribution.layout import hint
 from jaxviz.calls.leaves import ONE, per_leaf
 from jaxviz.calls.models import batch
 from jaxviz.calls.options import real_array, refused, several, whole
 from jaxviz.calls.public import public
+from jaxviz.engine.copies import at_least_float32, is_floating
+from jaxviz.engine.layout import hint
 from jaxviz.graph.indices import unless
 
 _SIZES = several(whole(1), "whole numbers, at least 1, one an axis")

@@ -9,14 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target, explanation, select
-from jaxviz.attribution.copies import (
-    at_least_float32,
-    check_one_array,
-    outputs_of_copies,
-    stacked_scores,
-)
-from jaxviz.attribution.layout import hint
 from jaxviz.attribution.regions import (
     blend,
     fadeable,
@@ -26,6 +18,14 @@ from jaxviz.attribution.regions import (
     space_of,
 )
 from jaxviz.calls.options import whole
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import (
+    at_least_float32,
+    check_one_array,
+    outputs_of_copies,
+    stacked_scores,
+)
+from jaxviz.engine.layout import hint
 
 
 @explanation(

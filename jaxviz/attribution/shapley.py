@@ -14,12 +14,12 @@ from jaxviz.attribution.coalitions import (
     coalition_scores,
     segmented,
 )
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import rows_of
-from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.regions import Segmented
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import rows_of
+from jaxviz.engine.layout import of_places
 
 _LARGEST = 20  # segments of which all coalitions are evaluated: a million forward passes
 

@@ -8,8 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import (
+from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
+from jaxviz.calls.naming import calling
+from jaxviz.calls.options import whole
+from jaxviz.calls.public import fitting, public
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import (
     at_least_float32,
     fixed_target,
     is_floating,
@@ -17,10 +21,6 @@ from jaxviz.attribution.copies import (
     running_sum,
     with_noise,
 )
-from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
-from jaxviz.calls.naming import calling
-from jaxviz.calls.options import whole
-from jaxviz.calls.public import fitting, public
 
 
 @public()

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.coalitions import SegmentScores, as_scores, coalition_scores, segmented
-from jaxviz.attribution.contract import Target, explanation
-from jaxviz.attribution.copies import rows_of
-from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.regions import Segmented, like_input
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import rows_of
+from jaxviz.engine.layout import of_places
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates

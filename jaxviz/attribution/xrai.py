@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.contract import Target
-from jaxviz.attribution.copies import check_one_array, fixed_target
-from jaxviz.attribution.layout import of_places
 from jaxviz.attribution.path import integrated_gradients
-from jaxviz.attribution.targets import check_target, output_shape, with_classes
 from jaxviz.calls.options import array, either, function, maybe, real, several
 from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target
+from jaxviz.engine.copies import check_one_array, fixed_target
+from jaxviz.engine.layout import of_places
+from jaxviz.engine.targets import check_target, output_shape, with_classes
 from jaxviz.graph.held import hold
 
 # Sizes of the segments, and how far each is grown so that it holds its own edge: the paper's.

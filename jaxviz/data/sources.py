@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxviz.folders import cache_folder
+
 
 class File(NamedTuple):
     """One file of a data set, or of weights.
@@ -31,18 +33,6 @@ class Source(NamedTuple):
     files: dict[str, tuple[File, ...]]
     mirrors: tuple[str, ...]
     bundle: File | None = None
-
-
-def cache_folder() -> Path:
-    """The user's cache, where downloads are kept.
-
-    Example:
-      >>> cache_folder().name
-      'jaxviz'
-    """
-    import pooch  # takes its time to import, for this and downloads alone
-
-    return Path(pooch.os_cache("jaxviz"))
 
 
 def find(

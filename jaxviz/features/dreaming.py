@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.attribution.layout import of_places
 from jaxviz.calls.models import moving
 from jaxviz.calls.public import public
+from jaxviz.engine.layout import of_places
 from jaxviz.features.maximization import maximize_activation
 from jaxviz.features.objectives import Objective
 from jaxviz.features.parametrizations import pixels

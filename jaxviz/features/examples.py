@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxviz.attribution.contract import program
-from jaxviz.attribution.layout import ChannelsLast, channels_of
 from jaxviz.calls.options import image_list
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import program
+from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.graph.held import hold
 from jaxviz.graph.layers import layer_named
 from jaxviz.graph.receptive import receptive_field

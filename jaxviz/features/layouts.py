@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.layout import channels_of
+from jaxviz.engine.layout import channels_of
 from jaxviz.graph.trace import model
 
 

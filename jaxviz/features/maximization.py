@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.attribution.contract import program, same_when_batched, under_trace
-from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import program, same_when_batched, under_trace
+from jaxviz.engine.shares import shared, width
+from jaxviz.engine.targets import output_shape
 from jaxviz.features.layouts import as_images
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
@@ -21,7 +22,6 @@ from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
 from jaxviz.graph.held import hold
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.graph.shares import shared, width
 from jaxviz.graph.split import Values
 from jaxviz.rules.fast import fast, is_large
 from jaxviz.rules.relu import redirected_relu

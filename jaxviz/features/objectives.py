@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attribution.copies import at_least_float32
 from jaxviz.calls.options import real, rows, whole
 from jaxviz.calls.public import public
+from jaxviz.engine.copies import at_least_float32
 from jaxviz.graph.indices import at_index, widened
 from jaxviz.graph.split import OUTPUTS
 from jaxviz.graph.symmetric import size

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from jaxviz.calls.public import public
-from jaxviz.data.sources import File, Source, cache_folder, find
+from jaxviz.data.sources import File, Source, find
+from jaxviz.folders import cache_folder
 
 # The end of a name is the beginning of its SHA-256. The first weights published for each network:
 # all were trained on, and are for, photographs scaled to 256 and cut to 224.

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxviz.attribution.copies import default_chunk
-from jaxviz.attribution.targets import output_shape
 from jaxviz.calls.models import batch, real
 from jaxviz.calls.options import described, maybe, refused, whole
 from jaxviz.calls.public import public
+from jaxviz.engine.copies import default_chunk
+from jaxviz.engine.targets import output_shape
 from jaxviz.graph.held import hold
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed, ahead, feed

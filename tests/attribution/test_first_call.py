@@ -112,7 +112,7 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_no_class_given_is_the_top_class_at_the_input(monkeypatch, name, cores):
     """The copies have other top classes: most of them a mixture with zeros, where all are equal."""
-    monkeypatch.setattr("jaxviz.attribution.copies._SHARED", 0)
+    monkeypatch.setattr("jaxviz.engine.copies._SHARED", 0)
     for module in ("contract", "copies"):
         monkeypatch.setattr(f"jaxviz.attribution.{module}.cores", lambda: cores)
     weights, x = inputs(3)

@@ -12,9 +12,9 @@ import pytest
 
 import jaxviz as jv
 from jaxviz import objectives, parametrizations, regularizers, transforms
-from jaxviz.attribution import contract
+from jaxviz.engine import contract
+from jaxviz.engine.shares import shared
 from jaxviz.features import maximization
-from jaxviz.graph.shares import shared
 
 PIXELS = parametrizations.pixels()
 PLAIN = {"transforms": (), "parametrization": PIXELS, "redirected_steps": 0}

@@ -10,10 +10,10 @@ import pytest
 
 import jaxviz as jv
 from jaxviz import models
-from jaxviz.attribution.contract import explanation, select
-from jaxviz.attribution.copies import running_sum, stacked
-from jaxviz.graph import shares
-from jaxviz.graph.shares import shared, side_by_side, width
+from jaxviz.engine import shares
+from jaxviz.engine.contract import explanation, select
+from jaxviz.engine.copies import running_sum, stacked
+from jaxviz.engine.shares import shared, side_by_side, width
 
 
 def turns(params, x, parts=4):
@@ -155,16 +155,16 @@ def test_errors_of_the_function_and_of_a_share_reach_the_caller():
 @pytest.fixture
 def divided(monkeypatch):
     """Three cores, to share whatever there is; how many shares there were."""
-    monkeypatch.setattr("jaxviz.attribution.copies._SHARED", 0)
+    monkeypatch.setattr("jaxviz.engine.copies._SHARED", 0)
     for module in ("contract", "copies"):
-        monkeypatch.setattr(f"jaxviz.attribution.{module}.cores", lambda: 3)
+        monkeypatch.setattr(f"jaxviz.engine.{module}.cores", lambda: 3)
     parts = []
 
     def counted(function, given):
         parts.append(len(given))
         return shares.shared(function, given)
 
-    monkeypatch.setattr("jaxviz.attribution.copies.shared", counted)
+    monkeypatch.setattr("jaxviz.engine.copies.shared", counted)
     return parts
 
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import Target, select
+from jaxviz.engine.contract import Target, select
+from jaxviz.engine.shares import MOST, cores, shared, width
 from jaxviz.graph.indices import unless
 from jaxviz.graph.rewrite import rewrite
-from jaxviz.graph.shares import MOST, cores, shared, width
 from jaxviz.rules.fast import serving, weighed
 
 # Numbers of the input that are alive at once unless the caller says otherwise. Caches reward small

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import jaxviz.memory
+from jaxviz.engine import memory
 
 # Ten blocks of 64 MB, one after the other; the kernel counts the pages that it had to hand out.
 SCRIPT = """
@@ -27,9 +27,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_kept_blocks_are_handed_out_again_without_new_pages():
     faults = {
-        way: int(
-            subprocess.check_output([sys.executable, "-c", SCRIPT, way, jaxviz.memory.__file__])
-        )
+        way: int(subprocess.check_output([sys.executable, "-c", SCRIPT, way, memory.__file__]))
         for way in ("plain", "keep")
     }
     assert faults["keep"] < faults["plain"] / 5

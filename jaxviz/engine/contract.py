@@ -10,23 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attribution.layout import as_given, channels_last, channels_of
-from jaxviz.attribution.targets import (
-    check_function,
-    check_target,
-    output_shape,
-    with_classes,
-)
 from jaxviz.calls.leaves import fill_for
 from jaxviz.calls.models import floating, real, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import Check
 from jaxviz.calls.public import reader
+from jaxviz.engine.layout import as_given, channels_last, channels_of
+from jaxviz.engine.shares import MOST, cores, side_by_side
+from jaxviz.engine.targets import (
+    check_function,
+    check_target,
+    output_shape,
+    with_classes,
+)
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import at_index
 from jaxviz.graph.interpreter import tracing
 from jaxviz.graph.layers import rows
-from jaxviz.graph.shares import MOST, cores, side_by_side
 from jaxviz.graph.split import reaches
 from jaxviz.graph.trace import trace
 from jaxviz.rules.fast import compiler_options, is_large, served

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import jaxviz as jv
-from jaxviz import compiled
+from jaxviz.engine import compiled
 
 # What a process found in the folder and what it had to compile, and the warnings that it gave.
 SCRIPT = """

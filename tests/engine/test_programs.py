@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxviz.attribution.contract import program
+from jaxviz.engine.contract import program
 from jaxviz.rules.fast import served, serving
 
 

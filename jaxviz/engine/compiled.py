@@ -9,8 +9,7 @@ import jax
 
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
-from jaxviz.data.sources import cache_folder
-from jaxviz.folders import why_not
+from jaxviz.folders import cache_folder, why_not
 
 _VARIABLE = "JAXVIZ_CACHE"
 _OFF, _ON = ("0", "off", "no", "false"), ("1", "on", "yes", "true")

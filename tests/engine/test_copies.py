@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxviz.attribution.copies import chunk_length, default_chunk
 from jaxviz.attribution.covered import _at_once
+from jaxviz.engine.copies import chunk_length, default_chunk
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,6 @@ def test_few_copies_are_wasted_and_none_goes_alone_that_need_not(num, most, leng
     ],
 )
 def test_copies_at_once_where_nobody_said(monkeypatch, shape, cores, length, local):
-    monkeypatch.setattr("jaxviz.attribution.copies.cores", lambda: cores)
+    monkeypatch.setattr("jaxviz.engine.copies.cores", lambda: cores)
     assert default_chunk(jax.ShapeDtypeStruct(shape, jnp.float32)) == length
     assert _at_once(np.broadcast_to(0, shape), cores) == local
