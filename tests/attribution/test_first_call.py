@@ -114,7 +114,7 @@ def test_no_class_given_is_the_top_class_at_the_input(monkeypatch, name, cores):
     """The copies have other top classes: most of them a mixture with zeros, where all are equal."""
     monkeypatch.setattr("jaxviz.engine.copies._SHARED", 0)
     for module in ("contract", "copies"):
-        monkeypatch.setattr(f"jaxviz.attribution.{module}.cores", lambda: cores)
+        monkeypatch.setattr(f"jaxviz.engine.{module}.cores", lambda: cores)
     weights, x = inputs(3)
     model = lambda weights, x: net(weights, x) - jnp.square(x)  # a fresh one, compiled for `cores`
     top = np.asarray(model(weights, x)).argmax(1)
