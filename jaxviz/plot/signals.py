@@ -181,7 +181,7 @@ def _lines(ax: Axes, signal: np.ndarray) -> None:
     for channel, values in enumerate(signal.T):
         colour = LINES[channel % len(LINES)]
         ax.plot(places, values, color=colour, linewidth=0.9, marker=marks, markersize=3)
-    missing = np.isnan(signal).any(1)
+    missing = np.any(np.isnan(signal), axis=1)
     _mark(ax, missing, *ax.get_ylim())
 
 
@@ -207,7 +207,7 @@ def _bars(ax: Axes, name: str, values: np.ndarray, percentile: float) -> None:
     scale = f"{'±' if (shown < 0).any() else '0 to '}{limit:.2g}" if limit else zero
     _beside(ax, name, "not finite" if missing.all() else scale)
     if missing.all():
-        middle = (places.mean(), np.mean(ax.get_ylim()))
+        middle = (float(places.mean()), float(np.mean(ax.get_ylim())))
         ax.text(*middle, "not finite", ha="center", va="center", fontsize=8, color=INK)
 
 
