@@ -1,4 +1,4 @@
-"""Makes the README's gallery: the examples' pictures, smaller.
+"""Makes the pictures of gallery.md: the examples' pictures, smaller.
 
 `python docs/gallery.py FOLDER`, where FOLDER/cifar_cnn and so on are what each example was given as
 `--out`. Writes docs/*.png: as they are up to 120 kB, else 900 pixels wide and of 255 colours.

@@ -75,32 +75,37 @@ def test_the_lower_bounds_are_those_that_are_tested():
     }
 
 
-def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
+def test_the_examples_of_the_readme_and_of_the_tour_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 5
-    together = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), together)
+    found = {}
+    for page, least in ((ROOT / "README.md", 2), (ROOT / "docs" / "tour.md", 6)):
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        assert len(blocks) >= least
+        names = {"__name__": page.stem}
+        for block in blocks:
+            exec(compile(block, page.name, "exec"), names)
+        found |= names
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "explanations.png",
         "conv.png",
         "training.png",
         "channels.png",
     }
-    assert together["slopes"].shape == (4, 32, 32, 3)
-    assert together["by_unit"].shape == (4, 16, 16, 8)
+    assert found["slopes"].shape == (4, 32, 32, 3)
+    assert found["by_unit"].shape == (4, 16, 16, 8)
 
 
-def test_the_commands_of_the_readme_exist():
-    shell = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+@pytest.mark.parametrize("page", ["README.md", "docs/command_line.md"])
+def test_the_commands_of_the_pages_exist(page):
+    shell = "".join(re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL))
     lines = re.findall(r"(?m)(?:^|&& )jaxviz (.*?)(?:\s+#.*)?$", shell)
     assert len(lines) >= 5
     for line in lines:
         cli._parser().parse_args(line.split())
 
 
-def test_what_the_readme_links_to_is_there():
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+def test_what_the_pages_link_to_is_there():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
     assert (ROOT / "docs" / "demo.png").stat().st_size < 300_000
