@@ -329,6 +329,14 @@ OWN |= {
     "data.normalize": {
         **{"images": ("floats", ONES), "mean": ("statistics", 0.0), "std": ("positives", 1.0)}
     },
+    "data.planted_mark": {"size": ("count", 16), "num_distractors": ("count0", 1)},
+    "data.planted_blob": {"size": ("count", 8)},
+    "data.planted_mosaic": {
+        **{"labels": ("classes", np.arange(8)), "grid": ("sizes", (2, 2))},
+        "images": ("array", np.ones((8, 2, 2, 1), np.float32)),
+    },
+    "data.planted_linear": {"num_relevant": ("count", 2)},
+    "data.planted_pairs": {"num_pairs": ("count", 2), "pair": ("function", jnp.multiply)},
     "training.predict": {"net": ("object", LINEAR), "images": ("array", ONES)},
     "training.evaluate": {"net": ("object", LINEAR), "dataset": ("object", SET)},
     "plot.image_grid": {"images": ("pictures", ONES[..., :1]), "predicted": ("classes", [0, 1])},
@@ -343,7 +351,8 @@ CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid confusion_matrix "
     "training_history".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
-    "data": "train_validation_split normalize read_idx read_cifar10".split(),
+    "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
+    "planted_mosaic planted_linear planted_pairs".split(),
 }
 MODULES = {
     "": jv,

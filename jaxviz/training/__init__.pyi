@@ -15,3 +15,4 @@ from jaxviz.training.run import (
     preprocess as preprocess,
     save_run as save_run,
 )
+from jaxviz.training.shuffled import fit_shuffled as fit_shuffled
