@@ -84,7 +84,8 @@ def planted_mark(
         )
     made = _marks(key, num_images, size, num_classes, num_distractors, cells)
     names = _HUES if num_classes == 6 else tuple(f"hue {360 * k // num_classes}" for k in range(6))
-    return Planted(*map(np.asarray, made), names[:num_classes])
+    images, labels, masks = map(np.asarray, made)
+    return Planted(images, labels, masks, names[:num_classes])
 
 
 @functools.partial(jax.jit, static_argnums=range(1, 6))
@@ -146,7 +147,8 @@ def planted_blob(key: jax.Array, num_images: int, *, size: int = 28, noise: floa
       True
     """
     names = ("upper left", "upper right", "lower left", "lower right")
-    return Planted(*map(np.asarray, _blobs(key, noise, num_images, size)), names)
+    images, labels, masks = map(np.asarray, _blobs(key, noise, num_images, size))
+    return Planted(images, labels, masks, names)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
