@@ -1,0 +1,65 @@
+"""The site: `sphinx-build -W -b html docs docs/_build` after `pip install -e ".[docs]"`.
+
+Pages of methods, their pictures and the reference are made at the start of a build (`pages.py`,
+`pictures.py`); nothing is taken from a network.
+"""
+
+import pathlib
+import re
+import sys
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import pages  # noqa: E402
+
+import jaxviz  # noqa: E402
+
+project = "jaxviz"
+author = "The jaxviz authors"
+copyright = author
+version = release = jaxviz.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence"]
+suppress_warnings = ["myst.header"]  # pages that stand alone on the web too begin where they like
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_admonition_for_examples = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "furo"
+html_title = "jaxviz"
+html_show_sourcelink = False
+
+# Code between single backticks, over the end of a line too; or what is a mark outside of it.
+_PLAIN = re.compile(r"`([^`]+)`(?=(\w?))|([*|\\]|(?<=\w)_(?!\w))")
+
+
+def marked(app, what, name, thing, options, lines):
+    """Docstrings' plain text as reStructuredText: code is literal, other marks are escaped."""
+    paragraphs = re.split(r"(\n\s*\n)", "\n".join(lines))
+    literal = lambda m: "``" + re.sub(r"\n\s*", " ", m[1]) + "``" + "\\ " * bool(m[2])
+    for i, text in enumerate(paragraphs):
+        if ">>>" not in text:
+            paragraphs[i] = _PLAIN.sub(lambda m: literal(m) if m[1] else "\\" + m[0], text)
+    lines[:] = "".join(paragraphs).split("\n")
+
+
+def setup(app):
+    app.connect("builder-inited", lambda app: pages.write())
+    app.connect("autodoc-process-docstring", marked, priority=400)  # before napoleon, at 500
+    return {"parallel_read_safe": True}

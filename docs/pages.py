@@ -1,0 +1,173 @@
+"""Writes the site's pages of methods and its reference, from the library itself.
+
+`methods/` gets a page a family and a page a method: what `jaxviz.methods()` knows, what
+`methods.toml` adds, the picture, the docstring. `reference/` gets a page a package. Both folders
+are made anew at each build and are in no one's way in a checkout.
+"""
+
+import importlib
+import pathlib
+import shutil
+import tomllib
+
+import jaxviz
+
+HERE = pathlib.Path(__file__).parent
+
+# Family -> its sentence. Those of `jaxviz.methods()` come with their members, the others name them.
+FAMILIES = {
+    "gradient": "The slope of the score, and what is made of it alone.",
+    "path": "Slopes gathered on a way from a baseline to the input: shares that add up.",
+    "smoothed": "Any method, averaged over copies of the input.",
+    "propagation": "The score handed back layer by layer by rules.",
+    "CAM": "Which places of a layer speak for the class.",
+    "perturbation": "Experiments: what the score does when parts are covered.",
+}
+OTHERS = {
+    "attention": (
+        "What transformers attend to, found in the computation.",
+        [
+            *("attentions", "attention_rollout", "attention_relevance", "attention_x_gradient"),
+            *("token_tm", "value_zeroing", "le_grad", "recipro_cam"),
+            *("patched", "activation_patching", "attribution_patching"),
+        ],
+    ),
+    "learned": (
+        "What a unit has learned, apart from any one image.",
+        [
+            *("maximize_activation", "maco", "accentuate", "deep_dream", "invert", "caricature"),
+            *("restyle", "top_examples", "feature_projection", "top_projections", "filters"),
+        ],
+    ),
+    "composition": (
+        "Methods of methods, and checks.",
+        ["at_layer", "augmented", "occlusion_scores", "completeness_gap", "full_gradient"],
+    ),
+}
+PACKAGES = (
+    *("jaxviz", "jaxviz.metrics", "jaxviz.plot", "jaxviz.rules", "jaxviz.models", "jaxviz.data"),
+    *("jaxviz.training", "jaxviz.features.objectives", "jaxviz.features.parametrizations"),
+    *("jaxviz.features.regularizers", "jaxviz.features.transforms"),
+)
+
+
+def write() -> None:
+    """Makes `methods/` and `reference/`; says which names have no page."""
+    notes = tomllib.loads((HERE / "methods.toml").read_text())
+    known = {method.name: method for method in jaxviz.methods()}
+    families = {name: (said, []) for name, said in FAMILIES.items()}
+    for method in known.values():
+        families[method.family][1].append(method.name)
+    for name, (said, members) in OTHERS.items():
+        if members := [one for one in members if one in jaxviz.__all__]:
+            families[name] = said, members
+    if strangers := set(notes) - {one for _, members in families.values() for one in members}:
+        raise SystemExit(f"docs/methods.toml: no family has {', '.join(sorted(strangers))}")
+    folder = _empty("methods")
+    _page(folder / "index.md", "Methods", [_overview(families, known), _tree(map(_file, families))])
+    for name, (said, members) in families.items():
+        table = _table(members, known, notes)
+        _page(folder / f"{_file(name)}.md", _title(name), [said, table, _tree(members)])
+        for member in members:
+            _page(folder / f"{member}.md", f"`{member}`", _method(member, known, notes))
+    _reference(_empty("reference"))
+
+
+def _empty(name):
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def _page(path, title, parts):
+    path.write_text("\n\n".join([f"# {title}", *(part for part in parts if part)]) + "\n")
+
+
+def _file(family):
+    return f"{family.lower()}_methods"  # a method may have its family's name
+
+
+def _title(family):
+    return {"CAM": "Class activation maps", "learned": "What a layer has learned"}.get(
+        family, family.capitalize()
+    )
+
+
+def _tree(names):
+    return "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
+
+
+def _overview(families, known):
+    rows = ["| family | members |", "|---|---|"]
+    for name, (said, members) in families.items():
+        links = " ".join(f"[`{member}`]({member}.md)" for member in members)
+        rows.append(f"| [{_title(name)}]({_file(name)}.md): {said} | {links} |")
+    return "\n".join(rows)
+
+
+def _table(members, known, notes):
+    rows = ["| method | passes through the net | when |", "|---|---|---|"]
+    for member in members:
+        cost = known[member].cost if member in known else ""
+        use = notes.get(member, {}).get("use", "")
+        rows.append(f"| [`{member}`]({member}.md) | {cost} | {use} |")
+    return "\n".join(rows)
+
+
+def _method(name, known, notes):
+    said, method = notes.get(name, {}), known.get(name)
+    facts = [("When", said.get("use")), ("Beware", said.get("beware"))]
+    facts += [("Cost", f"{method.cost}, by default")] if method else []
+    facts += [("In other libraries", said.get("peers"))]
+    picture = (HERE / "pictures" / f"{name}.png").exists()
+    return [
+        "\n".join(f"- **{head}:** {text}" for head, text in facts if text),
+        f"![Four digits and what `{name}` shows of them](../pictures/{name}.png)"
+        if picture
+        else "",
+        _described("jaxviz", name),
+    ]
+
+
+def _described(module, name):
+    kind = (
+        "autoclass"
+        if isinstance(getattr(importlib.import_module(module), name), type)
+        else (
+            "autofunction"
+            if callable(getattr(importlib.import_module(module), name))
+            else "autodata"
+        )
+    )
+    return "\n".join(["```{eval-rst}", f".. {kind}:: {module}.{name}", "```"])
+
+
+def _reference(folder):
+    listed = []
+    documented = {path.stem for path in (HERE / "methods").glob("*.md")}
+    for package in PACKAGES:
+        try:
+            module = importlib.import_module(package)
+        except ModuleNotFoundError:
+            continue
+        names = [name for name in _public(module) if package != "jaxviz" or name not in documented]
+        parts = [(module.__doc__ or "").split("\n")[0], *(_described(package, n) for n in names)]
+        if package == "jaxviz":
+            links = " ".join(
+                f"[`{n}`](../methods/{n}.md)" for n in sorted(documented & {*module.__all__})
+            )
+            parts.insert(1, f"On pages of their own: {links}.")
+        _page(folder / f"{package}.md", f"`{package}`", parts)
+        listed.append(package)
+    _page(folder / "index.md", "Reference", ["Every public name, by package.", _tree(listed)])
+
+
+def _public(module):
+    named = getattr(module, "__all__", None) or [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__
+    ]
+    values = {name: getattr(module, name) for name in named if not name.startswith("_")}
+    return [name for name, value in values.items() if callable(value)]

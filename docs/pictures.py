@@ -1,0 +1,118 @@
+"""Draws a picture for each method's page: four digits, a small net, no download.
+
+`python docs/pictures.py` fills `docs/pictures/`, some two minutes on a CPU the first time; a build
+of the site shows those that are there. A name after it draws that one alone.
+"""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import jaxviz as jv
+from jaxviz import data, models, plot, training
+
+FOLDER = pathlib.Path(__file__).parent / "pictures"
+KEY = jax.random.key(0)
+COLUMNS = 4
+
+
+def trained():
+    """A net, its variables and four test digits of different classes."""
+    train, test = (data.load("digits", split) for split in ("train", "test"))
+    net = models.MNISTNetA()
+    variables = training.fit(
+        net, train, key=KEY, optimizer=optax.adam(2e-3), num_epochs=12, batch_size=64
+    ).variables
+    chosen = [int(np.flatnonzero(np.asarray(test.labels) == label)[0]) for label in (0, 3, 4, 8)]
+    return net, variables, train.images, test.images[jnp.array(chosen)]
+
+
+def maps(method, apply_fn, variables, usual, x):
+    """What a method of `jaxviz.methods()` gives for the digits' own classes."""
+    options = method.options(x.shape)
+    if method.random:
+        options["key"] = KEY
+    if method.needs == "baselines":
+        options["baselines"] = usual[:16]
+    if method.needs == "channel":
+        options |= {"layer": jv.default_layer(apply_fn, variables, x), "channel": 0}
+    if method.needs == "segments":
+        options["segments"] = jv.grid_segments(x.shape[1:3], (3, 3))
+    found = method.explain(apply_fn, variables, x, **options)
+    return getattr(found, "mask", getattr(found, "map", found))
+
+
+def features(apply_fn, variables, x):
+    """Name -> images of what the first and last convolutions have learned."""
+    shape, layer = x.shape[1:], jv.default_layer(apply_fn, variables, x)
+    few = {"key": KEY, "num_steps": 128}
+    unit = jv.objectives.channel(layer, range(COLUMNS))
+    climbed = jv.maximize_activation(apply_fn, variables, shape, unit, **few)
+    return {"maximize_activation": climbed.images}
+
+
+def main(names):
+    FOLDER.mkdir(exist_ok=True)
+    how_it_works()
+    net, variables, usual, x = trained()
+    apply_fn = models.apply_fn(net)
+    probabilities = jax.nn.softmax(apply_fn(variables, x))
+    for method in jv.methods():
+        if names and method.name not in names:
+            continue
+        if method.linear:  # the net is dense after its maps: the method refuses it, as it should
+            continue
+        found = maps(method, apply_fn, variables, usual, x)
+        figure = plot.explanation_sheet(
+            x,
+            {method.title: found},
+            probabilities=probabilities,
+            overlay=[method.title] if method.coarse else [],
+            title=f"{method.title}, the predicted class",
+        )
+        save(figure, method.name)
+    for name, images in features(apply_fn, variables, x).items():
+        if not names or name in names:
+            save(plot.stitched(images, title=name.replace("_", " ")), name)
+
+
+def how_it_works():
+    """From a function to its equations, and from there to names, cuts and other pullbacks."""
+    figure, ax = plt.subplots(figsize=(9.5, 3.6), layout="constrained")
+    ax.set(xlim=(0, 100), ylim=(0, 40))
+    ax.axis("off")
+    boxes = {
+        "any JAX function": (1, 14, 21, 12, "apply_fn(params, x)\nLinen, NNX, Equinox, ..."),
+        "its jaxpr": (32, 10, 24, 20, "a = dot_general x w\nb = add a bias\nc = max b 0.0\n..."),
+        "name": (68, 29, 31, 10, "layers, summary, activations"),
+        "cut": (68, 15, 31, 10, "split: CAMs, layers, climbs"),
+        "rewrite": (68, 1, 31, 10, "rules: LRP, DeepLIFT, guided, fast"),
+    }
+    for title, (left, bottom, width, height, text) in boxes.items():
+        middle, font = left + width / 2, "monospace" if title == "its jaxpr" else "sans-serif"
+        ax.add_patch(plt.Rectangle((left, bottom), width, height, fc="#eef3f9", ec="#33507a"))
+        ax.text(middle, bottom + height - 1.2, title, ha="center", va="top", weight="bold")
+        low = bottom + (height - 3) / 2
+        ax.text(middle, low, text, ha="center", va="center", fontsize=9, family=font)
+    arrow = {"arrowstyle": "-|>", "color": "#33507a", "lw": 1.2}
+    ax.annotate("", (31.5, 20), (22.5, 20), arrowprops=arrow)
+    ax.text(27, 21, "trace once", ha="center", fontsize=8)
+    for height in (34, 20, 6):
+        ax.annotate("", (67.5, height), (56.5, 20), arrowprops=arrow)
+    figure.savefig(FOLDER.parent / "how_it_works.png", dpi=110)
+    plt.close(figure)
+
+
+def save(figure, name):
+    figure.savefig(FOLDER / f"{name}.png", dpi=70)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    jv.keep_compiled()
+    main(sys.argv[1:])
