@@ -60,7 +60,16 @@ def test_words_of_the_command_line_are_those_of_the_library():
     assert set(words.DEFAULT_METHODS) < set(catalogue.METHODS)
 
 
-PACKAGES = [jv, data, models, jv.plot, jv.rules, jv.training, sys.modules["jaxviz.sweep"]]
+PACKAGES = [
+    jv,
+    data,
+    models,
+    jv.metrics,
+    jv.plot,
+    jv.rules,
+    jv.training,
+    sys.modules["jaxviz.sweep"],
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)

@@ -119,6 +119,7 @@ TAKEN = {
     "target": "zero zeros",
     "function": "class function",
     "fill": f"{NUMBERS} true nan inf zeros minuses nans",
+    "fill_or_function": f"{NUMBERS} true nan inf zeros minuses nans",
     "array": "",
     "unit": "zero zeros",
     "position": "zeros",
@@ -177,6 +178,7 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
     "value_range": ("interval", (0.0, 1.0)),
     "method": ("choice", "auto"),
     "rule": ("choice", None),
+    "order": ("choice", "most_first"),
     "penalty": ("choice", "ridge"),
     "goal": ("choice", "preserve"),
     "explain": ("any", jv.gradient),  # tests/sweep
@@ -343,6 +345,14 @@ OWN |= {
     "training.pad_crop_flip": {"padding": ("count0", 1)},
 }
 
+# A fill of a metric may be a function of what is hidden.
+METRIC = {
+    "fill": ("fill_or_function", 0.0),
+    "unit": ("choice", "place"),
+    "num_steps": ("count", 2),
+}
+OWN |= {f"metrics.{name}": METRIC for name in jv.metrics.__all__}
+
 # Not for users, or of one argument that may be anything.
 EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "rules.guided_rule"}
 EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.frequencies"}
@@ -357,7 +367,7 @@ CHOSEN = {
 MODULES = {
     "": jv,
     **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers")},
-    **{name: getattr(jv, name) for name in ("parametrizations", "rules")},
+    **{name: getattr(jv, name) for name in ("parametrizations", "rules", "metrics")},
     **{"plot": plot, "training": training, "data": data},
 }
 
@@ -382,7 +392,7 @@ FUNCTIONS = dict(public_functions())
 def arguments_of(path):
     """Each argument's kind and a value that works, in the order of the signature."""
     name = path.split(".")[-1]
-    own = OWN.get(path, OWN.get(name, {}))
+    own = OWN.get(name, {}) | OWN.get(path, {})
     parameters = inspect.signature(FUNCTIONS[path]).parameters.values()
     known = ARGUMENTS | own
     free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

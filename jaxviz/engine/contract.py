@@ -46,6 +46,8 @@ def explanation(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
 
+    What such a function judges, an `attribution`, stands before `target`.
+
     The result refuses wrong input before any work, is compiled once for each `apply_fn`, shapes and
     `static` options, and traces everything else, labels included: new data, new labels and new
     params of known shapes never recompile.
@@ -71,8 +73,8 @@ def explanation(
 
         def run(apply_fn, target_fn, fixed, params, x, target, options):
             chosen = target if target_fn is None else target_fn
-            arguments = (apply_fn, params, x, *((chosen,) if takes_target else ()))
-            return method(*arguments, **dict(fixed), **options)  # type: ignore[call-arg]
+            told = {"target": chosen} if takes_target else {}
+            return method(apply_fn, params, x, **told, **dict(fixed), **options)  # type: ignore[call-arg]
 
         run.__name__ = run.__qualname__ = name
 
@@ -93,12 +95,14 @@ def explanation(
                     # A method that reads a layer itself has no use for another.
                     method_told = "gradient" if takes_layer else name
                     floating(name, "x", x, lambda: first_floating(method_told, apply_fn, params, x))
-                if bound.get("fill") is not None:
+                if bound.get("fill") is not None and not callable(bound["fill"]):
                     bound["fill"] = fill_for(name, bound["fill"], x)
                 moves = channels_of(apply_fn, params, x) if places else None
                 if moves is not None:
                     apply_fn, x, bound = channels_last(name, apply_fn, x, bound, moves)
-                fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in static if k in bound)
+                # What is a function shapes the program, whatever the option.
+                shaping = [k for k, v in bound.items() if k in static or callable(v)]
+                fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in shaping)
                 target_fn = target if callable(target) else None
                 if takes_target and target_fn is None:
                     apply_fn = with_classes(apply_fn, params, x)

@@ -22,7 +22,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.trace import model, trace
 
 # Options that may have the axes of x.
-_LIKE_X = ("baseline", "fill", "segments")
+_LIKE_X = ("attribution", "baseline", "fill", "segments")
 
 Moves = tuple[int | None, ...]  # for each leaf of x the axis of its channels; None: the last
 
@@ -154,7 +154,8 @@ def channels_last(
     laid = {}
     for option in _LIKE_X:
         value = options.get(option)
-        if value is None or (structure != ONE and np.ndim(value) == 0 and _is_array(value)):
+        for_all = structure != ONE and np.ndim(value) == 0 and _is_array(value)
+        if value is None or callable(value) or for_all:
             continue
         if option == "baseline" and jax.tree.structure(value) not in (structure, ONE):
             continue  # which the method refuses
@@ -183,8 +184,11 @@ def _moved(option, value, x, axis):
     laid = np if isinstance(value, np.ndarray) else jnp
     if rank == x.ndim:
         return laid.moveaxis(value, axis, -1)
-    # Segments of one number an example have as many axes as those of one number a channel.
-    if rank == x.ndim - 1 and (option != "segments" or shape == x.shape[1:]):
+    # Segments of one number an example have as many axes as those of one number a channel; an
+    # attribution has examples always, and one axis less where it has no channels.
+    if option != "attribution" and rank == x.ndim - 1:
+        if option == "segments" and shape != x.shape[1:]:
+            return value
         return laid.moveaxis(value, axis - 1, -1)
     return value
 

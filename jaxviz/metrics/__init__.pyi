@@ -1,0 +1,5 @@
+from jaxviz.metrics.curves import (
+    Curve as Curve,
+    deletion as deletion,
+    insertion as insertion,
+)

@@ -1,0 +1,179 @@
+"""What the model says while the units of its input go, or come, in the order of an attribution."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target
+from jaxviz.metrics.contract import metric
+from jaxviz.metrics.ranked import (
+    Order,
+    Unit,
+    Units,
+    area,
+    covers,
+    ranks,
+    scores_of,
+    thresholds,
+    units_of,
+)
+
+
+class Curve(NamedTuple):
+    """A curve for each example, and what it comes to.
+
+    Attributes:
+      curve: `[N, num_steps + 1]`, before any step and after each.
+      area: `[N]`, the mean height, which the metric is.
+    """
+
+    curve: jax.Array
+    area: jax.Array
+
+    __repr__ = shown
+
+
+_STATIC = ("num_steps", "order", "unit", "num_segments", "chunk_size")
+
+
+@metric(*_STATIC)
+def deletion(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    attribution: Any,
+    target: Target = None,
+    *,
+    fill: Any = 0.0,
+    num_steps: int = 20,
+    order: Order = "most_first",
+    unit: Unit = "place",
+    segments: Any = None,
+    num_segments: int | None = None,
+    chunk_size: int | None = None,
+) -> Curve:
+    """How fast the score falls when what the attribution ranks first is taken away: lower is
+    better (higher, for `order="least_first"`).
+
+    Units go in equal steps, until none is left; the area is the mean of the score on the way.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function. The
+        paper takes probabilities: `jaxviz.softmax(apply_fn)`.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]` or `[N, F]`, floating or whole numbers (token ids `[N, L]`), one array.
+      attribution: The shape of `x`, or `[N, *space]`: signed, as a method returned it. Only its
+        order counts; take `abs` where a sign says nothing. Equal values follow one another in a
+        fixed random order, so a constant map is a random one. An example with a NaN gets NaN.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      fill: What stands in place of what is gone: anything that broadcasts to `x` (a number, one a
+        channel, `x.mean((1, 2), keepdims=True)`, `blurred(x, 8.0)`, noise, other images), or a
+        function `(x, hidden) -> x` of the batch and booleans that broadcast to it, such as
+        `lambda x, hidden: noisy_linear_imputation(x, hidden, key=key)`.
+      num_steps: Steps, each of `1 / num_steps` of the units, rounded down. Time is linear in it.
+      order: "most_first", or "least_first".
+      unit: "place": the channels of a place go together, by the sum of what they are given;
+        "number": each number is its own.
+      segments: Integers that say which places go together, as `grid_segments` and `slic_segments`
+        make them, by the sum of what they are given; below 0 stays. None: `unit` decides.
+      num_segments: Their number, where they are traced.
+      chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
+
+    Returns:
+      A `Curve`, in units of the explained output. Costs `num_steps + 1` forward passes.
+
+    Raises:
+      ValueError: Shapes that do not fit, a fill that does not broadcast, an unknown order or unit.
+
+    Example:
+      >>> net = lambda w, x: x @ w
+      >>> w, x = jnp.array([[3.0], [1.0]]), jnp.ones((1, 2))
+      >>> out = deletion(net, w, x, jnp.array([[3.0, 1.0]]), 0, num_steps=2)
+      >>> out.curve.tolist(), out.area.tolist()
+      ([[4.0, 1.0, 0.0]], [1.5])
+
+    Reference:
+      Petsiuk et al. 2018, arXiv:1806.07421, section 4.1: probabilities, zeros as fill, the area by
+      trapezoids. Xplique takes each step as equally wide where the steps are not; torch-cam and
+      Xplique take the mean over channels, which ranks alike.
+    """
+    units = units_of("deletion", x, attribution, unit=unit, segments=segments,
+                     num_segments=num_segments)  # fmt: skip
+    return _deleted("deletion", apply_fn, params, x, units, target, fill, num_steps, order,
+                    chunk_size)  # fmt: skip
+
+
+@metric(*_STATIC)
+def insertion(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    attribution: Any,
+    target: Target = None,
+    *,
+    fill: Any = 0.0,
+    num_steps: int = 20,
+    order: Order = "most_first",
+    unit: Unit = "place",
+    segments: Any = None,
+    num_segments: int | None = None,
+    chunk_size: int | None = None,
+) -> Curve:
+    """How fast the score rises when what the attribution ranks first is put into an empty input:
+    higher is better (lower, for `order="least_first"`).
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function. The
+        paper takes probabilities: `jaxviz.softmax(apply_fn)`.
+      params: Any pytree, handed on untouched.
+      x, attribution, target: As for `deletion`.
+      fill: The empty input, as for `deletion`. The paper takes a blurred one: `blurred(x, 8.0)`.
+      num_steps, order, unit, segments, num_segments, chunk_size: As for `deletion`.
+
+    Returns:
+      A `Curve` from the score of the fill to that of `x`, in units of the explained output. Costs
+      `num_steps + 1` forward passes.
+
+    Raises:
+      ValueError: As for `deletion`.
+
+    Example:
+      >>> net = lambda w, x: x @ w
+      >>> w, x = jnp.array([[3.0], [1.0]]), jnp.ones((1, 2))
+      >>> out = insertion(net, w, x, jnp.array([[3.0, 1.0]]), 0, num_steps=2)
+      >>> out.curve.tolist(), out.area.tolist()
+      ([[0.0, 3.0, 4.0]], [2.5])
+
+    Reference:
+      Petsiuk et al. 2018, arXiv:1806.07421, section 4.1. See `deletion` for what others do.
+    """
+    name = "insertion"
+    units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
+    rank, steps = units.laid(ranks(units, order)), thresholds(units.counts, num_steps)
+    cover = covers(name, fill, x)
+    copy = lambda k: cover(rank > _per_example(steps[k], x))
+    scores, clean = scores_of(name, apply_fn, params, x, target, copy, num_steps, chunk_size)
+    return _curve(jnp.concatenate([scores, clean[None]]), steps, units)
+
+
+def _deleted(name, apply_fn, params, x, units, target, fill, num_steps, order, chunk_size):
+    rank, steps = units.laid(ranks(units, order)), thresholds(units.counts, num_steps)
+    cover = covers(name, fill, x)
+    gone = lambda k: (rank > 0) & (rank <= _per_example(steps[k + 1], x))
+    copy = lambda k: cover(gone(k))
+    scores, clean = scores_of(name, apply_fn, params, x, target, copy, num_steps, chunk_size)
+    return _curve(jnp.concatenate([clean[None], scores]), steps, units)
+
+
+def _curve(scores: jax.Array, steps: jax.Array, units: Units) -> Curve:
+    """Scores `[K + 1, N]` as a result."""
+    curve = scores.T * units.known.astype(scores.dtype)[:, None]
+    return Curve(curve, area(curve, steps))
+
+
+def _per_example(values: jax.Array, x: jax.Array) -> jax.Array:
+    return values.reshape(-1, *[1] * (x.ndim - 1))

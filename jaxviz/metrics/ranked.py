@@ -1,0 +1,210 @@
+"""Masks ordered by rank, on which the metrics of faithfulness stand.
+
+An example's units (places, numbers, segments) are ranked by their attribution once. Every mask that
+a metric needs is `low < rank <= high`; the masks go through the model in chunks, which cores share.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.attribution.regions import fill_like, per_place, segments_like
+from jaxviz.calls.naming import is_ours
+from jaxviz.calls.options import described
+from jaxviz.engine.contract import Target, select
+from jaxviz.engine.copies import (
+    at_least_float32,
+    check_one_array,
+    outputs_of_copies,
+    stacked_scores,
+)
+from jaxviz.engine.layout import hint
+from jaxviz.graph.indices import unless
+
+Order = Literal["most_first", "least_first"]
+Unit = Literal["place", "number"]
+
+
+class Units(NamedTuple):
+    """What is hidden together, and what the attribution says of it.
+
+    Attributes:
+      scores: `[N, G]`, in float32 at least.
+      counts: Units that an example has: G, or `[N or 1, 1]` integers where some are empty.
+      present: `[N or 1, G]`, whether a unit has places at all; None where all do.
+      numbers: The unit of each place, with the axes of `x`; None where each place is its own.
+      shape: Of one value a place, with the axes of `x`.
+      known: `[N]`: 1, and NaN where the attribution holds a NaN, for that has no rank.
+    """
+
+    scores: jax.Array
+    counts: Any
+    present: jax.Array | None
+    numbers: jax.Array | None
+    shape: tuple[int, ...]
+    known: jax.Array
+
+    def laid(self, values: jax.Array) -> jax.Array:
+        """`[N, G]` values of units at their places; 0 where there is no unit."""
+        if self.numbers is None:
+            return values.reshape(len(values), *self.shape[1:])
+        return per_place(values, self.numbers)
+
+
+def units_of(
+    name: str,
+    x: jax.Array,
+    attribution: Any,
+    *,
+    unit: Unit = "place",
+    segments: Any = None,
+    num_segments: int | None = None,
+    mean: bool = False,
+) -> Units:
+    """The units of `x` with the sum of the attribution over each.
+
+    Args:
+      name: Of the metric, for errors.
+      x: `[N, *space, C]` or `[N, F]`, one array.
+      attribution: The shape of `x`, or `[N, *space]`.
+      unit: "place": all channels of a place are hidden together; "number": each is its own.
+      segments: As every method takes them; they decide, whatever `unit` is.
+      num_segments: Their number, where they are traced.
+      mean: Whether a segment has the mean of what lies in it, not the sum.
+    """
+    check_one_array(name, x)
+    map_of_x = attribution_like(name, attribution, x)
+    known = unless(jnp.isnan(map_of_x).reshape(len(x), -1).any(1), map_of_x.dtype)
+    with_channels = x.ndim > 2
+    if segments is None:
+        if unit == "place" and with_channels:
+            map_of_x = map_of_x.sum(-1, keepdims=True)
+        else:
+            map_of_x = jnp.broadcast_to(map_of_x, x.shape)
+        scores = map_of_x.reshape(len(x), -1)
+        return Units(scores, scores.shape[1], None, None, map_of_x.shape, known)
+    found = segments_like(name, segments, x, num_segments)
+    numbers, count = found.numbers, found.count
+    by_place = with_channels and numbers.shape[-1] == 1 < x.shape[-1]
+    if by_place:
+        map_of_x = map_of_x.sum(-1, keepdims=True)
+    shape = (len(x), *x.shape[1:-1], 1) if by_place else x.shape
+    flat = jnp.where(numbers < 0, count, numbers).reshape(len(numbers), -1)
+    total = jax.vmap(lambda a, at: jax.ops.segment_sum(a, at, count + 1)[:count])
+    each = jnp.broadcast_to(flat, (len(x), flat.shape[1]))
+    scores = total(jnp.broadcast_to(map_of_x, shape).reshape(each.shape), each)
+    sizes = total(jnp.ones(flat.shape, scores.dtype), flat)
+    present = sizes > 0
+    if mean:
+        scores = scores / jnp.maximum(sizes, 1)
+    counts = present.sum(1, keepdims=True, dtype=jnp.int32)
+    return Units(scores, counts, present, numbers, shape, known)
+
+
+def attribution_like(name: str, attribution: Any, x: jax.Array) -> jax.Array:
+    """An attribution with the axes of `x`, the channels' 1 where it has none; float32 at least."""
+    if jax.tree.structure(attribution) != jax.tree.structure(0):
+        raise ValueError(
+            f"{name}: attribution must be one array; got a pytree of "
+            f"{len(jax.tree.leaves(attribution))}. Pass its map: out.map, of scores of segments."
+        )
+    shape = jnp.shape(attribution)
+    without = (*x.shape[:-1], 1) if x.ndim > 2 else x.shape
+    if shape not in (x.shape, without, without[:-1] if x.ndim > 2 else x.shape):
+        places = f" or {x.shape[:-1]}" if x.ndim > 2 else ""
+        raise ValueError(
+            f"{name}: attribution must have the shape {x.shape} of x{places}; got {shape}. Pass "
+            f"what the method returned for this x.{hint(x)}"
+        )
+    found = jnp.asarray(attribution)
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        found = found.astype(jnp.float32)
+    found = found.astype(at_least_float32(found))
+    return found if shape == x.shape else found.reshape(without)
+
+
+def ranks(units: Units, order: Order = "most_first") -> jax.Array:
+    """The place of each unit in the order, `[N, G]` from 1.
+
+    Equal attributions follow one another in a fixed random order of the units, the same for both
+    orders and for every example: no side of an image comes first. Units without places are last.
+    """
+    scores = units.scores if order == "least_first" else -units.scores
+    if units.present is not None:
+        scores = jnp.where(units.present, scores, jnp.inf)
+    count = scores.shape[1]
+    # The generator of old, whose numbers are the same in every version of NumPy.
+    ties = np.random.RandomState(0).permutation(count).astype(np.int32)
+    found = jnp.asarray(ties)[jnp.argsort(scores[:, ties], axis=1, stable=True)]
+    rows = jnp.arange(len(scores))[:, None]
+    places = jnp.arange(1, count + 1, dtype=jnp.int32)[None, :]
+    return jnp.zeros(scores.shape, jnp.int32).at[rows, found].set(places)
+
+
+def thresholds(counts: Any, num_steps: int) -> Any:
+    """How many units are changed after each of `num_steps` equal steps, `[num_steps + 1, N or 1]`.
+
+    `k * count // num_steps`, in 32 bits for any count.
+    """
+    k = np.arange(num_steps + 1, dtype=np.int64)[:, None]
+    if isinstance(counts, int):
+        return jnp.asarray(k * counts // num_steps, jnp.int32)
+    k = jnp.asarray(k, jnp.int32)
+    counts = counts.reshape(1, -1)
+    return k * (counts // num_steps) + k * (counts % num_steps) // num_steps
+
+
+def area(curve: jax.Array, steps: jax.Array) -> jax.Array:
+    """`[N]`: the mean height of curves `[N, K + 1]` over the share of units, by trapezoids.
+
+    Args:
+      curve: `[N, K + 1]`.
+      steps: As `thresholds` gives them, from 0 to all.
+    """
+    widths = jnp.diff(steps, axis=0).T.astype(curve.dtype)
+    heights = (curve[:, 1:] + curve[:, :-1]) / 2
+    total = jnp.maximum(widths.sum(1, keepdims=True), 1)
+    return (heights * (widths / total)).sum(1)
+
+
+def covers(name: str, fill: Any, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """From what is hidden, booleans that broadcast to `x`, to `x` with the fill there."""
+    if not callable(fill):
+        filled = fill_like(name, fill, x)
+        return lambda hidden: jnp.where(hidden, filled, x)
+
+    def covered(hidden):
+        must = f"{name}: fill must be a function (x, hidden) -> x, of the shape of x, {x.shape}; it"
+        try:
+            found = fill(x, hidden)
+        except Exception as error:  # the function's own, of whatever kind
+            if is_ours(error):
+                raise
+            told = " ".join(str(error).split())[:200].rstrip(".")
+            raise ValueError(f"{must} fails with {type(error).__name__}: {told}.") from error
+        if getattr(found, "shape", None) != x.shape:
+            told = described(found) if not hasattr(found, "shape") else f"shape {found.shape}"
+            raise ValueError(f"{must} gave {told}. Return the whole batch.")
+        return jnp.where(hidden, found.astype(x.dtype), x)
+
+    return covered
+
+
+def scores_of(
+    name: str,
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target,
+    copy: Callable[[jax.Array], jax.Array],
+    num: int,
+    chunk_size: int | None,
+    read: Callable[[Any, Target], Any] = select,
+) -> tuple[Any, Any]:
+    """What is read off the outputs at `copy(k)`, k < `num`, `[num, N]`, and at `x`, `[N]`."""
+    outputs = outputs_of_copies(apply_fn, params, x, copy)
+    found = stacked_scores(name, outputs, read, num, chunk_size, x, target, clean=True)
+    return jax.tree.map(lambda a: a.astype(at_least_float32(a)), found)
