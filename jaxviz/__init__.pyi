@@ -98,6 +98,12 @@ from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
-from jaxviz.sweep import Sweep as Sweep, open_sweep as open_sweep, sweep as sweep
+from jaxviz.sweep import (
+    Evaluation as Evaluation,
+    Sweep as Sweep,
+    evaluate as evaluate,
+    open_sweep as open_sweep,
+    sweep as sweep,
+)
 
 __version__: str

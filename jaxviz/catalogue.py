@@ -25,7 +25,7 @@ class Method(NamedTuple):
       random: It takes the keyword `key`.
       layer: It takes the keyword `layer`, which names maps.
       windows: It takes the keywords `window` and `stride`.
-      scores: It returns scores of segments, with a map among them.
+      scores: It returns more than a map, which is the first of it.
       coarse: Its map has no pixel's detail: it is read over the image.
       linear: From its layer to the outputs all must be linear: it takes the very last maps.
       needs: What it cannot do without beside an image, which only Python can give it; "" for none.
@@ -126,7 +126,7 @@ METHODS: dict[str, Method] = {
         _hiding("lime", "LIME", "1,000 forward", random=True, scores=True),
         _hiding("kernel_shap", "KernelSHAP", "1,024 forward", random=True, scores=True),
         _hiding("shapley_sampling", "Shapley values", "1,225 forward", random=True, scores=True),
-        _hiding("learned_mask", "learned mask", "200 back"),
+        _hiding("learned_mask", "learned mask", "200 back", scores=True),
     )
 }
 

@@ -13,9 +13,11 @@ from typing import NoReturn
 
 import jaxviz
 from jaxviz.catalogue import METHODS
+from jaxviz.metrics.catalogue import METRICS
 from jaxviz.words import (
     DATA,
     DEFAULT_METHODS,
+    DEFAULT_METRICS,
     DIAGRAMS,
     FOLDER,
     NETS,
@@ -39,6 +41,7 @@ jaxviz explains what a neural network in JAX looks at.
   jaxviz methods                            list the methods, what they cost and need
   jaxviz sweep runs/mnist_a-digits          explain every test image, into a store
   jaxviz show runs/mnist_a-digits/sweep     draw what the sweep found
+  jaxviz evaluate runs/mnist_a-digits       rank methods by metrics on the test images
 
 Each command explains itself: jaxviz demo --help"""
 
@@ -232,6 +235,39 @@ def _parser() -> _Parser:
     )  # fmt: skip
     sweep.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     _data_options(sweep)
+
+    evaluate = _command(
+        sub, "commands_evaluate", "evaluate", "rank methods by metrics on the test images",
+        "Judges methods by metrics on every test image: a table of means, standard errors and "
+        "ranks, a heat map, and curves. An evaluation that was stopped goes on when started again.",
+    )  # fmt: skip
+    _model_and_methods(evaluate)
+    # Metrics of places need to know where the answer is, which no data set here says.
+    judges = [metric.name for metric in METRICS.values() if not metric.needs]
+    evaluate.add_argument(
+        "--metrics", nargs="+", type=_several("metric", judges), metavar="NAME",
+        action=_Flat, default=list(DEFAULT_METRICS),
+        help=f"{_list(judges)}; default: {' '.join(DEFAULT_METRICS)}",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--data", type=_data, metavar="NAME",
+        help=f"{_list(DATA)}, or folder:PATH; default: what the run was trained on",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--out", metavar="FOLDER", help="default: RUN/evaluation or NET-evaluation"
+    )
+    evaluate.add_argument(
+        "--examples", type=_count, metavar="N", help="only the first N test images; default: all"
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_count, default=128, metavar="N", help="default: %(default)s"
+    )
+    evaluate.add_argument(
+        "--target", metavar="CLASS",
+        help="class to explain, name or index, or 'label' for the true one; default: the top one",
+    )  # fmt: skip
+    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _data_options(evaluate)
 
     _command(
         sub, "catalogue", "methods", "list the methods with their cost and needs",

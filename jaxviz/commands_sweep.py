@@ -20,6 +20,7 @@ from jaxviz.run_tools import (
     data_for,
     folder_of,
     function_of,
+    images_and_labels,
     inputs_of,
     open_model,
     with_weights,
@@ -54,21 +55,12 @@ def sweep(
     """Explains every test image of a data set by a run, into a store."""
     started = time.perf_counter()
     run = open_model(model, net, weights, own, checkpoint, input_shape)
-    given, name = own or model or net, data or run.data
-    if not name:
-        raise ValueError(f"{given} comes with no data set. Add --data NAME, or --data folder:PATH.")
     explained: Any = target
     if target is not None and target != "label":
         explained = class_index(target, run.class_names)
     place = writable(Path(out or folder_of(model, net, own, "sweep")))
     where = {"folder": data_folder, "download": not no_download}
-    test_set = data_for(name, "test", run.config["input_shape"], **where)
-    if test_set.images.shape[1:] != tuple(run.config["input_shape"]):
-        raise ValueError(
-            f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
-            f"{test_set.images.shape[1:]}. Choose another data set."
-        )
-    x, y = test_set.images[:examples], test_set.labels[:examples]
+    x, y = images_and_labels(run, own or model or net, data, examples, **where)
     run = with_weights(run, seed, download=not no_download)
     result = sweep_set(
         {method: bound(method, run) for method in methods},
@@ -82,7 +74,7 @@ def sweep(
         mesh=jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None,
         key=jax.random.key(seed),
     )
-    source = {"model": model, "net": net, "data": name, "data_folder": data_folder}
+    source = {"model": model, "net": net, "data": data or run.data, "data_folder": data_folder}
     if own is not None:
         source |= {"own": own, "checkpoint": checkpoint, "input_shape": input_shape}
     (place / _SOURCE).write_text(json.dumps(source))

@@ -235,6 +235,29 @@ def data_for(
     return datasets.image_folder(found or root, size=size, channels=channels)
 
 
+def images_and_labels(
+    run: Run,
+    given: Any,
+    data: str | None,
+    examples: int | None,
+    *,
+    folder: str | None,
+    download: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first test images and labels of a data set, or of the one that a run was trained on."""
+    name = data or run.data
+    if not name:
+        raise ValueError(f"{given} comes with no data set. Add --data NAME, or --data folder:PATH.")
+    shape = tuple(run.config["input_shape"])
+    found = data_for(name, "test", shape, folder=folder, download=download)
+    if found.images.shape[1:] != shape:
+        raise ValueError(
+            f"{given} takes images {shape}; {name} has {found.images.shape[1:]}. Choose another "
+            "data set."
+        )
+    return found.images[:examples], found.labels[:examples]
+
+
 def prepared(run: Run, pixels: np.ndarray) -> jax.Array:
     return jax.device_put(inputs_of(run, pixels))
 

@@ -172,7 +172,7 @@ FLOORS = {
             ("rules",),
             ("engine",),
             ("attribution", "features", "attention"),
-            ("metrics",),
+            ("catalogue", "metrics"),
             ("sweep",),
         ]
     )

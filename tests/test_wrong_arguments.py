@@ -235,6 +235,10 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         "classes": ("objects!", ("cat", "dog", "fox")),
     },
     "sweep": {"target": ("any", None)},
+    "evaluate": {  # tests/sweep
+        **{"methods": ("any", "gradient"), "metrics": ("any", lambda attribution: attribution)},
+        **{"data": ("any", ONES), "target": ("any", None), "lower_is_better": ("objects", ())},
+    },
     "xrai": {
         "segments": ("function", [np.ones((1, 8, 8), bool)] * 2),
         "area": ("share0", 0.5),
@@ -341,6 +345,14 @@ OWN |= {
     "data.planted_pairs": {"num_pairs": ("count", 2), "pair": ("function", jnp.multiply)},
     "training.predict": {"net": ("object", LINEAR), "images": ("array", ONES)},
     "training.evaluate": {"net": ("object", LINEAR), "dataset": ("object", SET)},
+    "plot.ranks": {
+        **{"rank": ("matrix", np.eye(2)), "means": ("matrix", None)},
+        **dict.fromkeys(["methods", "metrics"], ("texts!", ["a", "b"])),
+    },
+    "plot.curves": {
+        "curves": ("mapping", {"a": np.ones((1, 2))}),
+        **dict.fromkeys(["x_label", "y_label"], ("text", "a text")),
+    },
     "plot.image_grid": {"images": ("pictures", ONES[..., :1]), "predicted": ("classes", [0, 1])},
     "training.pad_crop_flip": {"padding": ("count0", 1)},
 }
@@ -359,7 +371,7 @@ EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.freq
 # Of the floors above, those functions that can be called without files.
 CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid confusion_matrix "
-    "training_history".split(),
+    "training_history ranks curves".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
     "planted_mosaic planted_linear planted_pairs".split(),

@@ -12,6 +12,7 @@ from jaxviz.plot.projections import (
     map_projections as map_projections,
     top_projections as top_projections,
 )
+from jaxviz.plot.ranking import curves as curves, ranks as ranks
 from jaxviz.plot.sheet import explanation_sheet as explanation_sheet
 from jaxviz.plot.signals import signal_sheet as signal_sheet
 from jaxviz.plot.training import (

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 
 from jaxviz.plot.colour import INK
@@ -163,3 +164,11 @@ def bare(ax: Axes) -> Axes:
         spine.set_color(FRAME)
         spine.set_linewidth(0.6)
     return ax
+
+
+def titled(width: float, height: float, title: str | None) -> Figure:
+    """An empty page of this size in inches, whose axes stay below the title."""
+    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1, rect=(0, 0, 1, 1 - 0.36 / height))
+    figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
+    put_title(figure, title)
+    return figure

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET, WRONG
 from jaxviz.plot.inputs import check_array, check_names, first_words
-from jaxviz.plot.page import fit_apart, fitting_points, put_title
+from jaxviz.plot.page import fit_apart, fitting_points, titled
 
 TRAIN = "#b2662b"
 
@@ -81,7 +80,7 @@ def training_history(
         )
 
     panels = [what for what in ("loss", "accuracy") if any(what in name for name in curves)]
-    figure = _titled(0.6 + 3.9 * len(panels), 3.3, title)
+    figure = titled(0.6 + 3.9 * len(panels), 3.3, title)
     for ax, what in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for part, colour in (("train", TRAIN), ("validation", ACCENT)):
             curve = curves.get(what if part == "train" else f"validation_{what}")
@@ -179,7 +178,7 @@ def confusion_matrix(
     hue = np.where(np.eye(classes, dtype=bool)[..., None], good, bad)
     cell = 0.52 if classes <= 20 else 9 / classes
     side = classes * cell
-    figure = _titled(side + 2.5, side + 1.6, title)
+    figure = titled(side + 2.5, side + 1.6, title)
     ax = figure.subplots()
     ax.imshow(1 - strength * (1 - hue))
     if classes <= 20:
@@ -228,12 +227,4 @@ def confusion_matrix(
         ax.tick_params(which="minor", length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    return figure
-
-
-def _titled(width: float, height: float, title: str | None) -> Figure:
-    """An empty page of this size in inches, whose axes stay below the title."""
-    layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1, rect=(0, 0, 1, 1 - 0.36 / height))
-    figure = Figure(figsize=(width, height), facecolor="white", layout=layout)
-    put_title(figure, title)
     return figure

@@ -1,3 +1,5 @@
+from jaxviz.sweep.evaluate import evaluate as evaluate
+from jaxviz.sweep.evaluation import Evaluation as Evaluation
 from jaxviz.sweep.loop import sweep as sweep
 from jaxviz.sweep.results import (
     LazyArray as LazyArray,

@@ -54,7 +54,7 @@ def feed(batches: Any, batch_size: int, first: int = 0, step: int = 1) -> Feed:
       step: Number of processes. Of arrays each takes every `step`-th chunk; an iterable gives its
         own chunks, and has to make those that are skipped.
     """
-    whole = _as_batch(batches)
+    whole = as_batch(batches)
     if whole is None:
         return _feed_of_batches(batches, first, step)
     total = check_batch(*whole)
@@ -117,7 +117,7 @@ def _kind(x: Any, y: Any) -> tuple[str, str]:
 def _batch(given: Any) -> tuple[Any, Any]:
     if given is None:
         raise ValueError("sweep: batches must hold a batch; there was none. Was it used up before?")
-    batch = _as_batch(given)
+    batch = as_batch(given)
     if batch is None:
         raise TypeError(
             f"sweep: a batch must be x or (x, y), arrays or dicts of arrays; got "
@@ -166,7 +166,7 @@ def check_batch(x: Any, y: Any) -> int:
     return shapes[0][0]
 
 
-def _as_batch(value: Any) -> tuple[Any, Any] | None:
+def as_batch(value: Any) -> tuple[Any, Any] | None:
     """`(x, y)` where `value` is a batch, None where it is an iterable of them."""
     is_array = lambda a: hasattr(a, "shape") and hasattr(a, "dtype")
     x, y = value, None

@@ -149,16 +149,28 @@ def is_named(value: Any) -> bool:
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
-def _words(value: Any) -> str:
-    """The same words for the same value in another process: arrays by digest, no addresses."""
+def _words(value: Any, within: tuple[Any, ...] = ()) -> str:
+    """The same words for the same value in another process: arrays by digest, no addresses.
+
+    Of a function of this library what it holds too, for names and options have to tell all of it
+    (`is_named`); of those `within` which this one is held, the name.
+    """
     if isinstance(value, (np.ndarray, jax.Array)):
         return f"array {digest(value)[:16]}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {_words(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {_words(v, within)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "(" + ", ".join(map(_words, value)) + ")"
+        return "(" + ", ".join(_words(v, within) for v in value) + ")"
+    if isinstance(value, functools.partial):
+        bound = [f"{k}={_words(v, within)}" for k, v in value.keywords.items()]
+        told = ", ".join([*(_words(v, within) for v in value.args), *bound])
+        return f"{_words(value.func, within)}({told})"
     if inspect.isfunction(value):
-        return f"{value.__module__}.{value.__qualname__}"
+        name, inner = f"{value.__module__}.{value.__qualname__}", inspect.unwrap(value)
+        ours = value.__module__.split(".")[0] == "jaxviz" and value not in within
+        held = inspect.getclosurevars(inner).nonlocals if ours and inspect.isfunction(inner) else {}
+        told = [f"{k}: {_words(v, (*within, value))}" for k, v in sorted(held.items())]
+        return f"{name}({', '.join(told)})" if told else name
     return _ADDRESS.sub("", repr(value))
 
 

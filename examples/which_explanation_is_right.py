@@ -1,0 +1,118 @@
+"""Which explanation is right? All methods on images of which is known what decides.
+
+`python examples/which_explanation_is_right.py --out FOLDER`, minutes on a CPU; needs no data. A net
+learns to tell the colour of one square, the mark, among squares of colours that mean nothing. An
+explanation of a net that does so has to point at the mark: how much of it does, for each method?
+Then the same methods explain two models whose Shapley values are a formula, and are compared.
+"""
+
+import argparse
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxviz as jv
+from jaxviz import data, models, plot, training
+from jaxviz.folders import out_folder
+
+SIZE = 24
+METRICS = ("relevance_mass", "relevance_rank", "auc", "deletion", "insertion", "sparseness")
+
+
+class Net(nn.Module):
+    """Two convolutions whose maps are averaged: the class may be told by any place."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(16, (3, 3), name="conv1")(x))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Conv(32, (3, 3), name="conv2")(x))
+        return nn.Dense(3, name="dense")(x.mean((1, 2)))
+
+
+def all_methods(x):
+    """Every method of `jv.methods()` that explains a class, with what it needs; and chance."""
+    more = {
+        "rise": {"num_samples": 1000},
+        "guided_integrated_gradients": {"num_steps": 50},
+        "expected_gradients": {"baselines": x[:16]},
+        "deep_lift_shap": {"baselines": x[:16]},
+        "shapley_values": {"segments": jv.grid_segments((SIZE, SIZE), (3, 3))},
+    }
+    found = {
+        method.name: functools.partial(
+            method.explain, **method.options(x.shape), **more.get(method.name, {})
+        )
+        for method in jv.methods()
+        if method.name != "concept_relevance"  # which explains a channel
+    }
+    return {**found, "random": chance}
+
+
+def chance(apply_fn, params, x, target=None, *, key):
+    """No explanation at all: whatever it beats is none either."""
+    return jax.random.normal(key, x.shape[:-1])
+
+
+def shapley_errors():
+    """How far methods are from the Shapley values of solved models, as a share of their size."""
+    solved = {"linear": data.planted_linear, "products": data.planted_pairs}
+    solved["minima"] = functools.partial(data.planted_pairs, pair=jnp.minimum)
+    names = ("gradient", "input_x_gradient", "integrated_gradients", "deep_lift", "lrp")
+    for model, make in solved.items():
+        one = make(jax.random.key(2), 32)
+        for name in names:
+            found = getattr(jv, name)(one.apply_fn, one.params, one.images, one.labels)
+            away = np.linalg.norm(found - one.attribution) / np.linalg.norm(one.attribution)
+            yield model, name, float(away)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--methods", nargs="+", help="names; default: all")
+    parser.add_argument("--metrics", nargs="+", default=METRICS)
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    made = data.planted_mark(jax.random.key(0), 1500, size=SIZE)
+    test = data.planted_mark(jax.random.key(1), options.examples, size=SIZE)
+    net = Net()
+    fit = training.fit(
+        net, made.dataset, key=jax.random.key(0), optimizer=optax.adam(1e-2),
+        num_epochs=options.epochs, batch_size=50,
+    )  # fmt: skip
+    apply_fn = models.apply_fn(net)
+    right = np.asarray(apply_fn(fit.variables, test.images)).argmax(1) == test.labels
+    print(f"The net is right on {right.mean():.1%} of {len(right)} new images.")
+    methods = all_methods(made.images)
+    methods = {name: methods[name] for name in options.methods or methods}
+    found = jv.evaluate(
+        methods, options.metrics, apply_fn, fit.variables, test, target="label", batch_size=64
+    )
+    print(found)
+    found.figure().savefig(options.out / "which_explanation_is_right_ranks.png", dpi=110)
+    order = [found.methods[m] for m in np.argsort(found.mean_rank, kind="stable")]
+    shown = [order[i] for i in sorted({0, 1, 2, len(order) // 2, len(order) - 2, len(order) - 1})]
+    swept = jv.sweep(
+        {name: methods[name] for name in shown}, apply_fn, fit.variables,
+        (test.images[:4], test.labels[:4]), target="label", key=jax.random.key(0),
+    )  # fmt: skip
+    maps = {"the answer": test.masks[:4].astype(np.float32)}
+    maps |= {f"{name}\nrank {order.index(name) + 1}": swept.maps[name] for name in shown}
+    title = "The mark decides; best, middling and last of the methods"
+    sheet = plot.explanation_sheet(test.images[:4], maps, title=title)
+    sheet.savefig(options.out / "which_explanation_is_right.png", dpi=110)
+    for model, name, away in shapley_errors():
+        print(f"{name:22s} on {model:9s} {away:.1%} away from the Shapley values")
+    return found
+
+
+if __name__ == "__main__":
+    jv.keep_compiled()
+    main()
