@@ -16,7 +16,7 @@ DIAGRAMS = (".png", ".svg", ".pdf", ".dot")
 OPTIMIZERS = ("adam", "nadam", "sgd")  # of optax
 STORED = ("float32", "float16", "bfloat16", "int8")
 DEFAULT_METHODS = ("saliency", "integrated_gradients", "smooth_grad", "grad_cam")
-DEFAULT_METRICS = ("deletion", "insertion", "sparseness")
+DEFAULT_METRICS = ("deletion", "insertion")
 
 _FEW = 40  # names that an error lists
 

@@ -11,7 +11,7 @@ WORDS = "evaluate mnist_a --data digits --methods saliency,grad_cam --examples 1
 
 def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsys):
     pytest.importorskip("sklearn")
-    command = f"{WORDS} --metrics sparseness complexity --target label --out {tmp_path}".split()
+    command = f"{WORDS} --metrics deletion insertion --target label --out {tmp_path}".split()
     assert main(command) == 0
     said = capsys.readouterr().out
     table = (tmp_path / "table.txt").read_text()
@@ -20,7 +20,7 @@ def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsy
     assert "12 images in" in said
     assert (tmp_path / "ranks.png").stat().st_size > 5000
     kept = jv.open_sweep(tmp_path / "scores")
-    assert np.asarray(kept.maps["grad_cam.of.sparseness.score"]).shape == (12,)
+    assert np.asarray(kept.maps["grad_cam.of.deletion.score"]).shape == (12,)
     stamp = {p: p.stat().st_mtime_ns for p in (tmp_path / "scores").rglob("c/*") if p.is_file()}
     assert main(command) == 0
     assert {p: p.stat().st_mtime_ns for p in stamp} == stamp
@@ -30,7 +30,7 @@ def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsy
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (f"{WORDS} --metrics sparsness", "no metric 'sparsness', did you mean sparseness?"),
+        (f"{WORDS} --metrics deletoin", "no metric 'deletoin', did you mean deletion?"),
         (f"{WORDS} --metrics pointing_game", "no metric 'pointing_game'"),  # there are no masks
         ("evaluate mnist_a", "mnist_a comes with no data set. Add --data NAME"),
         (f"{WORDS} --target eleven", "no class 'eleven'"),

@@ -179,12 +179,26 @@ def test_ranks_and_agreement_are_those_of_scipy(seed):
 def test_the_direction_of_a_metric_is_known():
     x, w, _ = inputs()
     ask = lambda metrics, **more: jv.evaluate(METHODS, metrics, net, w, x, **more)
-    sparse = ask(["sparseness", "complexity"])
-    assert sparse.better == ("higher", "lower")
+    last = {"last": ("deletion", {"order": "least_first", "num_steps": 2})}
+    found = ask({"deletion": ("deletion", {"num_steps": 2}), "insertion": "insertion"} | last)
+    assert found.better == ("lower", "higher", "higher")
+    assert found.curves["deletion"].shape == (2, 7, 3)
+    np.testing.assert_allclose(found.curves["last"][..., 0], found.curves["deletion"][..., 0])
     own = ask({"size": size}, lower_is_better=["size"])
     assert own.better == ("lower",)
     assert own.rank[:, 0].tolist() == [3 - r for r in ask({"size": size}).rank[:, 0]]
-    assert METRICS["deletion"].better_with({"order": "least_first"}) == "higher"
+
+
+def test_a_random_map_loses():
+    # Of a model that is linear the gradient times the input is the whole truth.
+    x, w, _ = inputs(64)
+    truth = lambda f, p, x, t: jv.input_x_gradient(f, p, x, t)
+    chance = lambda f, p, x, t, *, key: jax.random.normal(key, x.shape)
+    ways = {"truth": truth, "random": chance, "reversed": lambda *given: -truth(*given)}
+    judges = [name for name, one in METRICS.items() if one.family == "faithfulness"]
+    found = jv.evaluate(ways, judges, lambda w, x: x @ w, w, x, batch_size=64, key=KEY)
+    assert (found.rank[0] == 1).all(), found
+    assert (found.rank[1] == 2).all(), found
 
 
 def test_the_table_fits_its_width_and_the_pictures_are_drawn(tmp_path):
@@ -207,7 +221,7 @@ def test_the_table_fits_its_width_and_the_pictures_are_drawn(tmp_path):
     ("methods", "metrics", "message"),
     [
         ("salience", size, "methods: no method 'salience', did you mean saliency"),
-        (jv.gradient, "sparsness", "metrics: no metric 'sparsness', did you mean sparseness"),
+        (jv.gradient, "deletoin", "metrics: no metric 'deletoin', did you mean"),
         ([], size, "methods must name one at least; got none"),
         ([jv.gradient, "gradient"], size, "gradient stands there twice. Give labels"),
         ({"a.b": jv.gradient}, size, "a label must be text without / and"),
