@@ -87,11 +87,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--train", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--methods", nargs="+", help="names; default: all")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    made = data.planted_mark(jax.random.key(0), 1500, size=SIZE)
+    made = data.planted_mark(jax.random.key(0), options.train, size=SIZE)
     test = data.planted_mark(jax.random.key(1), options.examples, size=SIZE)
     net = Net()
     fit = training.fit(

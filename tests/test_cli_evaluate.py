@@ -32,7 +32,7 @@ def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsy
     [
         (f"{WORDS} --metrics deletoin", "no metric 'deletoin', did you mean deletion?"),
         (f"{WORDS} --metrics pointing_game", "no metric 'pointing_game'"),  # there are no masks
-        ("evaluate mnist_a", "mnist_a comes with no data set. Add --data NAME"),
+        ("evaluate --net alexnet", "alexnet comes with no data set. Add --data NAME"),
         (f"{WORDS} --target eleven", "no class 'eleven'"),
     ],
 )

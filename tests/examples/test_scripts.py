@@ -199,7 +199,7 @@ def test_the_shortcut_is_seen_on_the_whole_test_set(tmp_path):
 
 def test_the_mark_is_found_by_what_must_find_it_and_not_by_chance(tmp_path):
     names = ["occlusion", "integrated_gradients", "random"]
-    small = ["--examples", "24", "--methods", *names]
+    small = ["--examples", "24", "--train", "800", "--epochs", "8", "--methods", *names]
     with jax.numpy_dtype_promotion("standard"):  # optax promotes its step count
         found = load("which_explanation_is_right").main(["--out", str(tmp_path), *small])
     hits = dict(zip(found.methods, found.mean[:, 0], strict=True))
