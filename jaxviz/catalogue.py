@@ -49,13 +49,18 @@ class Method(NamedTuple):
         """`(apply_fn, params, x, target, ...) -> map`."""
         return _function(self.name, self.wraps, self.scores)
 
-    def options(self, shape: tuple[int, ...]) -> dict[str, tuple[int, int]]:
-        """What it needs to know of images `[..., H, W, C]`, by keyword."""
+    @property
+    def moves(self) -> bool:
+        """Whether it moves its input by a little, which whole numbers are not for."""
+        return not self.layer and (self.family != "perturbation" or self.name == "learned_mask")
+
+    def options(self, space: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """What it needs to know of inputs of so many places along each axis, by keyword."""
         if not self.windows:
             return {}
-        window = max(1, min(shape[-3:-1]) // _WINDOWS)
+        window = max(1, min(space) // _WINDOWS)
         stride = max(1, window // 2)
-        return {"window": (window, window), "stride": (stride, stride)}
+        return {"window": (window,) * len(space), "stride": (stride,) * len(space)}
 
 
 @functools.cache  # a wrapped method is the same object each time, for which nothing compiles twice

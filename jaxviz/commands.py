@@ -5,7 +5,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
-from jaxviz.catalogue import METHODS, Method
-from jaxviz.explanation import made_by, shares
+from jaxviz.catalogue import METHODS
+from jaxviz.explanation import SHEET, Explanation, explained, shares
 from jaxviz.graph.layer_graph import layer_graph
 from jaxviz.graph.layers import summary
 from jaxviz.graph.split import activations
@@ -43,7 +42,6 @@ from jaxviz.run_tools import (
 )
 from jaxviz.words import DEFAULT_METHODS, DIAGRAMS, FOLDER
 
-_ROWS = 8  # images a sheet: what a page holds
 _AT_ONCE = 2  # methods: more wait for Python's lock, and each has its own copies in memory
 
 
@@ -68,10 +66,9 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
     logits = training.predict(run.net, run.variables, test_set.images)
     predicted = np.asarray(logits).argmax(-1)
     chosen = _hard_and_easy(shares(logits), test_set.labels)
+    found = _explained(run, test_set.images[chosen], DEFAULT_METHODS, None, seed)
     pictures = [
-        *_sheets(
-            run, test_set.images[chosen], test_set.labels[chosen], DEFAULT_METHODS, None, seed
-        ),
+        *_sheets(run, found, test_set.images[chosen], test_set.labels[chosen]),
         *_result_pictures(run, test_set, predicted),
         _feature_maps(run, test_set.images[chosen[:1]], _first_convolution(run)),
     ]
@@ -248,17 +245,12 @@ def explain(
 
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]
-    write_pictures(Console(), folder, [*_sheets(run, pixels, labels, methods, index, seed), *units])
-    made = made_by(
-        run.variables,
-        pixels,
-        model=given,
-        images=images or name,
-        methods=list(methods),
-        target=target,
-        seed=seed,
+    found = _explained(run, pixels, methods, index, seed)
+    write_pictures(Console(), folder, [*_sheets(run, found, pixels, labels), *units])
+    given_as = {"model": given, "images": images or name, "seed": seed}
+    (folder / "manifest.json").write_text(
+        json.dumps({**found.manifest, **given_as}, indent=2) + "\n"
     )
-    (folder / "manifest.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
 @functools.cache  # equal words give the same object, for which nothing is compiled twice
@@ -282,68 +274,28 @@ def _report(epoch: int, history: training.History) -> None:
     )
 
 
-def _sheets(
-    run: training.Run,
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    methods: Sequence[str],
-    target: int | None,
-    seed: int,
-) -> list[Picture]:
+def _explained(
+    run: training.Run, pixels: np.ndarray, methods: Sequence[str], target: int | None, seed: int
+) -> Explanation:
+    """As `jaxviz.explain` has it, a sheet's images at a time."""
+    key = {"key": jax.random.key(seed)}
+    calls = {name: bound(name, run, **(key if METHODS[name].random else {})) for name in methods}
     x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
-    logits = logits_of(run, x, batch_size=_ROWS)  # and the trace that all methods use
-    probabilities = shares(logits) if logits.shape[1] > 1 else None
-    maps = _all_maps(run, x, [METHODS[name] for name in methods], target, seed)
+    how = {"classes": run.class_names, "rows": SHEET, "at_once": _AT_ONCE}
+    return explained(function_of(run), run.variables, x, target, calls, **how)
+
+
+def _sheets(
+    run: training.Run, found: Explanation, pixels: np.ndarray, labels: np.ndarray | None
+) -> list[Picture]:
     untrained = "" if is_trained(run) else " (untrained)"
     title = f"What {title_of(run)}{untrained} looks at"
     pictures = []
-    for number, start in enumerate(range(0, len(pixels), _ROWS), 1):
-        rows = slice(start, start + _ROWS)
-        figure = plot.explanation_sheet(
-            pixels[rows],
-            {name: values[rows] for name, values in maps.items()},
-            probabilities=None if probabilities is None else probabilities[rows],
-            class_names=None if probabilities is None else run.class_names,
-            labels=None if labels is None else labels[rows],
-            target=target,
-            overlay=[METHODS[name].title for name in methods if METHODS[name].coarse],
-            title=title,
-        )
-        suffix = f"_{number}" if len(pixels) > _ROWS else ""
+    for number, start in enumerate(range(0, len(pixels), SHEET), 1):
+        figure = found.figure(start, images=pixels, labels=labels, title=title)
+        suffix = f"_{number}" if len(pixels) > SHEET else ""
         pictures.append(Picture(f"explanations{suffix}.png", "why, pixel by pixel", figure))
     return pictures
-
-
-def _all_maps(
-    run: training.Run,
-    x: np.ndarray,
-    methods: Sequence[Method],
-    target: int | None,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """By title. Two methods at a time: while XLA compiles or runs one, Python traces the other.
-
-    A sheet's images at a time; the last of several sheets is filled up with its last image.
-    """
-    apply_fn, size = function_of(run), min(len(x), _ROWS)
-    key = {"key": jax.random.key(seed)}
-    calls = [bound(method.name, run, **(key if method.random else {})) for method in methods]
-
-    def maps(explain: Callable) -> np.ndarray:
-        parts = []
-        for start in range(0, len(x), size):
-            rows = np.minimum(np.arange(start, start + size), len(x) - 1)
-            parts.append(np.asarray(explain(apply_fn, run.variables, x[rows], target)))
-        return np.concatenate(parts)[: len(x)]
-
-    with ThreadPoolExecutor(_AT_ONCE, "jaxviz-explain") as threads:
-        found = [threads.submit(maps, call) for call in calls]
-        try:
-            titles = [method.title for method in methods]
-            return {title: one.result() for title, one in zip(titles, found, strict=True)}
-        finally:  # after an error nobody waits for methods that have not begun
-            for one in found:
-                one.cancel()
 
 
 def _result_pictures(

@@ -10,23 +10,29 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 import jaxviz
 from jaxviz.calls import models
-from jaxviz.calls.options import maybe, refused, several, text
+from jaxviz.calls.leaves import ONE
+from jaxviz.calls.options import described, maybe, several, text
 from jaxviz.calls.public import public
 from jaxviz.catalogue import METHODS
+from jaxviz.chosen import calls_of, classes_asked, methods_asked
+from jaxviz.engine.targets import check_function
 from jaxviz.graph.held import hold
 from jaxviz.graph.trace import model
-from jaxviz.words import no_such
 
-_ROWS = 8  # images that a figure holds
+SHEET = 8  # examples that a figure holds
 _FILES = ("maps.npz", "explanation.png", "manifest.json")
+_THIN = 8  # channels of a signal: what is narrower than so many pixels is no grey image
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -34,43 +40,66 @@ class Explanation:
     """What `explain` found; shows itself in a notebook, and as text.
 
     Attributes:
-      x: `[N, ...]`, what was explained.
-      outputs: `[N, K]`, as the model gives them.
-      probabilities: `[N, K]`, their softmax; of one output, its sigmoid.
-      target: `[N]`, the explained class of each example.
-      maps: Method -> array, unnormalised.
+      x: `[N, ...]` or a pytree of such, what was explained.
+      outputs: `[N, K]`, or what else the model gives.
+      probabilities: `[N, K]`, their softmax; of one output, its sigmoid. None of other outputs.
+      target: `[N]`, the explained class of each example; None where a function of the outputs is.
+      maps: By title what each method gave, unnormalised.
       classes: K names.
       manifest: Versions, options, digests of params and of x, seconds.
     """
 
-    x: np.ndarray
-    outputs: np.ndarray
-    probabilities: np.ndarray
-    target: np.ndarray
-    maps: Mapping[str, np.ndarray]
+    x: Any
+    outputs: Any
+    probabilities: np.ndarray | None
+    target: np.ndarray | None
+    maps: Mapping[str, Any]
     classes: tuple[str, ...]
     manifest: Mapping[str, Any]
 
-    def figure(self) -> Any:
-        """The first eight examples beside their maps; a matplotlib Figure."""
+    def figure(
+        self, start: int = 0, *, images: Any = None, labels: Any = None, title: str | None = None
+    ) -> Any:
+        """Eight examples beside their maps, as `jaxviz explain` draws them; a matplotlib Figure.
+
+        Of a pytree its images are drawn, or else its series, with the maps of their shape.
+
+        Args:
+          start: The first example of them.
+          images: What to draw in place of x, such as pictures before they were normalised.
+          labels: `[N]` true classes, or None.
+          title: Above everything.
+
+        Raises:
+          ValueError: x is neither images `[N, H, W, C]`, `[N, H, W]` nor series `[N, L]`, `[N, L,
+            C]`, or a map has no place in its picture.
+        """
         from jaxviz import plot  # matplotlib takes its time to import
 
-        x = self.x[:_ROWS].astype(np.float32)
-        low, high = float(x.min()), float(x.max())
-        if low < 0 or high > 1:  # as normalised for the net: stretched, to be seen at all
-            x = (x - low) / (high - low)
-        several = self.outputs.shape[1] > 1
-        return plot.explanation_sheet(
-            x,
-            {METHODS[name].title: values[:_ROWS] for name, values in self.maps.items()},
-            probabilities=self.probabilities[:_ROWS] if several else None,
-            class_names=self.classes if several else None,
-            target=self.target[:_ROWS] if several else None,
-            overlay=[METHODS[name].title for name in self.maps if METHODS[name].coarse],
+        rows = slice(start, start + SHEET)
+        shown, maps = _pictured(self.x, self.maps)
+        shown = _in_range(shown[rows]) if images is None else images[rows]
+        # One output, or a function of them: nothing to be compared.
+        compared = self.target is not None and self.outputs.shape[1] > 1
+        draw = plot.signal_sheet if _is_series(np.shape(shown)) else plot.explanation_sheet
+        titles = {name: METHODS[name].title if name in METHODS else name for name in maps}
+        return draw(
+            shown,
+            {titles[name]: values[rows] for name, values in maps.items()},
+            probabilities=self.probabilities[rows] if compared else None,  # type: ignore[index]
+            class_names=self.classes if compared else None,
+            labels=None if labels is None else labels[rows],
+            target=self.target[rows] if compared else None,  # type: ignore[index]
+            overlay=[titles[name] for name in maps if name in METHODS and METHODS[name].coarse],
+            title=title,
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Writes maps.npz, explanation.png and manifest.json; never over another's files."""
+        """Writes maps.npz, explanation.png and manifest.json; never over another's files.
+
+        Leaves of pytrees have their place behind their name: `map_gradient['ids']`. What cannot be
+        drawn has no picture.
+        """
         place = Path(folder)
         there = [name for name in _FILES if (place / name).exists()]
         if there:
@@ -78,55 +107,108 @@ class Explanation:
                 f"save: {place} must not hold an explanation yet; it has {', '.join(there)}. "
                 "Choose another folder, or remove them."
             )
-        figure = self.figure()  # first: what cannot be drawn leaves no half of a folder
+        found = {f"map_{name}": values for name, values in self.maps.items()}
+        found |= {name: getattr(self, name) for name in ("outputs", "probabilities", "target")}
+        arrays = {
+            f"{name}{jax.tree_util.keystr(keys)}": leaf
+            for name, values in found.items()
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(values)
+        }
+        figure = _or_words(self.figure)  # first: what fails leaves no half of a folder
         place.mkdir(parents=True, exist_ok=True)
-        arrays = {f"map_{name}": values for name, values in self.maps.items()}
-        found = {name: getattr(self, name) for name in ("outputs", "probabilities", "target")}
-        np.savez_compressed(place / _FILES[0], **arrays, **found)
-        figure.savefig(place / _FILES[1], dpi=150)
+        np.savez_compressed(place / _FILES[0], **arrays)
+        if not isinstance(figure, str):
+            figure.savefig(place / _FILES[1], dpi=150)
         (place / _FILES[2]).write_text(json.dumps(dict(self.manifest), indent=2) + "\n")
         return place
 
     def __repr__(self) -> str:
-        lines = [f"Explanation of {len(self.x)} examples by {', '.join(self.maps)}"]
-        for row, index in zip(self.probabilities[:_ROWS], self.target, strict=False):
+        count = len(jax.tree.leaves(self.x)[0])
+        lines = [f"Explanation of {count} examples by {', '.join(self.maps)}"]
+        for n in range(min(count, SHEET) if self.target is not None else 0):
+            row = self.probabilities[n]  # type: ignore[index]
             best = np.argsort(-row, kind="stable")[:3]
             said = ", ".join(f"{self.classes[i]} {row[i]:.1%}" for i in best)
-            lines.append(f"  {said}; explained: {self.classes[index]}")
-        if len(self.x) > _ROWS:
-            lines.append(f"  ... {len(self.x) - _ROWS} more")
+            lines.append(f"  {said}; explained: {self.classes[self.target[n]]}")  # type: ignore[index]
+        if len(lines) > 1 and count > SHEET:
+            lines.append(f"  ... {count - SHEET} more")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         text = f"<pre>{html.escape(repr(self))}</pre>"
+        figure = _or_words(self.figure)
+        if isinstance(figure, str):  # tables are no pictures
+            return f"{text}<p>{html.escape(figure)}</p>"
         file = io.BytesIO()
-        try:
-            self.figure().savefig(file, dpi=80, format="png")
-        except ValueError as error:  # tokens and tables are no pictures
-            return f"{text}<p>{html.escape(str(error))}</p>"
+        figure.savefig(file, dpi=80, format="png")
         drawn = base64.b64encode(file.getvalue()).decode()
         return f'{text}<img alt="maps" src="data:image/png;base64,{drawn}">'
 
 
-_names = several(text, "names")
+def _or_words(figure: Callable) -> Any:
+    try:
+        return figure()
+    except ValueError as error:
+        return str(error)
 
 
-def _one_array(who: str, option: str, value: Any) -> Any:
-    found = models.moving(who, option, value)
-    if not hasattr(found, "shape"):
-        advice = "Of several inputs, call the methods one by one: jaxviz.saliency(...)."
-        raise refused(who, option, "one array [N, ...]", value, advice)
+def _pictured(x: Any, maps: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The leaf of x that can be drawn, images before series, and the maps that stand beside it."""
+    structure, leaves = jax.tree.structure(x), jax.tree.leaves(x)
+
+    def beside(place):
+        found = {}
+        for name, values in maps.items():
+            if jax.tree.structure(values) == structure:
+                found[name] = jax.tree.leaves(values)[place]
+            elif jax.tree.structure(values) == ONE:  # of a layer
+                found[name] = values
+        series = _is_series(leaves[place].shape)
+        fits = {name: a for name, a in found.items() if a.ndim in ((2, 3) if series else (3, 4))}
+        return fits if len(leaves) > 1 or len(fits) == len(found) else {}
+
+    drawable = [i for i, a in enumerate(leaves) if a.ndim in (2, 3, 4)]
+    for place in sorted(drawable, key=lambda i: _is_series(leaves[i].shape)):
+        if found := beside(place):
+            return leaves[place], found
+    raise ValueError(
+        "figure: x must be images [N, H, W, C] or [N, H, W], or series [N, L] or [N, L, C], with "
+        f"maps of such shapes; got x {models.shapes_of(x)} and maps {models.shapes_of(dict(maps))}."
+        " Draw `.maps` by jaxviz.plot."
+    )
+
+
+def _is_series(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or (len(shape) == 3 and shape[2] < _THIN)
+
+
+def _in_range(a: np.ndarray) -> np.ndarray:
+    """Images from 0 to 1: those normalised for the net are stretched, to be seen at all."""
+    a = a.astype(np.float32)
+    low, high = float(a.min()), float(a.max())
+    if _is_series(a.shape) or (low >= 0 and high <= 1):
+        return a
+    return (a - low) / max(high - low, np.finfo(np.float32).tiny)
+
+
+def _tree(who: str, option: str, value: Any) -> Any:
+    found = models.real(who, option, models.batch(who, option, value))
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found)):
+        raise TypeError(
+            f"{who}: {option} must hold numbers, for they are drawn and written; got traced arrays."
+            " Inside jit, grad and vmap call the methods: jaxviz.saliency(...)."
+        )
     return found
 
 
-@public(x=_one_array, methods=_names, classes=maybe(_names))
+@public(x=_tree, classes=maybe(several(text, "names")))
 def explain(
     apply_fn: Any,
     params: Any,
     x: Any,
     target: Any = None,
     *,
-    methods: Sequence[str] = ("saliency", "integrated_gradients"),
+    methods: Any = ("saliency", "integrated_gradients"),
     classes: Sequence[str] | None = None,
     layer: str | None = None,
     key: jax.Array | None = None,
@@ -136,18 +218,27 @@ def explain(
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]` logits, or `[N]`.
       params: Any pytree.
-      x: `[N, ...]`.
-      target: A class, index or name; a list of N of them; None for each example's top class.
-      methods: Names of methods.
+      x: `[N, ...]`, or a pytree of such: images, signals, token ids.
+      target: A class, index or name; a list of N of them; None for each example's top class; or a
+        function `outputs -> [N]`, for which outputs may be of any kind.
+      methods: Names, or explanations (`jv.at_layer(jv.gradient, "embed")`, a partial of one); or a
+        mapping from a title to either, or from a name to that method's options:
+        `{"saliency": {}, "integrated_gradients": {"num_steps": 200}}`. `jv.methods()` lists names.
+        Windows of occlusion are an eighth of the shorter side unless given.
       classes: K names, one an output; None numbers them.
-      layer: For methods of a layer; None takes what each takes by itself.
+      layer: For methods of a layer; None takes what each takes by itself. Of whole numbers, which
+        most methods cannot move, also where these explain the net in their place (`at_layer`); None
+        is the first layer that is floating, an embedding: their maps are `[N, L, D]` then. Several
+        are options of each: `{"grad_cam": {"layer": "conv2"}, "gradient": {"layer": "conv1"}}`.
       key: PRNG key, for methods that draw; None is `jax.random.key(0)`.
 
     Returns:
       An `Explanation`.
 
     Raises:
-      ValueError: An unknown method, class or layer, or outputs that are no `[N, K]`.
+      ValueError: An unknown method, class or layer, or outputs that are no `[N, K]`; a method's
+        own, where it is not for this x.
+      TypeError: Called inside a trace, for numbers are needed; wrong kinds of arguments.
 
     Example:
       >>> w = jax.numpy.array([[1.0, 0.0], [0.0, 2.0]])
@@ -155,104 +246,131 @@ def explain(
       Explanation of 1 examples by saliency, integrated_gradients
         dog 73.1%, cat 26.9%; explained: dog
     """
-    names = list(methods)
-    for name in names:
-        if name not in METHODS:
-            raise ValueError(f"explain: methods: {no_such('method', str(name), METHODS)}.")
-    if layer is not None and not any(METHODS[name].layer for name in names):
-        raise ValueError(
-            f"explain: layer is for methods of a layer, such as grad_cam; got {layer!r} and "
-            f"{', '.join(names)}. Leave it out, or add one to methods."
-        )
-    started = time.perf_counter()
     key = jax.random.key(0) if key is None else key
-    x = jax.numpy.asarray(x)
     apply_fn, params = hold("explain", apply_fn, params)
     model(apply_fn, params, x)  # fails, if it does, in our words
-    outputs = np.asarray(outputs_of(apply_fn, params, x))
-    if outputs.ndim != 2 or len(outputs) != len(x):
-        raise ValueError(
-            f"explain: outputs must be [N, K] or [N]; got {outputs.shape}. Return the logits alone."
-        )
-    count = outputs.shape[1]
-    if classes is not None and len(classes) != count:
-        raise ValueError(
-            f"explain: classes must name each output; got {len(classes)} for {count}. Pass {count}."
-        )
-    known = tuple(map(str, range(count) if classes is None else classes))
-    chosen = _indices(target, known, outputs)
-    maps = {}
-    for name in names:
-        method = METHODS[name]
-        options: dict[str, Any] = {**method.options(x.shape)} if x.ndim > 2 else {}
-        if method.random:
-            options["key"] = key
-        if method.layer and layer is not None:
-            options["layer"] = layer
-        maps[name] = np.asarray(method.explain(apply_fn, params, x, chosen, **options))
-    manifest = made_by(
-        params,
-        x,
-        methods=names,
-        layer=layer,
-        classes=list(known),
-        target=chosen.tolist(),
-        key=np.asarray(_key_data(key)).tolist(),
-        seconds=round(time.perf_counter() - started, 3),
+    asked = methods_asked(methods)
+    calls = calls_of(asked, apply_fn, params, x, layer, key)
+    found = explained(apply_fn, params, x, target, calls, classes=classes)
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    options = {title: {k: _plain(v) for k, v in o.items()} for title, (_, o) in asked.items() if o}
+    more = {"layer": layer, "options": options, "key": np.asarray(data).tolist()}
+    return dataclasses.replace(found, manifest={**found.manifest, **more})
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, or in words."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else described(value)
+
+
+def explained(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Any,
+    calls: Mapping[str, Callable],
+    *,
+    classes: Sequence[str] | None = None,
+    rows: int | None = None,
+    at_once: int = 1,
+) -> Explanation:
+    """`explain`, for methods that have all they need; the command `jaxviz explain` too.
+
+    Args:
+      apply_fn, params, x, target, classes: As there.
+      calls: By title `(apply_fn, params, x, target) -> map`.
+      rows: Examples at a time, the last of which are filled up with the last one; None is all.
+      at_once: Methods at a time: while XLA compiles or runs one, Python traces the other. Threads
+        do not see the caller's configuration of JAX, so 1 is without any.
+    """
+    started = time.perf_counter()
+    outputs = in_parts(lambda x, _: outputs_of(apply_fn, params, x), x, rows)
+    known: tuple[str, ...] = tuple(classes or ())
+    chosen, probabilities, shape = None, None, np.shape(outputs) if _is_one(outputs) else None
+    count = len(jax.tree.leaves(x)[0])
+    if not callable(target):
+        if shape is None or len(shape) != 2 or shape[0] != count:
+            raise ValueError(
+                f"explain: outputs must be [N, K] or [N]; got {shape or models.shapes_of(outputs)}."
+                " Return the logits alone, or pass a function outputs -> [N] as target."
+            )
+        if classes is not None and len(classes) != shape[1]:
+            raise ValueError(
+                f"explain: classes must name each output; got {len(classes)} for {shape[1]}. "
+                f"Pass {shape[1]}."
+            )
+        known = tuple(map(str, range(shape[1]) if classes is None else classes))
+        chosen, probabilities = classes_asked(target, known, outputs), shares(outputs)
+    else:
+        check_function("explain", x, model(apply_fn, params, x).shape, target)
+
+    # None and one class for all stay what they are, for the numbers of the methods' own calls.
+    each = chosen if np.ndim(target) == 1 else None
+    alone = isinstance(target, str) and chosen is not None
+    given = int(chosen[0]) if alone else target  # type: ignore[index]
+
+    def of_rows(call):
+        explain = lambda x, index: call(apply_fn, params, x, given if each is None else each[index])
+        return in_parts(explain, x, rows)
+
+    maps = _side_by_side(
+        {title: functools.partial(of_rows, c) for title, c in calls.items()}, at_once
     )
-    return Explanation(np.asarray(x), outputs, shares(outputs), chosen, maps, known, manifest)
-
-
-def made_by(params: Any, x: Any, **options: Any) -> dict[str, Any]:
-    """How an explanation was made, as JSON has it: versions, options, digests of params and x."""
-    return {
+    manifest = {
         "jaxviz": jaxviz.__version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
-        **options,
+        "methods": list(calls),
+        "classes": list(known),
+        "target": described(target) if chosen is None else chosen.tolist(),
+        "seconds": round(time.perf_counter() - started, 3),
         "params": _digest(params),
         "x": _digest(x),
     }
+    x = jax.tree.map(np.asarray, x)
+    return Explanation(x, outputs, probabilities, chosen, maps, known, manifest)
+
+
+def in_parts(call: Callable, x: Any, rows: int | None) -> Any:
+    """`call(x, index)` of so many examples at a time, put together, as NumPy arrays.
+
+    Always of one shape: the last part is filled up with the last example.
+    """
+    count = len(jax.tree.leaves(x)[0])
+    size = min(count, rows or count)
+    if size == count:
+        return jax.tree.map(np.asarray, call(x, slice(None)))
+    parts = []
+    for start in range(0, count, size):
+        index = np.minimum(np.arange(start, start + size), count - 1)
+        part = call(jax.tree.map(lambda a, index=index: a[index], x), index)
+        parts.append(jax.tree.map(np.asarray, part))
+    return jax.tree.map(lambda *a: np.concatenate(a)[:count], *parts)
+
+
+def _side_by_side(tasks: Mapping[str, Callable[[], Any]], at_once: int) -> dict[str, Any]:
+    if at_once == 1:
+        return {title: task() for title, task in tasks.items()}
+    with ThreadPoolExecutor(at_once, "jaxviz-explain") as threads:
+        found = {title: threads.submit(task) for title, task in tasks.items()}
+        try:
+            return {title: one.result() for title, one in found.items()}
+        finally:  # after an error nobody waits for methods that have not begun
+            for one in found.values():
+                one.cancel()
+
+
+def _is_one(tree: Any) -> bool:
+    return jax.tree.structure(tree) == ONE
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def outputs_of(apply_fn: Callable, params: Any, x: Any) -> jax.Array:
+def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
     """Outputs `[N, K]` of a net; `[N]` are one number an example."""
     outputs = model(apply_fn, params, x)(params, x)  # the trace that the methods find again
-    return outputs[:, None] if outputs.ndim == 1 else outputs
-
-
-def _indices(target: Any, classes: tuple[str, ...], outputs: np.ndarray) -> np.ndarray:
-    if target is None:
-        return outputs.argmax(-1)
-    listed = isinstance(target, (list, tuple)) or getattr(target, "ndim", 0) == 1
-    alone, each = not listed, list(target) if listed else [target]
-    if not alone and len(each) != len(outputs):
-        raise ValueError(
-            f"explain: target must be one class or one an example; got {len(each)} for "
-            f"{len(outputs)} examples. Pass {len(outputs)}."
-        )
-    found: list[int] = []
-    one: Any
-    for one in each:
-        if isinstance(one, np.str_):
-            one = str(one)
-        if isinstance(one, str) and one in classes:
-            one = classes.index(one)
-        elif isinstance(one, str):
-            raise ValueError(f"explain: target: {no_such('class', one, classes)}.")
-        elif isinstance(one, bool) or not _is_index(one):
-            raise TypeError(f"explain: target must be a class's name or index; got {one!r}.")
-        if not 0 <= int(one) < len(classes):
-            raise ValueError(f"explain: target must be in [0, {len(classes)}); got {one}.")
-        found.append(int(one))
-    return np.array(found * (len(outputs) if alone else 1), np.int32)
-
-
-def _is_index(one: Any) -> bool:
-    if isinstance(one, (jax.Array, np.ndarray)):
-        return one.ndim == 0 and jax.numpy.issubdtype(one.dtype, np.integer)
-    return isinstance(one, (int, np.integer))
+    return outputs[:, None] if _is_one(outputs) and outputs.ndim == 1 else outputs
 
 
 def shares(outputs: Any) -> np.ndarray:
@@ -265,11 +383,6 @@ def shares(outputs: Any) -> np.ndarray:
         return 0.5 * (1 + np.tanh(numbers / 2))
     powers = np.exp(numbers - numbers.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
-
-
-def _key_data(key):
-    typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(key) if typed else key
 
 
 def _digest(tree: Any) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from jaxviz import data as datasets, models, training
 from jaxviz.catalogue import METHODS
-from jaxviz.explanation import outputs_of
+from jaxviz.explanation import in_parts, outputs_of
 from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
@@ -146,11 +146,7 @@ def inputs_of(run: Run, pixels: Any) -> Any:
 
 def logits_of(run: Run, x: Any, batch_size: int = 128) -> np.ndarray:
     """`[N, K]` of any number of images."""
-    size, rows = min(len(x), batch_size), []
-    for start in range(0, len(x), size):
-        some = x[np.minimum(np.arange(start, start + size), len(x) - 1)]  # one shape for all
-        rows.append(np.asarray(outputs_of(function_of(run), run.variables, some)))
-    return np.concatenate(rows)[: len(x)]
+    return in_parts(lambda x, _: outputs_of(function_of(run), run.variables, x), x, batch_size)
 
 
 def is_trained(run: Run) -> bool:
@@ -285,7 +281,7 @@ def last_maps(run: Run, *, of_classes: bool = False) -> str:
 def bound(name: str, run: Run, **more: Any) -> Callable:
     """A method by its name, with what it needs to know of the run's images and layers."""
     method = METHODS[name]
-    options: dict[str, Any] = {**method.options(tuple(run.config["input_shape"])), **more}
+    options: dict[str, Any] = {**method.options(tuple(run.config["input_shape"][:-1])), **more}
     if method.layer and not isinstance(run.net, Function):
         options["layer"] = last_maps(run, of_classes=method.linear)
     return functools.partial(method.explain, **options) if options else method.explain

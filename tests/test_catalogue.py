@@ -20,7 +20,7 @@ def test_a_method_is_described_as_it_is(name):
     options = inspect.signature(method.explain).parameters
     assert ("layer" in options) == method.layer
     needed = {n for n, p in options.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-    assert needed == ({"key"} if method.random else set()) | set(method.options((8, 8, 1)))
+    assert needed == ({"key"} if method.random else set()) | set(method.options((8, 8)))
 
 
 def test_the_list_names_every_method_and_what_it_needs():

@@ -4,7 +4,6 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import json
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,9 @@ from jaxviz.adapters.calls import (
     unlike,
     wrong_params,
 )
+from jaxviz.adapters.keras_alike import made_of
 from jaxviz.calls.public import public
-from jaxviz.graph.names import tag
+from jaxviz.graph.names import mark, tag
 
 _CURE = (
     "After training or loading weights: `apply_fn, params = from_keras(model)`, which compiles "
@@ -33,24 +33,29 @@ _CURE = (
 
 @dataclasses.dataclass(frozen=True)
 class KerasApply:
-    """`(params, x) -> outputs` of a Keras model; equal for models of equal configuration."""
+    """`(params, x) -> outputs` of a Keras model; equal for models that compute the same."""
 
     model: Any = dataclasses.field(compare=False, repr=False)
-    made_of: Any  # what the model computes by: its configuration, or itself
+    variables: Sequence[Any] = dataclasses.field(compare=False, repr=False)  # trained, then kept
+    made_of: Any  # what the model computes by
     trained: tuple[str, ...]  # paths of its variables, in its order
     kept: tuple[str, ...]
 
     def __call__(self, params: Any, x: Any) -> Any:
-        trained, kept = _values(params, self.trained, self.kept)
+        keras, model = _keras(), self.model
+        values = _values(params, self.trained, self.kept)
         # A functional model takes its inputs as one argument; `call` of the user's own class may
         # have several, and need not have the flag.
-        whole = _is_functional(self.model)
-        args, named = ((x,), {}) if whole else arguments(self.model.call, x)
-        if whole or takes(self.model.call, "training"):
+        whole = _is_functional(model)
+        args, named = ((x,), {}) if whole else arguments(model.call, x)
+        if whole or takes(model.call, "training"):
             named = {**named, "training": False}
-        with _named_layers():
-            outputs, _ = self.model.stateless_call(trained, kept, *args, **named)
-        return outputs
+        # Called, for what a layer does to its inputs by its policy is no part of `call`; in its own
+        # scope, which it then does not open again: names of what it holds begin below it.
+        scope = model._open_name_scope()
+        state = keras.StatelessScope(list(zip(self.variables, values, strict=True)))
+        with state, _named_layers(), scope, mark(""):
+            return model(*args, **named)
 
 
 @public()
@@ -71,9 +76,10 @@ def from_keras(model: Any) -> tuple[KerasApply, dict[str, Any]]:
     Returns:
       `(apply_fn, params)`, with params `{"params": {path: array}, "state": {path: array}}`: the
       trained variables, and all others, as they are now. After more training call it again;
-      nothing compiles again, neither for the same model, nor for another one of Keras' own layers
-      and the same configuration, names included (built again, or loaded from a file). An `x` for a
-      model of several inputs is a list, or a dict by their names; for a class of your own a tuple
+      nothing compiles again, neither for the same model, nor for another one that computes the
+      same and whose layers have the same names (built again, cloned, or loaded from a file): of one
+      configuration, and where classes are your own, of equal attributes. An `x` for a model of
+      several inputs is a list, or a dict by their names; for a class of your own a tuple
       is positional arguments, where its `call` takes that many, and a dict is arguments by name.
 
     Raises:
@@ -98,15 +104,16 @@ def from_keras(model: Any) -> tuple[KerasApply, dict[str, Any]]:
             f"from_keras: Keras must run on JAX; its backend is {backend}. Set the environment "
             'variable KERAS_BACKEND to "jax" before Keras is imported, and load the model again.'
         )
-    if not model.built:
+    if without := _unbuilt(keras, model):
         raise ValueError(
-            f"from_keras: model must be built, so that it has its variables; {model.name!r} is "
-            "not. Call it once on a batch, or `model.build((None, ...))`."
+            f"from_keras: model must be built, so that it has its variables; {without!r} is not. "
+            "Call it once on a batch, or `model.build((None, ...))`."
         )
     groups = (model.trainable_variables, model.non_trainable_variables)
     # Copies, for Keras gives its own arrays away: `fit`, and even `predict`, deletes them.
     trained, kept = ({p: jnp.array(v.value) for p, v in _by_path(group)} for group in groups)
-    apply_fn = KerasApply(model, _made_of(keras, model), tuple(trained), tuple(kept))
+    variables, record = [*groups[0], *groups[1]], made_of(keras, model)
+    apply_fn = KerasApply(model, variables, record, tuple(trained), tuple(kept))
     return apply_fn, {"params": trained, "state": kept}
 
 
@@ -123,7 +130,7 @@ def _by_path(variables: Sequence[Any]) -> Iterator[tuple[str, Any]]:
         yield (f"{path}#{count}" if count else path), variable
 
 
-def _values(params: Any, trained: Sequence[str], kept: Sequence[str]) -> tuple[list, list]:
+def _values(params: Any, trained: Sequence[str], kept: Sequence[str]) -> list:
     """The values of a model's variables, in its order."""
     if not has_groups(params):
         raise wrong_params("from_keras", params, _CURE)
@@ -134,7 +141,7 @@ def _values(params: Any, trained: Sequence[str], kept: Sequence[str]) -> tuple[l
     both = {**groups[0], **groups[1]}
     if found := unlike((*trained, *kept), both):
         raise wrong_params("from_keras", params, _CURE, found)
-    return [both[path] for path in trained], [both[path] for path in kept]
+    return [both[path] for path in (*trained, *kept)]
 
 
 def _is_functional(model: Any) -> bool:
@@ -142,87 +149,88 @@ def _is_functional(model: Any) -> bool:
     return isinstance(model, keras.Sequential) or type(model).__name__ == "Functional"
 
 
-class _Same:
-    """A model of the user's own classes: equal to itself alone, for its fields may do anything."""
+def _unbuilt(keras: Any, model: Any) -> str | None:
+    """The name of a model, or of a layer in one none of whose layers have their variables yet.
 
-    def __init__(self, model: Any):
-        self.model = model
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.model is self.model
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-
-def _made_of(keras: Any, model: Any) -> Any:
-    """What two models that compute the same have in common."""
-    layers = [model, *model._flatten_layers(recursive=True, include_self=False)]
-    if all(type(layer).__module__.startswith("keras.") for layer in layers):
-        try:
-            record = keras.saving.serialize_keras_object(model)
-            record.pop("compile_config", None)
-            return _with_plain_inputs(json.dumps(record, sort_keys=True))
-        except (TypeError, ValueError, NotImplementedError):  # holds what has no configuration
-            pass
-    return _Same(model)
+    Where some have, the others may be those that the call does not reach.
+    """
+    if not model.built:
+        return model.name
+    inside = model._flatten_layers(include_self=False)
+    wanting = [one for one in inside if type(one).build is not keras.Layer.build]
+    return wanting[0].name if wanting and not any(one.built for one in wanting) else None
 
 
-def _with_plain_inputs(record: str) -> str:
-    """The same configuration whatever Keras called inputs that nobody named."""
-    names: dict[str, str] = {}
-    return re.sub(
-        r'"(?:input_layer|keras_tensor)(?:_\d+)?"',
-        lambda found: names.setdefault(found[0], f'"input#{len(names)}"'),
-        record,
-    )
-
-
+_ROOT = ("",)
 # The layers being called, outermost first; None outside of an `apply_fn` of ours.
 _calls: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar(
     "jaxviz_keras", default=None
 )
-_lock = threading.Lock()
+
+
+@dataclasses.dataclass
+class _Hearing:
+    """Who listens to Keras' layers."""
+
+    lock: Any = dataclasses.field(default_factory=threading.Lock)
+    count: int = 0  # of calls of ours under way, in all threads
+    ours: Any = None  # what stands for `Layer.__call__`, or None
+    theirs: Any = None
+
+
+_hearing = _Hearing()
 
 
 @contextlib.contextmanager
 def _named_layers() -> Iterator[None]:
-    """Within it layers that are called name their outputs by their place in the model."""
-    _listen(_keras())
-    before = _calls.set(())
+    """Within it layers that are called name their outputs by their place in the model.
+
+    Keras has no hook for it, and a model's layers cannot be swapped for others without changing the
+    user's model: while a call of ours is under way, those of all layers pass through here, and are
+    Keras' own in any other thread. Where somebody has replaced `Layer.__call__` meanwhile, ours
+    stays below theirs.
+    """
+    layer = _keras().Layer
+    with _hearing.lock:
+        _hearing.count += 1
+        if _hearing.ours is None:
+            _hearing.theirs, _hearing.ours = layer.__call__, _naming(layer, layer.__call__)
+            layer.__call__ = _hearing.ours
+    before = _calls.set(_ROOT)
     try:
         yield
     finally:
         _calls.reset(before)
+        with _hearing.lock:
+            _hearing.count -= 1
+            if not _hearing.count and layer.__call__ is _hearing.ours:
+                layer.__call__, _hearing.ours, _hearing.theirs = _hearing.theirs, None, None
 
 
-@functools.cache
-def _listen(keras: Any) -> None:
-    """Has Keras' layers name their outputs where an `apply_fn` of ours calls them.
+def _naming(layer: Any, call: Any) -> Any:
+    """`Layer.__call__`, which names what comes of it."""
 
-    Keras has no hook for it, and a model's layers cannot be swapped for others without changing the
-    user's model: calls pass through here, and are Keras' own everywhere else.
-    """
-    with _lock:
-        call = keras.Layer.__call__
+    @functools.wraps(call)
+    def called(self, *args, **kwargs):
+        around = _calls.get()
+        if around is None:
+            return call(self, *args, **kwargs)
+        names = () if around is _ROOT else (*around, self.name)
+        if not self.built and type(self).build is not layer.build:
+            error = ValueError(
+                f"from_keras: model must be built, all of it; layer {'/'.join(names)!r} is "
+                "not, so its weights would be drawn now. Call the model once on a batch."
+            )
+            error._keras_call_info_injected = True  # type: ignore[attr-defined]  # none of Keras'
+            raise error
+        token = _calls.set(names)
+        try:
+            outputs = call(self, *args, **kwargs)  # opens the scope of its name
+        finally:
+            _calls.reset(token)
+        is_traced = all(isinstance(a, jax.Array) for a in jax.tree.leaves(outputs))
+        return (
+            tag("/".join(names), type(self).__name__, outputs) if names and is_traced else outputs
+        )
 
-        @functools.wraps(call)
-        def called(self, *args, **kwargs):
-            around = _calls.get()
-            if around is None:
-                return call(self, *args, **kwargs)
-            names = (*around, self.name)
-            if not self.built and type(self).build is not keras.Layer.build:
-                raise ValueError(
-                    f"from_keras: model must be built, all of it; layer {'/'.join(names)!r} is "
-                    "not, so its weights would be drawn now. Call the model once on a batch."
-                )
-            token = _calls.set(names)
-            try:
-                outputs = call(self, *args, **kwargs)  # opens the scope of its name
-            finally:
-                _calls.reset(token)
-            is_traced = all(isinstance(a, jax.Array) for a in jax.tree.leaves(outputs))
-            return tag("/".join(names), type(self).__name__, outputs) if is_traced else outputs
-
-        keras.Layer.__call__ = called
+    return called

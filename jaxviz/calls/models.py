@@ -1,6 +1,7 @@
 """The three arguments that every method begins with, and what is said where a model fails."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -114,11 +115,14 @@ def _dtypes(value):
     return [a.dtype if is_jax(type(a)) else jnp.result_type(a) for a in jax.tree.leaves(value)]
 
 
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal: Keras writes in bold
+
+
 def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
     """What to raise where `apply_fn(params, x)` raised `error`: its words, and what may help."""
     if is_ours(error):
         return error
-    told = " ".join(str(error).split()) or "no words"
+    told = " ".join(_COLOURS.sub("", str(error)).split()) or "no words"
     told = told if len(told) <= 200 else f"{told[:197]}..."
     advice = (
         _module_advice(apply_fn)

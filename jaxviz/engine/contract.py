@@ -128,6 +128,18 @@ def first_floating(method: str, apply_fn: Callable, params: Any, x: Any) -> str:
         return (
             " Put at_layer outside of what moves its input: at_layer(smooth_grad(method), layer)."
         )
+    layer = where_floating(apply_fn, params, x)
+    if layer is None:
+        return ""
+    return (
+        " Token ids are explained where they become floating: "
+        f"`jaxviz.at_layer({method if '(' in method else f'jaxviz.{method}'}, {layer!r})"
+        "(apply_fn, params, x, target)`."
+    )
+
+
+def where_floating(apply_fn: Callable, params: Any, x: Any) -> str | None:
+    """The first layer of floating numbers that whole ones reach; None where there is none."""
     try:
         traced = trace(apply_fn, params, x)
         found = [row.layer for row in rows(traced) if row.layer.can_cut]
@@ -135,14 +147,9 @@ def first_floating(method: str, apply_fn: Callable, params: Any, x: Any) -> str:
         layer = next(layer.name for layer in moving if reaches(traced, layer.name))
         # An embedding of several operations is meant, not the first of them.
         around = (one.name for one in moving if "embed" in one.kind.lower())
-        layer = next((name for name in around if layer.startswith(f"{name}/")), layer)
+        return next((name for name in around if layer.startswith(f"{name}/")), layer)
     except Exception:  # the model's own, of any kind, or no such layer
-        return ""
-    return (
-        " Token ids are explained where they become floating: "
-        f"`jaxviz.at_layer({method if '(' in method else f'jaxviz.{method}'}, {layer!r})"
-        "(apply_fn, params, x, target)`."
-    )
+        return None
 
 
 def program(

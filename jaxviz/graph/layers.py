@@ -213,7 +213,8 @@ def rows(traced: Traced) -> tuple[Row, ...]:
     sizes = _sizes(jax.tree.map(traced.program.avals.get, traced.params))
     held = jax.tree.leaves(traced.params)
     origin = {v: frozenset({Piece(i, None, sizes[i][0])}) for i, v in enumerate(held)}
-    found = _Namer(sizes).rows(traced.program, origin, (), 1, True)
+    beside = frozenset(jax.tree.leaves(traced.x)) - traced.program.depends
+    found = _Namer(sizes, beside).rows(traced.program, origin, (), 1, True)
     known = axes(traced)
     named = {value for *_, value in traced.program.tags}
     return tuple(
@@ -249,8 +250,9 @@ def operation_names(program: Program) -> dict[int, str]:
 class _Namer:
     """Walks programs, giving names; what it has named so far is its state."""
 
-    def __init__(self, sizes: list[tuple[int, bool]]):
+    def __init__(self, sizes: list[tuple[int, bool]], beside: frozenset[Value] = frozenset()):
         self.sizes = sizes
+        self.beside = beside  # whole numbers of x, where floating ones are explained
         self.taken: dict[str, int] = {}
         self.names: dict[int, str] = {}
 
@@ -304,7 +306,8 @@ class _Namer:
             for value in node.inputs:
                 readers.setdefault(value, []).append(node)
         tagged = {v for *_, v in program.tags} | set(program.outputs)
-        absorbing = self._leaf_modules(program, paths)
+        embeds = _embeddings(program, self.beside)
+        absorbing = self._leaf_modules(program, paths, embeds)
         found: list[Row] = []
 
         def row(name, kind, value, nodes, position, path, submodules=False):
@@ -338,15 +341,16 @@ class _Namer:
                 if node.outputs:
                     row(name, kind, node.outputs[0], [node], (i, 1), path, submodules=True)
                 continue
-            for part in _listed(program, node):
+            for part in _listed(program, node, embeds):
                 if path in absorbing:
                     continue
-                name = self.numbered(path, part.kind)
+                kind = "embed" if part.outputs[0] in embeds else part.kind
+                name = self.numbered(path, kind)
                 self.names[id(part)] = name
                 value, nodes = _with_bias(part, paths, readers, tagged)
                 for extra in nodes:
                     self.names[id(extra)] = name
-                row(name, part.kind, value, nodes, (max(made[value], i), 0), path)
+                row(name, kind, value, nodes, (max(made[value], i), 0), path)
         self._tags(program, paths, made, absorbing, row)
         for node in whole:
             self._name_unnamed(node)
@@ -397,7 +401,7 @@ class _Namer:
             self.names.setdefault(id(member), path)
             self._name_members(member, path)
 
-    def _leaf_modules(self, program, paths) -> set[str]:
+    def _leaf_modules(self, program, paths, embeds) -> set[str]:
         """Modules that are one layer: no module inside, one listed operation in a call."""
         calls: dict[str, int] = {}
         for path, class_name, _ in program.tags:
@@ -407,7 +411,7 @@ class _Namer:
         for node in program.nodes:
             if not node.bodies:
                 path = paths[id(node)]
-                listed[path] = listed.get(path, 0) + len(list(_listed(program, node)))
+                listed[path] = listed.get(path, 0) + len(list(_listed(program, node, embeds)))
         around = {outer for path in calls for outer in _around(path)}
         return {
             path
@@ -464,9 +468,31 @@ def _body_operands(node: Node, number: int, operands: list) -> list:
     return operands
 
 
-def _listed(program: Program, node: Node) -> Iterator[Node]:
+def _embeddings(program: Program, beside: frozenset[Value]) -> set[Value]:
+    """What whole numbers of x pick from tables, beside floating numbers that are explained.
+
+    Nothing there is explained, so no operation has a kind: only what is cut at has to be known.
+    """
+    if beside.isdisjoint(program.inputs):
+        return set()
+    reached, found = set(beside), set()
+    for node in program.nodes:
+        if reached.isdisjoint(node.inputs):
+            continue
+        reached.update(node.outputs)
+        if node.kind == "gather" and not any(v in program.depends for v in node.inputs):
+            table = node.operands[0]
+            floating = jnp.issubdtype(program.avals[node.outputs[0]].dtype, jnp.floating)
+            if floating and table not in reached:
+                found.add(node.outputs[0])
+    return found
+
+
+def _listed(program: Program, node: Node, embeds: set[Value] = frozenset()) -> Iterator[Node]:  # type: ignore[assignment]
     """The node, if it is a layer."""
     if not any(v in program.depends for v in node.inputs):
+        if not embeds.isdisjoint(node.outputs):
+            yield node
         return
     if node.kind in LISTED:
         yield node

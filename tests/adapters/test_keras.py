@@ -1,6 +1,8 @@
 """`from_keras`: what Keras' models hold, take and are called; oracle: the model itself."""
 
 import os
+import threading
+from concurrent import futures
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -172,10 +174,137 @@ def test_params_outlive_a_training():
 def test_a_layer_that_is_not_built_is_told_and_not_built():
     model = Careless()
     model.build((None, 6, 6, 3))
-    apply_fn, params = jv.from_keras(model)
-    with pytest.raises(ValueError, match=r"gradient: .*layer 'dense\w*' is not.*on a batch"):
+    with pytest.raises(ValueError, match=r"from_keras: model must be built.*'dense\w*' is not"):
+        jv.from_keras(model)
+
+    class Half(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.top, self.rest = L.Dense(2), model
+
+        def build(self, shape):
+            self.top.build((None, 108))
+
+        def call(self, x):
+            return self.top(L.Flatten()(x)) + self.rest(x)
+
+    half = Half()
+    half.build((None, 6, 6, 3))
+    apply_fn, params = jv.from_keras(half)
+    with pytest.raises(ValueError, match=r"gradient: .*layer '.*dense\w*' is not.*on a batch"):
         jv.gradient(apply_fn, params, X, 0)
     assert not model.variables[1:]  # the seeds of its dropout
+
+
+class Shifted(L.Layer):
+    """Arithmetic of its own beside a layer, on what its policy makes of its input."""
+
+    def __init__(self, scale, act, **options):
+        super().__init__(**options)
+        self._scale, self.act, self.top = (
+            scale,
+            act,
+            L.Dense(2, name="top", dtype=self.dtype_policy),
+        )
+
+    def build(self, shape):
+        self.offset = self.add_weight(shape=(2,), name="offset")
+        self.top.build(shape)
+
+    def call(self, x):
+        return self.act(self.top(x) * self._scale + self.offset + x[:, :2])
+
+
+def times(factor):
+    return lambda x: x * factor
+
+
+def shifted(scale=3.0, factor=2.0, dtype=None):
+    return Shifted(scale, times(factor), name="shifted", dtype=dtype)
+
+
+def test_a_root_casts_its_inputs_by_its_policy():
+    model, x = shifted(dtype="mixed_bfloat16"), jax.random.normal(jax.random.key(0), (2, 4))
+    want = model(x)
+    apply_fn, params = jv.from_keras(model)
+    assert want.dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(apply_fn(params, x), want)
+    assert [layer.name for layer in jv.layers(apply_fn, params, x)][:1] == ["top"]
+
+
+def test_copies_of_ones_own_classes_are_the_same_function_where_they_compute_the_same():
+    x = jnp.ones((2, 4))
+
+    def adapted(**options):
+        model = shifted(**options)
+        model(x)
+        return model, *jv.from_keras(model)
+
+    traced = []
+    one, f, params = adapted()
+    other, g, _ = adapted()
+    assert (f, hash(f)) == (g, hash(g))
+    before = jv.gradient(f, params, x, 0)
+    other.call = lambda *a: traced.append(a)  # whoever runs it again
+    chex.assert_trees_all_equal(jv.gradient(g, params, x, 0), before)
+    assert not traced
+    for options in ({"scale": 4.0}, {"factor": 5.0}, {"dtype": "mixed_bfloat16"}):
+        assert adapted(**options)[1] != f
+    one._scale = 4.0
+    h, params = jv.from_keras(one)
+    assert h != f
+    chex.assert_trees_all_close(h(params, x), one(x))
+
+
+def test_functions_in_keras_own_layers_count_too():
+    def adapted(factor):
+        parts = [keras.Input((4,)), L.Dense(2, activation=times(factor), name="top")]
+        return jv.from_keras(keras.Sequential(parts, name="net"))[0]
+
+    assert adapted(2.0) == adapted(2.0) != adapted(3.0)  # all by the name <lambda>
+
+
+def test_keras_calls_are_its_own_again_whoever_was_in_between():
+    call = L.Layer.__call__
+    apply_fn, params = jv.from_keras(image_model())
+    jv.layers(apply_fn, params, X)
+    assert L.Layer.__call__ is call
+    with pytest.raises(ValueError, match="gradient: "):
+        jv.gradient(apply_fn, params, X[:, :2], 0)
+    assert L.Layer.__call__ is call
+    inside, go = threading.Event(), threading.Event()
+
+    class Waiting(L.Layer):
+        def call(self, x):
+            inside.set()
+            go.wait(60)
+            return L.Activation("relu", name="act")(x)
+
+    go.set()  # for Keras calls it too, to know its shapes
+    top = L.Dense(2, use_bias=False)  # a thread has its own configuration
+    waiting = keras.Sequential([keras.Input((4,)), Waiting(name="wait"), top])
+    inside.clear(), go.clear()
+    f, held = jv.from_keras(waiting)
+    with futures.ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(
+            lambda: [layer.name for layer in jv.layers(f, held, jnp.ones((1, 4)))]
+        )
+        inside.wait(60)
+        jv.layers(apply_fn, params, jnp.asarray(X[:1]))  # leaves while the other is on its way
+        assert L.Layer.__call__ is not call
+        plain = L.Dense(2)(X)  # of nobody's explanation
+        go.set()
+        assert "wait" in slow.result()
+    assert plain.shape == (2, 6, 6, 2)
+    assert L.Layer.__call__ is call
+
+
+def test_freezing_a_layer_later_moves_no_params():
+    model = image_model()
+    apply_fn, params = jv.from_keras(model)
+    before = apply_fn(params, X)
+    model.get_layer("conv1").trainable = False
+    chex.assert_trees_all_equal(apply_fn(params, X), before)
 
 
 def test_wrong_ones_are_told(monkeypatch):
