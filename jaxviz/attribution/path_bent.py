@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import Rule, baseline_like, between, moved as difference_of, quadrature
-from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
     at_least_float32,
     check_one_array,
@@ -17,6 +17,9 @@ from jaxviz.engine.copies import (
     running_sum,
 )
 from jaxviz.graph.indices import unless
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.rules.fast import weighed
+from jaxviz.rules.ties import shared_ties
 
 
 @explanation("num_steps", "fraction", "max_distance")
@@ -33,9 +36,11 @@ def guided_integrated_gradients(
 ) -> jax.Array:
     """Integrated gradients along a path that moves first those inputs that hardly matter.
 
-    sum_k grad f(x_k) * (x_{k+1} - x_k), where step k shortens the L1 distance to `x` by an equal
-    share, in the `fraction` of inputs with the smallest |gradient|, next fraction, and so on; no
-    input strays more than `max_distance` of its own way from the straight line.
+    sum_k g_k * (x_{k+1} - x_k), where step k shortens the L1 distance to `x` by an equal share, in
+    the `fraction` of inputs with the smallest |gradient|, next fraction, and so on; no input strays
+    more than `max_distance` of its own way from the straight line. g_k lies between the gradients
+    at both ends of the step, where it sums to the score gained on it (half way if nowhere). Equal
+    winners of a max pooling share its gradient (`rules.shared_ties`).
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
@@ -44,15 +49,14 @@ def guided_integrated_gradients(
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       baseline: `[...]` or `[N, ...]`, or a number: where the path starts. None is zeros.
-      num_steps: Steps of the path, >= 1, one gradient each, one after another.
+      num_steps: Steps of the path, >= 1, one gradient each and one more, one after another.
       fraction: Share of the inputs that is moved at a time, in (0, 1].
       max_distance: Largest lead or lag of an input, as a share of its whole way, >= 0. At 0 the
         path is straight.
 
     Returns:
-      The shape of `x`, in units of the explained output. Sums over an example to about the score
-      gained (`completeness_gap` measures it); on a bent path the error is of first order in the
-      step.
+      The shape of `x`, in units of the explained output. Sums over an example to the score gained,
+      up to rounding and to steps too long for such a g_k (`completeness_gap` measures it).
 
     Raises:
       ValueError: `x` is no single array; `baseline` does not broadcast to `x`; an option is out of
@@ -66,6 +70,9 @@ def guided_integrated_gradients(
     Reference:
       Kapishnikov et al. 2021, arXiv:2106.09788, algorithm 1, defaults as in its authors' code. The
       fraction is of all inputs, those that already moved as far as they may counted last, as there.
+    The path is theirs; they take the gradient where a step starts. Behind a maximum the path moves
+    whoever does not win until it wins, and so on: each step starts where what it moves has no
+    gradient, and a part of the score is in no step, however many there are.
     """
     name = "guided_integrated_gradients"
     check_one_array(name, x)
@@ -75,10 +82,17 @@ def guided_integrated_gradients(
     way = jnp.abs(difference).reshape(x.shape[0], -1)
     whole = way.sum(1)
 
-    def step(carry, k):
-        moved, total = carry  # moved: the share of its way that each input has gone, [N, inputs]
+    # Flat images tie in every window: the path would start towards the first places.
+    fair = rewrite(rewrite(apply_fn, shared_ties), weighed())
+
+    def ends(moved):  # the share of its way that each input has gone, [N, inputs]
         at = between(start, x, moved.reshape(x.shape))
-        gradient = input_gradient(apply_fn, params, at, target).astype(way.dtype)
+        score, pull = jax.vjp(lambda at: select(fair(params, at), target), at)
+        (gradient,) = pull(jnp.ones_like(score))
+        return gradient.astype(way.dtype), score.astype(way.dtype)
+
+    def step(carry, k):
+        moved, gradient, score, total = carry
         share = (k + 1) / num_steps
         least, most = jnp.maximum(share - max_distance, 0), jnp.minimum(share + max_distance, 1)
         there = jnp.maximum(moved, least)
@@ -87,13 +101,30 @@ def guided_integrated_gradients(
         there = jax.vmap(_advance, (0, 0, 0, 0, None, None))(
             there, way, slope, short, most, fraction
         )
-        return (there, total + gradient * (there - moved).reshape(x.shape)), None
+        ahead, reached = ends(there)
+        step = (there - moved).reshape(x.shape)
+        part = _between_ends(gradient, ahead, difference * step, reached - score)
+        return (there, ahead, reached, total + part * step), None
 
-    begin = jnp.zeros_like(way), jnp.zeros_like(difference)
-    (_, total), _ = jax.lax.scan(step, begin, jnp.arange(num_steps, dtype=way.dtype))
+    nowhere = jnp.zeros_like(way)
+    begin = nowhere, *ends(nowhere), jnp.zeros_like(difference)
+    (*_, total), _ = jax.lax.scan(step, begin, jnp.arange(num_steps, dtype=way.dtype))
     # Without a finite way there is no path; a ReLU's slope of 0 there would look like one.
     known = unless(~jnp.isfinite(whole), way.dtype).reshape(-1, *[1] * (x.ndim - 1))
     return (difference * total * known).astype(x.dtype)
+
+
+def _between_ends(gradient, ahead, way, gained):
+    """The gradient between those at both ends of a step that makes up the score gained on it.
+
+    With one kink of the net on the step that is the mean along it, wherever the kink is.
+    """
+    rows = way.reshape(way.shape[0], -1)
+    made, turned = ((g.reshape(rows.shape) * rows).sum(1) for g in (gradient, ahead - gradient))
+    where = (gained - made) / jnp.where(turned == 0, 1, turned)
+    where = jnp.where((turned == 0) | ~jnp.isfinite(where), 0.5, jnp.clip(where, 0, 1))
+    where = where.reshape(-1, *[1] * (way.ndim - 1))
+    return gradient * (1 - where) + ahead * where
 
 
 def _advance(moved, way, slope, short, most, fraction):

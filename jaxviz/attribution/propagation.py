@@ -61,7 +61,9 @@ def deconvnet(apply_fn: Callable, params: Any, x: Any, target: Target = None) ->
     """What in the input would excite the explained number, whatever was live in the forward pass.
 
     The gradient, where every ReLU passes max(g, 0) instead of g * 1[x > 0]. Max pooling gives to
-    the place that won: Zeiler's unpooling by switches.
+    the place that won: Zeiler's unpooling by switches. Where all units of a window are dead that is
+    its first place, as in JAX, PyTorch and Captum: half a window towards the start of each axis.
+    `deconvnet(rewrite(apply_fn, rules.shared_ties), ...)` prefers no side: such places share.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.

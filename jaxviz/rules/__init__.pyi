@@ -15,3 +15,4 @@ from jaxviz.rules.relu import (
     redirected_relu as redirected_relu,
     softplus_surrogate as softplus_surrogate,
 )
+from jaxviz.rules.ties import shared_ties as shared_ties

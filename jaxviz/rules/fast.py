@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op, RuleSet
 from jaxviz.rules.kernels_conv import conv, supported
-from jaxviz.rules.kernels_pool import max_pool
+from jaxviz.rules.kernels_pool import POOL_OPTIONS, max_pool
 
 # YNNPACK for matrix products, where XLA's own are up to 16 times slower (a transposed matrix, few
 # rows), and not for convolutions, where XLA's own are as fast or up to 6 times faster.
@@ -40,13 +40,6 @@ _ALONE_OPTIONS = {
     "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
 }
 _LARGE_NET = 64_000_000  # bytes of weights
-_POOL_OPTIONS = (
-    "window_dimensions",
-    "window_strides",
-    "padding",
-    "base_dilation",
-    "window_dilation",
-)
 _CONV_OPTIONS = (
     "window_strides",
     "padding",
@@ -66,7 +59,7 @@ _LARGEST_WINDOW = 64
 
 
 def _pool_rule(op: Op):
-    options = {name: op.options[name] for name in _POOL_OPTIONS}
+    options = {name: op.options[name] for name in POOL_OPTIONS}
     suits = (
         jax.default_backend() == "cpu"
         and len(op.inputs) == 1

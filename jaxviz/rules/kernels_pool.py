@@ -15,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxviz.rules.differences import gap
 from jaxviz.rules.windows import Windows, add_places, materialised, places, with_pullback
+
+# Of the equation `reduce_window_max`, what the functions here take.
+POOL_OPTIONS = (
+    "window_dimensions",
+    "window_strides",
+    "padding",
+    "base_dilation",
+    "window_dilation",
+)
+_BITS = 32  # of a word that marks winners
 
 
 def max_pool(x, *, window_dimensions, window_strides, padding, base_dilation, window_dilation):
@@ -55,10 +66,31 @@ def max_pool(x, *, window_dimensions, window_strides, padding, base_dilation, wi
             "max_pool: base_dilation must be ones and padding non-negative; got base_dilation "
             f"{base_dilation}, padding {padding}. Use lax.reduce_window for these."
         )
-    padding = tuple((low, high) for low, high in padding)
-    return _pool(
-        Windows(tuple(window_dimensions), tuple(window_strides), padding, tuple(window_dilation)), x
-    )
+    return _pool(_windows(window_dimensions, window_strides, padding, window_dilation), x)
+
+
+def shared_max_pool(
+    x, *, window_dimensions, window_strides, padding, base_dilation, window_dilation
+):
+    """`max_pool` with another derivative: equal winners of a window share its gradient equally.
+
+    So a mirrored input has the mirrored gradient, where that of `max_pool`, as of XLA, goes to the
+    first in row-major order. Where there are no ties both are the same. What is NaN or has a NaN in
+    its window counts as a winner.
+
+    Args:
+      x: Floating, any rank.
+      window_dimensions: As in `max_pool`, like all the others; `base_dilation` is ones.
+
+    Example:
+      >>> x = jnp.array([[1.0, 3.0, 3.0, 2.0]])
+      >>> options = dict(window_dimensions=(1, 4), window_strides=(1, 4), padding=((0, 0), (0, 0)))
+      >>> ones = dict(base_dilation=(1, 1), window_dilation=(1, 1))
+      >>> jax.grad(lambda x: shared_max_pool(x, **options, **ones).sum())(x).tolist()
+      [[0.0, 0.5, 0.5, 0.0]]
+    """
+    del base_dilation
+    return _shared(_windows(window_dimensions, window_strides, padding, window_dilation), x)
 
 
 def max_pool_difference(
@@ -68,7 +100,8 @@ def max_pool_difference(
 
     Of each window the place that explains its change carries all: the winner in `x` where the
     maximum grew, in `x0` where it fell. There d is scaled by the maximum's change over that place's
-    own, at least as large: at most 1.
+    own, at least as large: at most 1. Equal winners carry the mean of what each would: no side is
+    preferred, and wherever the baseline is a constant image all places of a window are equal.
 
     Args:
       x: Floating, any rank.
@@ -80,24 +113,28 @@ def max_pool_difference(
       `(max_pool(x), max_pool(x0), carried)`; carried is their difference at d = x - x0.
     """
     del base_dilation  # ones
-    padding = tuple((low, high) for low, high in padding)
-    windows = Windows(
-        tuple(window_dimensions), tuple(window_strides), padding, tuple(window_dilation)
-    )
-    y, here = _pool_with_winner(windows, x)
-    y0, there = _pool_with_winner(windows, x0)
+    windows = _windows(window_dimensions, window_strides, padding, window_dilation)
+    y, y0 = _pool(windows, x), _pool(windows, x0)
 
-    def scale(x, x0, y, y0, here, there):
-        winner = jnp.where(y >= y0, here, there)
-        gap = jnp.zeros_like(y)
-        for number, value in enumerate(places(x - x0, windows)):
-            gap = jnp.where(winner == jnp.array(number, winner.dtype), value, gap)
-        none = ~(jnp.abs(gap) > 0)  # between equal infinities too
-        ratio = (y - y0) / jnp.where(none, jnp.ones_like(gap), gap)
-        return winner, jnp.where(none, jnp.zeros_like(ratio), ratio)
+    def explained(x, x0, y, y0):
+        grew = y >= y0
+        pairs = zip(places(x, windows, -jnp.inf), places(x0, windows, -jnp.inf), strict=True)
+        winners = _marked(jnp.where(grew, a >= y, b >= y0) for a, b in pairs)
+        change = gap(y, y0)
+        change = jnp.where(jnp.isinf(change), jnp.zeros_like(change), change)
+        return winners, change / jnp.maximum(_count(winners, change), 1)
 
-    winner, ratio = materialised(scale, x, x0, y, y0, here, there)
-    return y, y0, _take_winner(windows, winner, y, d) * ratio
+    winners, change = materialised(explained, x, x0, y, y0)
+    moved = gap(x, x0)
+    still = ~(jnp.abs(moved) >= jnp.finfo(moved.dtype).tiny)
+    share = jnp.where(still, 0, d.astype(moved.dtype) / jnp.where(still, 1, moved))
+    carried = _take_winners(windows, _among, winners, y.astype(moved.dtype), share) * change
+    return y, y0, carried.astype(y.dtype)
+
+
+def _windows(size, strides, padding, dilation):
+    pairs = tuple((low, high) for low, high in padding)
+    return Windows(tuple(size), tuple(strides), pairs, tuple(dilation))
 
 
 # A `jit` of its own: poolings of the same shape are traced and differentiated once.
@@ -115,6 +152,28 @@ def _maximum(windows, x):
 def _pool_jvp(windows, primals, tangents):
     y, winner = _pool_with_winner(windows, *primals)
     return y, _take_winner(windows, winner, y, *tangents)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _shared(windows, x):
+    return _shared_maximum(windows, x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _shared_maximum(windows, x):
+    return _maximum(windows, x)
+
+
+@_shared_maximum.defjvp
+def _shared_jvp(windows, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    y = _maximum(windows, x)
+
+    def winners_of(x, y):
+        return _marked(~(y > value) for value in places(x, windows, -jnp.inf))
+
+    winners = materialised(winners_of, x, y)
+    return y, _take_winners(windows, _among, winners, y, dx) / _count(winners, y)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -145,44 +204,91 @@ def _find_winner(windows, x):
     return y, winner
 
 
+# Of each window all places that won, as bits of a few unsigned numbers: the first of them places 0
+# to 31, the next those after. One small number where there are few places.
+
+
+def _marked(won):
+    """The winners, from whether each place has won, in order."""
+    won = list(won)
+    size = len(won)
+    dtype = jnp.uint8 if size <= 8 else jnp.uint16 if size <= 16 else jnp.uint32
+    words = []
+    for start in range(0, size, _BITS):
+        word = jnp.zeros(won[0].shape, dtype)
+        for bit, here in enumerate(won[start : start + _BITS]):
+            word |= jnp.where(here, jnp.array(1 << bit, dtype), jnp.array(0, dtype))
+        words.append(word)
+    return tuple(words)
+
+
+def _count(winners, like):
+    return sum(lax.population_count(word).astype(like.dtype) for word in winners)
+
+
+def _among(winners, number):
+    """Whether a place has won: a number, or an array of such."""
+    if isinstance(number, int):
+        word = winners[number // _BITS]
+        return word & jnp.array(1 << number % _BITS, word.dtype) != 0
+    found: Any = False
+    number = number.astype(jnp.uint32)  # there are vector instructions to shift these
+    for start, word in enumerate(winners):
+        bits = word.astype(jnp.uint32) >> (number - jnp.uint32(start * _BITS))  # too far: 0
+        found |= bits & jnp.uint32(1) != 0
+    return found
+
+
+def _only(winner, number):
+    """Whether a place has won where one alone does."""
+    return winner[0] == jnp.asarray(number, winner[0].dtype)
+
+
 def _take_winner(windows, winner, y, dx):
     """The derivative: of each window, the element that won."""
+    return _take_winners(windows, _only, (winner,), y, dx)
+
+
+def _take_winners(windows, has_won, winners, y, dx):
+    """Of each window, the sum of the elements that won: `has_won(winners, number of the place)`."""
     pairs = zip(windows.size, windows.strides, windows.dilation, strict=True)
     disjoint = all(k == 1 or (d == 1 and k <= s) for k, s, d in pairs)
     pullback = _fill_blocks if disjoint else _sum_places
-    return with_pullback(functools.partial(pullback, windows, winner, dx.shape), y, dx)
+    return with_pullback(functools.partial(pullback, windows, has_won, winners, dx.shape), y, dx)
 
 
-def _sum_places(windows, winner, shape, g):
+def _sum_places(windows, has_won, winners, shape, g):
     zero = jnp.zeros((), g.dtype)
+    nobody = -1 if jnp.issubdtype(winners[0].dtype, jnp.signedinteger) else 0
 
     def part(number, shift):
-        won = shift(winner, -1) == jnp.array(number, winner.dtype)
+        won = has_won([shift(a, nobody) for a in winners], number)
         return jnp.where(won, shift(g), zero)
 
     return add_places(part, windows, shape)
 
 
-def _fill_blocks(windows, winner, shape, g):
+def _fill_blocks(windows, has_won, winners, shape, g):
     """Windows that do not overlap: one masked broadcast over blocks of `strides` places."""
     size, strides, padding, _ = windows
     axes = range(g.ndim)
     cut = [a for a in axes if strides[a] > 1]
     inner = [a + 1 + i for i, a in enumerate(cut)]  # the axis of a block's places
     number: Any = None
-    gap: Any = None
+    outside: Any = None
+    dtype = winners[0].dtype
     # Iotas, not a constant array: loads from one would keep XLA from vectorising the loop.
     for a, axis in zip(cut, inner, strict=True):
         along = [1] * (g.ndim + len(cut))
         along[axis] = strides[a]
-        place = lax.broadcasted_iota(winner.dtype, along, axis)
-        outside = place >= jnp.array(size[a], place.dtype)
-        number = place if number is None else number * jnp.array(size[a], place.dtype) + place
-        gap = outside if gap is None else gap | outside
+        place = lax.broadcasted_iota(dtype, along, axis)
+        beyond = place >= jnp.array(size[a], dtype)
+        number = place if number is None else number * jnp.array(size[a], dtype) + place
+        outside = beyond if outside is None else outside | beyond
     if number is None:
         whole = g
     else:
-        won = (jnp.expand_dims(winner, inner) == number) & ~gap
+        won = has_won([jnp.expand_dims(a, inner) for a in winners], number) & ~outside
         blocks = jnp.where(won, jnp.expand_dims(g, inner), jnp.zeros((), g.dtype))
         whole = blocks.reshape([n * s for n, s in zip(g.shape, strides, strict=True)])
     fit = [(-padding[a][0], shape[a] + padding[a][0] - whole.shape[a], 0) for a in axes]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxviz.rules.kernels_pool import max_pool
+from jaxviz.rules.kernels_pool import max_pool, max_pool_difference, shared_max_pool
 
 
 def native(x, *, base_dilation, **options):
@@ -52,8 +52,9 @@ def pooled_and_gradient(pool, options):
     return jax.jit(run)
 
 
-def slow(x, g, options):
-    """Pooling and its pullback, window by window in NumPy; the first of equal places wins."""
+def slow(x, g, options, shared=False):
+    """Pooling and its pullback, window by window in NumPy; of equal places the first wins, or all
+    share."""
     x, g = np.asarray(x), np.asarray(g)
     names = ("window_dimensions", "window_strides", "padding", "window_dilation")
     window, strides, padding, dilation = (np.array(options[name]) for name in names)
@@ -62,9 +63,10 @@ def slow(x, g, options):
     offsets = [np.array(o) * dilation for o in np.ndindex(*window)]
     for out in np.ndindex(*g.shape):
         at = [tuple(np.array(out) * strides + o) for o in offsets]
-        winner = max(at, key=lambda place: padded[place])  # `max` keeps the first
-        y[out] = padded[winner]
-        dx[winner] += g[out]
+        y[out] = max(padded[place] for place in at)
+        winners = [place for place in at if padded[place] == y[out]]
+        for place in winners if shared else winners[:1]:
+            dx[place] += g[out] / (len(winners) if shared else 1)
     crop = tuple(slice(low, low + n) for (low, _), n in zip(padding, x.shape, strict=True))
     return y, dx[crop]
 
@@ -83,6 +85,34 @@ def test_equals_a_loop_over_windows_and_xla(seed):  # ties everywhere: five valu
         np.testing.assert_array_equal(ours[0], y)
         # At most prod(window) = 27 gradients meet in one place, added in another order.
         np.testing.assert_allclose(ours[1], gradient, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [*range(6), "large"])
+def test_equal_winners_share(seed):
+    rng = np.random.default_rng(0 if seed == "large" else seed)
+    shape, options = random_geometry(rng)
+    if seed == "large":  # more places than bits in a word
+        shape, options = (2, 13, 7), geometry((1, 7, 6), (1, 3, 1), ((0, 0), (2, 1), (0, 3)))
+    x = jnp.array(rng.integers(-2, 3, shape), jnp.float32)
+    g = jnp.array(rng.normal(size=native(x, **options).shape), jnp.float32)
+    y, gradient = slow(x, g, options, shared=True)
+    ours = pooled_and_gradient(shared_max_pool, options)(x, g)
+    np.testing.assert_array_equal(ours[0], y)
+    np.testing.assert_allclose(ours[1], gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_winners_explain_a_change_together():
+    """By hand: four windows of three, a difference of 1 carried by each place."""
+    x = jnp.array([[5.0, 5.0, 1.0], [1.0, 2.0, 4.0], [2.0, 2.0, 2.0], [-np.inf, -np.inf, 3.0]])
+    x0 = jnp.array([[1.0, 3.0, 4.0], [6.0, 6.0, 0.0], [2.0, 0.0, 2.0], [-np.inf, -np.inf, 3.0]])
+    options = geometry((1, 3))
+    each = lambda d: max_pool_difference(x, x0, d, **options)[2].sum()
+    multipliers = jax.grad(each)(jnp.ones_like(x))
+    # Grew by 1: the two at 5 moved by 4 and 2. Fell by 2: the two at 6 moved by 5 and 4.
+    expected = [[1 / 8, 1 / 4, 0], [1 / 5, 1 / 4, 0], [0, 0, 0], [0, 0, 0]]
+    np.testing.assert_allclose(multipliers, expected, rtol=1e-6)
+    y, y0, carried = max_pool_difference(x, x0, jnp.nan_to_num(x - x0), **options)
+    np.testing.assert_allclose(carried, y - y0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (3, 2), (1, 4)])
