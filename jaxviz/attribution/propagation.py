@@ -16,7 +16,7 @@ from jaxviz.graph.indices import is_channel
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
 from jaxviz.graph.split import split
 from jaxviz.rules import lrp_composites, relu
-from jaxviz.rules.lrp_maps import over_fast
+from jaxviz.rules.lrp_maps import contribution, over_fast
 
 Rules = str | Mapping[str, Rule] | RuleSet
 
@@ -112,9 +112,10 @@ def lrp(
     it. What a comparison or an integer of the input chose (a mask) is a constant, as params are.
 
     Layer norm and its kin, however spelled: centred, the deviation held, scaled, shifted. Softmax:
-    gradient times input; log-sum-exp: each term its part of the sum; a product of activations: the
-    same to each factor, or with `{"mul": rules.lrp.signal_takes_all()}` nothing to gates; a
-    quotient: all to the numerator (`rules.composite` has the whole list).
+    gradient times input; log-sum-exp: each term its part of the sum; the logarithm of a softmax, in
+    any spelling: the number less that (so it conserves); a product of activations: the same to each
+    factor, or with `{"mul": rules.lrp.signal_takes_all()}` nothing to gates; a quotient: all to the
+    numerator (`rules.composite` has the whole list).
 
     Relevance of a layer is that of the tail from there on: `a, carry = head(params, x)`, then
     `lrp(tail, (params, carry), a, target)`, with `head, tail = jaxviz.split(...)`.
@@ -261,7 +262,8 @@ class _Joined:
 def start(outputs: Any, target: Target) -> jax.Array:
     """The explained numbers, with outputs times their gradient as their relevance.
 
-    For a class that is its logit on the class and nothing elsewhere.
+    For a class that is its logit on the class and nothing elsewhere: nothing of a masked output,
+    NaN where the explained number itself is infinite.
     """
     fixed = None if callable(target) else target
     score = lambda outputs, fixed: select(outputs, target if callable(target) else fixed)
@@ -275,9 +277,10 @@ def start(outputs: Any, target: Target) -> jax.Array:
         outputs, fixed = inputs
 
         def scaled(o, t):
-            return o * t if jnp.issubdtype(o.dtype, jnp.inexact) else t
+            return contribution(o, t) if jnp.issubdtype(o.dtype, jnp.inexact) else t
 
         along = jax.tree.map(scaled, outputs, tangents[0])
-        return jax.jvp(lambda o: score(o, fixed), (outputs,), (along,))
+        found, d = jax.jvp(lambda o: score(o, fixed), (outputs,), (along,))
+        return found, d * (1 + 0 * found)
 
     return explained(outputs, fixed)

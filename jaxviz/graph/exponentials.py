@@ -25,7 +25,12 @@ _JOINING = frozenset("add add_any concatenate dynamic_update_slice select_n scat
 _KEPT = frozenset({"softmax", "log_softmax"})
 
 IN, INSIDE, OUT = "softmax_in", "softmax_inside", "softmax_out"
-SHIFT, ALONE = "shift", "unnormalised"
+SHIFT, ALONE, LOGGED = "shift", "unnormalised", "logged"
+# Where weights meet what they weigh before they are normalised, and where that is made up for; by
+# the kind of product, whose rule is asked.
+WEIGHS = {"mul": "softmax_weighs_mul", "dot_general": "softmax_weighs_matmul"}
+NUMERATOR = "numerator of a "
+WEIGHED = {"mul": "softmax_weighed_mul", "dot_general": "softmax_weighed_matmul"}
 
 
 class Part(NamedTuple):
@@ -33,13 +38,19 @@ class Part(NamedTuple):
 
     Attributes:
       kind: "softmax_in" (the logits come in), "softmax_inside", "softmax_out" (the quotient),
-        "shift" (a maximum is taken off, or added back), "unnormalised" (an exponential of a
-        distance from a maximum that is neither).
-      shift: Of a "shift", the value that is taken off or added back.
+        "softmax_weighs_..." and "softmax_weighed_..." (a product with weights that are divided by
+        their sum after it, and that quotient), "shift" (a maximum is taken off, or added back),
+        "unnormalised" (an exponential of a distance from a maximum that is neither), "logged" (the
+        logarithm of probabilities that a softmax made).
+      value: Of a "shift", the value that is taken off or added back; of a product the weights, of
+        its quotient the numerator.
+      role: The role that this value has for the operation: "divisor" of a shift, "weights", or
+        "numerator of a " and the role of what was weighed.
     """
 
     kind: str
-    shift: Value | None = None
+    value: Value | None = None
+    role: str = ""
 
 
 class _Entry(NamedTuple):
@@ -65,8 +76,10 @@ class _Search:
         self.summed: set[Value] = set()
         self.inverse: set[Value] = set()
         self.logged: set[Value] = set()
+        self.weighed: dict[Value, tuple[str, str]] = {}  # by which product, the other factor's role
         self.inside: list[tuple[frozenset[int], Node]] = []
-        self.leaving: list[tuple[frozenset[int], Node]] = []
+        self.weighing: list[tuple[frozenset[int], Node, Value]] = []
+        self.leaving: list[tuple[frozenset[int], Node, Part]] = []
         self.added: list[tuple[frozenset[int], Node, Value]] = []
         self.broken: set[int] = set()
         for node in self.nodes:
@@ -92,11 +105,11 @@ class _Search:
         elif not touched or not any(v in self.reached and self.is_read(v) for v in node.outputs):
             return
         elif len(touched) < len(carrying):
-            self.meet(node, name, touched[0], ids)
-        elif name == "log" and touched[0] in self.summed:
+            self.meet(node, name, touched, ids)
+        elif name == "log" and touched[0] in self.summed and touched[0] not in self.weighed:
             self.keep(node, ids, touched, logs=True)
         elif self.is_quotient(node, name, touched):
-            self.leaving.append((ids, node))
+            self.leave(node, ids, touched)
         elif self.is_linear(node, name, touched):
             self.keep(node, ids, touched)
         else:
@@ -105,10 +118,19 @@ class _Search:
     def is_quotient(self, node: Node, name: str, touched: list[Value]) -> bool:
         if len(touched) != 2:
             return False
+        sums = [v in self.summed and v not in self.weighed for v in touched]
         if name == "div":
-            return touched[1] in self.summed and touched[0] not in self.inverse
-        ends = [v in self.inverse and v in self.summed for v in touched]
+            return sums[1] and touched[1] not in self.inverse and touched[0] not in self.inverse
+        ends = [v in self.inverse and known for v, known in zip(touched, sums, strict=True)]
         return name == "mul" and sum(ends) == 1
+
+    def leave(self, node: Node, ids: frozenset[int], touched: list[Value]) -> None:
+        top = next((v for v in touched if v in self.weighed), None)
+        if top is None:
+            self.leaving.append((ids, node, Part(OUT)))
+            return
+        name, role = self.weighed[top]
+        self.leaving.append((ids, node, Part(WEIGHED[name], top, f"{NUMERATOR}{role}")))
 
     def is_linear(self, node: Node, name: str, touched: list[Value]) -> bool:
         if any(v in self.logged for v in touched) and name not in REARRANGING:
@@ -129,15 +151,28 @@ class _Search:
         ):
             if flag or any(v in sets for v in touched):
                 sets.update(node.outputs)
+        by = {self.weighed.get(v) for v in touched}
+        if len(by) > 1 or (turned and by != {None}):
+            self.broken |= ids
+        elif how := by.pop():
+            self.weighed[out] = how
 
-    def meet(self, node: Node, name: str, value: Value, ids: frozenset[int]) -> None:
-        """A sum of exponentials meets something else: the logits, or the maximum."""
+    def meet(self, node: Node, name: str, touched: list[Value], ids: frozenset[int]) -> None:
+        """Exponentials meet something else: the logits, the maximum, or what they are to weigh."""
+        value = touched[0]
         other = next((o for o in self.carrying(node) if o != value), None)
+        known = (self.summed, self.inverse, self.logged, self.weighed)
+        if name in WEIGHS and len(touched) == 1 and not any(value in sets for sets in known):
+            out = node.outputs[0]
+            self.sets[out] = ids
+            self.weighed[out] = (name, self.reached[other])  # type: ignore[index]
+            self.weighing.append((ids, node, value))
+            return
         logged = value in self.logged and len(ids) == 1 and other is not None
         entry = self.entries[next(iter(ids))]
         if logged and name == "sub" and node.operands[0] == other:
             if other == entry.exponential.operands[0]:
-                self.leaving.append((ids, node))
+                self.leaving.append((ids, node, Part(OUT)))
                 return
         if logged and name == "add" and entry.shift is not None:
             if self.equal(self.root(other), self.root(entry.shift)):
@@ -208,35 +243,61 @@ def parts(program: Program, reached: Mapping[Value, str]) -> dict[int, Part]:
     found: dict[int, Part] = {}
     for together in _components(search):
         entries = [search.entries[i] for i in together]
-        leaving = [n for ids, n in search.leaving if ids & together]
+        leaving = [(n, part) for ids, n, part in search.leaving if ids & together]
+        weighing = [(n, value) for ids, n, value in search.weighing if ids & together]
         added = [(n, shift) for ids, n, shift in search.added if ids & together]
+        ends = [n for n, _ in leaving]
         whole = together.isdisjoint(search.broken) and all(
-            search.only_for(entry, leaving) for entry in entries
+            search.only_for(entry, ends) for entry in entries
         )
         if whole and leaving and not added:
             for entry in entries:
                 found[id(entry.path[0])] = Part(IN)
                 found.update((id(n), Part(INSIDE)) for n in entry.path[1:])
             found.update((id(n), Part(INSIDE)) for ids, n in search.inside if ids & together)
-            found.update((id(n), Part(OUT)) for n in leaving)
-        elif whole and added and not leaving:
+            for node, value in weighing:
+                kind = WEIGHS[node.equation.primitive.name]
+                found[id(node)] = Part(kind, value, "weights")
+            found.update((id(n), part) for n, part in leaving)
+        elif whole and added and not leaving and not weighing:
             for entry in entries:
                 if entry.shift is not None:
-                    found[id(entry.path[0])] = Part(SHIFT, entry.shift)
-            found.update((id(n), Part(SHIFT, shift)) for n, shift in added)
+                    found[id(entry.path[0])] = Part(SHIFT, entry.shift, "divisor")
+            found.update((id(n), Part(SHIFT, shift, "divisor")) for n, shift in added)
         else:
             for entry in entries:
                 if entry.shift is not None:
                     found[id(entry.exponential)] = Part(ALONE)
+    _logarithms(program, search, found)
     if found:
         _mark_groups(program.nodes, found)
     return found
 
 
+def _logarithms(program: Program, search: _Search, found: dict[int, Part]) -> None:
+    """The logarithms of what a softmax made, clipped or raised a little, picked or added up."""
+    made = {v for n in program.nodes if n.kind == "softmax" for v in n.outputs}
+    made |= {
+        v
+        for n in search.nodes
+        if id(n) in found and found[id(n)].kind == OUT and n.equation.primitive.name != "sub"
+        for v in n.outputs
+    }
+    for node in search.nodes if made else ():
+        carrying = search.carrying(node)
+        if node.equation is None or node.bodies or made.isdisjoint(carrying):
+            continue
+        name = node.equation.primitive.name
+        if name in ("log", "log1p"):
+            found[id(node)] = Part(LOGGED)
+        elif len(carrying) == 1 and name in _LINEAR | {"sub", "clamp"}:
+            made.update(node.outputs)
+
+
 def _components(search: _Search) -> list[frozenset[int]]:
     """Exponentials that meet somewhere."""
     together = [frozenset({i}) for i in range(len(search.entries))]
-    links = [ids for ids, *_ in (*search.inside, *search.leaving, *search.added)]
+    links = [ids for ids, *_ in (*search.inside, *search.weighing, *search.leaving, *search.added)]
     for ids in links:
         if len(ids) > 1:
             joined = frozenset().union(*(c for c in together if c & ids))

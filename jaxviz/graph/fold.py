@@ -1,5 +1,7 @@
 """A linear layer with its bias and the batch norm after it as one operation, for rules that ask.
 
+So is the logarithm of a softmax with that softmax, which may be read by others too.
+
 Some propagation rules see a layer's weights by sign, so that bias, scale and shift must be known
 together with them. The fold happens in the program, never in the params.
 """
@@ -8,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxviz.graph.interpreter import Node, Program, Value
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value
 
 LINEAR = frozenset({"conv", "dense"})
 MOVING = frozenset({"name", "transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
 _STEPS = frozenset({"add", "bias", "sub", "mul", "div"})
+_ABOVE_ZERO = MOVING | {"add", "bias", "sub", "max", "min", "clamp", "convert_element_type"}
 
 
 def fold(program: Program, names: Mapping[int, str]) -> tuple[Program, dict[int, str]]:
@@ -50,11 +53,17 @@ def fold(program: Program, names: Mapping[int, str]) -> tuple[Program, dict[int,
         chain = _chain(program, nodes, readers, makers, position)
         if len(chain) < 2:
             continue
-        group = _group(program, [nodes[p] for p in chain])  # type: ignore[misc]
+        group = _group(program, [nodes[p] for p in chain], nodes[position].kind)  # type: ignore
         names[id(group)] = names.get(id(nodes[position]), "")
         for p in chain:
             nodes[p] = None
         nodes[chain[-1]] = group
+    for position, node in enumerate(nodes):
+        chain = _to_softmax(program, makers, node)
+        if len(chain) > 1:
+            group = _group(program, chain, "log_softmax")
+            names[id(group)] = names.get(id(node), "")
+            nodes[position] = group
     return dataclasses.replace(program, nodes=tuple(n for n in nodes if n is not None)), names
 
 
@@ -153,6 +162,29 @@ def _after(
     return axes if other not in program.depends and (not size or along) else None
 
 
+def _to_softmax(program: Program, makers: dict, node: Node | None) -> list[Node]:
+    """A softmax, what keeps its numbers above zero, and a logarithm; nothing if it is no such."""
+    if node is None or node.kind not in ("log", "log1p"):
+        return []
+    chain = [node]
+    while chain[0].kind != "softmax":
+        reads = chain[0].operands if chain[0].equation else ()
+        moving = [o for o in reads if isinstance(o, Value) and o in program.depends]
+        if len(moving) != 1 or (chain[0].kind == "sub" and chain[0].operands[0] != moving[0]):
+            return []
+        made = makers.get(moving[0])
+        if made is None or made.kind not in (*_ABOVE_ZERO, "softmax"):
+            return []
+        if program.avals[made.outputs[0]].size != program.avals[node.outputs[0]].size:
+            return []
+        chain.insert(0, made)
+    if node.kind == "log1p":  # of one less
+        less = [o.value for o in chain[-2].operands if isinstance(o, Scalar)]
+        if [float(c) for c in less] != [{"sub": 1.0, "add": -1.0}.get(chain[-2].kind)]:
+            return []
+    return chain
+
+
 def _varied(program: Program, maker: Node | None, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The sizes of an array, 1 along axes where it is one number spread out (Haiku's biases)."""
     if maker is None or maker.equation is None:
@@ -166,8 +198,9 @@ def _varied(program: Program, maker: Node | None, shape: tuple[int, ...]) -> tup
     return tuple(sizes.get(a, 1) for a in range(len(shape)))
 
 
-def _group(program: Program, parts: list[Node]) -> Node:
-    members = tuple(m for part in parts for m in (part.members or (part,)))
+def _group(program: Program, parts: list[Node], kind: str) -> Node:
+    whole = kind not in LINEAR
+    members = tuple(m for part in parts for m in ((part,) if whole else part.members or (part,)))
     made = {v for m in members for v in m.outputs}
     read = dict.fromkeys(v for m in members for v in m.inputs if v not in made)
     inputs = (
@@ -175,7 +208,7 @@ def _group(program: Program, parts: list[Node]) -> Node:
         *(v for v in read if v not in program.depends),
     )
     return parts[-1]._replace(
-        kind=parts[0].kind,
+        kind=kind,
         inputs=inputs,
         operands=inputs,
         equation=None,

@@ -57,12 +57,20 @@ class _Graph:
         self.through = through  # what an equation makes of functions of one number
         self.producer: dict[int, int] = {}
         self.readers: dict[int, list[int]] = {}
+        # Values that must stay values: outputs and tagged ones.
+        self.kept = {*program.outputs, *(value for *_, value in program.tags)}
+        self.unread: set[int] = set()  # signs that nobody asked for, as `logsumexp` leaves one
         for position, node in enumerate(nodes):
             self.producer.update(dict.fromkeys(node.outputs, position))
             for value in node.inputs:
                 self.readers.setdefault(value, []).append(position)
-        # Values that must stay values: outputs and tagged ones.
-        self.kept = {*program.outputs, *(value for *_, value in program.tags)}
+        for position, node in enumerate(nodes):
+            if node.kind == "sign" and self.kept.isdisjoint(node.outputs):
+                if not self.readers.get(node.outputs[0]):
+                    self.unread.add(position)
+        for position in self.unread:
+            for value in nodes[position].inputs:
+                self.readers[value].remove(position)
         self.uniform = _uniform(program, nodes, self.readers)
 
     def moving(self, node: Any) -> list[int]:
@@ -145,6 +153,17 @@ def recognise(program: Any, through: Callable) -> tuple[Any, ...]:
             node = graph.nodes[position]
             if node is not None and not node.bodies and graph.moving(node):
                 finder(graph, position)
+    inside = {
+        v
+        for node in graph.nodes
+        if node is not None
+        for member in node.members
+        for v in member.outputs
+        if v not in node.outputs
+    }
+    for position in graph.unread:
+        if not inside.isdisjoint(nodes[position].inputs):
+            graph.nodes[position] = None
     return tuple(node for node in graph.nodes if node is not None)
 
 
@@ -457,7 +476,8 @@ def _along(graph: _Graph, members: set[int], source: int, out: int, say: Callabl
 
     def prove():
         size = math.prod(avals[source].shape)
-        values = {v for node in nodes for v in node.inputs}
+        reshaped = [n for n in nodes if primitive_of(n) == "reshape"]
+        values = {v for node in reshaped for v in (*node.inputs, *node.outputs)}
         alike = [avals[v].shape for v in values if math.prod(avals[v].shape) == size]
         env: dict[int, Any] = {source: norms.array(avals[source].shape, alike)}
 

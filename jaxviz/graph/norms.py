@@ -363,6 +363,17 @@ def _inverse(a: Sum) -> Sum:
     return symbol(("inverse", key(a)))
 
 
+def _size(params, a: Sum) -> Sum:
+    """|a| of a sum of exponentials, maybe times such."""
+    del params
+    if len(a) != 1:
+        raise Unproved
+    ((_, powers), c) = next(iter(a.items()))
+    if c < 0 or not all(_sum_of_exp(name) for name, _ in powers):
+        raise Unproved
+    return a
+
+
 def _exp(params, a: Sum) -> Sum:
     del params
     exponent, factor = {}, number(1.0)
@@ -457,8 +468,11 @@ _RULES = {
         power(a, params["y"]) if params["y"] > 0 else power(_inverse(a), -params["y"])
     ),
     "pow": _power,
+    "abs": _size,
     "exp": _exp,
+    "expm1": lambda params, a: plus(_exp(params, a), number(1.0), -1.0),
     "log": _log,
+    "log1p": lambda params, a: _log(params, plus(a, number(1.0))),
     "sqrt": _sqrt,
     "rsqrt": lambda params, a: inverse(_sqrt(params, a)),
     "max": _extreme(1),

@@ -407,9 +407,9 @@ def make_op(
         places.update((v, len(places) + i) for i, v in enumerate(member.outputs))
     own = None if flow is None else flow.parts.get(id(node))
     told = () if flow is None else tuple(flow.roles.get(v, "") for v in node.inputs)
-    if own is not None and own.shift is not None:  # it takes nothing, like a divisor
+    if own is not None and own.value is not None:
         told = tuple(
-            "divisor" if v == own.shift else r for v, r in zip(node.inputs, told, strict=True)
+            own.role if v == own.value else r for v, r in zip(node.inputs, told, strict=True)
         )
     return Op(
         kind=node.kind if own is None else own.kind,

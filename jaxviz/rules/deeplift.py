@@ -41,19 +41,17 @@ from jaxviz.rules.deeplift_choice import (
     no_difference,
 )
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
+from jaxviz.rules.deeplift_softmax import softmax
 from jaxviz.rules.differences import (
     along,
     bundled,
     column,
     divided,
     finite,
-    gap,
     halfway,
     is_float,
     moves,
     secant,
-    shrink,
-    wide,
 )
 from jaxviz.rules.fast import weighed
 from jaxviz.rules.kernels_pool import max_pool_difference
@@ -226,49 +224,6 @@ def solved(op: Op) -> Callable:
     if moves(op, op.operands[0]):
         refuse(op)
     return linear(op)
-
-
-def softmax(op: Op) -> Callable | None:
-    """Softmax or its logarithm, by logarithmic means.
-
-    With L = log sum exp x, dL = sum_j w_j dx_j, where w_j is the logarithmic mean of exp x_j at
-    both ends over that of exp L; then d log s = d - dL, and ds is the logarithmic mean of s times
-    that. The w_j are at least 0 and sum to at most 1, so nothing blows up however far the ends are.
-    L is kept as the largest x and the rest, for the differences of large logits are small.
-    One whose axes are in another order than its input's, as `vmap` writes it, is taken apart.
-    """
-    size = op.outputs[0].size
-    turns = ("transpose", "reshape", "squeeze", "expand_dims", "rev")
-    if any(m.primitive in turns and m.outputs[0].size == size for m, _ in op.members):
-        return None
-    sums = [member for member, _ in op.members if member.primitive == "reduce_sum"]
-    axes = tuple(sums[-1].options["axes"])
-    at = op.depends.index(True)
-    if sum(op.depends) > 1 or op.inputs[at].shape != op.outputs[0].shape:
-        refuse(op)
-
-    def parts(x):
-        top = x.max(axes, keepdims=True)
-        top = jnp.where(jnp.isfinite(top), top, 0)
-        return top, jnp.log(jnp.exp(x - top).sum(axes, keepdims=True))
-
-    def replaced(*inputs):
-        x, x0, d = inputs[at]
-        x, x0 = wide(x), wide(x0)
-        (top, rest), (top0, rest0) = parts(x), parts(x0)
-        rise = gap(top, top0) + (rest - rest0)
-        rose = rise >= 0
-        log_w = gap(jnp.maximum(x, x0), jnp.where(rose, top, top0)) - jnp.where(rose, rest, rest0)
-        w = (jnp.exp(log_w) * shrink(gap(x, x0)) / shrink(rise)).astype(d.dtype)
-        carried = d - (w * d).sum(axes, keepdims=True)
-        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
-        if op.kind == "log_softmax":
-            return here, there, carried
-        change = gap(x - top - rest, x0 - top0 - rest0)
-        mean = jnp.maximum(here, there) * shrink(change).astype(here.dtype)
-        return here, there, mean * carried
-
-    return replaced
 
 
 def through(op: Op) -> Callable:

@@ -21,6 +21,7 @@ from jaxviz.rules.lrp_operations import (
     extremum,
     factors,
     keep,
+    log_softmax,
     logits,
     normalised,
     pass_through,
@@ -31,6 +32,7 @@ from jaxviz.rules.lrp_operations import (
     shifted,
     solved,
     unnormalised,
+    weighed,
 )
 
 _RANGE = either("a number, or one a channel", real(), several(real(), "numbers, one a channel"))
@@ -68,8 +70,10 @@ def composite(
     to the winner; reshapes, slices and the like move it; of a product of activations each factor
     gets the same part, of a quotient the numerator gets all, and a product with one over something
     is a quotient: layer norm and its kin are centred, their deviation held, scaled and shifted,
-    however they are spelled. Softmax shares by gradient times input, log-sum-exp by the parts of
-    its sum. What was chosen by a comparison (a mask) is a constant: nothing goes back through it.
+    however they are spelled. Softmax shares by gradient times input (weights that are divided by
+    their sum only after they weighed something as well), log-sum-exp by the parts of its sum, and
+    the logarithm of a softmax is a number less its log-sum-exp. What was
+    chosen by a comparison (a mask) is a constant: nothing goes back through it.
 
     Args:
       name: Said in errors.
@@ -89,7 +93,8 @@ def composite(
         **dict.fromkeys((*REARRANGING, *_MOVES, *_APART), keep),
         **dict.fromkeys(_SUMS, shared),
         **dict.fromkeys((*_POINTWISE, "activation", "batch_norm"), pass_through),
-        **dict.fromkeys(("softmax", "log_softmax"), shared),
+        **dict.fromkeys(("softmax", exponentials.LOGGED), shared),
+        "log_softmax": log_softmax(stabilizer),
         **dict.fromkeys(("mul", "matmul", "conv_product"), product(stabilizer)),
         **dict.fromkeys(("max", "min"), extremum),
         **dict.fromkeys(("scatter-max", "scatter-min"), scattered_extremum),
@@ -104,9 +109,13 @@ def composite(
         exponentials.ALONE: unnormalised,
     }
     table["stop_gradient"] = pass_through  # it moves nothing, but its derivative is not its own
+    table |= rows
+    for name_, kind in (("mul", "mul"), ("dot_general", "matmul")):
+        weighs, after = weighed(table[kind])
+        table |= {exponentials.WEIGHS[name_]: weighs, exponentials.WEIGHED[name_]: after}
     return RuleSet(
         name,
-        table | dict(rows),
+        table,
         default=default,
         into_custom=True,
         named=True,

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.public import public
+from jaxviz.graph.exponentials import NUMERATOR
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
 from jaxviz.graph.roles import ROLES
+from jaxviz.rules.deeplift_softmax import TURNS, layout
 from jaxviz.rules.lrp_maps import (
+    contribution,
     contributions,
     derivative,
     moving,
@@ -63,7 +66,60 @@ def _product(epsilon: float, least: int) -> Rule:
 
         return replaced(op, tangent)
 
+    rule.least, rule.epsilon = least, epsilon  # type: ignore[attr-defined]
     return rule
+
+
+@functools.cache
+def weighed(rule: Rule) -> tuple[Rule, Rule]:
+    """How weights share with what they weigh before they are divided by their sum.
+
+    As `rule` would if they had been divided first. From the logits on all is gradient times input;
+    so the product carries what its values change by, each factor's part of that, and the quotient
+    takes off the weights' part of what their sum changes by.
+
+    Returns:
+      A rule for the product and one for the quotient.
+    """
+    least, epsilon = getattr(rule, "least", None), getattr(rule, "epsilon", 0.0)
+
+    def part(role: str) -> float:
+        """The weights' part beside a factor of that role."""
+        weights, other = (rank if rank >= least else 0 for rank in map(ROLES.index, ("gate", role)))
+        return 0.5 if weights == other else float(weights < other)
+
+    def weighs(op: Op) -> Callable:
+        if least is None:
+            unnormalised(op)
+        at = moving(op)
+        (weights,) = (i for i in at if op.roles[i] == "weights")
+        (other,) = (i for i in at if i != weights)
+        mine = part(op.roles[other])
+
+        def tangent(inputs, tangents):
+            given = list(tangents)
+            given[weights] = tangents[weights] * mine
+            given[other] = contribution(inputs[other], tangents[other]) * (1 - mine)
+            return derivative(op, inputs, given)
+
+        return replaced(op, tangent)
+
+    def after(op: Op) -> Callable:
+        if least is None:
+            unnormalised(op)
+        at = moving(op)
+        (top,) = (i for i in at if op.roles[i].startswith(NUMERATOR))
+        (total,) = (i for i in at if i != top)
+        mine = part(op.roles[top].removeprefix(NUMERATOR))
+
+        def tangent(inputs, tangents):
+            given = [t * mine if i == total else t for i, t in enumerate(tangents)]
+            z, d = derivative(op, inputs, given)
+            return z, share(d, z, epsilon)
+
+        return replaced(op, tangent)
+
+    return weighs, after
 
 
 @public()
@@ -147,6 +203,51 @@ def normalised(op: Op) -> Callable:
         return z, share(d, z)
 
     return replaced(op, tangent)
+
+
+@functools.cache
+def log_softmax(stabilizer: float = 0.0) -> Rule:
+    """For the logarithm of a softmax, in any spelling: x_i less the log-sum-exp of all x.
+
+    x_i has its own part of the difference, and of the log-sum-exp each x_j its part s_j of the sum.
+    What keeps a softmax above zero before its logarithm is taken passes on or, where a number is
+    added, gets its part.
+    """
+
+    def rule(op: Op) -> Callable | None:
+        first = op.members[0][0]
+        apart = first.kind == "softmax"
+        found = layout(first if apart else op, op.depends.index(True))
+        if found is None:
+            return None
+        before, axes, after = found
+        after = (*after, *(m for m, _ in op.members[1:] if apart and m.primitive in TURNS))
+        at = moving(op)[0]
+        turn = lambda steps, a: functools.reduce(lambda a, step: step.evaluate(a), steps, a)
+
+        def kept(inputs):
+            """What is left for the softmax where a number was added to it."""
+            values, left = list(inputs), 1.0
+            for member, reads in op.members:
+                values.append(member.evaluate(*(values[i] for i in reads)))
+                if member.primitive in TURNS and not isinstance(left, float):
+                    left = member.evaluate(left)
+                log1p = op.members[-1][0].primitive == "log1p" and member is op.members[-2][0]
+                if member.primitive in ("add", "sub") and not log1p:
+                    (moved,) = (values[i] for i, d in zip(reads, member.depends, strict=True) if d)
+                    left = left * share(moved, values[-1])
+            return left
+
+        def tangent(inputs, tangents):
+            x, t = (turn(before, a) for a in (inputs[at], tangents[at]))
+            total = jax.nn.logsumexp(x, axes, keepdims=True)
+            mean = (jnp.exp(x - total) * t).sum(axes, keepdims=True)
+            d = turn(after, share(contribution(x, t) - total * mean, x - total, stabilizer))
+            return op.evaluate(*inputs), d * kept(inputs) if apart else d
+
+        return replaced(op, tangent)
+
+    return rule
 
 
 def unnormalised(op: Op) -> None:

@@ -160,7 +160,6 @@ SOFTMAXES = {
     "masked": masked,
     "sink": with_sink,
     "segments": segment_softmax,
-    "logarithm": jax.nn.log_softmax,
 }
 
 

@@ -1,0 +1,132 @@
+"""LRP through softmaxes that are not divided at once, and through their logarithms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+
+import jaxviz as jv
+from jaxviz import rules
+
+TAKING = rules.lrp.signal_takes_all()
+TABLES = {"halves": "epsilon", "plus": "epsilon_plus", "signal": {"mul": TAKING, "matmul": TAKING}}
+
+
+def drawn(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def relevance(f, x, target=0, table="epsilon"):
+    return jv.lrp(lambda _, x: f(x), None, x, target, rules=table)
+
+
+def unshifted(x):
+    return jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True)
+
+
+def two_steps(x):
+    shifted = x - x.max(-1, keepdims=True)
+    return jnp.log(jnp.exp(shifted) / jnp.exp(shifted).sum(-1, keepdims=True))
+
+
+def by_pairs(x):  # log(1 + ...) of the others
+    most = x.max(-1, keepdims=True)
+    others = jnp.exp(x - most).sum(-1, keepdims=True) - 1
+    return x - (most + jnp.log1p(others))
+
+
+LOGARITHMS = {
+    "jax.nn": jax.nn.log_softmax,
+    "of a softmax": lambda x: jnp.log(jax.nn.softmax(x)),
+    "by hand": lambda x: jnp.log(unshifted(x)),
+    "shifted by hand": two_steps,
+    "less logsumexp": lambda x: x - jax.nn.logsumexp(x, -1, keepdims=True),
+    "less the sum's": lambda x: x - jnp.log(jnp.exp(x).sum(-1, keepdims=True)),
+    "log1p of the others": by_pairs,
+    "log1p": lambda x: jnp.log1p(jax.nn.softmax(x) - 1),
+    "log2": lambda x: jnp.log2(jax.nn.softmax(x)) * np.float32(np.log(2)),
+    "named between": lambda x: jnp.log(checkpoint_name(jax.nn.softmax(x), "probabilities")),
+    "read twice": lambda x: jnp.log(s := jax.nn.softmax(x)) + 0 * jax.lax.stop_gradient(s).sum(),
+    "vmapped": lambda x: jnp.log(jax.vmap(jax.nn.softmax, 0, 1)(x)).T,
+    "raised": lambda x: jnp.log(jax.nn.softmax(x) + 1e-9),
+    "clipped": lambda x: jnp.log(jnp.clip(jax.nn.softmax(x), 1e-7, 1.0)),
+    "over the first axis": lambda x: jnp.log(jax.nn.softmax(x.T, axis=0)).T,
+}
+
+
+@pytest.mark.parametrize("name", LOGARITHMS)
+def test_a_logarithm_of_a_softmax_is_x_less_its_log_sum_exp_in_any_spelling(name):
+    x = 2 * drawn(3, 5) + 1
+    logits = np.asarray(x, np.float64)
+    total = np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -np.exp(logits - total) * total  # of the sum each has its part
+    expected[:, 2] += logits[:, 2]
+    found = relevance(LOGARITHMS[name], x, 2)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5)
+    np.testing.assert_allclose(found.sum(1), (logits - total)[:, 2], rtol=1e-4)
+
+
+def test_masked_and_picked_logarithms():
+    x, keep = drawn(2, 4), jnp.array([True, True, False, True])
+    masked = jnp.where(keep, x, -jnp.inf)
+    for f in (jax.nn.log_softmax, lambda x: jnp.log(jax.nn.softmax(x))):
+        found = relevance(lambda x, f=f: f(jnp.where(keep, x, -jnp.inf)), x, 1)
+        assert np.isfinite(found).all()
+        assert (found[:, 2] == 0).all()
+        np.testing.assert_allclose(found.sum(1), jax.nn.log_softmax(masked)[:, 1], rtol=1e-4)
+    # What is picked or added up before it is gradient times input of the whole.
+    for pick in (lambda s: s[:, 1:2], lambda s: s[:, 1:].sum(1, keepdims=True)):
+        f = lambda x, pick=pick: jnp.log(pick(jax.nn.softmax(x)))
+        expected = x * jax.grad(lambda x, f=f: f(x).sum())(x)
+        np.testing.assert_allclose(relevance(f, x), expected, rtol=1e-4, atol=1e-6)
+
+
+def products(how):
+    by_matrix = lambda e, v: e @ v
+    return by_matrix if how == "matrix" else lambda e, v: (e[..., None] * v[:, None]).sum(2)
+
+
+DIVIDED = {
+    "quotient": lambda o, s: o / s,
+    "reciprocal": lambda o, s: o * (1 / s),
+    "power": lambda o, s: s**-1 * o,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("how", ["matrix", "sum"])
+def test_weights_divided_after_the_product_share_as_those_divided_before(how, table):
+    w = [drawn(4, 4, seed=i) for i in range(3)]
+    x, weigh = drawn(2, 5, 4, seed=5), products(how)
+    logits = lambda x: jnp.einsum("nqd,nkd->nqk", x @ w[0], x @ w[1])
+    first = lambda x: weigh(jax.nn.softmax(logits(x)), x @ w[2]).sum(1)
+    expected = relevance(first, x, 1, TABLES[table])
+    for shift in (True, False):
+        for name, divide in DIVIDED.items():
+
+            def after(x, shift=shift, divide=divide):
+                z = logits(x)
+                e = jnp.exp(z - z.max(-1, keepdims=True)) if shift else jnp.exp(z)
+                return divide(weigh(e, x @ w[2]), e.sum(-1, keepdims=True)).sum(1)
+
+            found = relevance(after, x, 1, TABLES[table])
+            bound = 1e-5 * np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=bound, err_msg=name)
+
+
+def test_weights_divided_after_the_product_by_hand():
+    """Half to the values, and half of the softmax's gradient times input to the logits."""
+    v, x = jnp.array([[3.0, -1.0, 2.0]]), jnp.array([[0.5, -0.3, 1.2]])
+
+    def pooled(x, divided=True):
+        e = jnp.exp(x - x.max(-1, keepdims=True))
+        whole = (e * (x * v)).sum(-1, keepdims=True)
+        return whole / e.sum(-1, keepdims=True) if divided else whole
+
+    s, y = np.asarray(jax.nn.softmax(x)), np.asarray(x * v)
+    out = (s * y).sum(1, keepdims=True)
+    expected = s * y / 2 + s * (y - out) * np.asarray(x) / 2
+    np.testing.assert_allclose(relevance(pooled, x), expected, rtol=1e-5)
+    with pytest.raises(NotImplementedError, match=r"the exponential at .*test_lrp_softmax"):
+        relevance(lambda x: pooled(x, divided=False), x)
