@@ -288,7 +288,7 @@ def _logarithms(program: Program, search: _Search, found: dict[int, Part]) -> No
         if node.equation is None or node.bodies or made.isdisjoint(carrying):
             continue
         name = node.equation.primitive.name
-        if name in ("log", "log1p"):
+        if name in ("log", "log2", "log1p"):
             found[id(node)] = Part(LOGGED)
         elif len(carrying) == 1 and name in _LINEAR | {"sub", "clamp"}:
             made.update(node.outputs)

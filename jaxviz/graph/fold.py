@@ -164,7 +164,7 @@ def _after(
 
 def _to_softmax(program: Program, makers: dict, node: Node | None) -> list[Node]:
     """A softmax, what keeps its numbers above zero, and a logarithm; nothing if it is no such."""
-    if node is None or node.kind not in ("log", "log1p"):
+    if node is None or node.kind not in ("log", "log2", "log1p"):
         return []
     chain = [node]
     while chain[0].kind != "softmax":

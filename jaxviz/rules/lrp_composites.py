@@ -53,8 +53,8 @@ _SUMS = (
 _APART = "layer_norm rms_norm affine".split()
 _POINTWISE = (
     "abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma"
-    " erf erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p logistic neg pow round"
-    " rsqrt sign sin sinh sqrt square stop_gradient tan tanh"
+    " erf erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p log2 logistic neg pow"
+    " round rsqrt sign sin sinh sqrt square stop_gradient tan tanh"
 ).split()
 
 
@@ -72,8 +72,8 @@ def composite(
     is a quotient: layer norm and its kin are centred, their deviation held, scaled and shifted,
     however they are spelled. Softmax shares by gradient times input (weights that are divided by
     their sum only after they weighed something as well), log-sum-exp by the parts of its sum, and
-    the logarithm of a softmax is a number less its log-sum-exp. What was
-    chosen by a comparison (a mask) is a constant: nothing goes back through it.
+    the logarithm of a softmax is a number less its log-sum-exp. What was chosen by a
+    comparison (a mask) is a constant: nothing goes back through it.
 
     Args:
       name: Said in errors.
