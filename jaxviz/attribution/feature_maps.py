@@ -1,7 +1,7 @@
 """What class activation maps share: the layers they read, and the map they become."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -13,10 +13,12 @@ from jaxviz.calls import options
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import at_least_float32, outputs_of
+from jaxviz.graph.axes import Tokens, axes
 from jaxviz.graph.held import hold
-from jaxviz.graph.kinds import ACTIVATION_KINDS
-from jaxviz.graph.layers import Layer, known_layers
+from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
+from jaxviz.graph.layers import Layer, Row, find, rows
 from jaxviz.graph.split import split
+from jaxviz.graph.trace import trace
 
 Layers = Annotated[str | tuple[str, ...] | None, options.layers]
 Resize = bool | tuple[int, ...]
@@ -77,6 +79,8 @@ def cuts(
         a, carry = outputs_of(head, params, x)
         axis = channel_axis(name, apply_fn, params, x, one)
         maps = reshape or functools.partial(jnp.moveaxis, source=axis, destination=-1)
+        if reshape is None and (tokens := _tokens_of(name, apply_fn, params, x, one)):
+            maps = functools.partial(grid_of_tokens, tokens=tokens)
         shape = jax.eval_shape(maps, a).shape
         if len(shape) < 3 or shape[0] != a.shape[0]:
             told = f"reshape makes {shape} of it" if reshape else "which has no spatial extent"
@@ -92,7 +96,11 @@ def cuts(
 def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
     """The layer that class activation maps take where none is named: the last one with places.
 
-    Where that is an activation right after a convolution, the convolution.
+    Places are those of an image, or a transformer's tokens where the model shows how they lie: its
+    patches in rows, behind a class token, say (which has no place, and is left out of maps). Where
+    there are such other tokens, one of them may be all that is read in the end: then it is the norm
+    (or whatever comes last) ahead of the last attention, as behind it patches count no more. Where
+    the last one is an activation right after a convolution, it is the convolution.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`.
@@ -100,11 +108,13 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
       x: `[N, *space, C]`, or a pytree of such; arrays or shapes. Nothing is computed.
 
     Returns:
-      The name of the last layer whose output has as many axes as `x` and more than one place.
+      The name of the last layer whose output has as many axes as `x`, or `[N, tokens, C]`, and more
+      than one place.
 
     Raises:
       ValueError: There is none; or the last one is what cuts the image into tokens, ahead of all
-        blocks of a transformer, where a map would say little of the model.
+        blocks of a transformer, where a map would say little of the model, and how later tokens lie
+        is not known.
 
     Example:
       >>> net = lambda w, x: jax.nn.relu(x).mean((1, 2)) @ w
@@ -118,20 +128,33 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
 def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> str:
     """`default_layer` for the method `name`."""
     shape = jnp.shape(jax.tree.leaves(x)[0])
-    found = known_layers(apply_fn, params, x)
-    fits = [i for i, one in enumerate(found) if _has_places(one, len(shape))]
+    traced = trace(apply_fn, params, x)
+    all_rows = rows(traced)
+    found = [row.layer for row in all_rows]
+    weighs = {i for i in range(len(found)) if _weighs_tokens(found, i)}
+    fits = [i for i, one in enumerate(found) if _has_places(one, len(shape)) and i not in weighs]
+    last = fits[-1] if fits else -1
+    later = range(last + 1, len(found))
+    grids = [i for i in later if _tokens(traced, all_rows[i])]
+    softmaxes = [i for i in later if found[i].kind == "softmax" and len(found[i].shape) > 2]
+    if grids:
+        tokens = _tokens(traced, all_rows[grids[-1]])
+        if tokens and softmaxes and tokens.before + tokens.after:
+            ahead = [i for i in grids if i < softmaxes[-1]]
+            norms = [i for i in ahead if found[i].kind in NORM_KINDS]
+            grids = norms or ahead or grids
+        return found[grids[-1]].name
     if not fits:
-        axes = ", ".join(["N", *"HWD"[: len(shape) - 2], "C"])
+        sides = ", ".join(["N", *"HWD"[: len(shape) - 2], "C"])
         names = ", ".join(repr(one.name) for one in found[-8:])
         raise ValueError(
-            f"{name}: no layer has spatial extent, [{axes}] for x {shape}; the layers are {names}. "
+            f"{name}: no layer has spatial extent, [{sides}] for x {shape}; the layers are "
+            f"{names}. "
             "Pass `layer`, and `reshape` if its output is laid out otherwise."
         )
-    last = fits[-1]
-    tokens = [one for one in found[last + 1 :] if one.can_cut and len(one.shape) == 3]
-    attends = any(one.kind == "softmax" and len(one.shape) > 2 for one in found[last + 1 :])
+    tokens = [found[i] for i in later if found[i].can_cut and len(found[i].shape) == 3]
     bent = any(one.kind in ACTIVATION_KINDS for one in found[:last])
-    if attends and tokens and not bent:
+    if softmaxes and tokens and not bent:
         near = tokens[-1]
         raise ValueError(
             f"{name}: the last layer with the axes of x, {found[last].name!r}, only cuts x into "
@@ -144,6 +167,32 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
         if before.kind == "conv" and before.can_cut and before.shape == found[last].shape:
             return before.name  # an activation right after a convolution is no layer of its own
     return found[last].name
+
+
+def _tokens_of(name: str, apply_fn: Callable, params: Any, x: Any, layer: str) -> Tokens | None:
+    """How the tokens `[N, tokens, C]` of a layer lie in `x`, where the model shows it."""
+    traced = trace(*hold(name, apply_fn, params), x)
+    return _tokens(traced, find(rows(traced), layer, name))
+
+
+def _tokens(traced: Any, row: Row) -> Tokens | None:
+    found = axes(traced).tokens(row.value) if row.layer.can_cut else None
+    if found is None or len(row.layer.shape) != 3 or row.batch != 0 or found[0] != 1:
+        return None
+    return found[1]
+
+
+def grid_of_tokens(a: jax.Array, tokens: Tokens) -> jax.Array:
+    """`[N, tokens, C]` as `[N, rows, columns, C]`; those before and after have no place in it."""
+    patches = a[:, tokens.before : a.shape[1] - tokens.after]
+    return patches.reshape(len(a), *tokens.sizes, -1)
+
+
+def _weighs_tokens(found: Sequence[Layer], i: int) -> bool:
+    """Whether a layer is inside an attention: of its axes one may be the heads, none the rows."""
+    kind = found[i].kind
+    near = [one.kind for one in found[i + 1 : i + 3]]
+    return kind == "matmul" or (kind == "softmax" and "matmul" in near)
 
 
 def _has_places(layer: Layer, rank: int) -> bool:

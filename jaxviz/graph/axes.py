@@ -5,6 +5,8 @@ batch anywhere, and a convolution says by its dimension numbers which axis holds
 rule follows is not known (None), never guessed.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +26,25 @@ from jaxviz.graph.interpreter import (
 )
 
 BATCH, ROWS, CHANNELS = "batch", "rows", "channels"  # ROWS: the batch and more in one axis
-Label = Any  # one of those, (leaf, axis) of x, or None
+Label = Any  # one of those, (leaf, axis) of x, Tokens, or None
 Labels = tuple[Label, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The label of an axis that has several axes of x in a row, as a transformer's tokens.
+
+    Attributes:
+      axes: Those, as (leaf, axis), in order.
+      sizes: How many places each has.
+      before: Places of the joint axis ahead of theirs, such as a class token.
+      after: Places behind.
+    """
+
+    axes: tuple[tuple[int, int], ...]
+    sizes: tuple[int, ...]
+    before: int = 0
+    after: int = 0
 
 
 class Axes(NamedTuple):
@@ -63,6 +82,12 @@ class Axes(NamedTuple):
         if not found or CHANNELS not in found:
             return None
         return len(found) - 1 - found[::-1].index(CHANNELS)
+
+    def tokens(self, value: Value) -> tuple[int, Tokens] | None:
+        """The axis that has several axes of x in a row, and what is known of it; None for none."""
+        found = self.labels.get(value) or ()
+        joint = [(a, label) for a, label in enumerate(found) if isinstance(label, Tokens)]
+        return joint[0] if len(joint) == 1 else None
 
     def input_channels(self, leaf: int = 0) -> int | None:
         """The axis of a leaf of `x` that every convolution it reaches takes for channels."""
@@ -174,10 +199,13 @@ def _agreed(found: list[list]) -> list:
 def _merged(ways: Sequence[Labels], rank: int) -> Labels:
     """Of arrays that are combined place by place: each axis is what any of them says it is."""
     order = {BATCH: 0, ROWS: 1, CHANNELS: 2, None: 4}
-    return tuple(
-        min((labels[a] for labels in ways), key=lambda label: order.get(label, 3), default=None)
-        for a in range(rank)
-    )
+    found = []
+    for a in range(rank):
+        said = [labels[a] for labels in ways]
+        label = min(said, key=lambda label: order.get(label, 3), default=None)
+        joint = {label for label in said if isinstance(label, Tokens)}
+        found.append(None if len(joint) > 1 else label)
+    return tuple(found)
 
 
 def _alike(walk, params, given, out):
@@ -205,9 +233,42 @@ def _same_rank(walk, params, given, out):
     ways = []
     for shape, labels in given:
         if labels and len(shape) == len(out):
-            pairs = zip(labels, shape, out, strict=True)
-            ways.append(tuple(None if a in (BATCH, ROWS) and n != m else a for a, n, m in pairs))
+            counted = [a in (BATCH, ROWS) or isinstance(a, Tokens) for a in labels]
+            sides = zip(labels, counted, shape, out, strict=True)
+            ways.append(tuple(None if of_all and n != m else a for a, of_all, n, m in sides))
     return _merged(ways, len(out))
+
+
+def _moved(walk, params, given, out):
+    """As `_same_rank`, but which place of a joint axis is which is not known any more."""
+    labels = _same_rank(walk, params, given, out)
+    return tuple(None if isinstance(label, Tokens) else label for label in labels)
+
+
+def _concatenate(walk, params, given, out):
+    found, at = list(_same_rank(walk, params, given, out)), params["dimension"]
+    lengths = [shape[at] for shape, _ in given]
+    joint = [i for i, (_, a) in enumerate(given) if a and isinstance(a[at], Tokens)]
+    if len(joint) == 1:
+        (i,) = joint
+        label = given[i][1][at]
+        before, after = sum(lengths[:i]), sum(lengths[i + 1 :])
+        found[at] = dataclasses.replace(
+            label, before=label.before + before, after=label.after + after
+        )
+    return tuple(found)
+
+
+def _slice(walk, params, given, out):
+    found = list(_same_rank(walk, params, given, out))
+    shape, labels = given[0]
+    for a, label in enumerate(labels):
+        first, end = params["start_indices"][a], params["limit_indices"][a]
+        if isinstance(label, Tokens) and (params["strides"] or [1] * len(shape))[a] == 1:
+            before, after = label.before - first, label.after - (shape[a] - end)
+            whole = before >= 0 and after >= 0
+            found[a] = dataclasses.replace(label, before=before, after=after) if whole else None
+    return tuple(found)
 
 
 def _transpose(walk, params, given, out):
@@ -273,12 +334,32 @@ def _regrouped(count: int, before: tuple, labels: Labels, after: tuple) -> Label
                     a, i = a * before[i], i + 1
                 else:
                     b, j = b * after[j], j + 1
-            if labels[first] in (BATCH, ROWS) and count:
+            sizes, parts = before[first:i], after[start:j]
+            if len(parts) == 1 and _follow(labels[first:i]):
+                found[start] = Tokens(labels[first:i], sizes)
+            elif len(sizes) == 1 and _is_grid(labels[first], parts):
+                found[start:j] = labels[first].axes
+            elif len(sizes) == 1 and isinstance(labels[first], tuple):
+                found[start] = labels[first]  # patches: the places within one come after
+            elif labels[first] in (BATCH, ROWS) and count:
                 # Rows of the batch come first in the joint axis, so they can be told apart again.
                 size = after[start]
                 if size % count == 0:
                     found[start] = BATCH if size == count else ROWS
     return tuple(found)
+
+
+def _follow(labels: Sequence[Label]) -> bool:
+    """Whether axes are some of one leaf of x, in order."""
+    pairs = [label for label in labels if isinstance(label, tuple)]
+    return len(pairs) == len(labels) > 1 and all(
+        leaf == other and a < b for (leaf, a), (other, b) in itertools.pairwise(pairs)
+    )
+
+
+def _is_grid(label: Label, sizes: tuple[int, ...]) -> bool:
+    """Whether a joint axis has those places and no other."""
+    return isinstance(label, Tokens) and label == Tokens(label.axes, sizes)
 
 
 def _ones(shape: tuple, at: int) -> int:
@@ -363,7 +444,9 @@ _RULES: dict[str, Callable] = {
     "conv_general_dilated": _conv,
     "dot_general": _dot,
     "gather": _gather,
+    "concatenate": _concatenate,
     "reshape": _reshape,
+    "slice": _slice,
     "squeeze": _squeeze,
     "stack": _stack,
     "transpose": _transpose,
@@ -371,11 +454,12 @@ _RULES: dict[str, Callable] = {
         walk, {"axes": (params["axis"],)}, given, out
     ),
     **dict.fromkeys(
-        "concatenate cumlogsumexp cummax cummin cumprod cumsum dynamic_slice dynamic_update_slice"
-        " fft pad reduce_window reduce_window_max reduce_window_min reduce_window_sum rev"
-        " select_and_gather_add select_n slice sort split tile top_k".split(),
+        "cumlogsumexp cummax cummin cumprod cumsum dynamic_slice dynamic_update_slice"
+        " reduce_window reduce_window_max reduce_window_min reduce_window_sum"
+        " select_and_gather_add select_n split tile".split(),
         _same_rank,
     ),
+    **dict.fromkeys("fft pad rev sort top_k".split(), _moved),
     **dict.fromkeys(
         "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(),
         _reduce,

@@ -21,6 +21,7 @@ from jaxviz.attribution.cam import (
     xgrad_cam,
 )
 from jaxviz.attribution.cam_eigen import eigen_cam, eigen_grad_cam
+from jaxviz.attribution.feature_maps import default_layer
 from jaxviz.attribution.gradient import gradient
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import activations, split
@@ -218,6 +219,9 @@ def test_tokens_become_a_grid_by_reshape(method):
     grid = lambda a: a[:, 1:].reshape(a.shape[0], 4, 3, -1)
     out = method(tokens, params, x, 0, layer="relu_0", reshape=grid)
     chex.assert_shape(out, (2, 4, 3))
+    assert default_layer(tokens, params, x) == "relu_0"  # ahead of the attention
+    for layer in ("relu_0", None):  # the model shows how its tokens lie
+        chex.assert_trees_all_equal(method(tokens, params, x, 0, layer=layer), out)
     assert jnp.isfinite(out).all()
     if method is hires_cam:
         head, tail = split(tokens, params, x, "relu_0")

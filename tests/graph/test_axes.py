@@ -1,5 +1,7 @@
 """Which axis of a value is the batch, which holds channels: read off the program, never guessed."""
 
+import functools
+
 import chex
 import equinox as eqx
 import jax
@@ -181,15 +183,81 @@ def test_the_default_layer_is_the_last_with_places():
     x = jnp.ones((2, 3, 8, 8))
     assert jv.default_layer(net, params, x) == "conv_1"
 
-    def vision_transformer(p, x):
+    def vision_transformer(p, x, order=None):
         h = jax.lax.conv_general_dilated(
             x, p["patch"], (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         h = h.reshape(len(x), -1, 6)
-        h = h + jax.nn.softmax(h @ h.mT) @ h
+        h = h if order is None else h[:, jnp.array(order)]
+        h = jax.nn.relu(h + jax.nn.softmax(h @ h.mT) @ h)
         return h.mean(1) @ p["head"]
 
     p = {"patch": jnp.ones((4, 4, 3, 6)), "head": jnp.ones((6, 2))}
+    shuffled = functools.partial(vision_transformer, order=(2, 0, 1, 3))
     for count in (1, 2):
+        x = jnp.ones((count, 8, 8, 3))
+        assert jv.default_layer(vision_transformer, p, x) == "relu_0"
         with pytest.raises(ValueError, match=r"^grad_cam: .*only cuts x into tokens.*reshape="):
-            jv.grad_cam(vision_transformer, p, jnp.ones((count, 8, 8, 3)))
+            jv.grad_cam(shuffled, p, x)
+
+
+def cut_by_conv(x):
+    patches = jax.lax.conv_general_dilated(
+        x, jnp.ones((2, 2, 3, 5)), (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return patches.reshape(len(x), -1, 5)
+
+
+def cut_by_reshape(x):
+    n, height, width, _ = x.shape
+    x = x.reshape(n, height // 2, 2, width // 2, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, height // 2 * width // 2, 12)
+
+
+def cut_channels_first(x):
+    patches = jax.lax.conv(x.transpose(0, 3, 1, 2), jnp.ones((5, 3, 2, 2)), (2, 2), "VALID")
+    return patches.reshape(len(x), 5, -1).transpose(0, 2, 1)
+
+
+def framed(tokens):
+    ends = jnp.zeros((len(tokens), 2, tokens.shape[2]))
+    return jnp.concatenate([ends[:, :1], tokens, ends], 1)
+
+
+CUTS = (cut_by_conv, cut_by_reshape, cut_channels_first)
+AFTER = {
+    "alone": (lambda t: t, (0, 0)),
+    "framed": (framed, (1, 2)),
+    "cut free": (lambda t: framed(t)[:, 1:-1], (0, 1)),
+    "mixed": (lambda t: framed(t) + jax.nn.softmax(framed(t) @ framed(t).mT) @ framed(t), (1, 2)),
+    "there and back": (lambda t: t.reshape(len(t), 3, 4, -1).reshape(len(t), 12, -1), (0, 0)),
+    "turned": (lambda t: t[:, ::-1], None),
+    "rolled": (lambda t: jnp.roll(t, 1, 1), None),
+    "turned grid": (
+        lambda t: t.reshape(len(t), 3, 4, -1).swapaxes(1, 2).reshape(len(t), 12, -1),
+        None,
+    ),
+    "half": (lambda t: t[:, :6], None),
+    "every second": (lambda t: framed(t)[:, ::2], None),
+    "twice": (lambda t: jnp.concatenate([t, t], 1), None),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("after", AFTER)
+def test_how_tokens_lie(cut, after):
+    """Oracle: an image that has each patch's number at all its pixels, cut and read."""
+    change, ends = AFTER[after]
+    numbers = np.arange(12.0, dtype=np.float32).reshape(3, 4).repeat(2, 0).repeat(2, 1)
+    x = jnp.asarray(np.broadcast_to(numbers[None, :, :, None], (2, 6, 8, 3)))
+    f = lambda _, x: change(cut(x))
+    traced = trace(f, None, x)
+    found = axes(traced).tokens(traced.outputs)
+    if ends is None:
+        assert found is None
+        return
+    axis, tokens = found
+    assert (axis, tokens.sizes, (tokens.before, tokens.after)) == (1, (3, 4), ends)
+    if after != "mixed":
+        patches = f(None, x)[0, ends[0] :][:12].mean(-1)
+        np.testing.assert_allclose(patches, patches[1] * np.arange(12, dtype=np.float32), rtol=1e-6)
