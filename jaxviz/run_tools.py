@@ -86,7 +86,7 @@ def _bundled(name: str, weights: str) -> Run:
     given = models.inputs[name]
     config = {
         **{"input_shape": net.input_shape, "mean": given.mean, "std": given.std, "options": {}},
-        **{"title": name, "border": given.border, "weights": weights},
+        **{"title": name, "border": given.border, "cubic": given.cubic, "weights": weights},
     }
     variables = variable_shapes(net, tuple(net.input_shape))
     return Run(net, variables, _untrained(), given.class_names(), given.data, config)
@@ -181,8 +181,11 @@ def title_of(run: Run) -> str:
 def read_images(run: Run, files: Sequence[str]) -> np.ndarray:
     """The middle of each picture, as large as the run's network takes it, 0 to 1."""
     size, channels = _square(run.config["input_shape"], "image files")
-    shorter = size + run.config.get("border", 0)
-    return models.photographs(pictures_in(files), size=size, shorter=shorter, channels=channels)
+    scaled = {
+        "shorter": size + run.config.get("border", 0),
+        "cubic": run.config.get("cubic", False),
+    }
+    return models.photographs(pictures_in(files), size=size, channels=channels, **scaled)
 
 
 def _square(shape: Sequence[int], what: str) -> tuple[int, int]:

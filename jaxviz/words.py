@@ -8,6 +8,8 @@ NETS = (
     *SMALL_NETS,
     *("alexnet", "vgg11", "vgg16", "vgg19", "vgg11_bn", "vgg16_bn", "vgg19_bn"),
     *("resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v2"),
+    *("densenet121", "efficientnet_b0", "convnext_tiny", "swin_t", "swin_s"),
+    *("vit_b_16", "vit_b_32"),
 )
 FOLDER = "folder:"  # before the path of a folder of pictures by class
 DATA = ("digits", "mnist", "fashion_mnist", "cifar10")

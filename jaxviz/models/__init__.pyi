@@ -1,5 +1,8 @@
 from jaxviz.models.chains import VGG as VGG, AlexNet as AlexNet
 from jaxviz.models.cifar import CIFARNet as CIFARNet
+from jaxviz.models.convnext import ConvNeXt as ConvNeXt
+from jaxviz.models.densenet import DenseNet as DenseNet
+from jaxviz.models.efficientnet import EfficientNet as EfficientNet
 from jaxviz.models.imagenet import (
     imagenet_classes as imagenet_classes,
     photographs as photographs,
@@ -22,6 +25,8 @@ from jaxviz.models.registry import (
 )
 from jaxviz.models.resnet import ResNet as ResNet, ResNet20 as ResNet20
 from jaxviz.models.squeezenet import SqueezeNet as SqueezeNet
+from jaxviz.models.swin import SwinTransformer as SwinTransformer
+from jaxviz.models.transformer import VisionTransformer as VisionTransformer
 from jaxviz.models.weights import (
     load_torchvision as load_torchvision,
     save_torchvision as save_torchvision,

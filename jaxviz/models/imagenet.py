@@ -19,12 +19,18 @@ NUM_CLASSES = 1000
 
 @public()
 def photographs(
-    images: Sequence[Any], *, size: int = 224, shorter: int = 256, channels: int = 3
+    images: Sequence[Any],
+    *,
+    size: int = 224,
+    shorter: int = 256,
+    channels: int = 3,
+    cubic: bool = False,
 ) -> np.ndarray:
     """The middle of each picture, as pixels; `preprocess` makes of them what a network takes.
 
     The shorter side is scaled to `shorter` pixels, each of them a mean of all that it covers
     (Pillow's bilinear filter, as torchvision's default), and the middle `size` x `size` cut out.
+    `inputs[net]` has what a network's published weights were trained on.
 
     Args:
       images: Files, Pillow images, or uint8 arrays `[H, W, 3]` or `[H, W]`, of any sizes. A file
@@ -32,6 +38,8 @@ def photographs(
       size: Sides of the result.
       shorter: What the shorter side is scaled to, >= `size`.
       channels: 3 for red, green and blue, 1 for grey.
+      cubic: Whether Pillow's bicubic filter scales, which is sharper and weighs some of what a
+        pixel covers below zero.
 
     Returns:
       float32 `[N, size, size, channels]`, 0 is black and 1 full intensity.
@@ -56,7 +64,8 @@ def photographs(
             f"photographs: shorter must be size or more; got {shorter} and {size}. The sides of "
             "the cut would lie outside the picture."
         )
-    return np.stack([_middle(image, size, shorter, channels) for image in images])
+    filter_ = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+    return np.stack([_middle(image, size, shorter, channels, filter_) for image in images])
 
 
 @public()
@@ -109,7 +118,7 @@ def imagenet_classes(path: str | os.PathLike | None = None) -> tuple[str, ...]:
     return tuple(line.split(",")[0].strip() for line in lines)
 
 
-def _middle(given, size, shorter, channels):
+def _middle(given, size, shorter, channels, filter_):
     image = given if isinstance(given, Image.Image) else _opened(given)
     if image.mode[0] in "IF":  # what Pillow makes of these is white or black
         raise ValueError(
@@ -121,7 +130,7 @@ def _middle(given, size, shorter, channels):
     image = image.convert("L" if channels == 1 else "RGB")
     # The longer side is rounded down, by whole numbers: 256 * 512 / 384 must not come out below.
     width, height = (shorter * side // min(image.size) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    image = image.resize((width, height), filter_)
     left, top = round((width - size) / 2), round((height - size) / 2)
     cut = image.crop((left, top, left + size, top + size))
     return np.asarray(cut, np.float32).reshape(size, size, channels) / 255

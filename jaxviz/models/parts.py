@@ -1,7 +1,8 @@
 """What the bundled networks are made of: pooling, flattening, and tables of numbered steps."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,29 +23,35 @@ Step = Callable[[jax.Array, str, Mode], jax.Array]
 
 
 class Sequence(nn.Module):
-    """Steps one after another, each named by its number, as in PyTorch's container of that kind.
-
-    Steps without parameters (activations, poolings) count too, so that numbers are PyTorch's.
+    """Steps one after another, each with a name.
 
     Attributes:
-      steps: The table.
+      steps: The table of names and steps.
       mode: What is handed to each step.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[tuple[str, Step], ...]
     mode: Mode
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """The last step's output."""
-        for number, step in enumerate(self.steps):
-            x = step(x, str(number), self.mode)
+        for name, step in self.steps:
+            x = step(x, name, self.mode)
         return x
 
 
+def named(steps: Mapping[str, Step]) -> Step:
+    """Steps by name as one step, which has their names below its own."""
+    return lambda x, name, mode: Sequence(tuple(steps.items()), mode, name=name)(x)
+
+
 def sequence(*steps: Step) -> Step:
-    """Steps as one step, which has their names below its own."""
-    return lambda x, name, mode: Sequence(steps, mode, name=name)(x)
+    """`named` by number, as in PyTorch's container of that kind.
+
+    Steps without parameters (activations, poolings) count too, so that numbers are PyTorch's.
+    """
+    return named({str(number): step for number, step in enumerate(steps)})
 
 
 def plain(function: Callable[[jax.Array], jax.Array]) -> Step:
@@ -52,7 +59,10 @@ def plain(function: Callable[[jax.Array], jax.Array]) -> Step:
     return lambda x, name, mode: function(x)
 
 
-relu, relu6 = plain(nn.relu), plain(nn.relu6)
+relu, relu6, silu = plain(nn.relu), plain(nn.relu6), plain(nn.silu)
+gelu = plain(functools.partial(nn.gelu, approximate=False))
+same = plain(lambda x: x)
+"""PyTorch's steps that change layouts alone, which are none here but have a number."""
 
 
 def conv(
@@ -90,14 +100,64 @@ def norm(x: jax.Array, name: str, mode: Mode) -> jax.Array:
     )(x)
 
 
-def dense(features: int) -> Step:
+def layer_norm(epsilon: float) -> Step:
+    """Mean 0 and variance 1 over the channels of each place, then a scale and a bias a channel."""
+    # By squares of differences, as PyTorch's: by means of squares, half the digits can be lost.
+    return lambda x, name, mode: nn.LayerNorm(
+        epsilon=epsilon, dtype=mode.dtype, use_fast_variance=False, name=name
+    )(x)
+
+
+def dense(features: int, *, bias: bool = True) -> Step:
     """A matrix and a bias."""
-    return lambda x, name, mode: nn.Dense(features, dtype=mode.dtype, name=name)(x)
+    return lambda x, name, mode: nn.Dense(features, use_bias=bias, dtype=mode.dtype, name=name)(x)
+
+
+def attend(qkv: jax.Array, num_heads: int, bias: jax.Array | None = None) -> jax.Array:
+    """Attention of tokens to each other: `[..., T, 3 * D] -> [..., T, D]`, softmax(q k' + bias) v.
+
+    Args:
+      qkv: Queries (before they are divided by the root of a head's width), keys and values, each
+        one head after another.
+      num_heads: Heads; they divide D.
+      bias: `[..., num_heads, T, T]`, added to what the softmax takes.
+
+    Example:
+      >>> one = jnp.array([[[0.0, 0.0, 1.0], [0.0, 0.0, 3.0]]])  # nothing is asked for: the mean
+      >>> attend(one, 1).tolist()
+      [[[2.0], [2.0]]]
+    """
+    width = qkv.shape[-1] // 3 // num_heads
+    qkv = qkv.reshape(*qkv.shape[:-1], 3, num_heads, width)
+    q, k, v = (qkv[..., part, :, :] for part in range(3))
+    asked = jnp.einsum("...qhd,...khd->...hqk", q * width**-0.5, k)
+    weights = nn.softmax(asked if bias is None else asked + bias)
+    out = jnp.einsum("...hqk,...khd->...qhd", weights, v)
+    return out.reshape(*out.shape[:-2], num_heads * width)
+
+
+def mlp(features: int) -> Step:
+    """Two dense layers, `features` numbers between them and as many after as before."""
+    return lambda x, name, mode: sequence(dense(features), gelu, same, dense(x.shape[-1]))(
+        x, name, mode
+    )
 
 
 def dropout(rate: float) -> Step:
     """Zeros in training, the identity otherwise."""
     return lambda x, name, mode: nn.Dropout(rate, deterministic=not mode.train, name=name)(x)
+
+
+def drop_path(rate: float) -> Step:
+    """In training, all zeros for some of the examples; the others divided by what is left."""
+
+    def step(x, name, mode):
+        if not mode.train:  # no layer then
+            return x
+        axes = tuple(range(1, x.ndim))
+        return nn.Dropout(rate, broadcast_dims=axes, deterministic=False, name=name)(x)
+
+    return step
 
 
 def pool(size: int, stride: int, *, ceil: bool = False) -> Step:
@@ -127,6 +187,18 @@ def max_pool(
         partial = ceil and rest > 0 and size - stride + rest > padding
         pads.append((padding, padding + (stride - rest if partial else 0)))
     return nn.max_pool(x, (size, size), (stride, stride), pads)
+
+
+def mean_pool(x: jax.Array, size: int = 2) -> jax.Array:
+    """Mean of each window of `[N, H, W, C]`; a last one that the image does not fill is dropped.
+
+    Example:
+      >>> mean_pool(jnp.arange(15.0).reshape(1, 3, 5, 1))[0, :, :, 0].tolist()
+      [[3.0, 5.0]]
+    """
+    window = (size, size)
+    # Flax's own divides by a whole number, which strict promotion of types refuses.
+    return nn.pool(x, 0.0, jax.lax.add, window, window, "VALID") / float(size * size)
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:

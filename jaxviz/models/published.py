@@ -6,8 +6,8 @@ from jaxviz.calls.public import public
 from jaxviz.data.sources import File, Source, find
 from jaxviz.folders import cache_folder
 
-# The end of a name is the beginning of its SHA-256. The first weights published for each network:
-# all were trained on, and are for, photographs scaled to 256 and cut to 224.
+# The end of a name is the beginning of its SHA-256. The first weights published for each network;
+# how photographs are scaled and cut for them stands in the registry.
 _FILES = {
     "alexnet": "alexnet-owt-7be5be79.pth",
     "vgg11": "vgg11-8a719046.pth",
@@ -22,6 +22,13 @@ _FILES = {
     "squeezenet1_0": "squeezenet1_0-b66bff10.pth",
     "squeezenet1_1": "squeezenet1_1-b8a52dc0.pth",
     "mobilenet_v2": "mobilenet_v2-b0353104.pth",
+    "densenet121": "densenet121-a639ec97.pth",
+    "efficientnet_b0": "efficientnet_b0_rwightman-7f5810bc.pth",
+    "convnext_tiny": "convnext_tiny-983f1562.pth",
+    "swin_t": "swin_t-704ceda3.pth",
+    "swin_s": "swin_s-5e29d889.pth",
+    "vit_b_16": "vit_b_16-c867db91.pth",
+    "vit_b_32": "vit_b_32-d86f8d99.pth",
 }
 _FOLDER = "https://download.pytorch.org/models/"
 

@@ -13,11 +13,16 @@ from jaxviz.calls.public import public
 from jaxviz.data import class_names
 from jaxviz.models.chains import VGG, AlexNet
 from jaxviz.models.cifar import CIFARNet
+from jaxviz.models.convnext import ConvNeXt
+from jaxviz.models.densenet import DenseNet
+from jaxviz.models.efficientnet import EfficientNet
 from jaxviz.models.imagenet import MEAN, STD, imagenet_classes
 from jaxviz.models.mnist import MNISTNetA, MNISTNetB, MNISTNetC
 from jaxviz.models.mobilenet import MobileNetV2
 from jaxviz.models.resnet import ResNet, ResNet20
 from jaxviz.models.squeezenet import SqueezeNet
+from jaxviz.models.swin import SwinTransformer
+from jaxviz.models.transformer import VisionTransformer
 
 _VGG_DEPTHS = {"11": (1, 1, 2, 2, 2), "16": (2, 2, 3, 3, 3), "19": (2, 2, 4, 4, 4)}
 
@@ -44,6 +49,13 @@ nets: dict[str, Callable[..., nn.Module]] = {
     "squeezenet1_0": functools.partial(SqueezeNet, version="1.0"),
     "squeezenet1_1": functools.partial(SqueezeNet, version="1.1"),
     "mobilenet_v2": MobileNetV2,
+    "densenet121": DenseNet,
+    "efficientnet_b0": EfficientNet,
+    "convnext_tiny": ConvNeXt,
+    "swin_t": SwinTransformer,
+    "swin_s": functools.partial(SwinTransformer, depths=(2, 2, 18, 2), drop_path=0.3),
+    "vit_b_16": VisionTransformer,
+    "vit_b_32": functools.partial(VisionTransformer, patch_size=32),
 }
 """Constructor of each bundled network, which takes `num_classes` and `dtype`.
 
@@ -61,6 +73,7 @@ class Input(NamedTuple):
       mean: Of each channel where full intensity is 1: the network takes `(pixels - mean) / std`.
       std: The same.
       border: Of a photograph's shorter side, the pixels beyond the middle that is cut out.
+      cubic: Whether photographs are scaled by Pillow's bicubic filter, not its bilinear one.
     """
 
     class_names: Callable[[], tuple[str, ...]]
@@ -68,6 +81,7 @@ class Input(NamedTuple):
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     border: int = 0
+    cubic: bool = False
 
 
 _DIGITS = Input(lambda: class_names["digits"], "digits")
@@ -76,6 +90,10 @@ _PHOTOGRAPHS = Input(imagenet_classes, mean=MEAN, std=STD, border=32)
 
 inputs: dict[str, Input] = {
     **dict.fromkeys(nets, _PHOTOGRAPHS),
+    "efficientnet_b0": _PHOTOGRAPHS._replace(cubic=True),
+    "convnext_tiny": _PHOTOGRAPHS._replace(border=12),
+    "swin_t": _PHOTOGRAPHS._replace(border=8, cubic=True),
+    "swin_s": _PHOTOGRAPHS._replace(border=22, cubic=True),
     **dict.fromkeys(("mnist_a", "mnist_b", "mnist_c"), _DIGITS),
     "cifar": _OBJECTS,
     "resnet20": _OBJECTS._replace(mean=MEAN, std=STD),  # as its published weights were trained

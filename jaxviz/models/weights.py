@@ -1,12 +1,13 @@
 """Weights in PyTorch's names and layouts, as torchvision publishes them: to Flax and back.
 
 A layer's path is torchvision's name for it, so the whole map is: dots for slashes, `weight` for
-`kernel` and `scale`, convolutions OIHW for HWIO, dense layers transposed.
+`kernel` and `scale`, convolutions OIHW for HWIO, dense layers transposed. Parameters of other names
+(a class token, a table of positions) have torchvision's, and pass as they are.
 """
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxviz.calls.options import described
 from jaxviz.calls.public import public
+from jaxviz.models.names import renamed
 from jaxviz.models.pth import read_pth
 from jaxviz.models.published import published_weights
 from jaxviz.models.registry import name_of, variable_shapes
@@ -31,8 +33,10 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # axes of convolutions, dense layers, the rest
-_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+# Axes of kernels: of convolutions, of dense layers. All else is laid out alike.
+_TO_TORCH, _TO_FLAX = {4: (3, 2, 0, 1), 2: (1, 0)}, {4: (2, 3, 1, 0), 2: (1, 0)}
+# What PyTorch keeps beside weights and is no weight: counts of steps, a table made from sizes.
+_BUFFERS = (".num_batches_tracked", ".relative_position_index")
 
 
 @public()
@@ -42,8 +46,10 @@ def load_torchvision(
     """Variables of a bundled network from a file with PyTorch's names and layouts.
 
     Every tensor of the file is used and every one that the network needs is there, each of the
-    right shape; the counts of training steps that PyTorch keeps beside batch statistics
-    (`num_batches_tracked`) are left out. Where a dense layer follows flattened maps, its rows are
+    right shape; what PyTorch keeps beside weights (`num_batches_tracked`,
+    `relative_position_index`) is left out. Vision transformers may have timm's or Hugging Face's
+    names (ViT, and DeiT with and without distillation), and any network those of torchvision's
+    older files. Where a dense layer follows flattened maps, its rows are
     put from PyTorch's order (channel, row, column) into Flax's (row, column, channel).
 
     Args:
@@ -75,11 +81,13 @@ def load_torchvision(
       True
     """
     wanted = _places(net, "load_torchvision")
+    name = name_of(net) or type(net).__name__  # of other sizes than those of `nets`
     if path is None:
-        path = published_weights(str(name_of(net)), download=download)
-    state = {k: v for k, v in _read(path).items() if not k.endswith(".num_batches_tracked")}
+        path = published_weights(name, download=download)
+    state = {k: v for k, v in _read(path).items() if not k.endswith(_BUFFERS)}
+    state = renamed(state, getattr(net, "other_names", ()))
     who = f"load_torchvision: {path}"
-    title = f"{name_of(net)} with {net.num_classes} classes"
+    title = f"{name} with {net.num_classes} classes"
     if missing := [key for key in wanted if key not in state]:
         raise ValueError(
             f"{who} must hold the {len(wanted)} tensors of {title}; it lacks {_several(missing)}"
@@ -92,13 +100,13 @@ def load_torchvision(
         )
     out = {}
     for key, (place, like) in wanted.items():
-        value, expected = state[key], tuple(like.shape[i] for i in _TO_TORCH[like.ndim])
+        value, expected = state[key], tuple(like.shape[i] for i in _axes(place, like, _TO_TORCH))
         if value.shape != expected or not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(
                 f"{who}: {key} must be floating, {expected}, for {title}; it is {value.dtype}, "
                 f"{value.shape}. Load it into the network that it is of, with as many classes."
             )
-        out[place] = _to_flax(value, _channels(net, place)).astype(like.dtype)
+        out[place] = _to_flax(value, _channels(net, place), place).astype(like.dtype)
     return jax.device_put(unflatten_dict(out))  # `jnp.asarray` compiles a program for each shape
 
 
@@ -148,7 +156,7 @@ def save_torchvision(net: nn.Module, variables: dict[str, Any], path: str | os.P
                 f"save_torchvision: variables must hold {'/'.join(place)} of shape {like.shape}; "
                 f"got {came}. Pass all of the variables of this network."
             )
-        state[key] = _to_torch(np.asarray(given[place]), _channels(net, place))
+        state[key] = _to_torch(np.asarray(given[place]), _channels(net, place), place)
     try:
         safetensors.numpy.save_file(state, path)
     except safetensors.SafetensorError as error:
@@ -185,23 +193,33 @@ def _places(net: nn.Module, who: str) -> dict[str, tuple[tuple[str, ...], Any]]:
             "jaxviz.models.nets[name]()."
         )
     flat = flatten_dict(variable_shapes(net, tuple(shape)))
-    return {".".join((*p[1:-1], _LEAVES[p[-1]])): (p, like) for p, like in flat.items()}
+    return {_torch_name(place): (place, like) for place, like in flat.items()}
 
 
-def _channels(net: nn.Module, path: tuple[str, ...]) -> int | None:
+def _torch_name(place: tuple[str, ...]) -> str:
+    *modules, leaf = place[1:]
+    # PyTorch's attention holds the matrix of queries, keys and values itself, in no module.
+    return ".".join((*modules, _LEAVES.get(leaf, leaf))).replace(".in_proj.", ".in_proj_")
+
+
+def _channels(net: nn.Module, place: tuple[str, ...]) -> int | None:
     """The channels of the maps that a dense layer's rows are, if they are flattened maps."""
-    is_kernel = path[-1] == "kernel"
-    return getattr(net, "flattened", {}).get("/".join(path[1:-1])) if is_kernel else None
+    is_kernel = place[-1] == "kernel"
+    return getattr(net, "flattened", {}).get("/".join(place[1:-1])) if is_kernel else None
 
 
-def _to_flax(value: np.ndarray, channels: int | None) -> np.ndarray:
+def _axes(place: tuple[str, ...], value: Any, order: dict[int, tuple[int, ...]]) -> Sequence[int]:
+    return order[value.ndim] if place[-1] == "kernel" else range(value.ndim)
+
+
+def _to_flax(value: np.ndarray, channels: int | None, place: tuple[str, ...]) -> np.ndarray:
     if channels is not None:  # [out, C * H * W] to [out, H * W * C]
         value = value.reshape(len(value), channels, -1).swapaxes(1, 2).reshape(value.shape)
-    return value.transpose(_TO_FLAX[value.ndim])
+    return value.transpose(_axes(place, value, _TO_FLAX))
 
 
-def _to_torch(value: np.ndarray, channels: int | None) -> np.ndarray:
-    value = value.transpose(_TO_TORCH[value.ndim])
+def _to_torch(value: np.ndarray, channels: int | None, place: tuple[str, ...]) -> np.ndarray:
+    value = value.transpose(_axes(place, value, _TO_TORCH))
     if channels is not None:
         value = value.reshape(len(value), -1, channels).swapaxes(1, 2).reshape(value.shape)
     return np.ascontiguousarray(value)

@@ -45,6 +45,19 @@ def test_a_border_is_scaled_and_cut_off():
     np.testing.assert_allclose(out[0, :, :, 0] * 255, weights @ image @ weights.T, atol=1)
 
 
+def test_a_cubic_filter_is_keys():
+    """Oracle: Keys' cubic convolution with a = -1/2, stretched over twice the pixels."""
+    image = colours(16, 16)
+    out = models.photographs([image], size=2, shorter=8, channels=1, cubic=True)[0, :, :, 0]
+    away = np.abs((np.arange(16)[None] + 0.5) / 2 - np.array([3.5, 4.5])[:, None])
+    near = 1.5 * away**3 - 2.5 * away**2 + 1
+    far = -0.5 * away**3 + 2.5 * away**2 - 4 * away + 2
+    weights = np.where(away < 1, near, np.where(away < 2, far, 0)) / 2
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+    expected = np.clip(weights @ image @ weights.T, 0, 255)
+    np.testing.assert_allclose(out * 255, expected, atol=1.5)  # each pass rounds
+
+
 def test_a_turned_camera_is_turned_back(tmp_path):
     turned = Image.Exif()
     turned[0x112] = 6  # the top of the scene is at the right of the file

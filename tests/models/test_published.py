@@ -117,6 +117,6 @@ def test_every_download_has_a_checksum_and_a_net():
         name for name, make in models.nets.items() if make().input_shape == (224, 224, 3)
     }
     for net, name in published._FILES.items():
-        assert re.fullmatch(rf"{net}(-owt)?-[0-9a-f]{{8}}\.pth", name)
+        assert re.fullmatch(rf"{net}(-owt|_rwightman)?-[0-9a-f]{{8}}\.pth", name)
         (file,) = published.SOURCE.files[net]
         assert file.checksum == f"sha256:{name[-12:-4]}"

@@ -24,3 +24,8 @@ def draw(key, shape):
 def images(height, width):
     """A batch of one, `[1, height, width, 3]`."""
     return np.random.RandomState(0).standard_normal((1, height, width, 3)).astype(np.float32)
+
+
+def two_images(height, width):
+    """A batch of two, `[2, height, width, 3]`."""
+    return np.random.RandomState(1).standard_normal((2, height, width, 3)).astype(np.float32)
