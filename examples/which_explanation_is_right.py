@@ -50,6 +50,7 @@ def all_methods(x):
     """Every method of `jv.methods()` that explains a class, with what it needs; and chance."""
     more = {
         "rise": {"num_samples": 1000},
+        "cam": {"layer": "relu_1"},  # the last values that are only averaged and weighed
         "guided_integrated_gradients": {"num_steps": 50},
         "expected_gradients": {"baselines": x[:16]},
         "deep_lift_shap": {"baselines": x[:16]},
@@ -120,7 +121,7 @@ def main(argv=None):
     title = "The mark decides; best, middling and last of the methods"
     sheet = plot.explanation_sheet(test.images[:4], maps, title=title)
     sheet.savefig(options.out / "which_explanation_is_right.png", dpi=110)
-    for model, name, away in shapley_errors():
+    for model, name, away in () if options.methods else shapley_errors():
         print(f"{name:22s} on {model:9s} {away:.1%} away from the Shapley values")
     return found
 

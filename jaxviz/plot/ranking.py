@@ -81,7 +81,7 @@ def ranks(
             fontsize=fitting_points(text, cell - 0.1, 8),
             color="white" if strength[i, j] > 0.6 else INK,
         )
-    ax.set_yticks(range(shape[0]), [methods[m] for m in order], parse_math=False)
+    ax.set_yticks(range(shape[0]), [str(methods[m]) for m in order], parse_math=False)
     ax.set_xticks(range(shape[1]), metrics, rotation=30, ha="right", parse_math=False)
     ax.tick_params(length=0, labelsize=9, colors=INK)
     for i, m in enumerate(order):

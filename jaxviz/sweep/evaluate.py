@@ -1,11 +1,12 @@
 """`evaluate`: methods judged by metrics over a whole data set, on the floor of `sweep`."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 import jaxviz
 from jaxviz.calls import models
+from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described, maybe, refused, several, text
 from jaxviz.calls.public import public
 from jaxviz.catalogue import METHODS, Method
@@ -172,16 +174,30 @@ def _judged(
     target = _top(model, params, x) if target is None else target
     more = {} if chunk_size is None else {"chunk_size": chunk_size}
     asked = _asked(method, label, more, key)
-    attribution = _map_of(label, method(model, params, x, target, **asked), count)
+    with _of(label):
+        attribution = _map_of(label, method(model, params, x, target, **asked), count)
     given = {"method": method, "apply_fn": model, "params": params, "x": x, "target": target}
     given |= {"attribution": attribution, **more}
     if "mask" in batch:
         given["mask"] = batch["mask"]
-    found = {
-        name: _score_of(name, metric(**_asked(metric, name, given, key)), count)
-        for name, metric in metrics
-    }
+    found = {}
+    for name, metric in metrics:
+        with _of(f"{name} of {label}"):
+            found[name] = _score_of(name, metric(**_asked(metric, name, given, key)), count)
     return {"finite": _finite(attribution), "of": found}
+
+
+@contextlib.contextmanager
+def _of(label: str) -> Iterator[None]:
+    """Says which of many methods and metrics an error is of."""
+    try:
+        yield
+    except Exception as error:
+        if not is_ours(error):
+            error.add_note(f"evaluate: {label} failed.")
+        elif not str(error).startswith("evaluate: "):
+            error.args = (f"evaluate: {label}: {error.args[0]}",)
+        raise
 
 
 def _asked(function: Callable, name: str, given: Mapping[str, Any], key: jax.Array) -> Any:

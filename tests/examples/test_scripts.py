@@ -197,6 +197,7 @@ def test_the_shortcut_is_seen_on_the_whole_test_set(tmp_path):
     assert pictures(tmp_path) == {"mean_maps", "lying_skies"}
 
 
+@slow
 def test_the_mark_is_found_by_what_must_find_it_and_not_by_chance(tmp_path):
     names = ["occlusion", "integrated_gradients", "random"]
     small = ["--examples", "24", "--train", "800", "--epochs", "8", "--methods", *names]

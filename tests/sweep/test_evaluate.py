@@ -1,5 +1,6 @@
 """Evaluations: what is kept is what the metrics say one by one, and statistics have oracles."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from scipy import stats
 
 import jaxviz as jv
+from jaxviz import data
 from jaxviz.metrics.catalogue import METRICS
 from jaxviz.sweep.describe import method_words
 
@@ -189,16 +191,55 @@ def test_the_direction_of_a_metric_is_known():
     assert own.rank[:, 0].tolist() == [3 - r for r in ask({"size": size}).rank[:, 0]]
 
 
-def test_a_random_map_loses():
-    # Of a model that is linear the gradient times the input is the whole truth.
-    x, w, _ = inputs(64)
-    truth = lambda f, p, x, t: jv.input_x_gradient(f, p, x, t)
-    chance = lambda f, p, x, t, *, key: jax.random.normal(key, x.shape)
-    ways = {"truth": truth, "random": chance, "reversed": lambda *given: -truth(*given)}
-    judges = [name for name, one in METRICS.items() if one.family == "faithfulness"]
-    found = jv.evaluate(ways, judges, lambda w, x: x @ w, w, x, batch_size=64, key=KEY)
-    assert (found.rank[0] == 1).all(), found
-    assert (found.rank[1] == 2).all(), found
+def knows_the_mark(w, x):
+    """Of each place how much one colour is above the other two: what tells the class, and no more.
+
+    Grey has 0, and a hue between two classes' has as much of both.
+    """
+    above = jnp.maximum(x @ w - 0.3, 0.0)
+    return above.sum((1, 2))
+
+
+@pytest.fixture(scope="module")
+def on_the_planted_set():
+    test = data.planted_mark(jax.random.key(1), 32, size=12)
+    w = 2 * np.eye(3, dtype=np.float32) - 1
+    assert (np.asarray(knows_the_mark(w, test.images)).argmax(1) == test.labels).all()
+    chance = lambda f, p, x, t, *, key: jax.random.normal(key, x.shape[:3])
+    window = {"window": (2, 2), "stride": (2, 2), "fill": 0.5}
+    ways = {
+        "input_x_gradient": jv.input_x_gradient,
+        "integrated_gradients": (jv.integrated_gradients, {"baseline": 0.5, "num_steps": 8}),
+        "occlusion": (jv.occlusion, window),
+        "random": chance,
+        "wrong": lambda f, p, x, t: -jv.integrated_gradients(f, p, x, t, baseline=0.5, num_steps=8),
+    }
+    judges = [one for one in METRICS.values() if one.family in ("faithfulness", "localisation")]
+    given = {}
+    for one in judges:
+        options = inspect.signature(getattr(jv.metrics, one.name)).parameters
+        few = {"num_steps": 12, "fill": 0.5, "k": 4, "tolerance": 0.0}
+        given[one.name] = (one.name, {k: v for k, v in few.items() if k in options})
+    return jv.evaluate(ways, given, knows_the_mark, w, test, target="label", batch_size=32, key=KEY)
+
+
+def test_what_must_win_on_the_planted_set_wins(on_the_planted_set):
+    found = on_the_planted_set
+    rank = dict(zip(found.methods, found.rank, strict=True))
+    for k, metric in enumerate(found.metrics):
+        for name in ("integrated_gradients", "occlusion"):
+            assert rank[name][k] < rank["random"][k], (metric, found)
+
+
+def test_a_random_map_loses_by_every_metric_of_faithfulness(on_the_planted_set):
+    found = on_the_planted_set
+    rows = [found.methods.index(n) for n in ("integrated_gradients", "occlusion", "random")]
+    for k, metric in enumerate(found.metrics):
+        if METRICS[metric].family == "faithfulness":
+            sign = 1 if found.better[k] == "higher" else -1
+            best, *_, chance = (sign * found.mean[rows, k]).tolist()
+            error = np.hypot(*found.standard_error[[rows[0], rows[2]], k])
+            assert best - chance > 3 * error, (metric, found)
 
 
 def test_the_table_fits_its_width_and_the_pictures_are_drawn(tmp_path):
@@ -234,6 +275,7 @@ def test_the_table_fits_its_width_and_the_pictures_are_drawn(tmp_path):
         (jv.gradient, lambda attribution, depth: 0, "it needs depth too. Give that as the pair"),
         (jv.gradient, lambda attribution: attribution, r"a number for each of the 7 examples"),
         (lambda f, p, x, t: x[0], size, "a map for each of the 7 examples"),
+        ({"mine": (jv.grad_cam, {"layer": "no"})}, size, "mine: no layer|mine: .*layer"),
     ],
 )
 def test_what_does_not_fit_is_told(methods, metrics, message):
