@@ -31,7 +31,19 @@ NETS = {
 }
 FIRST = ("deletion", "insertion", "sparseness", "max_sensitivity", "random_logit")
 ON_PHOTOGRAPHS = ("pointing_game", "relevance_mass", "auc", "deletion", "insertion", "sparseness")
-FEWER = {"rise": {"num_samples": 500}, "guided_integrated_gradients": {"num_steps": 50}}
+# Of what takes hundreds of passes by default, so that a net takes minutes.
+FEWER = {
+    "rise": {"num_samples": 256},
+    "lime": {"num_samples": 256},
+    "kernel_shap": {"num_samples": 256},
+    "shapley_sampling": {"num_samples": 6},
+    "sobol": {"num_designs": 4},
+    "hsic": {"num_samples": 256},
+    "score_cam": {"num_channels": 64},
+    "learned_mask": {"num_steps": 60},
+    "guided_integrated_gradients": {"num_steps": 50},
+    "blur_integrated_gradients": {"num_steps": 25},
+}
 COARSER = {"max_sensitivity": {"num_samples": 4}}
 # What explains again cannot be traced through these, and would cost hours with those.
 NOT_AGAIN = ("xrai",)
@@ -91,9 +103,9 @@ def judged(name, folder, examples):
         test, masks = data.load(source, "test"), None
         pixels, labels = test.images[:count], test.labels[:count]
     metrics = ON_PHOTOGRAPHS if masks is not None else FIRST
-    metrics = {name: (name, COARSER.get(name, {})) for name in metrics}
-    for name in ("deletion", "insertion"):
-        metrics[name] = of_probabilities(getattr(jv.metrics, name))
+    metrics = {metric: (metric, COARSER.get(metric, {})) for metric in metrics}
+    for metric in ("deletion", "insertion"):
+        metrics[metric] = of_probabilities(getattr(jv.metrics, metric))
     again = {"max_sensitivity", "random_logit"} & metrics.keys()
     ways = {
         method.name: bound(method.name, run, **FEWER.get(method.name, {}))

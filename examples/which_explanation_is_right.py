@@ -56,13 +56,9 @@ def all_methods(x):
         "deep_lift_shap": {"baselines": x[:16]},
         "shapley_values": {"segments": jv.grid_segments((SIZE, SIZE), (3, 3))},
     }
-    found = {
-        method.name: functools.partial(
-            method.explain, **method.options(x.shape), **more.get(method.name, {})
-        )
-        for method in jv.methods()
-        if method.name != "concept_relevance"  # which explains a channel
-    }
+    named = (method.name for method in jv.methods())
+    # That of a concept explains a channel, and no class.
+    found = {name: more.get(name, {}) for name in named if name != "concept_relevance"}
     return {**found, "random": chance}
 
 
@@ -112,12 +108,12 @@ def main(argv=None):
     found.figure().savefig(options.out / "which_explanation_is_right_ranks.png", dpi=110)
     order = [found.methods[m] for m in np.argsort(found.mean_rank, kind="stable")]
     shown = [order[i] for i in sorted({0, 1, 2, len(order) // 2, len(order) - 2, len(order) - 1})]
-    swept = jv.sweep(
-        {name: methods[name] for name in shown}, apply_fn, fit.variables,
-        (test.images[:4], test.labels[:4]), target="label", key=jax.random.key(0),
+    few = jv.explain(
+        apply_fn, fit.variables, test.images[:4], list(test.labels[:4]),
+        methods={name: methods[name] for name in shown},
     )  # fmt: skip
     maps = {"the answer": test.masks[:4].astype(np.float32)}
-    maps |= {f"{name}\nrank {order.index(name) + 1}": swept.maps[name] for name in shown}
+    maps |= {f"{name}\nrank {order.index(name) + 1}": few.maps[name] for name in shown}
     title = "The mark decides; best, middling and last of the methods"
     sheet = plot.explanation_sheet(test.images[:4], maps, title=title)
     sheet.savefig(options.out / "which_explanation_is_right.png", dpi=110)

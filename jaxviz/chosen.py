@@ -68,12 +68,18 @@ def _named(name: str) -> Method:
 
 
 def calls_of(
-    asked: Asked, apply_fn: Callable, params: Any, x: Any, layer: str | None, key: jax.Array
+    asked: Asked,
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    layer: str | None,
+    key: jax.Array | None,
 ) -> dict[str, Callable]:
     """By title `(apply_fn, params, x, target) -> map`, with all that each method needs.
 
     Whole numbers cannot be moved: methods that move their input explain them at the layer where
-    they become floating. An option `layer` of a method that reads none is such a layer too.
+    they become floating. An option `layer` of a method that reads none is such a layer too. Where
+    `key` is None methods that draw still take it.
     """
     whole = not any(jnp.issubdtype(a.dtype, jnp.floating) for a in jax.tree.leaves(x))
     if layer is not None and not any(_takes_layer(method, whole) for method, _ in asked.values()):
@@ -104,7 +110,7 @@ def _call(method, options, apply_fn, params, x, whole, layer, key) -> Callable:
         explain = method
         if layer is not None and _is_missing(method, "layer", None):
             options = {"layer": layer, **options}
-        if _is_missing(method, "key"):
+        if key is not None and _is_missing(method, "key"):
             options = {"key": key, **options}
         return functools.partial(explain, **options) if options else explain
     if method.needs and method.needs not in options:
@@ -125,7 +131,7 @@ def _call(method, options, apply_fn, params, x, whole, layer, key) -> Callable:
             )
         explain = at_layer(explain, place)
         options = {k: v for k, v in options.items() if k != "layer"}
-    if method.random:
+    if method.random and key is not None:
         options = {"key": key, **options}
     if method.windows:
         options = {**method.options(_space(apply_fn, params, x)), **options}

@@ -172,7 +172,7 @@ FLOORS = {
             ("rules",),
             ("engine",),
             ("attribution", "features", "attention"),
-            ("catalogue", "metrics"),
+            ("catalogue", "chosen", "metrics"),
             ("sweep",),
         ]
     )

@@ -19,7 +19,8 @@ from jaxviz.calls import models
 from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described, maybe, refused, several, text
 from jaxviz.calls.public import public
-from jaxviz.catalogue import METHODS, Method
+from jaxviz.catalogue import Method
+from jaxviz.chosen import calls_of
 from jaxviz.engine.targets import output_shape
 from jaxviz.graph.held import hold
 from jaxviz.metrics.catalogue import METRICS
@@ -67,8 +68,9 @@ def evaluate(
 
     Args:
       methods: A name (`jaxviz.methods()` lists them), a function `(apply_fn, params, x, target)`, a
-        pair (either of them, its options), several of those, or a dict of label -> one. A method of
-        images gets what it needs to know of their size; one that takes `key` is given one.
+        pair (either of them, its options), several of those, or a dict of label -> one, or of name
+        -> options. Named ones get what they need to know of the inputs, as in `explain`; one that
+        takes `key` is given one.
       metrics: The same: names of `jaxviz.metrics`, functions, pairs with options, a dict. A
         function is handed what it names of `method`, `apply_fn`, `params`, `x`, `attribution`,
         `target`, `mask` and `key`, and gives numbers `[N]`, or a NamedTuple with such, `area`
@@ -111,7 +113,6 @@ def evaluate(
     tests = _metrics(metrics)
     better = _directions(tests, lower_is_better)
     batches, (x, y, masks) = _batches(data)
-    ways = _methods(methods, x)
     blind = [label for label, metric in tests.items() if "mask" in _free(metric)]
     if blind and masks is None:
         raise ValueError(
@@ -121,7 +122,9 @@ def evaluate(
     if isinstance(target, str) and target == "label" and y is None:
         raise ValueError('evaluate: target="label" needs labels; data is x alone. Pass (x, y).')
     apply_fn, params = hold("evaluate", apply_fn, params)
-    output_shape(apply_fn, params, models.batch("evaluate", "data", x))
+    x = models.batch("evaluate", "data", x)
+    output_shape(apply_fn, params, x)
+    ways = _methods(methods, apply_fn, params, x)
     judged = {
         label: functools.partial(_judged, label=label, method=way, metrics=tuple(tests.items()))
         for label, way in ways.items()
@@ -274,7 +277,8 @@ def _named(option: str, given: Any, read: Callable) -> dict[str, Any]:
     """Label -> (function or catalogued method, options), of all that an option may be."""
     is_pair = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)
     if isinstance(given, Mapping):
-        labelled = [(label, read(one)[1:]) for label, one in given.items()]
+        named = lambda label, one: (label, one) if isinstance(one, Mapping) else one
+        labelled = [(label, read(named(label, one))[1:]) for label, one in given.items()]
     elif isinstance(given, (str, Method)) or callable(given) or is_pair:
         labelled = [(found[0], found[1:]) for found in [read(given)]]
     elif isinstance(given, Iterable):
@@ -317,15 +321,12 @@ def _label_of(function: Any) -> str:
 
 def _method(one: Any) -> tuple[str, Any, dict[str, Any]]:
     one, options = _parts("methods", one)
-    if isinstance(one, Method):
-        one = one.name
-    if not isinstance(one, str):
-        return _label_of(one), one, options
-    if one in METHODS:
-        return one, METHODS[one], options
-    if one in {method.name for method in jaxviz.methods()}:
-        return one, getattr(jaxviz, one), options
-    raise ValueError(f"evaluate: methods: {no_such('method', one, METHODS)}.")
+    if isinstance(one, str):
+        known = {method.name: method for method in jaxviz.methods()}
+        if one not in known:
+            raise ValueError(f"evaluate: methods: {no_such('method', one, known)}.")
+        one = known[one]
+    return one.name if isinstance(one, Method) else _label_of(one), one, options
 
 
 def _metric(one: Any) -> tuple[str, Any, dict[str, Any]]:
@@ -337,15 +338,14 @@ def _metric(one: Any) -> tuple[str, Any, dict[str, Any]]:
     return one, getattr(jaxviz.metrics, one), options
 
 
-def _methods(given: Any, x: Any) -> dict[str, Callable]:
-    """Label -> method, with what it needs to know of images of this size."""
-    shape = np.shape(x) if hasattr(x, "shape") else ()
-    found = {}
-    for label, (one, options) in _named("methods", given, _method).items():
-        if isinstance(one, Method):
-            sizes = one.options(shape) if len(shape) > 2 else {}
-            one, options = one.explain, {**sizes, **options}
-        whole = _bound("methods", label, one, options)
+def _methods(given: Any, apply_fn: Callable, params: Any, x: Any) -> dict[str, Callable]:
+    """Label -> method, with all that it needs but the key."""
+    asked = _named("methods", given, _method)
+    for label, (one, options) in asked.items():
+        if not isinstance(one, Method):
+            _refuse_unknown("methods", label, one, options)
+    found = calls_of(asked, apply_fn, params, x, None, None)
+    for label, whole in found.items():
         try:
             keyed = {"key": None} if "key" in _free(whole) else {}
             inspect.signature(whole).bind(None, None, None, None, **keyed)
@@ -354,14 +354,14 @@ def _methods(given: Any, x: Any) -> dict[str, Callable]:
                 f"evaluate: methods: {label} must take (apply_fn, params, x, target); {error}. "
                 f"Give what else it needs as the pair ({label}, options)."
             ) from None
-        found[label] = whole
     return found
 
 
 def _metrics(given: Any) -> dict[str, Callable]:
     found = {}
     for label, (one, options) in _named("metrics", given, _metric).items():
-        whole = _bound("metrics", label, one, options)
+        _refuse_unknown("metrics", label, one, options)
+        whole = functools.partial(one, **options) if options else one
         starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         lacking = [
             name
@@ -377,7 +377,9 @@ def _metrics(given: Any) -> dict[str, Callable]:
     return found
 
 
-def _bound(option: str, label: str, function: Callable, options: Mapping[str, Any]) -> Callable:
+def _refuse_unknown(
+    option: str, label: str, function: Callable, options: Mapping[str, Any]
+) -> None:
     known = inspect.signature(function).parameters
     starred = any(p.kind is p.VAR_KEYWORD for p in known.values())
     if (unknown := sorted(options.keys() - known.keys())) and not starred:
@@ -385,7 +387,6 @@ def _bound(option: str, label: str, function: Callable, options: Mapping[str, An
             f"evaluate: {option}: {label} takes no {', '.join(unknown)}; it takes "
             f"{', '.join(known)}. Leave it out."
         )
-    return functools.partial(function, **options) if options else function
 
 
 def _directions(metrics: Mapping[str, Callable], lower: Sequence[str]) -> dict[str, str]:
