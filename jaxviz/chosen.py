@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.layer import at_layer
+from jaxviz.calls.naming import ours
 from jaxviz.calls.options import described, refused
 from jaxviz.catalogue import Method, methods as listed
 from jaxviz.engine.contract import where_floating
 from jaxviz.engine.layout import channels_of
 from jaxviz.words import no_such
+
+ours("explain")  # `evaluate` asks here too, and its errors begin with its own name
 
 Asked = dict[str, tuple[Any, dict[str, Any]]]  # by title: a method, and its options
 
