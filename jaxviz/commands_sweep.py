@@ -58,7 +58,10 @@ def sweep(
     explained: Any = target
     if target is not None and target != "label":
         explained = class_index(target, run.class_names)
-    place = writable(Path(out or folder_of(model, net, own, "sweep")))
+    place = Path(out or folder_of(model, net, own, "sweep"))
+    if place.suffix == ".npz":  # one file, for `jaxviz.sweep`; here words stand beside the store
+        raise ValueError(f"--out must be a folder; got {place}. Leave .npz off.")
+    place = writable(place)
     where = {"folder": data_folder, "download": not no_download}
     x, y = images_and_labels(run, own or model or net, data, examples, **where)
     run = with_weights(run, seed, download=not no_download)

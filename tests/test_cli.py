@@ -253,6 +253,7 @@ def test_sweep_fills_a_store_and_show_draws_it(run, tmp_path, capsys):
     [
         ("show {empty}", "holds no sweep"),
         ("sweep {run} --target eleven", "no class 'eleven'"),
+        ("sweep {run} --out {empty}/a.npz", "a.npz. Leave .npz off."),
         ("train mnist_d digits", "no net 'mnist_d', did you mean mnist_"),
         (
             "train mnist_a digit",

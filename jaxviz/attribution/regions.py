@@ -258,9 +258,10 @@ def segments_like(name: str, segments: Any, x: Any, count: int | None) -> Segmen
             f"{name}: num_segments must be given where segments are traced (under jit or "
             "vmap), for it shapes the program; got None. Pass an upper bound of their number."
         )
-    top = -1 if traced else max(int(np.max(np.asarray(one), initial=-1)) for one in given)
+    filled = [] if traced else [one for one in map(np.asarray, given) if one.size]
+    top = max((int(one.max()) for one in filled), default=-1)
     if count is None:
-        count = top + 1
+        count = max(top, -1) + 1
         places = sum(
             math.prod(np.shape(one)[np.ndim(one) == np.ndim(leaf) :])
             for one, leaf in zip(given, leaves, strict=True)
@@ -297,6 +298,8 @@ def _numbers(name: str, segments: Any, x: jax.Array) -> tuple[jax.Array, tuple[i
             f"got {jnp.result_type(segments)} {shape}. Number them from 0: "
             f"grid_segments((H, W), (7, 7)), say.{hint(x)}"
         )
+    if not isinstance(segments, jax.Array):  # of 64 bits, or in another byte order
+        segments = np.maximum(segments, np.zeros((), np.int8) - 1).astype(np.int32)
     numbers = jnp.asarray(segments).reshape(readings[shape]).astype(jnp.int32)
     without_channels = len(dims) > 2 and len(shape) < len(dims) and shape in (dims[1:-1], dims[:-1])
     return numbers, dims[:-1] if without_channels else dims

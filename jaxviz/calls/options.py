@@ -335,13 +335,17 @@ _WHERE = {
 }
 
 
+# What keys of `jax.random.PRNGKey` are, whatever kind of key is the default now.
+_OLD_KEYS = {(2,): "threefry2x32", (4,): "rbg"}
+
+
 def key(who: str, option: str, value: Any) -> Any:
-    """One key of `jax.random`, of the new kind or of the old (uint32)."""
+    """One key of `jax.random`, of the new kind or of the old (uint32), as one of the new."""
     if is_jax(type(value)) or isinstance(value, np.ndarray):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.shape == ():
             return value
-        if value.dtype == np.uint32 and value.shape in ((2,), (4,)):
-            return value
+        if value.dtype == np.uint32 and value.shape in _OLD_KEYS:
+            return jax.random.wrap_key_data(jnp.asarray(value), impl=_OLD_KEYS[value.shape])
     raise refused(who, option, "one key of jax.random", value, "Pass jax.random.key(0), say.")
 
 

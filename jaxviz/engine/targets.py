@@ -110,6 +110,8 @@ def check_target(
         )
     if not isinstance(index, Tracer):
         values = np.asarray(index)
+        if not values.dtype.isnative:
+            index = values = values.astype(values.dtype.newbyteorder("="))
         if values.size and not (values.min() >= 0 and values.max() < shape[1]):
             wrong = values[(values < 0) | (values >= shape[1])].ravel()[0]
             raise ValueError(
@@ -181,6 +183,8 @@ def _fault(target, count, structure, avals) -> tuple[str, Exception | None] | No
 def _outside(program: Program) -> Iterator[tuple[int, int, int]]:
     """Index, axis and size for each index that is known beforehand and lies outside its array."""
     for node in _each(program.nodes):
+        for body in node.bodies:
+            yield from _outside(body)
         kind = equation_of(node).primitive.name
         if kind not in ("dynamic_slice", "gather") or isinstance(node.operands[0], Scalar):
             continue
@@ -218,7 +222,10 @@ def _known(program: Program, operand: Any) -> np.ndarray | None:
     with jax.ensure_compile_time_eval():
         env = environment(program, ())
         if operand not in env:
-            run_nodes(needed(program.nodes, [operand]), env, {})
+            try:
+                run_nodes(needed(program.nodes, [operand]), env, {})
+            except KeyError:  # a loop's counter, say: what comes in from around the body
+                return None
         value = env[operand]
     return None if isinstance(value, Tracer) else np.asarray(value)
 

@@ -1,10 +1,15 @@
 """What every picture asks of its arrays: shapes and ranges checked once, in plain NumPy."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from jaxviz.calls.options import described
+
+# Names of so many are made and compared in a second.
+_MOST_CLASSES = 1_000_000
 
 
 def check_array(who: str, what: str, values: Any) -> np.ndarray:
@@ -141,6 +146,11 @@ def check_names(
 ) -> list[str]:
     """Returns `classes` names: those given, or the indices as text."""
     if class_names is None:
+        if classes > _MOST_CLASSES:
+            raise ValueError(
+                f"{who}: classes without names must be at most {_MOST_CLASSES:,}; got index "
+                f"{classes - 1}. Number those that are shown from 0, and pass {what}."
+            )
         return [str(index) for index in range(classes)]
     several = isinstance(class_names, (Sequence, np.ndarray)) and not isinstance(class_names, str)
     if not several or len(class_names) != classes:
@@ -150,6 +160,21 @@ def check_names(
             "Leave it out to see the indices."
         )
     return [str(name) for name in class_names]
+
+
+def check_overlay(who: str, overlay: Any, maps: Collection[str]) -> set[str]:
+    """The names in `overlay`, each that of a map; one name may stand alone."""
+    if not isinstance(overlay, Collection):
+        raise TypeError(
+            f"{who}: overlay must be names of maps; got {described(overlay)}. Pass a list, () for "
+            "none of them."
+        )
+    names = {overlay} if isinstance(overlay, str) else {str(name) for name in overlay}
+    if unknown := sorted(names - set(maps)):
+        raise ValueError(
+            f"{who}: overlay must name maps; got {unknown[0]!r}. There are {list(maps)}."
+        )
+    return names
 
 
 def first_words(names: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from jaxviz.plot.inputs import (
     check_images,
     check_named,
     check_names,
+    check_overlay,
     check_vector,
     first_words,
     has_channels_first,
@@ -101,12 +102,7 @@ def explanation_sheet(
         )
     images = check_images(who, images)
     count = len(images)
-    overlay = {overlay} if isinstance(overlay, str) else {str(name) for name in overlay}
-    unknown = sorted(overlay - set(maps))
-    if unknown:
-        raise ValueError(
-            f"{who}: overlay must name maps; got {unknown[0]!r}. There are {list(maps)}."
-        )
+    overlay = check_overlay(who, overlay, maps)
     if not 0 < percentile <= 100:
         raise ValueError(
             f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."

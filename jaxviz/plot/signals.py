@@ -8,7 +8,14 @@ from matplotlib.figure import Figure
 
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, NOT_A_NUMBER, QUIET, SIGNED
-from jaxviz.plot.inputs import check_array, check_named, check_names, check_vector, first_words
+from jaxviz.plot.inputs import (
+    check_array,
+    check_named,
+    check_names,
+    check_overlay,
+    check_vector,
+    first_words,
+)
 from jaxviz.plot.page import fit, put_title
 
 # Inches. Names stand to the left of the strips, scales to the right.
@@ -70,11 +77,7 @@ def signal_sheet(
     signals = signals if signals.ndim == 3 else signals[..., None]
     count = len(signals)
     maps = check_named(who, "maps", maps, "{'gradient': gradient}")
-    overlay = {overlay} if isinstance(overlay, str) else {str(name) for name in overlay}
-    if unknown := sorted(overlay - set(maps)):
-        raise ValueError(
-            f"{who}: overlay must name maps; got {unknown[0]!r}. There are {list(maps)}."
-        )
+    overlay = check_overlay(who, overlay, maps)
     if not 0 < percentile <= 100:
         raise ValueError(
             f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from jaxviz.attribution.ablation import feature_ablation
 from jaxviz.attribution.regions import blurred
 
 
@@ -18,6 +19,17 @@ def test_a_blur_is_scipys_whatever_the_numbers(dtype):  # half a kernel is no in
     assert found.dtype == (jnp.float32 if whole else dtype)
     tolerance = {jnp.float16: 1e-3, jnp.bfloat16: 8e-3}.get(dtype, 1e-5)
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", ">i4", "u8", "i8"])
+def test_segments_are_whole_numbers_of_any_type(dtype):  # as masks in files are
+    x, segments = jnp.arange(12.0).reshape(2, 6), np.array([0, 0, 1, 1, 2, 2], dtype)
+    out = feature_ablation(lambda _, x: x.sum(1, keepdims=True), None, x, 0, segments=segments)
+    np.testing.assert_allclose(out, x.reshape(2, 3, 2).sum(2).repeat(2, 1))
+    if dtype == "i8":  # below 0 is none, however far
+        segments[:2] = -(2**40)
+        out = feature_ablation(lambda _, x: x.sum(1, keepdims=True), None, x, 0, segments=segments)
+        np.testing.assert_allclose(out[:, :2], 0)
 
 
 def test_a_blur_of_booleans_is_a_share():

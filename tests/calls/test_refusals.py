@@ -55,6 +55,8 @@ OUTSIDE = {
     "along an axis": lambda o: jnp.take_along_axis(o, jnp.array([[0], [9]]), 1)[:, 0],
     "take": lambda o: jnp.take(o, 5, axis=1),
     "lax": lambda o: jax.lax.dynamic_index_in_dim(o, 4, 1, keepdims=False),
+    "in a loop": lambda o: jax.lax.map(lambda row: row[9], o),
+    "in a branch": lambda o: jax.lax.cond(True, lambda o: o[:, 9], lambda o: o[:, 0], o),
 }
 INSIDE = {
     "last": (lambda o: o[:, -1], W[:, 2]),
@@ -62,7 +64,19 @@ INSIDE = {
     "labels": (lambda o: o[jnp.arange(2), jnp.array([1, 1])], W[:, 1]),
     "sum": (lambda o: o[:, :2].sum(1), W[:, 0] + W[:, 1]),
     "take": (lambda o: jnp.take(o, 1, axis=1), W[:, 1]),
+    "in a loop": (lambda o: jax.lax.map(lambda row: row[1], o), W[:, 1]),
+    "by a loop's own count": (
+        lambda o: jax.lax.fori_loop(0, 3, lambda k, total: total + o[:, k], 0 * o[:, 0]),
+        W.sum(1),
+    ),
 }
+
+
+def test_labels_in_the_byte_order_of_files_are_taken():
+    big = np.array([2, 0], ">i4")
+    np.testing.assert_array_equal(jv.gradient(net, W, X, big), W[:, [2, 0]].T)
+    with pytest.raises(ValueError, match=r"^gradient: target must be in \[0, 3\).*got 3"):
+        jv.gradient(net, W, X, np.array([3, 0], ">i8"))
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -195,7 +209,10 @@ def test_whole_numbers_of_any_kind_are_one(num):
     np.testing.assert_allclose(out, X * W[:, 1][None], rtol=1e-6)
 
 
-@pytest.mark.parametrize("key", [jax.random.key(1), jax.random.PRNGKey(1), np.array([0, 1], "u4")])
+KEYS = [jax.random.key(1), jax.random.PRNGKey(1), np.array([0, 1], "u4")]
+
+
+@pytest.mark.parametrize("key", [*KEYS, jax.random.PRNGKey(1, impl="rbg")])
 def test_keys_of_both_kinds(key):
     out = jv.smooth_grad(jv.gradient, num_samples=2, noise_scale=jnp.float32(0.1))(
         net, W, X, 1, key=key

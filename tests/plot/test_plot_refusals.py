@@ -207,3 +207,19 @@ def test_infinities_of_both_signs_in_two_channels_are_not_finite():
     one[0, 0, 0] = np.inf, -np.inf
     figure = plot.explanation_sheet(np.ones((1, 4, 4)), {"m": one})
     assert [text.get_text() for text in figure.axes[1].texts] == ["0 to 1"]
+
+
+@pytest.mark.parametrize("bad", [None, True, 5])
+def test_an_overlay_is_names(bad):
+    for draw, given in ((plot.explanation_sheet, IM), (plot.signal_sheet, M[:, 0])):
+        maps = {"m": given[..., 0] if given is IM else given}
+        with pytest.raises(TypeError, match=rf"^{draw.__name__}: overlay must be names of maps"):
+            draw(given, maps, overlay=bad)
+
+
+def test_a_class_far_beyond_all_names_is_told_of():  # not a name for each class below it
+    told = "classes without names must be at most 1,000,000; got index 1000000000"
+    with pytest.raises(ValueError, match=f"^explanation_sheet: {told}"):
+        plot.explanation_sheet(IM, {"m": M}, labels=[0, 10**9])
+    with pytest.raises(ValueError, match=f"^image_grid: {told}"):
+        plot.image_grid(IM, [0, 10**9])
