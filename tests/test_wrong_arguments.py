@@ -362,8 +362,19 @@ METRIC = {
     "fill": ("fill_or_function", 0.0),
     "unit": ("choice", "place"),
     "num_steps": ("count", 2),
+    "fractions": ("sizes", (0.2, 0.5)),
+    "baselines": ("array", ONES[:1]),
+    "perturb": ("function", None),
+    "num_samples": ("count", 2),
+    **dict.fromkeys(["num_points"], ("count", 4)),
+    **dict.fromkeys(["accuracy", "normalize"], ("flag", True)),
+    "threshold": ("positive0", 0.6),
+    "scale": ("positive", 0.2),
+    "hidden": ("array", ONES[..., 0]),
 }
 OWN |= {f"metrics.{name}": METRIC for name in jv.metrics.__all__}
+for _name in ("average_drop", "increase_in_confidence"):  # what fades is no function
+    OWN[f"metrics.{_name}"] = METRIC | {"fill": ("fill", 0.0)}
 
 # Not for users, or of one argument that may be anything.
 EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "rules.guided_rule"}

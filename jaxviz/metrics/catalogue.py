@@ -37,5 +37,22 @@ METRICS: dict[str, Metric] = {
     for metric in (
         Metric("deletion", "faithfulness", LOWER),
         Metric("insertion", "faithfulness", HIGHER),
+        Metric("pixel_flipping", "faithfulness", LOWER),
+        Metric("region_perturbation", "faithfulness", HIGHER),
+        Metric("selectivity", "faithfulness", LOWER),
+        Metric("irof", "faithfulness", HIGHER),
+        Metric("srg", "faithfulness", HIGHER),
+        Metric("sensitivity_n", "faithfulness", HIGHER),
+        Metric("faithfulness_correlation", "faithfulness", HIGHER),
+        Metric("faithfulness_estimate", "faithfulness", HIGHER),
+        Metric("mu_fidelity", "faithfulness", HIGHER),
+        Metric("monotonicity", "faithfulness", HIGHER),
+        Metric("monotonicity_correlation", "faithfulness", HIGHER),
+        Metric("infidelity", "faithfulness", LOWER),
+        Metric("road", "faithfulness", LOWER),
+        Metric("average_drop", "faithfulness", LOWER),
+        Metric("increase_in_confidence", "faithfulness", HIGHER),
+        Metric("pic", "faithfulness", HIGHER),
+        Metric("sufficiency", "faithfulness", HIGHER),
     )
 }

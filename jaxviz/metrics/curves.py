@@ -103,7 +103,7 @@ def deletion(
     """
     units = units_of("deletion", x, attribution, unit=unit, segments=segments,
                      num_segments=num_segments)  # fmt: skip
-    return _deleted("deletion", apply_fn, params, x, units, target, fill, num_steps, order,
+    return deleted("deletion", apply_fn, params, x, units, target, fill, num_steps, order,
                     chunk_size)  # fmt: skip
 
 
@@ -155,25 +155,165 @@ def insertion(
     units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
     rank, steps = units.laid(ranks(units, order)), thresholds(units.counts, num_steps)
     cover = covers(name, fill, x)
-    copy = lambda k: cover(rank > _per_example(steps[k], x))
+    copy = lambda k: cover(rank > per_example(steps[k], x))
     scores, clean = scores_of(name, apply_fn, params, x, target, copy, num_steps, chunk_size)
-    return _curve(jnp.concatenate([scores, clean[None]]), steps, units)
+    return as_curve(jnp.concatenate([scores, clean[None]]), steps, units)
 
 
-def _deleted(name, apply_fn, params, x, units, target, fill, num_steps, order, chunk_size):
-    rank, steps = units.laid(ranks(units, order)), thresholds(units.counts, num_steps)
-    cover = covers(name, fill, x)
-    gone = lambda k: (rank > 0) & (rank <= _per_example(steps[k + 1], x))
-    copy = lambda k: cover(gone(k))
+@metric("num_steps", "order", "chunk_size")
+def pixel_flipping(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    attribution: Any,
+    target: Target = None,
+    *,
+    fill: Any = 0.0,
+    num_steps: int = 20,
+    order: Order = "most_first",
+    chunk_size: int | None = None,
+) -> Curve:
+    """How fast the score falls when single numbers of the input are flipped, the most relevant
+    first: lower is better. It is `deletion` with `unit="number"`.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x, attribution, target: As for `deletion`.
+      fill: As for `deletion`. The paper turns black into white, `fill=-x` for digits in [-1, 1].
+      num_steps: Steps, each of `1 / num_steps` of the numbers; as many as there are flip one each.
+      order, chunk_size: As for `deletion`.
+
+    Returns:
+      A `Curve`, in units of the explained output. Costs `num_steps + 1` forward passes.
+
+    Raises:
+      ValueError: As for `deletion`.
+
+    Example:
+      >>> net = lambda w, x: x @ w
+      >>> w, x = jnp.array([[3.0], [1.0]]), jnp.ones((1, 2))
+      >>> pixel_flipping(net, w, x, jnp.array([[3.0, 1.0]]), 0, num_steps=2).curve.tolist()
+      [[4.0, 1.0, 0.0]]
+
+    Reference:
+      Bach et al. 2015, doi:10.1371/journal.pone.0130140, section "Evaluating heatmaps". Quantus
+      leaves the score of `x` itself out of the curve, and its area is a sum, not a mean.
+    """
+    name = "pixel_flipping"
+    units = units_of(name, x, attribution, unit="number")
+    return deleted(name, apply_fn, params, x, units, target, fill, num_steps, order, chunk_size)
+
+
+class Gain(NamedTuple):
+    """What an order gains over its reverse.
+
+    Attributes:
+      curve: `[N, num_steps + 1]`, `least_first` less `most_first`.
+      area: `[N]`, its mean height, which the metric is.
+      most_first: `[N, num_steps + 1]`, the score while the most relevant go first.
+      least_first: `[N, num_steps + 1]`, the score while the least relevant go first.
+    """
+
+    curve: jax.Array
+    area: jax.Array
+    most_first: jax.Array
+    least_first: jax.Array
+
+    __repr__ = shown
+
+
+@metric("num_steps", "unit", "num_segments", "chunk_size")
+def srg(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    attribution: Any,
+    target: Target = None,
+    *,
+    fill: Any = 0.0,
+    num_steps: int = 20,
+    unit: Unit = "place",
+    segments: Any = None,
+    num_segments: int | None = None,
+    chunk_size: int | None = None,
+) -> Gain:
+    """Symmetric relevance gain, the area between deletion of the least and of the most relevant
+    first: higher is better; 0 is an order that says nothing.
+
+    What a fill does to the score whatever it hides is in both curves, and cancels.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x, attribution, target, fill, num_steps: As for `deletion`.
+      unit, segments, num_segments, chunk_size: As for `deletion`.
+
+    Returns:
+      A `Gain`, in units of the explained output; exactly 0 for a constant map, whose two orders are
+      one. Costs `2 * num_steps` forward passes.
+
+    Raises:
+      ValueError: As for `deletion`.
+
+    Example:
+      >>> net = lambda w, x: x @ w
+      >>> w, x = jnp.array([[3.0], [1.0]]), jnp.ones((1, 2))
+      >>> srg(net, w, x, jnp.array([[3.0, 1.0]]), 0, num_steps=2).area.tolist()
+      [1.0]
+
+    Reference:
+      Bluecher et al. 2024, arXiv:2401.06654, eq. 4.
+    """
+    name = "srg"
+    units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
+    steps, cover = thresholds(units.counts, num_steps), covers(name, fill, x)
+    most, least = (units.laid(ranks(units, order)) for order in ("most_first", "least_first"))
+
+    def copy(k):  # the last step of both is the same
+        rank = jnp.where(k < num_steps, most, least)
+        step = jnp.where(k < num_steps, k + 1, k + 1 - num_steps)
+        return cover((rank > 0) & (rank <= per_example(steps[step], x)))
+
+    num = 2 * num_steps - 1
+    scores, clean = scores_of(name, apply_fn, params, x, target, copy, num, chunk_size)
+    down = scores[:num_steps]
+    most_first = as_curve(jnp.concatenate([clean[None], down]), steps, units)
+    last = jnp.concatenate([clean[None], scores[num_steps:], down[-1:]])
+    least_first = as_curve(last, steps, units)
+    curve = least_first.curve - most_first.curve
+    return Gain(curve, area(curve, steps), most_first.curve, least_first.curve)
+
+
+def deleted(
+    name: str,
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    units: Units,
+    target: Target,
+    fill: Any,
+    num_steps: int,
+    order: Order,
+    chunk_size: int | None,
+    *,
+    each: bool = False,
+) -> Curve:
+    """The curve of `deletion`, of units that are known; in steps of one unit if `each`."""
+    every = jnp.arange(num_steps + 1, dtype=jnp.int32)[:, None]
+    steps = every if each else thresholds(units.counts, num_steps)
+    rank, cover = units.laid(ranks(units, order)), covers(name, fill, x)
+    copy = lambda k: cover((rank > 0) & (rank <= per_example(steps[k + 1], x)))
     scores, clean = scores_of(name, apply_fn, params, x, target, copy, num_steps, chunk_size)
-    return _curve(jnp.concatenate([clean[None], scores]), steps, units)
+    return as_curve(jnp.concatenate([clean[None], scores]), steps, units)
 
 
-def _curve(scores: jax.Array, steps: jax.Array, units: Units) -> Curve:
+def as_curve(scores: jax.Array, steps: jax.Array, units: Units) -> Curve:
     """Scores `[K + 1, N]` as a result."""
     curve = scores.T * units.known.astype(scores.dtype)[:, None]
     return Curve(curve, area(curve, steps))
 
 
-def _per_example(values: jax.Array, x: jax.Array) -> jax.Array:
+def per_example(values: jax.Array, x: jax.Array) -> jax.Array:
+    """`[N or 1]` with the axes of `x`."""
     return values.reshape(-1, *[1] * (x.ndim - 1))

@@ -51,7 +51,8 @@ class Units(NamedTuple):
         """`[N, G]` values of units at their places; 0 where there is no unit."""
         if self.numbers is None:
             return values.reshape(len(values), *self.shape[1:])
-        return per_place(values, self.numbers)
+        rows = max(len(values), len(self.numbers))
+        return per_place(jnp.broadcast_to(values, (rows, values.shape[1])), self.numbers)
 
 
 def units_of(
@@ -179,7 +180,7 @@ def covers(name: str, fill: Any, x: jax.Array) -> Callable[[jax.Array], jax.Arra
     def covered(hidden):
         must = f"{name}: fill must be a function (x, hidden) -> x, of the shape of x, {x.shape}; it"
         try:
-            found = fill(x, hidden)
+            found: Any = fill(x, hidden)
         except Exception as error:  # the function's own, of whatever kind
             if is_ours(error):
                 raise
