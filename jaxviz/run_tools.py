@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, training
+from jaxviz.attribution.feature_maps import default_layer
 from jaxviz.catalogue import METHODS
 from jaxviz.explanation import in_parts, outputs_of
 from jaxviz.folders import why_not
-from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
 from jaxviz.models.registry import variable_shapes
 from jaxviz.own_model import Function, own_model, restored
@@ -262,19 +263,28 @@ def prepared(run: Run, pixels: np.ndarray) -> jax.Array:
 
 
 def run_layers(run: Run) -> tuple[Layer, ...]:
+    return list_layers(function_of(run), run.variables, _one_image(run))
+
+
+def _one_image(run: Run) -> jax.ShapeDtypeStruct:
     x = jax.ShapeDtypeStruct((1, *run.config["input_shape"]), jnp.float32)
-    return list_layers(function_of(run), run.variables, inputs_of(run, x))
+    return inputs_of(run, x)
 
 
 def last_maps(run: Run, *, of_classes: bool = False) -> str:
     """The last maps that no pooling has made coarser yet.
 
     Maps that have one channel a class, as at the end of SqueezeNet, are the net's answers place by
-    place, and count with `of_classes` only.
+    place, and count with `of_classes` only. Where the default layer is a norm it is that: ahead of
+    a norm contributions add up to 0, and a transformer's tokens are no maps.
     """
+    layers = run_layers(run)
+    default = default_layer(function_of(run), run.variables, _one_image(run))
+    if any(layer.name == default and layer.kind in NORM_KINDS for layer in layers):
+        return default
     found = [
         layer
-        for layer in run_layers(run)
+        for layer in layers
         if layer.can_cut and len(layer.shape) == 4 and layer.kind in _MAKES_MAPS
     ]
     inner = [layer for layer in found if layer.shape[-1] != len(run.class_names)]

@@ -183,10 +183,12 @@ def test_images_are_normalised_as_the_published_weights_want_them():
         ("resnet20", "layer3/2/relu_1", "layer3/2/relu_1"),
         ("vgg11", "features/relu_7", "features/relu_7"),  # not the module that ends in a pooling
         ("squeezenet1_1", "features/12/concatenate_0", "classifier/relu_0"),
+        ("swin_t", "norm", "norm"),
+        ("vit_b_32", *2 * ["encoder/layers/encoder_layer_11/ln_1"]),
     ],
 )
 def test_class_activation_maps_are_of_the_last_maps_before_pooling(net, maps, of_classes):
-    run = open_model(None, net)
+    run = open_model(None, net)  # whose weights are shapes yet
     assert last_maps(run) == maps
     assert last_maps(run, of_classes=True) == of_classes
 

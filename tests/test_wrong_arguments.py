@@ -253,7 +253,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "shapley_values": {"segments": ("array!", CELLS)},
     **{
         name: {"x": ("x_or_shape", ONES), "width": ("count", 60), "depth": ("count", 1)}
-        for name in ("layers", "summary", "split", "layer_graph", "receptive_field")
+        for name in "layers summary split layer_graph receptive_field default_layer".split()
     },
     "phases": {"low": ("number", 0.0), "high": ("number", 1.0)},
     "cppn": {

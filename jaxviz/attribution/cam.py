@@ -51,14 +51,16 @@ def grad_cam(
       x: `[N, *space, C]`, floating, or a pytree of such.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
       layer: Name of a layer with places, `[N, *space, channels]` or with its channels where
-        `Layer.channel_axis` says, or several, whose maps are averaged; None is the last one,
-        `jaxviz.default_layer`. `jaxviz.layers` lists them. Where that is a pooling with few places
-        left (3x3 on a net for digits), the layer before it draws finer.
+        `Layer.channel_axis` says, or of tokens `[N, tokens, channels]` where the model shows how
+        they lie (patches of an image; a class token is left out); or several, whose maps are
+        averaged. None is the last one, `jaxviz.default_layer`. `jaxviz.layers` lists them. Where
+        that is a pooling with few places left (3x3 on a net for digits), the layer before it draws
+        finer. Behind a transformer's last attention patches may count no more: maps of 0.
       relu: Whether to keep positive evidence only.
       resize: Whether to bring the map to the spatial size of `x` (or to the size given, `(h, w)`),
         linearly with half-pixel centres; False gives the layer's own resolution.
       reshape: From the layer's output to `[N, *space, channels]`, by moving or dropping numbers:
-        tokens to a grid, channels to the last axis.
+        tokens to a grid, where the model does not show it; channels to the last axis.
 
     Returns:
       `[N, *space]`, signed with `relu=False`, in units of the explained output. Costs the head once

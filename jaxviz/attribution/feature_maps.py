@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxviz.attribution.channels import channel_axis
 from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls import options
+from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import at_least_float32, outputs_of
@@ -92,7 +93,7 @@ def cuts(
         yield Cut(tail, (params, carry), a, maps)
 
 
-@public()
+@public(x=batch_or_shapes)
 def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
     """The layer that class activation maps take where none is named: the last one with places.
 
