@@ -252,9 +252,8 @@ def explain(
     asked = methods_asked(methods)
     calls = calls_of(asked, apply_fn, params, x, layer, key)
     found = explained(apply_fn, params, x, target, calls, classes=classes)
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     options = {title: {k: _plain(v) for k, v in o.items()} for title, (_, o) in asked.items() if o}
-    more = {"layer": layer, "options": options, "key": np.asarray(data).tolist()}
+    more = {"layer": layer, "options": options, "key": _numbers(key).tolist()}
     return dataclasses.replace(found, manifest={**found.manifest, **more})
 
 
@@ -389,7 +388,13 @@ def _digest(tree: Any) -> str:
     """SHA-256 of every leaf's place, type, shape and bytes."""
     told = hashlib.sha256()
     for place, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = _numbers(leaf)
         told.update(f"{jax.tree_util.keystr(place)} {array.dtype} {array.shape} ".encode())
         told.update(np.ascontiguousarray(array).tobytes())
     return f"sha256:{told.hexdigest()}"
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    """An array as NumPy has it; a random key, which a module may hold, by its numbers."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)

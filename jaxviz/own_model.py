@@ -172,8 +172,14 @@ def restored(path: str, params: Any) -> Any:
     given = {_plain(name): array for name, array in _read(path).items()}
     places = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
     if not any(name.startswith("params/") for name in given):
-        if any(name.startswith("params/") for name in places):
-            given = {f"params/{name}": array for name, array in given.items()}
+        if any(name.startswith("params/") for name in places):  # running statistics are elsewhere
+            groups = dict.fromkeys(name.partition("/")[0] for name in places)
+            inside = lambda name: [f"{group}/{name}" for group in groups]
+            at = {
+                name: next((n for n in inside(name) if n in places), f"params/{name}")
+                for name in given
+            }
+            given = {at[name]: array for name, array in given.items()}
     has_groups = any(name.startswith("params/") for name in places)
     needed = {n for n in places if n.startswith("params/")} if has_groups else set(places)
     said = [

@@ -209,7 +209,9 @@ def pictures_in(files: Sequence[str]) -> list[str]:
             path.is_dir()
         ) else [file]  # fmt: skip
         if not inside:
-            raise ValueError(f"there is no picture ({', '.join(PICTURES)}) in {file}.")
+            by_class = any(one.is_dir() for one in path.iterdir())
+            hint = f" Of a subfolder for each class: --data folder:{file}." if by_class else ""
+            raise ValueError(f"there is no picture ({', '.join(PICTURES)}) in {file}.{hint}")
         found += inside
     return found
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -28,10 +29,11 @@ from flax import linen as nn, nnx
 class Net(nnx.Module):
     def __init__(self, rngs):
         self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.norm, self.drop = nnx.BatchNorm(4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
         self.out = nnx.Linear(4, 2, rngs=rngs)
 
     def __call__(self, x):
-        return self.out(nnx.relu(self.conv(x)).mean((1, 2)))
+        return self.out(self.drop(nnx.relu(self.norm(self.conv(x))).mean((1, 2))))
 
 
 def make():
@@ -168,6 +170,20 @@ def test_a_checkpoint_is_found_by_its_names(place, kind, tmp_path):
         restored(str(path), {"params": {"other": {"kernel": jnp.ones(3)}}})
 
 
+def test_a_checkpoint_of_a_whole_module_has_its_running_statistics(place, tmp_path):
+    own = own_model(f"{place}/nets.py:make")
+    whole = nnx.to_pure_dict(own.params["params"])
+    whole = jax.tree.map(lambda a: np.asarray(a) + 1, whole)
+    whole["norm"] |= {"mean": np.full(4, 2.0, np.float32), "var": np.full(4, 3.0, np.float32)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((path := tmp_path / "checkpoint").absolute(), whole)
+    got = restored(str(path), own.params)
+    by_name = {jax.tree_util.keystr(k): a for k, a in jax.tree_util.tree_leaves_with_path(got)}
+    means = [a for name, a in by_name.items() if "mean" in name]
+    np.testing.assert_array_equal(means, [np.full(4, 2.0)])
+    np.testing.assert_array_equal(got["params"]["out"]["kernel"][...], whole["out"]["kernel"])
+
+
 def test_wrong_words_get_one_line(place, capsys):
     nets = f"{place}/nets.py"
     image = ["--images", f"{place}/pictures"]
@@ -188,7 +204,9 @@ def test_wrong_words_get_one_line(place, capsys):
         (["--model", f"{nets}:make", "--checkpoint", nets], "must be a folder of Orbax"),
     ):
         assert told in fails(["explain", *words, *image], capsys)
-    assert "there is no picture" in fails(["explain", "--model", f"{nets}:make", *image], capsys)
+    said = fails(["explain", "--model", f"{nets}:make", *image], capsys)
+    assert "there is no picture" in said
+    assert f"--data folder:{place}/pictures" in said
     assert "a training needs the folders" in fails(
         ["train", "cifar", f"folder:{place}/pictures"], capsys
     )
