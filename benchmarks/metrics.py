@@ -41,7 +41,7 @@ def ours(name, apply_fn, params, x, y, a, step, window, places):
             *args, window=window, num_steps=places
         ),
         "selectivity": lambda: metrics.selectivity(*args, window=window),
-        "irof": lambda: metrics.irof(*args, segments=jv.slic_segments(x, 100), num_segments=110),
+        "irof": lambda: metrics.irof(*args, segments=jv.slic_segments(x, 100)),
         "faithfulness_correlation": lambda: metrics.faithfulness_correlation(
             *args, key=key, num_samples=RUNS, fraction=step / numbers, unit="number"
         ),
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--python", required=True, help="a Python with torch and quantus")
     parser.add_argument("--nets", nargs="+", default=["mnist_a", "cifar"])
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=1)
     asked = parser.parse_args()
     jv.keep_memory()
     peer, threads = Peer(asked.python), os.cpu_count()
