@@ -29,8 +29,8 @@ NETS = {
     "resnet20": ("cifar10", None, 128),
     "squeezenet1_1": ("photographs", None, 10),
 }
-FIRST = ("deletion", "insertion", "sparseness", "max_sensitivity", "random_logit")
-ON_PHOTOGRAPHS = ("pointing_game", "relevance_mass", "auc", "deletion", "insertion", "sparseness")
+FIRST = ("deletion", "insertion")
+ON_PHOTOGRAPHS = ("deletion", "insertion")
 # Of what takes hundreds of passes by default, so that a net takes minutes.
 FEWER = {
     "rise": {"num_samples": 256},
