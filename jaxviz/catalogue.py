@@ -4,8 +4,9 @@ Nothing is imported for the names: a method is, when it is asked for.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jaxviz
 
@@ -48,6 +49,17 @@ class Method(NamedTuple):
     def explain(self) -> Callable:
         """`(apply_fn, params, x, target, ...) -> map`."""
         return _function(self.name, self.wraps, self.scores)
+
+    def made(self, options: Mapping[str, Any]) -> tuple[Callable, dict[str, Any]]:
+        """The method, made anew with those options that its wrapper takes, and the others."""
+        if not self.wraps:
+            return self.explain, dict(options)
+        make = getattr(jaxviz, self.name)
+        own = inspect.signature(make).parameters.keys() & options.keys()
+        rest = {k: v for k, v in options.items() if k not in own}
+        if not own:
+            return self.explain, rest
+        return make(jaxviz.gradient, **{k: options[k] for k in own}), rest
 
     @property
     def moves(self) -> bool:

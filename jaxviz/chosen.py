@@ -121,7 +121,7 @@ def _call(method, options, apply_fn, params, x, whole, layer, key) -> Callable:
             f"explain: methods: {method.name} needs {method.needs}. Pass "
             f"methods={{{method.name!r}: {{{method.needs!r}: ...}}}}."
         )
-    explain = method.explain
+    explain, options = method.made(options)
     if method.layer:
         options = options if layer is None else {"layer": layer, **options}
     elif "layer" in options or (whole and method.moves):

@@ -342,8 +342,9 @@ def _methods(given: Any, apply_fn: Callable, params: Any, x: Any) -> dict[str, C
     """Label -> method, with all that it needs but the key."""
     asked = _named("methods", given, _method)
     for label, (one, options) in asked.items():
-        if not isinstance(one, Method):
-            _refuse_unknown("methods", label, one, options)
+        if isinstance(one, Method):  # `layer` makes any method one of a layer's values
+            one, options = one.made({k: v for k, v in options.items() if k != "layer"})
+        _refuse_unknown("methods", label, one, options)
     found = calls_of(asked, apply_fn, params, x, None, None)
     for label, whole in found.items():
         try:

@@ -270,6 +270,7 @@ def test_the_table_fits_its_width_and_the_pictures_are_drawn(tmp_path):
         (3, size, "methods must be names, functions, pairs"),
         ([(jv.gradient, 3)], size, "each of methods must be a name, function or pair"),
         ((jv.gradient, {"steps": 3}), size, "gradient takes no steps; it takes apply_fn"),
+        ({"smooth_grad": {"samples": 3}}, size, "smooth_grad takes no samples; it takes"),
         (lambda f, p, x: x, size, r"must take \(apply_fn, params, x, target\)"),
         ("expected_gradients", size, "expected_gradients needs baselines"),
         (jv.gradient, inside, "data must have masks for inside; it has none"),
@@ -320,3 +321,11 @@ def test_killed_and_started_again_ends_with_the_same_bytes(tmp_path):
     assert 0 < done < 10
     assert run(out).returncode == 0
     assert contents(out) == contents(whole)
+
+
+def test_options_of_a_wrapper_reach_it_by_name():
+    x, w, _ = inputs()
+    few = {"num_samples": 2, "noise_scale": 0.5}
+    named = jv.evaluate({"smooth_grad": few}, size, net, w, x, key=KEY).scores
+    made = {"smooth_grad": jv.smooth_grad(jv.gradient, **few)}
+    np.testing.assert_array_equal(named, jv.evaluate(made, size, net, w, x, key=KEY).scores)
