@@ -208,13 +208,8 @@ def on_the_planted_set():
     assert (np.asarray(knows_the_mark(w, test.images)).argmax(1) == test.labels).all()
     chance = lambda f, p, x, t, *, key: jax.random.normal(key, x.shape[:3])
     window = {"window": (2, 2), "stride": (2, 2), "fill": 0.5}
-    ways = {
-        "input_x_gradient": jv.input_x_gradient,
-        "integrated_gradients": (jv.integrated_gradients, {"baseline": 0.5, "num_steps": 8}),
-        "occlusion": (jv.occlusion, window),
-        "random": chance,
-        "wrong": lambda f, p, x, t: -jv.integrated_gradients(f, p, x, t, baseline=0.5, num_steps=8),
-    }
+    path = lambda *given: jv.integrated_gradients(*given, baseline=0.5, num_steps=8).sum(-1)
+    ways = {"integrated_gradients": path, "occlusion": (jv.occlusion, window), "random": chance}
     judges = [one for one in METRICS.values() if one.family in ("faithfulness", "localisation")]
     given = {}
     for one in judges:
