@@ -219,8 +219,8 @@ def on_the_planted_set():
     return jv.evaluate(ways, given, knows_the_mark, w, test, target="label", batch_size=32, key=KEY)
 
 
-# Whether every step adds, and whether less of an image is surer: of a model whose evidence only adds
-# up, any order says the same of the one, and none of the other.
+# Whether each step adds, and whether less of an image is surer: of a model whose evidence only adds
+# up, any order passes the one and fails the other.
 BLIND = {"monotonicity", "increase_in_confidence"}
 
 
