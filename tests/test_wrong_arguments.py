@@ -25,7 +25,7 @@ from flax import linen as nn, nnx
 from PIL import Image
 
 import jaxviz as jv
-from jaxviz import data, models, plot, training
+from jaxviz import data, metrics, models, plot, training
 
 
 def net(params, x):
@@ -375,6 +375,39 @@ METRIC = {
 OWN |= {f"metrics.{name}": METRIC for name in jv.metrics.__all__}
 for _name in ("average_drop", "increase_in_confidence"):  # what fades is no function
     OWN[f"metrics.{_name}"] = METRIC | {"fill": ("fill", 0.0)}
+# Metrics: those that explain again take a method first.
+OF_METHODS = [
+    name
+    for name in metrics.__all__
+    if inspect.isfunction(getattr(metrics, name))
+    and "method" in inspect.signature(getattr(metrics, name)).parameters
+]
+ARGUMENTS |= {
+    "mask": ("array", ONES[..., 0]),
+    "b": ("rows", ONES),
+    "boxes": ("array", np.zeros((2, 1, 4), np.float32)),
+    "attributions": ("rows", (ONES, ONES)),
+    "grid": ("sizes", (2, 2)),
+    "shift": ("baseline", 1.0),
+    "level": ("share", 0.95),
+    "radius": ("positive", 0.5),
+    **dict.fromkeys(["tolerance", "threshold"], ("positive0", 1.0)),
+    **dict.fromkeys(["k", "num_top", "num_seeds", "num_bins"], ("count", 2)),
+    **dict.fromkeys(["absolute", "weighted", "normalize"], ("flag", True)),
+    **dict.fromkeys(["perturb", "similarity", "redraw"], ("function", None)),
+}
+for name in OF_METHODS:
+    OWN[f"metrics.{name}"] = OWN[f"metrics.{name}"] | {"method": ("function", jv.gradient)}
+OWN |= {
+    f"metrics.{name}": {"attribution": ("rows", ONES)}
+    for name in ("sparseness", "complexity", "effective_complexity")
+}
+OWN |= {
+    "metrics.boxes_to_masks": {"shape": ("sizes", (8, 8))},
+    "metrics.mosaics": {"target": ("weight", np.array([0, 1]))},
+    "metrics.randomized_layers": {"x": ("x_or_shape", ONES)},
+}
+OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.
 EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "rules.guided_rule"}

@@ -74,7 +74,8 @@ def explanation(
         def run(apply_fn, target_fn, fixed, params, x, target, options):
             chosen = target if target_fn is None else target_fn
             told = {"target": chosen} if takes_target else {}
-            return method(apply_fn, params, x, **told, **dict(fixed), **options)  # type: ignore[call-arg]
+            arguments = {"apply_fn": apply_fn, "params": params, "x": x, **told}
+            return method(**arguments, **dict(fixed), **options)  # type: ignore[call-arg]
 
         run.__name__ = run.__qualname__ = name
 
@@ -86,7 +87,7 @@ def explanation(
                     return of_none(public, bound)
                 apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
                 target = bound.pop("target", None)
-                if "key" in bound:
+                if bound.get("key") is not None:
                     bound["key"] = same_when_batched(bound["key"])
                 apply_fn, params = hold(name, apply_fn, params)
                 if integers:

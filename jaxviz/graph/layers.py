@@ -158,7 +158,7 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
         shape = times + " x ".join(map(str, layer.shape))
         held = f"{layer.num_params:,}" + (f" + {layer.num_state:,}" if layer.num_state else "")
         table.add_row(layer.name, layer.kind, shape, held, _engineering(layer.flops), style=style)
-    sizes = _sizes(params)
+    sizes = leaf_sizes(params)
     trained = sum(n for n, is_state in sizes if not is_state)
     state = sum(n for n, is_state in sizes if is_state)
     flops = sum(node_flops(traced.program, n) for n in traced.program.nodes)
@@ -210,7 +210,7 @@ def _place(found: Sequence[Layer], name: str, who: str) -> int:
 @fact
 def rows(traced: Traced) -> tuple[Row, ...]:
     """The layers of a traced model with their values."""
-    sizes = _sizes(jax.tree.map(traced.program.avals.get, traced.params))
+    sizes = leaf_sizes(jax.tree.map(traced.program.avals.get, traced.params))
     held = jax.tree.leaves(traced.params)
     origin = {v: frozenset({Piece(i, None, sizes[i][0])}) for i, v in enumerate(held)}
     beside = frozenset(jax.tree.leaves(traced.x)) - traced.program.depends
@@ -429,7 +429,7 @@ class _Namer:
             if not any(class_name for _, class_name, _ in body.tags):
                 branch = f"{name}/branch_{number}" if node.kind == "cond" else name
                 inner = (f"<<{branch}>>",)
-            given = _body_operands(node, number, operands)
+            given = body_operands(node, number, operands)
             inside = {
                 v: origin[o]
                 for v, o in zip(body.inputs, given, strict=False)
@@ -457,7 +457,7 @@ def _around(path: str) -> Iterator[str]:
         yield path
 
 
-def _body_operands(node: Node, number: int, operands: list) -> list:
+def body_operands(node: Node, number: int, operands: list) -> list:
     """The operands that a body's inputs stand for."""
     if node.kind == "cond":
         return operands[1:]
@@ -536,7 +536,7 @@ def _floats(params: Any) -> list:
     return [a for a in leaves if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
 
 
-def _sizes(params: Any) -> list[tuple[int, bool]]:
+def leaf_sizes(params: Any) -> list[tuple[int, bool]]:
     """For each leaf of params its count of floating numbers, and whether it is state."""
     has_params = isinstance(params, Mapping) and "params" in params
     sizes = []

@@ -1,0 +1,122 @@
+"""Similarities of attributions beside SciPy's and scikit-image's, with ties, constants and NaN."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, rankdata, spearmanr
+from skimage.metrics import structural_similarity
+
+from jaxviz import metrics
+from jaxviz.metrics.maps import ranks
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(size=(2, 6, 5, 7)).astype(np.float32)
+TIED = np.round(A), np.round(2 * B) / 2
+
+
+@pytest.mark.parametrize(("a", "b"), [(A, B), TIED, (A * 1e-30, B * 1e30)], ids=["", "ties", "far"])
+def test_correlations_are_scipys(a, b):
+    pairs = [(x.ravel().astype(np.float64), y.ravel().astype(np.float64)) for x, y in zip(a, b)]  # noqa: B905
+    for ours, theirs in [
+        (metrics.spearman, lambda x, y: spearmanr(x, y)[0]),
+        (metrics.pearson, lambda x, y: pearsonr(x, y)[0]),
+        (metrics.cosine, lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)),
+    ]:
+        np.testing.assert_allclose(ours(a, b), [theirs(x, y) for x, y in pairs], atol=1e-6)
+
+
+def test_ranks_are_scipys_and_both_zeros_are_equal():
+    rows = np.array([[3.0, -0.0, 0.0, 3.0, -1.0, 3.0]], np.float32)
+    np.testing.assert_array_equal(ranks(jnp.asarray(rows)), rankdata(rows, axis=1))
+
+
+@pytest.mark.parametrize("shape", [(16, 12), (5, 9), (30,), (9, 8, 3)])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_ssim_is_scikit_images(shape, shift):
+    a, b = RNG.normal(size=(2, 3, *shape)) + shift
+    extent = [max(x.max(), y.max()) - min(x.min(), y.min()) for x, y in zip(a, b, strict=True)]
+    channels = {"channel_axis": -1} if len(shape) == 3 else {}
+    theirs = [
+        structural_similarity(x, y, data_range=r, win_size=min(7, min(shape[:2])), **channels)
+        for x, y, r in zip(a, b, extent, strict=True)
+    ]
+    ours = metrics.ssim(a.astype(np.float32), b.astype(np.float32))
+    np.testing.assert_allclose(ours, theirs, atol=2e-5 if not shift else 1e-3)
+
+
+def test_ssim_of_pictures_is_not_that_of_rows_joined_up():
+    # Quantus 0.6.0 flattens: what lies above one another is then far apart.
+    a, b = RNG.normal(size=(2, 16, 16))
+    extent = max(a.max(), b.max()) - min(a.min(), b.min())
+    flat = structural_similarity(a.ravel(), b.ravel(), data_range=extent)
+    picture = structural_similarity(a, b, data_range=extent)
+    ours = metrics.ssim(a[None].astype(np.float32), b[None].astype(np.float32))[0]
+    flattened = metrics.ssim(
+        a.reshape(1, -1).astype(np.float32), b.reshape(1, -1).astype(np.float32)
+    )[0]
+    np.testing.assert_allclose([ours, flattened], [picture, flat], atol=2e-5)
+    assert abs(picture - flat) > 0.01
+
+
+def test_constants_and_nan_have_stated_values():
+    still, moving = np.ones((1, 9), np.float32), np.arange(9, dtype=np.float32)[None]
+    zero, nan = np.zeros((1, 9), np.float32), np.full((1, 9), np.nan, np.float32)
+    for like in (metrics.spearman, metrics.pearson):
+        assert np.isnan(like(still, moving)).all()
+        assert np.isnan(like(0.1 * still, moving)).all()  # whose mean is not 0.1 to the last bit
+    assert np.isnan(metrics.cosine(zero, moving)).all()
+    assert metrics.ssim(still, still).tolist() == [1.0]
+    assert metrics.top_k_overlap(still, zero, k=3).tolist() == pytest.approx([1 / 3])
+    for like in (metrics.spearman, metrics.pearson, metrics.cosine, metrics.ssim):
+        assert np.isnan(like(nan, moving)).all()
+    assert np.isnan(metrics.top_k_overlap(nan, moving, k=3)).all()
+
+
+def test_pytrees_are_their_leaves_together():
+    a, b = ({"u": m[:, :2], "v": m[:, 2:]} for m in (A, B))
+    joined = [np.concatenate([m["u"].reshape(6, -1), m["v"].reshape(6, -1)], 1) for m in (a, b)]
+    np.testing.assert_allclose(metrics.spearman(a, b), metrics.spearman(*joined), rtol=1e-6)
+
+
+def test_top_k_overlap_counts():
+    a, b = A.reshape(6, -1), B.reshape(6, -1)
+    top = lambda row: set(np.argsort(-row)[:10].tolist())
+    ours = metrics.top_k_overlap(a, b, k=10)
+    np.testing.assert_allclose(
+        ours, [len(top(x) & top(y)) / 10 for x, y in zip(a, b, strict=True)], rtol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"^top_k_overlap: k must be in \[1, 35\]"):
+        metrics.top_k_overlap(a, b, k=36)
+
+
+def test_agreement_is_the_mean_with_a_bootstrap_interval():
+    a = RNG.normal(size=(40, 12)).astype(np.float32)
+    noisy = a + RNG.normal(size=a.shape).astype(np.float32)
+    noisy[0] = 1.0  # constant: no correlation
+    out = metrics.agreement([a, noisy, -a], key=jax.random.key(0), num_samples=400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        each = np.array([spearmanr(x, y)[0] for x, y in zip(a, noisy, strict=True)])
+    each = each[~np.isnan(each)]
+    assert out.count[0, 1] == 39
+    assert out.count[0, 2] == 40
+    np.testing.assert_allclose(out.mean[0, 1], each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(out.mean, out.mean.T)
+    np.testing.assert_allclose(np.diag(out.mean), 1, rtol=1e-6)
+    # The normal interval of a mean, from which 400 draws are some hundredths off.
+    error = 1.96 * each.std() / np.sqrt(len(each))
+    np.testing.assert_allclose(out.low[0, 1], each.mean() - error, atol=0.02)
+    np.testing.assert_allclose(out.high[0, 1], each.mean() + error, atol=0.02)
+    with pytest.raises(ValueError, match=r"^agreement: attributions must have one shape"):
+        metrics.agreement([a, a[:, :3]], key=jax.random.key(0))
+
+
+def test_a_similarity_of_ones_own_is_checked():
+    a = [A, B]
+    signs = lambda a, b: jnp.stack([(jnp.sign(x) * jnp.sign(y)).mean() for x, y in zip(a, b)])  # noqa: B905
+    assert metrics.agreement(a, key=jax.random.key(0), similarity=signs).mean.shape == (2, 2)
+    with pytest.raises(ValueError, match=r"^agreement: similarity must be a function"):
+        metrics.agreement(a, key=jax.random.key(0), similarity=lambda a, b: a)
