@@ -91,14 +91,17 @@ def test_maps_are_of_the_last_layer_with_places(name):
 
 @pytest.mark.parametrize("name", SHARED)
 def test_what_was_gained_is_shared(name):  # completeness, from an image of zeros
-    f, variables, x, top, _, gain = explained(name)
+    f, variables, x, top, score, gain = explained(name)
+    near = 1e-5 * np.abs(gain).max() + 1e-6 * np.abs(score).max()  # a gain may be mostly rounding
     out = jv.deep_lift(f, variables, x, top, baseline=jnp.zeros((32, 32, 3)))
-    np.testing.assert_allclose(out.sum((1, 2, 3)), gain, atol=1e-5 * np.abs(gain).max())
+    np.testing.assert_allclose(out.sum((1, 2, 3)), gain, atol=near)
     if name != "swin" or SLOW:
         out = jv.integrated_gradients(f, variables, x, top, num_steps=32)
-        np.testing.assert_allclose(out.sum((1, 2, 3)), gain, atol=0.05 * np.abs(gain).max())
+        np.testing.assert_allclose(out.sum((1, 2, 3)), gain, atol=0.05 * np.abs(gain).max() + near)
     out = jv.occlusion(f, variables, x, top, window=(32, 32), stride=(32, 32))
-    np.testing.assert_allclose(out, np.broadcast_to(gain[:, None, None], out.shape), rtol=1e-4)
+    np.testing.assert_allclose(
+        out, np.broadcast_to(gain[:, None, None], out.shape), rtol=0, atol=near
+    )
 
 
 @pytest.mark.parametrize("name", CONSERVED)
