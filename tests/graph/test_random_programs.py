@@ -60,6 +60,14 @@ def attended(w, x):
     return (weights @ tokens).mean(-1)
 
 
+def divided_late(w, x):
+    """Attention whose weights are divided by their sum after the product."""
+    tokens = x[:, :, None] * w[None, :1]
+    logits = tokens @ tokens.transpose(0, 2, 1)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return ((weights @ tokens) / weights.sum(-1, keepdims=True)).mean(-1)
+
+
 # One to one on the values, each in the spellings that people use.
 POINTWISE = {
     "relu": jax.nn.relu,
@@ -110,6 +118,10 @@ ACROSS = {
     "chosen": lambda w, x: jnp.where(x @ w > 0, x, 0.5 * x),
     "scan": recurrent,
     "attention": lambda w, x: attended(w, rms_norm(x)),
+    "sharp attention": attended,
+    "divided late": lambda w, x: divided_late(w, rms_norm(x)),
+    "slopes": lambda w, x: jnp.where(x > 0, x, w[:1] * x),
+    "slopes by relus": lambda w, x: jax.nn.relu(x) - w[:1] * jax.nn.relu(-x),
 }
 
 
@@ -233,7 +245,7 @@ def test_deep_lift_is_complete_at_any_scale(drawn_net, power, share):
 
 CONSERVING = (
     *("relu", "maximum", "where relu", "capped high", "leaky", "tanh", "abs", "remat"),
-    *("dense", "residual", "gather", "turned", "joined", "windows", "sorted", "top"),
+    *("dense", "residual", "gather", "turned", "joined", "windows", "sorted", "top", "slopes"),
 )
 
 
