@@ -3,6 +3,12 @@ from jaxviz.adapters.equinox import from_equinox as from_equinox
 from jaxviz.adapters.haiku import from_haiku as from_haiku
 from jaxviz.adapters.keras import from_keras as from_keras
 from jaxviz.adapters.nnx import from_nnx as from_nnx
+from jaxviz.attention.flow import (
+    attention_relevance as attention_relevance,
+    attention_rollout as attention_rollout,
+    attention_x_gradient as attention_x_gradient,
+)
+from jaxviz.attention.maps import attentions as attentions
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.cam import (
     cam as cam,

@@ -276,6 +276,26 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "concept_relevance": {"rules": ("table", "epsilon")},
     "top_projections": {"num_images": ("count!", 1)},
 }
+
+
+def attends(params, x):
+    """A net with an attention; the other has none."""
+    tokens = x.reshape(len(x), -1, 2) * params["a"][0]
+    return (jax.nn.softmax(tokens @ tokens.mT) @ tokens).mean(1) @ params["d"]
+
+
+ATTENTION = {
+    "apply_fn": ("model", attends),
+    "layers": ("share_or_none", ["attention_0"]),
+    "query": ("epoch", 0),
+    "fusion": ("choice", "mean"),
+    "discard": ("share0", 0.5),
+}
+OWN |= {
+    name: ATTENTION
+    for name in dir(jv)
+    if name.startswith("attention") and inspect.isfunction(getattr(jv, name))
+}
 # Models of other frameworks.
 KERAS = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
 OWN |= {

@@ -1,0 +1,332 @@
+"""Attentions found in a program: a softmax over keys whose weights sum up values.
+
+A weight is proved from the equations: an exponential, masked or not, divided by its own sum along
+one axis, which, moved about and joined by nothing, is the one axis that a product with values
+contracts. What is not proved is none.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.axes import CHANNELS, Tokens, axes
+from jaxviz.graph.facts import fact
+from jaxviz.graph.interpreter import Node, Program, Value, equation_of, run_node, source
+from jaxviz.graph.names import join_scope
+from jaxviz.graph.roles import leaves
+from jaxviz.graph.split import environment
+from jaxviz.graph.trace import Traced
+
+_COPIES = frozenset(
+    "convert_element_type copy copy_p stop_gradient optimization_barrier name reduce_precision"
+    " device_put sharding_constraint reshard pvary".split()
+)
+_SHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims"})
+_FUSED = frozenset({"pallas_call", "custom_call", "ffi_call", "tpu_custom_call", "triton_call"})
+
+
+class Attention(NamedTuple):
+    """An attention's weights in a program.
+
+    Attributes:
+      name: Of its module or scope, or kind and number.
+      value: The weights, as they multiply the values.
+      order: Their axes: the batch, those that count as heads, the query's (none where there is one
+        query), the key's.
+      heads: How many axes count as heads.
+      count: Examples.
+      tokens: How the keys lie in `x`, where the model shows it.
+      keys_of: The (leaf, axis) of x that the keys are, where they are one.
+    """
+
+    name: str
+    value: Value
+    order: tuple[int, ...]
+    heads: int
+    count: int
+    tokens: Tokens | None
+    keys_of: tuple[int, int] | None
+
+    def read(self, a: jax.Array) -> jax.Array:
+        """The weights as `[N, heads, queries, keys]`."""
+        moved = jnp.transpose(a, self.order)
+        queries = moved.shape[-2] if len(self.order) - self.heads == 3 else 1
+        return moved.reshape(self.count, -1, queries, moved.shape[-1])
+
+    def written(self, a: jax.Array, like: jax.Array) -> jax.Array:
+        """`[N, heads, queries, keys]` as the program has its weights."""
+        shape = [like.shape[axis] for axis in self.order]
+        back = sorted(range(len(shape)), key=self.order.__getitem__)
+        return jnp.transpose(a.reshape(shape), back).astype(like.dtype)
+
+
+@fact
+def found(traced: Traced) -> tuple[Attention, ...]:
+    """The attentions of a traced model in the order in which they run."""
+    search = _Search(traced)
+    rows = [one for node in search.nodes if (one := search.attention(node)) is not None]
+    paths = [path for path, _ in rows]
+    numbers: dict[str, int] = {}
+    named = []
+    for path, attention in rows:
+        number = numbers[path] = numbers.get(path, -1) + 1
+        stem = f"{path}/attention_{number}" if path else f"attention_{number}"
+        named.append(attention._replace(name=path if path and paths.count(path) == 1 else stem))
+    return tuple(named)
+
+
+def hidden(traced: Traced) -> str | None:
+    """Where a kernel may hide an attention: what it is called and its line."""
+    for name, node in _kernels(traced.program):
+        return f"{name} at {source(node)}"
+    return None
+
+
+def _kernels(program: Program):
+    for node in leaves(program.nodes):
+        name = equation_of(node).primitive.name
+        if name in _FUSED or "dot_product_attention" in name:
+            yield name, node
+        for body in node.bodies:
+            yield from _kernels(body)
+
+
+def run(
+    traced: Traced, arguments: Sequence[Any], change: Mapping[Value, Callable]
+) -> dict[Value, Any]:
+    """All values of a model, some weights changed: `change[value](a)` stands for `a`."""
+    env = environment(traced.program, arguments)
+    for node in leaves(traced.program.nodes):
+        run_node(node, env)
+        for value in node.outputs:
+            if value in change:
+                env[value] = change[value](env[value])
+    return env
+
+
+class _Search:
+    def __init__(self, traced: Traced):
+        self.program = traced.program
+        self.known = axes(traced)
+        self.nodes = list(leaves(traced.program.nodes))
+        self.made = {v: n for n in self.nodes for v in n.outputs}
+        self.readers: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in node.inputs:
+                self.readers.setdefault(value, []).append(node)
+
+    def moving(self, node: Node) -> list[Value]:
+        return [v for v in node.inputs if v in self.program.depends]
+
+    def attention(self, node: Node) -> tuple[str, Attention] | None:
+        """The attention whose softmax ends at a node, with its path."""
+        key = self.softmax_axis(node)
+        if key is None or not self.compares(node.outputs[0], key):
+            return None
+        value = node.outputs[0]
+        rank = len(self.program.avals[value].shape)
+        met = self.product(value, tuple(frozenset({a}) for a in range(rank)), key)
+        if met is None:
+            return None
+        value, batched = met
+        labels = self.known.labels.get(value) or (None,) * rank
+        shape = self.program.avals[value].shape
+        batch = self.known.batch(value)
+        if batch is None:
+            count = self.known.count
+            batch = next((a for a in range(rank) if a != key and shape[a] == count), None)
+        if batch is None or batch == key or shape[batch] % max(self.known.count, 1):
+            return None
+        rest = [a for a in range(rank) if a not in (batch, key)]
+        free = [a for a in rest if a not in batched]
+        placed = [a for a in free if isinstance(labels[a], (tuple, Tokens))]
+        query = (placed or free or [None])[-1]
+        # Heads that share keys follow one another, as they do in what the queries were cut from.
+        heads = sorted((a for a in rest if a != query), key=lambda a: a not in batched)
+        order = (batch, *heads, *([] if query is None else [query]), key)
+        label = labels[key]
+        attention = Attention(
+            name="",
+            value=value,
+            order=order,
+            heads=len(heads),
+            count=self.known.count,
+            tokens=label if isinstance(label, Tokens) else None,
+            keys_of=label if isinstance(label, tuple) else None,
+        )
+        return join_scope(node.scope), attention
+
+    def softmax_axis(self, node: Node) -> int | None:
+        """The axis along which what a node makes are positive numbers divided by their sum."""
+        name = equation_of(node).primitive.name
+        if node.bodies or node.outputs[0] not in self.program.depends:
+            return None
+        if name == "div" and all(isinstance(o, int) for o in node.operands):
+            return self.share_of(*node.operands)
+        if name == "mul" and len(self.moving(node)) == 2:  # exp(x) * (1 / sum)
+            for part, other in (node.operands, node.operands[::-1]):
+                inverse = self.made.get(self.root(other))
+                if inverse is None:
+                    continue
+                made, params = equation_of(inverse).primitive.name, equation_of(inverse).params
+                if made == "div" and isinstance(inverse.operands[1], int):
+                    if self.moving(inverse) == [inverse.operands[1]]:
+                        return self.share_of(part, inverse.operands[1])
+                if made == "integer_pow" and params["y"] == -1:
+                    return self.share_of(part, inverse.operands[0])
+        if name in ("exp", "exp2"):  # of the scores less the logarithm of their sum
+            return self.log_share(node)
+        return None
+
+    def log_share(self, node: Node) -> int | None:
+        less = self.made.get(self.copied(node.operands[0]))
+        if less is None or less.kind != "sub" or len(self.moving(less)) != 2:
+            return None
+        scores, log = less.operands[0], self.made.get(self.root(less.operands[1]))
+        if log is None or equation_of(log).primitive.name != "log":
+            return None
+        total = self.made.get(self.root(log.operands[0]))
+        if total is None or equation_of(total).primitive.name != "reduce_sum":
+            return None
+        exp = self.made.get(self.copied(total.operands[0]))
+        gone = equation_of(total).params["axes"]
+        if exp is None or equation_of(exp).primitive.name != "exp" or len(gone) != 1:
+            return None
+        return gone[0] if self.copied(exp.operands[0]) == self.copied(scores) else None
+
+    def share_of(self, part: Any, total: Any) -> int | None:
+        """The one axis that a value, made by an exponential, is summed over to its divisor."""
+        shape = self.program.avals[part].shape
+        summed = self.made.get(self.root(total))
+        if summed is None or equation_of(summed).primitive.name != "reduce_sum":
+            return None
+        gone = equation_of(summed).params["axes"]
+        whole: Any = summed.operands[0]
+        same = {self.copied(part), self.masked(part)} & {self.copied(whole), self.masked(whole)}
+        if len(gone) != 1 or not same or self.program.avals[whole].shape != shape:
+            return None
+        exp = self.made.get(self.masked(part))
+        if exp is None or equation_of(exp).primitive.name not in ("exp", "exp2"):
+            return None
+        return gone[0]
+
+    def copied(self, value: Any) -> Any:
+        return self._back(value, _COPIES)
+
+    def masked(self, value: Any) -> Any:
+        """What was masked, by a choice or zeros and ones, in the places where it was."""
+        return self._back(value, _COPIES | {"select_n", "mul"})
+
+    def root(self, value: Any) -> Any:
+        """What was stretched, and kept above zero."""
+        return self._back(value, _COPIES | _SHAPING | {"max", "add", "select_n"})
+
+    def _back(self, value: Any, through: frozenset[str]) -> Any:
+        while (node := self.made.get(value)) is not None and not node.bodies:
+            floats = [v for v in self.moving(node) if self.is_float(v)]
+            if equation_of(node).primitive.name not in through or len(floats) != 1:
+                break
+            value = floats[0]
+        return value
+
+    def is_float(self, value: Value) -> bool:
+        return jnp.issubdtype(self.program.avals[value].dtype, jnp.inexact)
+
+    def compares(self, value: Value, key: int) -> bool:
+        """Whether the keys are something of x: not the classes or experts of a dense layer."""
+        labels = self.known.labels.get(value)
+        return not (labels and labels[key] == CHANNELS)
+
+    def product(
+        self, value: Value, parts: tuple[frozenset[int], ...], key: int, whole: bool = True
+    ) -> tuple[Value, set[int]] | None:
+        """Follows weights to their product with values.
+
+        Args:
+          value: The weights, or what was made of them by moving them about.
+          parts: For each of its axes, of which of the weights' own it is a part or is made.
+          key: The weights' axis of keys.
+          whole: Whether it still has the weights' own axes.
+
+        Returns:
+          `(value, axes)`: the weights as they enter the product but for their layout, and those of
+          their axes that the values have too.
+        """
+        avals = self.program.avals
+        for node in self.readers.get(value, ()):
+            name, params = equation_of(node).primitive.name, equation_of(node).params
+            if name == "dot_general":
+                if (batched := self.contracted(node, value, parts, key)) is not None:
+                    return value, batched
+                continue
+            if node.bodies or len(node.outputs) != 1 or not self.is_float(node.outputs[0]):
+                continue
+            out = node.outputs[0]
+            floats = [v for v in self.moving(node) if self.is_float(v)]
+            if floats != [value]:
+                continue
+            if name in _COPIES or name in ("mul", "div", "select_n"):
+                if avals[out].shape != avals[value].shape:
+                    continue
+                met = self.product(out, parts, key, whole)
+                if met is not None:
+                    return met if whole else (value, met[1])
+                continue
+            moved = _moved(name, params, parts, avals[value].shape, avals[out].shape)
+            if moved is None:
+                continue
+            met = self.product(out, moved, key, False)
+            if met is not None:
+                return value, met[1]
+        return None
+
+    def contracted(self, node, value, parts, key) -> set[int] | None:
+        """Of the weights' axes those that a product shares, if it sums over the keys alone."""
+        gone, batched = equation_of(node).params["dimension_numbers"]
+        for side in (0, 1):
+            other = node.operands[1 - side]
+            if node.operands[side] != value or other == value or other not in self.program.depends:
+                continue
+            keys = [a for a in gone[side] if parts[a]]
+            if len(keys) == 1 and parts[keys[0]] == {key}:
+                return set().union(*(parts[a] for a in batched[side]))
+        return None
+
+
+def _moved(name, params, parts, before, after):
+    """The parts of a value's axes after it was moved about; None where that is not known."""
+    if name == "transpose":
+        return tuple(parts[a] for a in params["permutation"])
+    if name == "squeeze":
+        return tuple(p for a, p in enumerate(parts) if a not in params["dimensions"])
+    if name == "broadcast_in_dim":
+        found = [frozenset()] * len(after)
+        for a, place in enumerate(params["broadcast_dimensions"]):
+            found[place] = parts[a] if before[a] == after[place] else frozenset()
+        return tuple(found)
+    if name == "reshape" and params.get("dimensions") is None:
+        return _regrouped(parts, before, after)
+    return None
+
+
+def _regrouped(parts, before, after):
+    """Axes joined or divided by a reshape: each has a part of all that were joined."""
+    found = [frozenset()] * len(after)
+    i = j = 0
+    while i < len(before) and j < len(after):
+        first, start, a, b = i, j, before[i], after[j]
+        while a != b:
+            if a < b:
+                i += 1
+                a *= before[i]
+            else:
+                j += 1
+                b *= after[j]
+        i, j = i + 1, j + 1
+        joint = frozenset().union(*parts[first:i])
+        for k in range(start, j):
+            if j - start == 1 or after[k] > 1:
+                found[k] = joint
+    return tuple(found)
