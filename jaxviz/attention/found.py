@@ -33,9 +33,9 @@ class Attention(NamedTuple):
     Attributes:
       name: Of its module or scope, or kind and number.
       value: The weights, as they multiply the values.
-      order: Their axes: the batch, those that count as heads, the query's (none where there is one
-        query), the key's.
-      heads: How many axes count as heads.
+      order: Their axes: the batch (none where one example was squeezed), those that count as heads,
+        the query's, the key's.
+      one_query: Whether there is no axis of queries.
       count: Examples.
       tokens: How the keys lie in `x`, where the model shows it.
       keys_of: The (leaf, axis) of x that the keys are, where they are one.
@@ -44,7 +44,7 @@ class Attention(NamedTuple):
     name: str
     value: Value
     order: tuple[int, ...]
-    heads: int
+    one_query: bool
     count: int
     tokens: Tokens | None
     keys_of: tuple[int, int] | None
@@ -52,7 +52,7 @@ class Attention(NamedTuple):
     def read(self, a: jax.Array) -> jax.Array:
         """The weights as `[N, heads, queries, keys]`."""
         moved = jnp.transpose(a, self.order)
-        queries = moved.shape[-2] if len(self.order) - self.heads == 3 else 1
+        queries = 1 if self.one_query else moved.shape[-2]
         return moved.reshape(self.count, -1, queries, moved.shape[-1])
 
     def written(self, a: jax.Array, like: jax.Array) -> jax.Array:
@@ -137,7 +137,9 @@ class _Search:
         if batch is None:
             count = self.known.count
             batch = next((a for a in range(rank) if a != key and shape[a] == count), None)
-        if batch is None or batch == key or shape[batch] % max(self.known.count, 1):
+        if batch == key or (batch is None and self.known.count != 1):
+            return None
+        if batch is not None and shape[batch] % max(self.known.count, 1):
             return None
         rest = [a for a in range(rank) if a not in (batch, key)]
         free = [a for a in rest if a not in batched]
@@ -145,13 +147,13 @@ class _Search:
         query = (placed or free or [None])[-1]
         # Heads that share keys follow one another, as they do in what the queries were cut from.
         heads = sorted((a for a in rest if a != query), key=lambda a: a not in batched)
-        order = (batch, *heads, *([] if query is None else [query]), key)
+        order = tuple(a for a in (batch, *heads, query, key) if a is not None)
         label = labels[key]
         attention = Attention(
             name="",
             value=value,
             order=order,
-            heads=len(heads),
+            one_query=query is None,
             count=self.known.count,
             tokens=label if isinstance(label, Tokens) else None,
             keys_of=label if isinstance(label, tuple) else None,
@@ -225,11 +227,24 @@ class _Search:
 
     def _back(self, value: Any, through: frozenset[str]) -> Any:
         while (node := self.made.get(value)) is not None and not node.bodies:
-            floats = [v for v in self.moving(node) if self.is_float(v)]
+            floats = self.numbers(node)
             if equation_of(node).primitive.name not in through or len(floats) != 1:
                 break
             value = floats[0]
         return value
+
+    def numbers(self, node: Node) -> list[Value]:
+        """What of x a node reads, but for choices: masks, made into zeros and ones or not."""
+        found = []
+        for value in filter(self.is_float, self.moving(node)):
+            start = value
+            while (made := self.made.get(start)) is not None and len(made.inputs) == 1:
+                if equation_of(made).primitive.name not in _SHAPING | {"convert_element_type"}:
+                    break
+                start = made.inputs[0]
+            if self.is_float(start):
+                found.append(value)
+        return found
 
     def is_float(self, value: Value) -> bool:
         return jnp.issubdtype(self.program.avals[value].dtype, jnp.inexact)
@@ -264,11 +279,15 @@ class _Search:
             if node.bodies or len(node.outputs) != 1 or not self.is_float(node.outputs[0]):
                 continue
             out = node.outputs[0]
-            floats = [v for v in self.moving(node) if self.is_float(v)]
-            if floats != [value]:
+            if self.numbers(node) != [value]:
                 continue
-            if name in _COPIES or name in ("mul", "div", "select_n"):
-                if avals[out].shape != avals[value].shape:
+            cut = name == "slice" and whole  # a place that no value is for, which takes the rest
+            if name in _COPIES or name in ("mul", "div", "select_n") or cut:
+                sides = zip(avals[out].shape, avals[value].shape, strict=False)
+                if [a for a, (n, m) in enumerate(sides) if n != m] not in (
+                    [],
+                    [key] if cut else [],
+                ):
                     continue
                 met = self.product(out, parts, key, whole)
                 if met is not None:

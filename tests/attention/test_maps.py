@@ -154,8 +154,28 @@ def pooled():  # one learned query, from the scores less the logarithm of their 
     return net, W[0, 0], None, softmax(np.asarray(X) @ np.asarray(W[0, 0]))[:, None, None]
 
 
+def masked_by_numbers():  # zeros and ones of x itself
+    def net(_, x):
+        kept = (x[..., 0] > 0).astype(x.dtype)
+        weights = jnp.exp(x @ x.mT) * kept[:, None]
+        return (weights / (weights.sum(-1, keepdims=True) + 1e-9)) @ x
+
+    kept = np.asarray(X)[..., 0] > 0
+    scores = np.where(kept[:, None], np.einsum("nqd,nkd->nqk", X, X), -1e30)
+    return net, None, None, np.where(kept[:, None], softmax(scores), 0)[:, None]
+
+
+def sink():  # a place beside the keys takes what attention is not needed
+    def net(_, x):
+        scores = jnp.concatenate([x @ x.mT, jnp.ones((3, 5, 1))], -1)
+        return jax.nn.softmax(scores)[..., :-1] @ x
+
+    scores = np.concatenate([np.einsum("nqd,nkd->nqk", X, X), np.ones((3, 5, 1))], -1)
+    return net, None, None, softmax(scores)[:, None, :, :-1]
+
+
 ALL = [linen, nnx_, equinox, keras, haiku, by_hand, scanned, library, one_head_of_keys]
-ALL += [windows, where, pooled]
+ALL += [windows, where, pooled, masked_by_numbers, sink]
 
 
 @pytest.mark.parametrize("made", ALL, ids=lambda made: made.__name__)
@@ -178,6 +198,12 @@ def test_attention_across_inputs_and_batches_elsewhere():
     last = lambda _, x: jax.vmap(lambda x: jax.nn.softmax(x @ x.T) @ x, 2)(jnp.moveaxis(x, 0, 2))
     (found,) = jv.attentions(last, None, X).values()
     np.testing.assert_allclose(found[:, 0], softmax(np.asarray(X) @ np.asarray(X.mT)), atol=2e-6)
+
+
+def test_one_example_may_lose_its_axis():
+    net = lambda _, x: (jax.nn.softmax(x[0] @ x[0].T) @ x[0])[None]
+    (found,) = jv.attentions(net, None, X[:1]).values()
+    np.testing.assert_allclose(found[:, 0], softmax(np.asarray(X[:1] @ X[:1].mT)), atol=2e-6)
 
 
 NONE = {
