@@ -25,6 +25,7 @@ def attention_rollout(
     apply_fn: Callable,
     params: Any,
     x: Any,
+    target: Target = None,
     *,
     layers: Sequence[str] | None = None,
     fusion: Literal["mean", "max", "min"] = "mean",
@@ -41,6 +42,8 @@ def attention_rollout(
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree, handed on untouched.
       x: `[N, ...]` or a pytree of such; token ids too.
+      target: Not used: the map is the same for every class. Taken so that all methods are called
+        alike.
       layers: Names of `attentions` to take; None takes all. They must be self-attentions over the
         same tokens.
       fusion: How heads become one.
@@ -60,7 +63,7 @@ def attention_rollout(
       ValueError: The model has no attention, or those taken are not over the same tokens.
 
     Example:
-      >>> net = lambda w, x: jax.nn.softmax(x @ x.mT) @ x
+      >>> net = lambda w, x: (jax.nn.softmax(x @ x.mT) @ x).sum(1)
       >>> attention_rollout(net, None, jnp.ones((1, 2, 3)), query=0).tolist()
       [[0.75, 0.25]]
 

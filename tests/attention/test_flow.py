@@ -56,7 +56,7 @@ def test_rollout_is_the_papers(fusion):
         total = a / a.sum(-1, keepdims=True) @ total
     out = jv.attention_rollout(net, W, X, fusion=fusion, discard=0.5, query=2)
     np.testing.assert_allclose(out, total[:, 2], atol=1e-5)
-    out = jv.attention_rollout(net, W, X, fusion=fusion)
+    out = jv.attention_rollout(net, W, X, 1, fusion=fusion)
     np.testing.assert_allclose(out.sum(1), 1, atol=1e-5)
 
 
