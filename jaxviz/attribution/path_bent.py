@@ -70,9 +70,9 @@ def guided_integrated_gradients(
     Reference:
       Kapishnikov et al. 2021, arXiv:2106.09788, algorithm 1, defaults as in its authors' code. The
       fraction is of all inputs, those that already moved as far as they may counted last, as there.
-    The path is theirs; they take the gradient where a step starts. Behind a maximum the path moves
-    whoever does not win until it wins, and so on: each step starts where what it moves has no
-    gradient, and a part of the score is in no step, however many there are.
+      The path is theirs; they take the gradient where a step starts. Behind a maximum the path
+      moves whoever does not win until it wins, and so on: each step starts where what it moves has
+      no gradient, and a part of the score is in no step, however many there are.
     """
     name = "guided_integrated_gradients"
     check_one_array(name, x)

@@ -81,11 +81,13 @@ def weighed(rule: Rule) -> tuple[Rule, Rule]:
     Returns:
       A rule for the product and one for the quotient.
     """
-    least, epsilon = getattr(rule, "least", None), getattr(rule, "epsilon", 0.0)
+    least: int | None = getattr(rule, "least", None)
+    epsilon: float = getattr(rule, "epsilon", 0.0)
 
     def part(role: str) -> float:
         """The weights' part beside a factor of that role."""
-        weights, other = (rank if rank >= least else 0 for rank in map(ROLES.index, ("gate", role)))
+        ranks = map(ROLES.index, ("gate", role))
+        weights, other = (rank if rank >= (least or 0) else 0 for rank in ranks)
         return 0.5 if weights == other else float(weights < other)
 
     def weighs(op: Op) -> Callable:
@@ -97,8 +99,7 @@ def weighed(rule: Rule) -> tuple[Rule, Rule]:
         mine = part(op.roles[other])
 
         def tangent(inputs, tangents):
-            given = list(tangents)
-            given[weights] = tangents[weights] * mine
+            given = [t * mine if i == weights else t for i, t in enumerate(tangents)]
             given[other] = contribution(inputs[other], tangents[other]) * (1 - mine)
             return derivative(op, inputs, given)
 
