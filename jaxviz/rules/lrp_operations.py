@@ -99,7 +99,8 @@ def weighed(rule: Rule) -> tuple[Rule, Rule]:
         mine = part(op.roles[other])
 
         def tangent(inputs, tangents):
-            given = [t * mine if i == weights else t for i, t in enumerate(tangents)]
+            given = list(tangents)
+            given[weights] = tangents[weights] * mine  # type: ignore[operator]
             given[other] = contribution(inputs[other], tangents[other]) * (1 - mine)
             return derivative(op, inputs, given)
 
