@@ -267,7 +267,7 @@ words, vectors = normal(N, 5, 4), normal(N, 6, seed=3)
 images = normal(N, 4, 4, 3, seed=4)
 
 ROWS = {
-    "vit": lambda: Row(vit, VIT, images, "finite", cam=("conv_0", -1)),
+    "vit": lambda: Row(vit, VIT, images, "finite", cam=("conv_0", -1), grid=(2, 2)),
     "causal_lm": lambda: Row(
         causal,
         matrices(*[(4, 4)] * 4, (4, 8), (8, 4), (4, 3)),

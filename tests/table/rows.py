@@ -20,6 +20,7 @@ class Row(NamedTuple):
         of f(0) = 0 or a product, which is halved. "finite" where something takes a part of it.
       refuses: The methods that refuse it by name, for something in it has no rule.
       cam: A layer with maps, for Grad-CAM, and the axis of its channels.
+      grid: The image's patches that its places are, where they lie in one axis.
       baseline: For paths and differences; None is zeros.
       relaxed: Whether the framework's own code needs JAX's lax promotion.
       known: What is known not to hold, and why.
@@ -31,6 +32,7 @@ class Row(NamedTuple):
     lrp: str = "sum"
     refuses: tuple[str, ...] = ()
     cam: tuple[str, int] | None = None
+    grid: tuple[int, ...] = ()
     baseline: Any = None
     relaxed: bool = False
     known: Mapping[str, str] = {}

@@ -86,7 +86,8 @@ def plain(row):
         g = jax.grad(lambda a: tail((params, carry), a)[:, 1].sum())(a)
         a, g = (jnp.moveaxis(b, channels, -1) for b in (a, g))
         space = tuple(range(1, a.ndim - 1))
-        out["grad_cam"] = (a * g.mean(space, keepdims=True)).sum(-1)
+        heat = (a * g.mean(space, keepdims=True)).sum(-1)
+        out["grad_cam"] = heat.reshape(len(heat), *(row.grid or heat.shape[1:]))
     return out
 
 
