@@ -8,7 +8,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "inputs.md"
 
 def test_the_examples_of_the_page_run():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     found = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, PAGE.name, "exec"), found)
