@@ -306,7 +306,7 @@ def explained(
         check_function("explain", x, model(apply_fn, params, x).shape, target)
 
     # None and one class for all stay what they are, for the numbers of the methods' own calls.
-    each = chosen if np.ndim(target) == 1 else None
+    each = chosen if not callable(target) and np.ndim(target) == 1 else None
     alone = isinstance(target, str) and chosen is not None
     given = int(chosen[0]) if alone else target  # type: ignore[index]
 

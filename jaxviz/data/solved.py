@@ -156,7 +156,7 @@ def planted_pairs(
     shares, known = np.zeros((num_images, size), np.float32), np.zeros((num_images, size), bool)
     shares[rows, first], shares[rows, second] = (together + alone) / 2, (together - alone) / 2
     known[rows, first] = known[rows, second] = True
-    masks = known.reshape(x.shape).any(-1)
+    masks = np.any(known.reshape(x.shape), axis=-1)
     return Solved(np.asarray(x), labels, masks, apply_fn, params, base, shares.reshape(x.shape))
 
 

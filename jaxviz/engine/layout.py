@@ -154,8 +154,9 @@ def channels_last(
     laid = {}
     for option in _LIKE_X:
         value = options.get(option)
-        for_all = structure != ONE and np.ndim(value) == 0 and _is_array(value)
-        if value is None or callable(value) or for_all:
+        if value is None or callable(value):
+            continue
+        if structure != ONE and np.ndim(value) == 0 and _is_array(value):  # one for all leaves
             continue
         if option == "baseline" and jax.tree.structure(value) not in (structure, ONE):
             continue  # which the method refuses

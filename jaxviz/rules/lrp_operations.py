@@ -99,9 +99,11 @@ def weighed(rule: Rule) -> tuple[Rule, Rule]:
         mine = part(op.roles[other])
 
         def tangent(inputs, tangents):
+            # Both move, so neither tangent is None.
             given = list(tangents)
+            theirs = contribution(inputs[other], tangents[other])
             given[weights] = tangents[weights] * mine  # type: ignore[operator]
-            given[other] = contribution(inputs[other], tangents[other]) * (1 - mine)
+            given[other] = theirs * (1 - mine)  # type: ignore[operator]
             return derivative(op, inputs, given)
 
         return replaced(op, tangent)
