@@ -29,7 +29,7 @@ def methods_asked(given: Any) -> Asked:
     if isinstance(given, Mapping) and given:
         pairs = list(given.items())
     elif isinstance(given, (list, tuple)) and given:
-        pairs = [(one if isinstance(one, str) else _title(one), one) for one in given]
+        pairs = [(one if isinstance(one, str) else label_of(one), one) for one in given]
     else:
         raise refused("explain", "methods", must, given, 'One is ["saliency"].')
     found: Asked = {}
@@ -43,14 +43,15 @@ def methods_asked(given: Any) -> Asked:
                 f"explain: methods must have titles that differ; {title!r} comes twice. Pass a "
                 "mapping from titles to explanations."
             )
-        method = one if callable(one) else _named(title if of_name else one)
+        method = one if callable(one) else method_named(title if of_name else one)
         found[title] = method, dict(one) if of_name else {}
     return found
 
 
-def _title(method: Any) -> str:
+def label_of(method: Any) -> str:
+    """The name of a function, of what a partial binds too."""
     if isinstance(method, functools.partial):
-        return _title(method.func)
+        return label_of(method.func)
     return getattr(method, "__name__", type(method).__name__)
 
 
@@ -63,7 +64,8 @@ def _explains(method: Any) -> bool:
         return False
 
 
-def _named(name: str) -> Method:
+def method_named(name: str) -> Method:
+    """The method of that name; a name that there is not is an error with the nearest one."""
     known = {method.name: method for method in listed()}
     if name not in known:
         raise ValueError(f"explain: methods: {no_such('method', name, known)}.")

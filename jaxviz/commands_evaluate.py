@@ -3,22 +3,20 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
 from jaxviz.run_tools import (
     Picture,
     bound,
-    class_index,
     counted,
     folder_of,
     function_of,
     images_and_labels,
     inputs_of,
     open_model,
+    over_whole_set,
     with_weights,
     writable,
     write_pictures,
@@ -50,9 +48,7 @@ def evaluate(
     """Judges methods on the test images of a data set; scores are kept, and gone on with."""
     started = time.perf_counter()
     run = open_model(model, net, weights, own, checkpoint, input_shape)
-    explained: Any = target
-    if target is not None and target != "label":
-        explained = class_index(target, run.class_names)
+    options = over_whole_set(run, target, batch_size, seed)
     place = writable(Path(out or folder_of(model, net, own, "evaluation")))
     where = {"folder": data_folder, "download": not no_download}
     x, y = images_and_labels(run, own or model or net, data, examples, **where)
@@ -63,11 +59,8 @@ def evaluate(
         function_of(run),
         run.variables,
         (np.asarray(inputs_of(run, x)), y),
-        target=explained,
         out=place / _STORE,
-        batch_size=batch_size,
-        mesh=jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None,
-        key=jax.random.key(seed),
+        **options,
     )
     (place / _TABLE).write_text(found.table() + "\n")
     pictures = [Picture("ranks.png", "the rank of each method by each metric", found.figure())]

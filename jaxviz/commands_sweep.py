@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from jaxviz.run_tools import (
     images_and_labels,
     inputs_of,
     open_model,
+    over_whole_set,
     with_weights,
     writable,
     write_pictures,
@@ -55,9 +55,7 @@ def sweep(
     """Explains every test image of a data set by a run, into a store."""
     started = time.perf_counter()
     run = open_model(model, net, weights, own, checkpoint, input_shape)
-    explained: Any = target
-    if target is not None and target != "label":
-        explained = class_index(target, run.class_names)
+    options = over_whole_set(run, target, batch_size, seed)
     place = Path(out or folder_of(model, net, own, "sweep"))
     if place.suffix == ".npz":  # one file, for `jaxviz.sweep`; here words stand beside the store
         raise ValueError(f"--out must be a folder; got {place}. Leave .npz off.")
@@ -70,12 +68,9 @@ def sweep(
         function_of(run),
         run.variables,
         (np.asarray(inputs_of(run, x)), y),
-        target=explained,
         out=place,
-        batch_size=batch_size,
         dtype=dtype,
-        mesh=jax.make_mesh((jax.device_count(),), ("data",)) if jax.device_count() > 1 else None,
-        key=jax.random.key(seed),
+        **options,
     )
     source = {"model": model, "net": net, "data": data or run.data, "data_folder": data_folder}
     if own is not None:

@@ -260,6 +260,17 @@ def images_and_labels(
     return found.images[:examples], found.labels[:examples]
 
 
+def over_whole_set(run: Run, target: str | None, batch_size: int, seed: int) -> dict[str, Any]:
+    """What `sweep` and `evaluate` take alike: target, batches, devices and key, by keyword."""
+    devices = jax.device_count()
+    return {
+        "target": target if target in (None, "label") else class_index(target, run.class_names),
+        "batch_size": batch_size,
+        "mesh": jax.make_mesh((devices,), ("data",)) if devices > 1 else None,
+        "key": jax.random.key(seed),
+    }
+
+
 def prepared(run: Run, pixels: np.ndarray) -> jax.Array:
     return jax.device_put(inputs_of(run, pixels))
 

@@ -12,8 +12,8 @@ from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, outputs_of, stacked
 from jaxviz.metrics.explaining import explainer, norm, numbers
-from jaxviz.metrics.maps import in_rows, nan_where_not_finite, rows_of_each, share
-from jaxviz.metrics.robustness import largest, normal
+from jaxviz.metrics.maps import in_rows, nan_where_not_finite, rows_of_each, scaled, share
+from jaxviz.metrics.robustness import largest
 
 
 @explanation(*("method", "num_steps", "normalize", "chunk_size"), sweeps=True, places=True)
@@ -86,8 +86,8 @@ def continuity(
         )
     target = fixed_target(apply_fn, params, x, target)
     explain = explainer(name, method, apply_fn, params, x, target, key)
-    scaled = normal if normalize else lambda a: a
-    here = scaled(in_rows(explain(x)))
+    read = scaled if normalize else lambda a: a
+    here = read(in_rows(explain(x)))
     places = jnp.arange(width, dtype=jnp.int32)
     outside = fill_like(name, fill, x)
 
@@ -97,7 +97,7 @@ def continuity(
         taken = jnp.take(x, jnp.clip(source, 0, width - 1), axis=axis)
         column = inside.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         near = jnp.where(column, taken, outside)
-        change = jnp.abs(scaled(in_rows(explain(near))) - here).sum(1)
+        change = jnp.abs(read(in_rows(explain(near))) - here).sum(1)
         far = norm(numbers(near) - numbers(x))
         return jnp.where(far == 0, -jnp.inf, share(change, far))
 

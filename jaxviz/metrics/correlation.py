@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxviz.metrics.maps import nan_where_not_finite, ranks
+
 _ROUNDING = 16  # units in the last place, below which a spread is none
 
 
@@ -33,13 +35,6 @@ def linear(a: jax.Array, b: jax.Array, counts: jax.Array | None = None) -> jax.A
 
 def by_rank(a: jax.Array, b: jax.Array, counts: jax.Array | None = None) -> jax.Array:
     """Spearman's correlation, `[N]`: that of ranks, equal numbers sharing the mean of theirs."""
-
-    def ranks(v):
-        if counts is not None:
-            v = jnp.where(counts, v, jnp.inf)
-        ordered = jnp.sort(v, axis=1)
-        place = lambda side: jax.vmap(lambda o, q: jnp.searchsorted(o, q, side=side))(ordered, v)
-        mean = (place("left") + place("right")).astype(v.dtype) / 2
-        return jnp.where(jnp.isnan(v).any(1, keepdims=True), jnp.nan, mean)
-
-    return linear(ranks(a), ranks(b), counts)
+    if counts is not None:  # the others come last, whatever they are
+        a, b = (jnp.where(counts, v, jnp.inf) for v in (a, b))
+    return nan_where_not_finite(linear(ranks(a), ranks(b), counts), a, b)

@@ -84,6 +84,12 @@ def sums(a: jax.Array) -> jax.Array:
     return a.reshape(len(a), -1).sum(1)
 
 
+def scaled(a: jax.Array) -> jax.Array:
+    """Rows in units of their largest number, whose square neither over- nor underflows."""
+    largest = jnp.abs(a).max(1, keepdims=True)
+    return a / jnp.where(largest == 0, 1, largest)
+
+
 def share(part: jax.Array, whole: jax.Array) -> jax.Array:
     """`part / whole`, NaN where the whole is nothing."""
     return jnp.where(whole == 0, jnp.nan, part / jnp.where(whole == 0, 1, whole))

@@ -11,7 +11,7 @@ from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, stacked
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.metrics.explaining import Perturb, explainer, moved, norm, numbers
-from jaxviz.metrics.maps import in_rows, share
+from jaxviz.metrics.maps import in_rows, scaled, share
 from jaxviz.rules.relu import softplus_surrogate
 
 _radius = real(0, above=True)
@@ -218,7 +218,7 @@ def local_lipschitz(
     def slope(here, there, near):
         far = norm(numbers(near) - numbers(x))
         if normalize:
-            here, there = normal(here), normal(there)
+            here, there = scaled(here), scaled(there)
         return jnp.where(far == 0, -jnp.inf, share(norm(there - here), far))
 
     given = (method, apply_fn, params, x, target, key, noise, num_samples, chunk_size)
@@ -229,11 +229,6 @@ def largest(found):
     """The largest along the first axis; -inf stands for what does not count."""
     most = found.max(0)
     return jnp.where(jnp.isneginf(most), jnp.nan, most)
-
-
-def normal(a):
-    largest = jnp.abs(a).max(1, keepdims=True)
-    return a / jnp.where(largest == 0, 1, largest)
 
 
 @explanation(

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import tree
-from jaxviz.metrics.maps import in_rows, measure, nan_where_not_finite, ranks, top_weights
+from jaxviz.metrics.maps import (
+    in_rows,
+    measure,
+    nan_where_not_finite,
+    ranks,
+    scaled,
+    top_weights,
+)
 
 Similarity = Literal["spearman", "pearson", "ssim", "cosine"] | Callable[[Any, Any], jax.Array]
 
@@ -82,7 +89,7 @@ def cosine(a: Any, b: Any) -> jax.Array:
       [0.0]
     """
     a, b = _both("cosine", a, b)
-    return _cosine(_scaled(a), _scaled(b))
+    return _cosine(scaled(a), scaled(b))
 
 
 @measure(**_MAPS)
@@ -228,12 +235,6 @@ def _odd(n):
     return n - (n + 1) % 2
 
 
-def _scaled(a):
-    """In units of its largest number, whose square neither over- nor underflows."""
-    largest = jnp.abs(a).max(1, keepdims=True)
-    return a / jnp.where(largest == 0, 1, largest)
-
-
 def _cosine(a, b):
     norm = lambda m: jnp.sqrt(jnp.square(m).sum(1))
     sizes = norm(a) * norm(b)
@@ -244,7 +245,7 @@ def _cosine(a, b):
 def _correlation(a, b, of_a, of_b):
     constant = lambda m: (m == m[:, :1]).all(1)
     centred = lambda m: m - m.mean(1, keepdims=True)
-    found = _cosine(centred(_scaled(a)), centred(_scaled(b)))
+    found = _cosine(centred(scaled(a)), centred(scaled(b)))
     # Rounding leaves a constant a spread of its own.
     found = jnp.where(constant(of_a) | constant(of_b), jnp.nan, found)
     return nan_where_not_finite(found, of_a, of_b)

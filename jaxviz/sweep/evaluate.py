@@ -20,7 +20,7 @@ from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described, maybe, refused, several, text
 from jaxviz.calls.public import public
 from jaxviz.catalogue import Method
-from jaxviz.chosen import calls_of
+from jaxviz.chosen import calls_of, label_of, method_named
 from jaxviz.engine.targets import output_shape
 from jaxviz.graph.held import hold
 from jaxviz.metrics.catalogue import METRICS
@@ -314,25 +314,17 @@ def _parts(option: str, one: Any) -> tuple[Any, dict[str, Any]]:
     return one, options
 
 
-def _label_of(function: Any) -> str:
-    function = _innermost(function)
-    return getattr(function, "__name__", type(function).__name__)
-
-
 def _method(one: Any) -> tuple[str, Any, dict[str, Any]]:
     one, options = _parts("methods", one)
     if isinstance(one, str):
-        known = {method.name: method for method in jaxviz.methods()}
-        if one not in known:
-            raise ValueError(f"evaluate: methods: {no_such('method', one, known)}.")
-        one = known[one]
-    return one.name if isinstance(one, Method) else _label_of(one), one, options
+        one = method_named(one)
+    return one.name if isinstance(one, Method) else label_of(one), one, options
 
 
 def _metric(one: Any) -> tuple[str, Any, dict[str, Any]]:
     one, options = _parts("metrics", one)
     if not isinstance(one, str):
-        return _label_of(one), one, options
+        return label_of(one), one, options
     if one not in METRICS:
         raise ValueError(f"evaluate: metrics: {no_such('metric', one, METRICS)}.")
     return one, getattr(jaxviz.metrics, one), options
@@ -398,7 +390,7 @@ def _directions(metrics: Mapping[str, Callable], lower: Sequence[str]) -> dict[s
         )
     found = {}
     for label, metric in metrics.items():
-        name = _label_of(metric)
+        name = label_of(metric)
         ours = name in METRICS and _innermost(metric) is getattr(jaxviz.metrics, name)
         options = getattr(metric, "keywords", {})
         better = METRICS[name].better_with(options) if ours else "higher"
