@@ -18,8 +18,8 @@ import optax
 
 import jaxviz as jv
 from jaxviz import data, models, training
+from jaxviz.cli.run_tools import bound, function_of, inputs_of, open_model, with_weights
 from jaxviz.folders import out_folder
-from jaxviz.run_tools import bound, function_of, inputs_of, open_model, with_weights
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "leaderboard.md"
 # Net -> data, epochs of its training (None: published), images, metrics beside the first ones.

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 import jaxviz
-from jaxviz import cli
+from jaxviz.cli import command_line
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -101,7 +101,7 @@ def test_the_commands_of_the_pages_exist(page):
     lines = re.findall(r"(?m)(?:^|&& )jaxviz (.*?)(?:\s+#.*)?$", shell)
     assert len(lines) >= 5
     for line in lines:
-        cli._parser().parse_args(line.split())
+        command_line._parser().parse_args(line.split())
 
 
 def test_what_the_pages_link_to_is_there():

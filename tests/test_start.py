@@ -169,11 +169,13 @@ FLOORS = {
             ("lazy", "words", "folders"),
             ("calls",),
             ("graph",),
-            ("rules",),
+            ("rules", "plot", "adapters"),
             ("engine",),
             ("attribution", "features", "attention"),
             ("catalogue", "chosen", "metrics"),
             ("sweep",),
+            ("data", "models", "training", "explanation"),
+            ("cli",),
         ]
     )
     for name in names
@@ -183,6 +185,8 @@ FLOORS = {
 def floors_imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
+            case ast.ImportFrom(module="jaxviz"):
+                modules = [f"jaxviz.{alias.name}" for alias in node.names]
             case ast.ImportFrom():
                 modules = [node.module]
             case ast.Import():
