@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jaxviz as jv
 from benchmarks.timing import in_turn, json_line
 from jaxviz import models
-from jaxviz.attribution.gradient import input_gradient
+from jaxviz.parts.gradients import input_gradient
 
 
 def main(repeats=60):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from benchmarks.methods import Case, Options
 from jaxviz import models
-from jaxviz.attribution.regions import grid_segments
+from jaxviz.parts.regions import grid_segments
 
 
 class Net(NamedTuple):

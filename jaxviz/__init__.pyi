@@ -26,7 +26,6 @@ from jaxviz.attribution.difference import (
     deep_lift as deep_lift,
     deep_lift_shap as deep_lift_shap,
 )
-from jaxviz.attribution.feature_maps import default_layer as default_layer
 from jaxviz.attribution.full_grad import full_grad as full_grad, full_gradient as full_gradient
 from jaxviz.attribution.gradient import (
     gradient as gradient,
@@ -35,7 +34,6 @@ from jaxviz.attribution.gradient import (
 )
 from jaxviz.attribution.layer import at_layer as at_layer
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
-from jaxviz.attribution.masking import rise as rise
 from jaxviz.attribution.occlusion import (
     occlusion as occlusion,
     occlusion_scores as occlusion_scores,
@@ -59,11 +57,7 @@ from jaxviz.attribution.propagation import (
     guided_backprop as guided_backprop,
     lrp as lrp,
 )
-from jaxviz.attribution.regions import (
-    blurred as blurred,
-    grid_segments as grid_segments,
-    slic_segments as slic_segments,
-)
+from jaxviz.attribution.rise import rise as rise
 from jaxviz.attribution.sensitivity import hsic as hsic, sobol as sobol
 from jaxviz.attribution.shapley import (
     shapley_sampling as shapley_sampling,
@@ -104,6 +98,12 @@ from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
+from jaxviz.parts.feature_maps import default_layer as default_layer
+from jaxviz.parts.regions import (
+    blurred as blurred,
+    grid_segments as grid_segments,
+    slic_segments as slic_segments,
+)
 from jaxviz.sweep import (
     Evaluation as Evaluation,
     Sweep as Sweep,

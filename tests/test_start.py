@@ -171,6 +171,7 @@ FLOORS = {
             ("graph",),
             ("rules", "plot", "adapters"),
             ("engine",),
+            ("parts",),
             ("attribution", "features", "attention"),
             ("catalogue", "chosen", "metrics"),
             ("sweep",),

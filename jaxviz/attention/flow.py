@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxviz.attention.found import Attention, run
 from jaxviz.attention.maps import chosen
-from jaxviz.attribution.feature_maps import Resize, resized
 from jaxviz.calls.options import layer_list, maybe, real, whole
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.graph.trace import Traced, trace
+from jaxviz.parts.feature_maps import Resize, resized
 
 _LAYERS = maybe(layer_list)
 _SHARE = real(0, 1, below=True)

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attribution.covered import Method, covered
-from jaxviz.attribution.regions import (
+from jaxviz.calls.leaves import ONE
+from jaxviz.calls.public import public
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import at_least_float32
+from jaxviz.engine.layout import of_places
+from jaxviz.parts.covered import Method, covered
+from jaxviz.parts.regions import (
     Segmented,
     each_number,
     fill_like,
@@ -17,11 +22,6 @@ from jaxviz.attribution.regions import (
     numbered,
     segments_like,
 )
-from jaxviz.calls.leaves import ONE
-from jaxviz.calls.public import public
-from jaxviz.engine.contract import Target, explanation, select
-from jaxviz.engine.copies import at_least_float32
-from jaxviz.engine.layout import of_places
 from jaxviz.rules.spans import span
 
 

@@ -6,18 +6,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.feature_maps import (
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import check_one_array
+from jaxviz.graph.layers import layers
+from jaxviz.graph.rewrite import rewrite
+from jaxviz.parts.feature_maps import (
     Layers,
     Resize,
     class_activation_map,
     map_and_gradient,
     over_space,
 )
-from jaxviz.attribution.gradient import input_gradient
-from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import check_one_array
-from jaxviz.graph.layers import layers
-from jaxviz.graph.rewrite import rewrite
+from jaxviz.parts.gradients import input_gradient
 from jaxviz.rules.relu import guided
 
 _SHARED = ("layer", "relu", "resize", "reshape")

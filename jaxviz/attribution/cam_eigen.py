@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.feature_maps import Layers, Resize, class_activation_map, map_and_gradient
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import at_least_float32
+from jaxviz.parts.feature_maps import Layers, Resize, class_activation_map, map_and_gradient
 
 _SHARED = ("layer", "relu", "resize", "reshape")
 

@@ -6,14 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.feature_maps import (
-    Layers,
-    Resize,
-    class_activation_map,
-    over_space,
-    resized,
-)
-from jaxviz.attribution.regions import blend
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -24,6 +16,14 @@ from jaxviz.engine.copies import (
     stacked,
     stacked_scores,
 )
+from jaxviz.parts.feature_maps import (
+    Layers,
+    Resize,
+    class_activation_map,
+    over_space,
+    resized,
+)
+from jaxviz.parts.regions import blend
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.gradient import plain_gradient
 from jaxviz.attribution.path import baseline_like
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import fixed_target, is_floating, running_sum
 from jaxviz.graph.lift import lift
+from jaxviz.parts.gradients import plain_gradient
 from jaxviz.rules import deeplift, reveal_cancel
 from jaxviz.rules.differences import still
 

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.feature_maps import Resize, resized
-from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import is_floating
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
+from jaxviz.parts.feature_maps import Resize, resized
+from jaxviz.parts.gradients import input_gradient
 
 
 class FullGradient(NamedTuple):

@@ -1,108 +1,13 @@
 """Gradients of the explained number by the input: signed, absolute, and times the input."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxviz.engine.contract import Target, explanation, select
-from jaxviz.engine.copies import (
-    is_floating,
-    running_gradients,
-    running_sum,
-    times_weights,
-)
-from jaxviz.graph.affine import affine_start
-from jaxviz.graph.rewrite import rewrite
-from jaxviz.rules.fast import serving, weighed
-
-# FLOPs for each number that the affine start of a model makes, from which on one pullback for all
-# gradients saves more than adding up what lies behind it costs: a 7x7 first layer, no 3x3 one.
-PULLED = 100
-
-
-def input_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None) -> Any:
-    """The gradient that every gradient method takes: uncompiled, to be traced inside one.
-
-    The sum over the batch is differentiated: examples do not see each other, so each row is its own
-    gradient. Nothing is pulled back to `params` nor to integer leaves of `x`, which get zeros. The
-    model's slow operations are replaced by exact fast ones (`jaxviz.rules.fast`).
-    """
-    return plain_gradient(rewrite(apply_fn, weighed()), params, x, target)
-
-
-def plain_gradient(function: Callable, params: Any, x: Any, target: Target = None) -> Any:
-    """`input_gradient` of what has the fast operations already: nothing is traced for them."""
-    moving, whole = _moving(x)
-    score = lambda moving: select(function(params, whole(moving, x)), target).sum()
-    return whole(jax.grad(score)(moving), _nothing(x))
-
-
-def _moving(x: Any) -> tuple[list, Callable]:
-    """The floating leaves of `x`, and what puts such leaves in their places in a tree like it."""
-    leaves, structure = jax.tree.flatten(x)
-    moves = [is_floating(leaf) for leaf in leaves]
-
-    def whole(moving, others):
-        moving = iter(moving)
-        pairs = zip(moves, jax.tree.leaves(others), strict=True)
-        return jax.tree.unflatten(structure, [next(moving) if m else a for m, a in pairs])
-
-    return [a for a, m in zip(leaves, moves, strict=True) if m], whole
-
-
-def _nothing(x: Any) -> Any:
-    """What integer leaves get, in floating numbers like the others."""
-    return jax.tree.map(lambda a: jnp.zeros(jnp.shape(a)), x)
-
-
-def gradient_sum(
-    name: str,
-    apply_fn: Callable,
-    params: Any,
-    x: Any,
-    target: Target,
-    term: Callable[[Callable], Callable],
-    num: int,
-    chunk_size: int | None,
-    least: float = 0,
-) -> Any:
-    """`sum_k w_k grad f(x_k)`, k < `num`, `chunk_size` of them alive at once; uncompiled.
-
-    What of the model is affine in the input is not run for each k: its pullback, being the same
-    everywhere, is run once on the sum, and points on a line can be found behind it.
-
-    Args:
-      name: Of the method, for errors.
-      apply_fn, params, x, target: As for every method; the points have the shapes of `x`, where
-        the top class is chosen.
-      term: From `start`, that takes a point to the values where the affine part ends, to a function
-        `k -> (start(x_k), w_k)`.
-      num: Number of terms.
-      chunk_size: Of them at once; None chooses.
-      least: FLOPs for each of these values from which on `start` is kept out of the sum.
-    """
-    with serving(num):
-        rules = weighed()
-    parts = affine_start(apply_fn, params, x, least, rules, weighed())
-    start = lambda x: parts.start(params, x)
-    at = term(start)
-    moving, whole = _moving(x)
-    values, pull = jax.vjp(lambda moving: start(whole(moving, x)), moving)
-
-    def one(k):
-        values, weight = at(k)
-        return times_weights(plain_gradient(parts.rest, params, values, target), weight)
-
-    if target is None:
-        rest = functools.partial(parts.rest, params)
-        total = running_gradients(name, rest, at, values, num, chunk_size)
-    else:
-        total = running_sum(name, one, num, chunk_size, values)
-    pulled = pull(jax.tree.map(lambda t, v: t.astype(v.dtype), total, values))[0]
-    return whole(pulled, _nothing(x))
+from jaxviz.engine.contract import Target, explanation
+from jaxviz.parts.gradients import input_gradient
 
 
 @explanation()

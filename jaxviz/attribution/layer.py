@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.regions import fill_like
 from jaxviz.calls.leaves import ONE, fill_for
 from jaxviz.calls.models import batch, model
 from jaxviz.calls.naming import calling, ours
@@ -21,6 +20,7 @@ from jaxviz.engine.layout import Declared
 from jaxviz.graph.held import hold
 from jaxviz.graph.layers import layer_named
 from jaxviz.graph.split import headed, split
+from jaxviz.parts.regions import fill_like
 
 _MODEL = "apply_fn", "params", "x", "target"
 

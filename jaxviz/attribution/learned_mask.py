@@ -8,14 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.attribution.regions import (
-    blend,
-    blurred,
-    fadeable,
-    fill_like,
-    over_channels,
-    space_of,
-)
 from jaxviz.calls.options import maybe, real
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target, explanation
@@ -27,6 +19,14 @@ from jaxviz.engine.copies import (
 )
 from jaxviz.graph.indices import unless
 from jaxviz.graph.symmetric import share_above, size
+from jaxviz.parts.regions import (
+    blend,
+    blurred,
+    fadeable,
+    fill_like,
+    over_channels,
+    space_of,
+)
 
 Goal = Literal["preserve", "delete"]
 _FLAT = 0.05  # differences of neighbours below which roughness is priced less and less

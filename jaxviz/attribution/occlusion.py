@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.covered import Method, covered
-from jaxviz.attribution.regions import fill_like, like_input
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.engine.layout import hint
 from jaxviz.engine.targets import output_shape
+from jaxviz.parts.covered import Method, covered
+from jaxviz.parts.regions import fill_like, like_input
 from jaxviz.rules.spans import span
 
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.gradient import PULLED, gradient_sum, input_gradient
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
@@ -20,6 +19,7 @@ from jaxviz.engine.copies import (
     score_of,
     with_noise,
 )
+from jaxviz.parts.gradients import PULLED, gradient_sum, input_gradient
 
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 

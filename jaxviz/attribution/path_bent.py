@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import Rule, baseline_like, between, moved as difference_of, quadrature
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
@@ -18,6 +17,7 @@ from jaxviz.engine.copies import (
 )
 from jaxviz.graph.indices import unless
 from jaxviz.graph.rewrite import rewrite
+from jaxviz.parts.gradients import input_gradient
 from jaxviz.rules.fast import weighed
 from jaxviz.rules.ties import shared_ties
 

@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.channels import channel_axis, checked_channel
-from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls.options import images, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
@@ -20,6 +18,8 @@ from jaxviz.graph.indices import is_channel
 from jaxviz.graph.receptive import receptive_field
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import split
+from jaxviz.parts.channels import channel_axis, checked_channel
+from jaxviz.parts.gradients import input_gradient
 from jaxviz.rules import relu
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.channels import channel_axis, checked_channel
-from jaxviz.attribution.gradient import input_gradient, plain_gradient
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import fixed_target
 from jaxviz.graph.indices import is_channel
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
 from jaxviz.graph.split import split
+from jaxviz.parts.channels import channel_axis, checked_channel
+from jaxviz.parts.gradients import input_gradient, plain_gradient
 from jaxviz.rules import lrp_composites, relu
 from jaxviz.rules.lrp_maps import contribution, over_fast
 

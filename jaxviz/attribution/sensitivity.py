@@ -9,14 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.regions import (
-    blend,
-    fadeable,
-    fill_like,
-    like_input,
-    over_channels,
-    space_of,
-)
 from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
@@ -26,6 +18,14 @@ from jaxviz.engine.copies import (
     stacked_scores,
 )
 from jaxviz.engine.layout import hint
+from jaxviz.parts.regions import (
+    blend,
+    fadeable,
+    fill_like,
+    like_input,
+    over_channels,
+    space_of,
+)
 
 
 @explanation(

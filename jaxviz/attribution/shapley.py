@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.coalitions import (
-    SegmentScores,
-    as_scores,
-    coalition_scores,
-    segmented,
-)
-from jaxviz.attribution.regions import Segmented
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import rows_of
 from jaxviz.engine.layout import of_places
+from jaxviz.parts.coalitions import (
+    SegmentScores,
+    as_scores,
+    coalition_scores,
+    segmented,
+)
+from jaxviz.parts.regions import Segmented
 
 _LARGEST = 20  # segments of which all coalitions are evaluated: a million forward passes
 

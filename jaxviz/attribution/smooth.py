@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.gradient import PULLED, gradient, gradient_sum
+from jaxviz.attribution.gradient import gradient
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import fitting, public
@@ -21,6 +21,7 @@ from jaxviz.engine.copies import (
     running_sum,
     with_noise,
 )
+from jaxviz.parts.gradients import PULLED, gradient_sum
 
 
 @public()

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.coalitions import SegmentScores, as_scores, coalition_scores, segmented
-from jaxviz.attribution.regions import Segmented, like_input
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import rows_of
 from jaxviz.engine.layout import of_places
+from jaxviz.parts.coalitions import SegmentScores, as_scores, coalition_scores, segmented
+from jaxviz.parts.regions import Segmented, like_input
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, training
-from jaxviz.attribution.feature_maps import default_layer
 from jaxviz.catalogue import METHODS
 from jaxviz.cli.own_model import Function, own_model, restored
 from jaxviz.explanation import in_parts, outputs_of
@@ -21,6 +20,7 @@ from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import Layer, layers as list_layers
 from jaxviz.models.registry import variable_shapes
+from jaxviz.parts.feature_maps import default_layer
 from jaxviz.training import Run
 from jaxviz.words import FOLDER, PICTURES, no_such as no_such
 

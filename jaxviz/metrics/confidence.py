@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.regions import blend, fadeable, fill_like
 from jaxviz.calls.options import fill as array_fill
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import check_one_array
 from jaxviz.metrics.contract import metric
 from jaxviz.metrics.ranked import scores_of, units_of
+from jaxviz.parts.regions import blend, fadeable, fill_like
 
 
 @metric("chunk_size", integers=False, fill=array_fill)

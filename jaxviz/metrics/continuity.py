@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.regions import fill_like
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation
@@ -14,6 +13,7 @@ from jaxviz.engine.copies import fixed_target, outputs_of, stacked
 from jaxviz.metrics.explaining import explainer, norm, numbers
 from jaxviz.metrics.maps import in_rows, nan_where_not_finite, rows_of_each, scaled, share
 from jaxviz.metrics.robustness import largest
+from jaxviz.parts.regions import fill_like
 
 
 @explanation(*("method", "num_steps", "normalize", "chunk_size"), sweeps=True, places=True)

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.regions import space_of
 from jaxviz.calls.models import moving
 from jaxviz.calls.options import real_array
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32, is_floating
+from jaxviz.parts.regions import space_of
 
 _TOLERANCE = 1e-6  # of the residual, relative to the right-hand side
 _MOST = 20  # steps for each place along the axes of space together; a fifth is the rule

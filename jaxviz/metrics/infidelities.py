@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.regions import fill_like, space_of
 from jaxviz.calls.options import described, real, several, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.metrics.contract import metric
 from jaxviz.metrics.ranked import attribution_like, scores_of
+from jaxviz.parts.regions import fill_like, space_of
 
 
 @dataclasses.dataclass(frozen=True)

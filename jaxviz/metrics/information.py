@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.regions import blurred
 from jaxviz.calls.options import real, several, whole
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target, select
@@ -16,6 +15,7 @@ from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.engine.targets import output_shape
 from jaxviz.metrics.contract import metric
 from jaxviz.metrics.ranked import covers, ranks, scores_of, units_of
+from jaxviz.parts.regions import blurred
 
 _LEVELS = 256
 _BLUR = 16  # the shorter side of an image is so many standard deviations of the blur

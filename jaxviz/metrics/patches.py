@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.coalitions import CELLS
-from jaxviz.attribution.regions import grid_segments, space_of
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import check_one_array
 from jaxviz.engine.layout import hint
 from jaxviz.metrics.contract import metric
 from jaxviz.metrics.curves import Curve, deleted
 from jaxviz.metrics.ranked import Order, Units, units_of
+from jaxviz.parts.coalitions import CELLS
+from jaxviz.parts.regions import grid_segments, space_of
 
 
 @metric("window", "num_steps", "order", "chunk_size")

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.regions import fill_like, per_place, segments_like
 from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described
 from jaxviz.engine.contract import Target, select
@@ -23,6 +22,7 @@ from jaxviz.engine.copies import (
 )
 from jaxviz.engine.layout import hint
 from jaxviz.graph.indices import unless
+from jaxviz.parts.regions import fill_like, per_place, segments_like
 
 Order = Literal["most_first", "least_first"]
 Unit = Literal["place", "number"]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.regions import grid_segments, space_of
 from jaxviz.calls.options import real, several
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target
@@ -16,6 +15,7 @@ from jaxviz.metrics.contract import metric
 from jaxviz.metrics.correlation import by_rank, linear
 from jaxviz.metrics.curves import per_example
 from jaxviz.metrics.ranked import Unit, Units, covers, ranks, scores_of, thresholds, units_of
+from jaxviz.parts.regions import grid_segments, space_of
 
 _STATIC = ("num_samples", "fraction", "unit", "num_segments", "chunk_size")
 

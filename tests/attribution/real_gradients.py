@@ -19,8 +19,8 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent / "rules"))
 import real_nets
 
 import jaxviz as jv
-from jaxviz.attribution.gradient import input_gradient
 from jaxviz.attribution.path import quadrature
+from jaxviz.parts.gradients import input_gradient
 
 NETS = ("mnist_a", "mnist_c", "cifar", "resnet20", "squeezenet")
 LAYERS = {

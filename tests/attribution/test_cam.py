@@ -21,10 +21,10 @@ from jaxviz.attribution.cam import (
     xgrad_cam,
 )
 from jaxviz.attribution.cam_eigen import eigen_cam, eigen_grad_cam
-from jaxviz.attribution.feature_maps import default_layer
 from jaxviz.attribution.gradient import gradient
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import activations, split
+from jaxviz.parts.feature_maps import default_layer
 from jaxviz.rules.fast import fast
 
 RAW = {"relu": False, "resize": False}

@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxviz as jv
-from jaxviz.attribution.gradient import input_gradient
+from jaxviz.parts.gradients import input_gradient
 
 
 def product(w, x):

@@ -13,7 +13,7 @@ from small_net import close
 
 from jaxviz.attribution.ablation import feature_ablation
 from jaxviz.attribution.occlusion import occlusion, occlusion_scores
-from jaxviz.attribution.regions import blurred, grid_segments, per_place, slic_segments
+from jaxviz.parts.regions import blurred, grid_segments, per_place, slic_segments
 
 # Captum adds these maps up in single precision even where all else is double.
 CAPTUM = 2e-7

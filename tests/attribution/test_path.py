@@ -11,7 +11,7 @@ import pytest
 import small_net
 from small_net import close
 
-from jaxviz.attribution.gradient import gradient, input_gradient
+from jaxviz.attribution.gradient import gradient
 from jaxviz.attribution.path import (
     completeness_gap,
     expected_gradients,
@@ -20,6 +20,7 @@ from jaxviz.attribution.path import (
     quadrature,
 )
 from jaxviz.graph.split import split
+from jaxviz.parts.gradients import input_gradient
 
 CAPTUM = 1e-7  # its path points are float32 even where all else is float64
 RULES = ("gausslegendre", "left", "right", "middle", "trapezoid")

@@ -13,12 +13,12 @@ import small_net
 from small_net import close
 
 from jaxviz.attribution.gradient import gradient
-from jaxviz.attribution.masking import rise
 from jaxviz.attribution.path import expected_gradients
-from jaxviz.attribution.regions import grid_segments
+from jaxviz.attribution.rise import rise
 from jaxviz.attribution.shapley import shapley_sampling, shapley_values
 from jaxviz.attribution.smooth import smooth_grad
 from jaxviz.attribution.surrogate import kernel_shap, lime
+from jaxviz.parts.regions import grid_segments
 
 KEY = jax.random.key(7)
 SEGMENTS = grid_segments((6, 6), (2, 3))

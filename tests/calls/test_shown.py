@@ -7,10 +7,10 @@ import pytest
 
 import jaxviz as jv
 from jaxviz import data
-from jaxviz.attribution.coalitions import SegmentScores
 from jaxviz.attribution.learned_mask import LearnedMask
 from jaxviz.features.maximization import Maximization
 from jaxviz.graph.layer_graph import Box, LayerGraph
+from jaxviz.parts.coalitions import SegmentScores
 from jaxviz.training.epoch import Metrics
 from jaxviz.training.fitting import History
 

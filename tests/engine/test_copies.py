@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxviz.attribution.covered import _at_once
 from jaxviz.engine.copies import chunk_length, default_chunk
+from jaxviz.parts.covered import _at_once
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxviz.attribution.regions import (
-    blend,
-    fadeable,
-    fill_like,
-    like_input,
-    over_channels,
-    space_of,
-)
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -23,6 +15,14 @@ from jaxviz.engine.copies import (
     is_floating,
     running_sum,
     score_of,
+)
+from jaxviz.parts.regions import (
+    blend,
+    fadeable,
+    fill_like,
+    like_input,
+    over_channels,
+    space_of,
 )
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxviz.attribution.masking import random_masks, rise
-from jaxviz.attribution.regions import blend
+from jaxviz.attribution.rise import random_masks, rise
 from jaxviz.attribution.sensitivity import hsic, sobol
+from jaxviz.parts.regions import blend
 
 KEY = jax.random.key(4)
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from jaxviz.attribution.ablation import feature_ablation
-from jaxviz.attribution.regions import blurred
+from jaxviz.parts.regions import blurred
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.uint8, jnp.int32, jnp.float16, jnp.bfloat16])

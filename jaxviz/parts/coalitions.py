@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attribution.regions import (
+from jaxviz.calls.shown import shown
+from jaxviz.engine.contract import Target, select
+from jaxviz.engine.copies import (
+    at_least_float32,
+    is_floating,
+    outputs_of_copies,
+    stacked_scores,
+)
+from jaxviz.parts.regions import (
     Segmented,
     each_number,
     fill_like,
@@ -19,14 +27,6 @@ from jaxviz.attribution.regions import (
     numbered,
     per_place,
     segments_like,
-)
-from jaxviz.calls.shown import shown
-from jaxviz.engine.contract import Target, select
-from jaxviz.engine.copies import (
-    at_least_float32,
-    is_floating,
-    outputs_of_copies,
-    stacked_scores,
 )
 
 CELLS = 7  # along each axis of space, where no segments are given

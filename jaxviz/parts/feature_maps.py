@@ -7,8 +7,6 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.channels import channel_axis
-from jaxviz.attribution.gradient import input_gradient
 from jaxviz.calls import options
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
@@ -20,6 +18,8 @@ from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import Layer, Row, find, rows
 from jaxviz.graph.split import split
 from jaxviz.graph.trace import trace
+from jaxviz.parts.channels import channel_axis
+from jaxviz.parts.gradients import input_gradient
 
 Layers = Annotated[str | tuple[str, ...] | None, options.layers]
 Resize = bool | tuple[int, ...]
