@@ -19,6 +19,11 @@ matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# What JAX and matplotlib are made of is not searched for garbage again and again.
+gc.collect()
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
+
 _connect = socket.socket.connect
 
 

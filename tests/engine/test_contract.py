@@ -11,7 +11,6 @@ from flax import linen as nn
 
 import jaxviz as jv
 
-
 TRACES = []  # one entry for every time that JAX runs the net's Python
 
 

@@ -15,7 +15,7 @@ import jaxviz as jv
 
 WORKER = Path(__file__).parent / "worker.py"
 SIGKILL = int(signal.SIGKILL)
-KILLS = int(os.environ.get("JAXVIZ_TEST_KILLS", "2"))
+KILLS = int(os.environ.get("JAXVIZ_TEST_KILLS", "1"))
 
 
 def contents(folder):

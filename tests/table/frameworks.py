@@ -199,7 +199,7 @@ def diffrax_ode():
     def net(w, x):
         term = diffrax.ODETerm(lambda t, y, w: jnp.tanh(y @ w))
         solved = diffrax.diffeqsolve(
-            *(term, diffrax.Tsit5(), 0.0, 1.0, 0.1, x, w[0]),
+            *(term, diffrax.Heun(), 0.0, 1.0, 0.1, x, w[0]),
             stepsize_controller=diffrax.PIDController(1e-3, 1e-3),
             max_steps=16,
         )
