@@ -1,7 +1,8 @@
 """The site: `sphinx-build -W -b html docs docs/_build` after `pip install -e ".[docs]"`.
 
-Pages of methods, their pictures and the reference are made at the start of a build (`pages.py`,
-`pictures.py`); nothing is taken from a network.
+Pages of methods, the reference (`pages.py`) and notebooks (`notebooks.py`) are made at the start of
+a build; pictures of methods are kept (`pictures.py`). Nothing is taken from a network, but by
+`sphinx-build -b linkcheck docs docs/_build/links`, which asks for every page that is linked to.
 """
 
 import pathlib
@@ -11,6 +12,7 @@ import sys
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import notebooks  # noqa: E402
 import pages  # noqa: E402
 
 import jaxviz  # noqa: E402
@@ -21,12 +23,13 @@ copyright = author
 version = release = jaxviz.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # the second is myst-nb's
+nb_execution_mode = "off"  # `notebooks.py` does that
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 suppress_warnings = ["myst.header"]  # pages that stand alone on the web too begin where they like
@@ -61,5 +64,7 @@ def marked(app, what, name, thing, options, lines):
 
 def setup(app):
     app.connect("builder-inited", lambda app: pages.write())
+    app.connect("builder-inited", lambda app: notebooks.write_index())
+    app.connect("build-finished", pages.for_machines)
     app.connect("autodoc-process-docstring", marked, priority=400)  # before napoleon, at 500
     return {"parallel_read_safe": True}

@@ -2,15 +2,17 @@
 
 `methods/` gets a page a family and a page a method: what `jaxviz.methods()` knows, what
 `methods.toml` adds, the picture, the docstring. `reference/` gets a page a package. Both folders
-are made anew at each build and are in no one's way in a checkout.
+are made at each build and are in no one's way in a checkout.
 """
 
 import importlib
 import pathlib
+import re
 import shutil
 import tomllib
 
 import jaxviz
+from jaxviz.metrics.catalogue import METRICS
 
 HERE = pathlib.Path(__file__).parent
 
@@ -63,25 +65,47 @@ def write() -> None:
             families[name] = said, members
     if strangers := set(notes) - {one for _, members in families.values() for one in members}:
         raise SystemExit(f"docs/methods.toml: no family has {', '.join(sorted(strangers))}")
-    folder = _empty("methods")
-    _page(folder / "index.md", "Methods", [_overview(families, known), _tree(map(_file, families))])
+    folder = HERE / "methods"
+    trees = [*map(_file, families), "metrics"]
+    _page(folder / "index.md", "Methods", [_overview(families, known), _tree(trees)])
+    _page(folder / "metrics.md", "Metrics", [_metrics()])
     for name, (said, members) in families.items():
         table = _table(members, known, notes)
-        _page(folder / f"{_file(name)}.md", _title(name), [said, table, _tree(members)])
+        parts = [said, table, *map(_picture, members), _tree(members)]
+        _page(folder / f"{_file(name)}.md", _title(name), parts)
         for member in members:
             _page(folder / f"{member}.md", f"`{member}`", _method(member, known, notes))
-    _reference(_empty("reference"))
+    _reference(HERE / "reference")
+    for path in {*HERE.glob("methods/*"), *HERE.glob("reference/*")} - _written:
+        path.unlink()
 
 
-def _empty(name):
-    folder = HERE / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
+def for_machines(app, error) -> None:
+    """Puts `llms.txt` at the root of the built site, with links to what is there."""
+    if error or app.builder.format != "html":
+        return
+
+    def there(link):
+        given = pathlib.Path(link[1])
+        if given.suffix == ".md" and given.parent.name == "docs":
+            return f"](_sources/{given.name}.txt)"  # the page as it was written
+        shutil.copy(HERE.parent / given, app.outdir)
+        return f"]({given.name})"
+
+    text = (HERE.parent / "llms.txt").read_text()
+    (pathlib.Path(app.outdir) / "llms.txt").write_text(re.sub(r"\]\(([^)]+)\)", there, text))
+
+
+_written = set()
 
 
 def _page(path, title, parts):
-    path.write_text("\n\n".join([f"# {title}", *(part for part in parts if part)]) + "\n")
+    """Writes a page, unless it is there: a second build reads what has changed alone."""
+    path.parent.mkdir(exist_ok=True)
+    text = "\n\n".join([f"# {title}", *(part for part in parts if part)]) + "\n"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    _written.add(path)
 
 
 def _file(family):
@@ -115,19 +139,32 @@ def _table(members, known, notes):
     return "\n".join(rows)
 
 
+def _metrics():
+    rows = ["| metric | what it asks | family | better | needs |", "|---|---|---|---|---|"]
+    for name, metric in METRICS.items():
+        asked = (getattr(jaxviz.metrics, name).__doc__ or "").split("\n")[0].replace("|", "\\|")
+        link = f"{{py:func}}`{name} <jaxviz.metrics.{name}>`"
+        rows.append(f"| {link} | {asked} | {metric.family} | {metric.better} | {metric.needs} |")
+    return "\n".join(["How they are called: [Is it true?](../is_it_true.md).", "", *rows])
+
+
 def _method(name, known, notes):
     said, method = notes.get(name, {}), known.get(name)
-    facts = [("When", said.get("use")), ("Beware", said.get("beware"))]
+    facts = [("When", said.get("use")), ("When not", said.get("beware"))]
     facts += [("Cost", f"{method.cost}, by default")] if method else []
     facts += [("In other libraries", said.get("peers"))]
-    picture = (HERE / "pictures" / f"{name}.png").exists()
     return [
         "\n".join(f"- **{head}:** {text}" for head, text in facts if text),
-        f"![Four digits and what `{name}` shows of them](../pictures/{name}.png)"
-        if picture
-        else "",
+        _picture(name),
+        "## Formula, arguments, errors, example",
         _described("jaxviz", name),
     ]
+
+
+def _picture(name):
+    if not (HERE / "pictures" / f"{name}.png").exists():
+        return ""
+    return f"![Four digits and what `{name}` shows of them](../pictures/{name}.png)"
 
 
 def _described(module, name):

@@ -36,7 +36,9 @@ def main(argv=None):
     train_set, test_set = (data.load("cifar10", split) for split in ("train", "test"))
     names, labels = test_set.class_names, test_set.labels
 
-    # A fifth is held out; training stops when three epochs bring nothing, the best one is kept.
+    # 1. A network to look into: trained here, a fifth held out. Training stops when three epochs
+    # bring nothing, and the best one is kept. A net of your own takes its place as `apply_fn` and
+    # `variables`.
     run = training.train_run(
         arguments.out / "runs" / "cifar-cifar10",
         models.CIFARNet(),
@@ -55,12 +57,12 @@ def main(argv=None):
     probabilities, predicted = np.asarray(jax.nn.softmax(logits)), np.asarray(logits.argmax(1))
     accuracy = float((predicted == labels).mean())
     matrix = training.confusion_matrix(labels, predicted, 10)
-    figures = {
-        "history": plot.training_history(history, best_epoch=best, title="The CIFAR net learns"),
-        "confusion": plot.confusion_matrix(matrix, class_names=names),
-    }
+    figures = {}
+    title = "The CIFAR net learns"
+    figures["history"] = plot.training_history(history, best_epoch=best, title=title)
+    figures["confusion"] = plot.confusion_matrix(matrix, class_names=names)
 
-    # One cat on its way through the first four layers.
+    # 2. One cat on its way through the first four layers.
     cats = np.flatnonzero(labels == CAT)
     cats = cats[np.argsort(-probabilities[cats, CAT], kind="stable")]  # the clearest first
     cat = cats[:1]
@@ -69,7 +71,7 @@ def main(argv=None):
     title = f"What four layers make of a cat that is given {probabilities[cat[0], CAT]:.1%}"
     figures["feature_maps_of_a_cat"] = plot.feature_maps(told, per_row=16, title=title)
 
-    # The units that the cat excites most: what each seeks, and the test images it liked best.
+    # 3. The units that the cat excites most: what each seeks, and the test images it liked best.
     units = np.argsort(-np.asarray(seen["relu_1"][0]).max((0, 1)), kind="stable")[:16]
     objective = jv.objectives.channel("relu_1", units)
     wished = jv.maximize_activation(
@@ -85,7 +87,8 @@ def main(argv=None):
         title="The units a cat excites most: what each looks for, and where it found it",
     )
 
-    # Why a cat, and why not: the three clearest, and the three that look least like one.
+    # 4. Why six cats are called what they are: the three clearest, and the three that look least
+    # like one.
     chosen = np.concatenate([cats[:3], cats[-3:]])
     x, target = jnp.asarray(test_set.images[chosen]), predicted[chosen]
     explain = {
@@ -109,7 +112,7 @@ def main(argv=None):
     print(
         f"{len(history.loss)} epochs; right: {history.validation_accuracy[best]:.2%} of "
         f"the validation images, {accuracy:.2%} of the test images, {matrix[CAT, CAT]} of the "
-        f"{len(cats)} cats. Pictures in {arguments.out}."
+        f"{len(cats)} cats."
     )
     return accuracy
 

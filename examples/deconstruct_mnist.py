@@ -55,6 +55,9 @@ def main(argv=None):
     parser.add_argument("--num-steps", type=int, default=128, help="of each stage of the ascent")
     arguments = parser.parse_args(argv)
     train_set, test_set = (data.load(arguments.data, split) for split in ("train", "test"))
+
+    # 1. A network to take apart: trained here. A net of your own takes its place as `apply_fn` and
+    # `variables`.
     run = training.train_run(
         arguments.out / "runs" / f"mnist_a-{arguments.data}",
         models.MNISTNetA(),
@@ -66,15 +69,16 @@ def main(argv=None):
     )
     apply_fn, variables = models.apply_fn(run.net), run.variables
     x = jnp.asarray(test_set.images[:1])
-    told, figures = f"a {test_set.labels[0]}", {}
+    told = f"a {test_set.labels[0]}"
+    figures = {}
 
-    # 1. What each unit of the three convolutions sees in one digit.
+    # 2. What each unit of the three convolutions sees in one digit.
     seen = jv.activations(apply_fn, variables, x, RELUS)
     seen = {name: np.asarray(values[0]) for name, values in seen.items()}
     title = f"What the three convolutions make of {told}"
     figures["activations"] = plot.feature_maps(seen, per_row=16, title=title)
 
-    # 2. What each unit would like to see, all units of a layer at once.
+    # 3. What each unit would like to see, all units of a layer at once.
     for number, (layer, smooth) in enumerate(zip(RELUS, (0.1, 0.4, 1.0), strict=True), 1):
         size = seen[layer].shape[-1]
         objective = jv.objectives.channel(layer, range(size))
@@ -82,7 +86,7 @@ def main(argv=None):
         title = f"The patterns that the {size} units of convolution {number} respond to"
         figures[f"patterns_{number}"] = plot.stitched(patterns, per_row=12, title=title)
 
-    # 3. What the ten outputs would like to see, after the first and after the second stage.
+    # 4. What the ten outputs would like to see, after the first and after the second stage.
     objective = jv.objectives.logit(range(10))
     stages = two_stages(apply_fn, variables, objective, arguments.num_steps, 60.0, 60.0)
     images, digits = np.concatenate(stages), np.tile(np.arange(10), 2)
@@ -96,7 +100,7 @@ def main(argv=None):
         title="The image of each class and its probability: as ascent finds it, then smoothed",
     )
 
-    # 4. Down again: the digit's strongest maps of each layer, projected back to its pixels.
+    # 5. Down again: the digit's strongest maps of each layer, projected back to its pixels.
     rows = {}
     for number, (name, maps) in enumerate(seen.items(), 1):
         units = np.argsort(-maps.max((0, 1)), kind="stable")[:8]

@@ -31,7 +31,8 @@ def main(argv=None):
     name = {"mnist": "MNIST", "digits": "scikit-learn's digits"}[arguments.data]
     train_set, test_set = (data.load(arguments.data, split) for split in ("train", "test"))
 
-    # Training stops when three epochs bring nothing; the best epoch is what is kept.
+    # 1. A network: trained here. Training stops when three epochs bring nothing; the best epoch is
+    # what is kept. A net of your own takes its place as `apply_fn` and `run.variables`.
     run = training.train_run(
         arguments.out / "runs" / f"mnist_c-{arguments.data}",
         models.MNISTNetC(),
@@ -42,28 +43,31 @@ def main(argv=None):
         num_epochs=arguments.epochs,
         patience=3,
     )
-    history = plot.training_history(
+    figures = {}
+    figures["history"] = plot.training_history(
         run.history,
         best_epoch=run.config["options"]["best_epoch"],
         title=f"Net C learns {name}",
     )
 
+    # 2. How good it is, and where it is wrong.
     labels = test_set.labels
     logits = training.predict(run.net, run.variables, test_set.images)
     probabilities, predicted = np.asarray(jax.nn.softmax(logits)), np.asarray(logits.argmax(1))
     matrix = training.confusion_matrix(labels, predicted, 10)
+    figures["confusion"] = plot.confusion_matrix(matrix)
     accuracy = (predicted == labels).mean()
     shown = [np.flatnonzero((predicted == c) & (labels != c))[:2] for c in range(10)]
     first = np.concatenate(shown)  # two mistakes of each predicted class lead
     order = np.concatenate([first, np.delete(np.arange(len(labels)), first)])
-    grid = plot.image_grid(
+    figures["predictions"] = plot.image_grid(
         test_set.images[order],
         predicted[order],
         labels=labels[order],
         title=f"100 of {len(labels)} test digits by predicted class, mistakes first",
     )
 
-    # What an 8 becomes on its way: edges, pooled and normalised, then combinations of them.
+    # 3. What an 8 becomes on its way: edges, pooled and normalised, then combinations of them.
     apply_fn = models.apply_fn(run.net)
     eight = np.flatnonzero((labels == 8) & (predicted == 8))[:1]
     layers = {
@@ -73,13 +77,13 @@ def main(argv=None):
         "bn2": "pooled and normalised",
     }
     seen = jv.activations(apply_fn, run.variables, jnp.asarray(test_set.images[eight]), [*layers])
-    inside = plot.feature_maps(
+    figures["feature_maps_of_an_8"] = plot.feature_maps(
         {f"{layer}: {text}": seen[layer][0] for layer, text in layers.items()},
         per_row=16,
         title=f"What net C makes of an 8 that it gives {probabilities[eight[0], 8]:.1%}",
     )
 
-    # Why the surest mistakes: which pixels speak for the class given, against the true one.
+    # 4. Why the surest mistakes: which pixels speak for the class given, against the true one.
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:6]
     x, truth, given = jnp.asarray(test_set.images[wrong]), labels[wrong], predicted[wrong]
@@ -90,7 +94,7 @@ def main(argv=None):
         "occlusion, 4x4": functools.partial(jv.occlusion, window=(4, 4), stride=(1, 1)),
     }
     maps = {name: method(apply_fn, run.variables, x, margin) for name, method in explain.items()}
-    sheet = plot.explanation_sheet(
+    figures["surest_mistakes"] = plot.explanation_sheet(
         test_set.images[wrong],
         maps,
         probabilities=probabilities[wrong],
@@ -98,18 +102,11 @@ def main(argv=None):
         title="The surest mistakes: red speaks for the class given, blue for the true one",
     )
 
-    figures = {
-        "history": history,
-        "confusion": plot.confusion_matrix(matrix),
-        "predictions": grid,
-        "feature_maps_of_an_8": inside,
-        "surest_mistakes": sheet,
-    }
     for name, figure in figures.items():
         figure.savefig(arguments.out / f"{name}.png", dpi=130)
     print(
         f"{len(run.history.loss)} epochs; {accuracy:.2%} of {len(labels)} test digits are right, "
-        f"{len(labels) - matrix.trace()} wrong. Pictures in {arguments.out}."
+        f"{len(labels) - matrix.trace()} wrong."
     )
     return accuracy
 

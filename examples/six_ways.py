@@ -30,6 +30,9 @@ def main(argv=None):
     parser.add_argument("--num-steps", type=int, default=200, help="of the ascents")
     arguments = parser.parse_args(argv)
     train_set, test_set = (data.load(arguments.data, split) for split in ("train", "test"))
+
+    # A network to look into: trained here. A net of your own takes its place as `net` and
+    # `variables`.
     run = training.train_run(
         arguments.out / "runs" / f"mnist_b-{arguments.data}",
         models.MNISTNetB(),
@@ -39,11 +42,14 @@ def main(argv=None):
         optimizer=optax.adam(1e-3),
         num_epochs=arguments.epochs,
     )
-    net, variables, figures = models.apply_fn(run.net), run.variables, {}
+    net, variables = models.apply_fn(run.net), run.variables
+    figures = {}
     x, labels = jnp.asarray(test_set.images[:100]), test_set.labels[:100]
 
-    # 1. A table of its layers, 2. a picture of them.
+    # 1. A table of its layers.
     print(jv.summary(net, variables, x[:1]))
+
+    # 2. A picture of them.
     figures["architecture"] = plot.architecture(jv.layer_graph(net, variables, x[:1]))
 
     # 3. The kernels of the first convolution.

@@ -1,16 +1,25 @@
 """The site's sources: notes on methods that exist, on all of them, and blocks that run."""
 
+import importlib.util
 import pathlib
 import re
 import tomllib
 
 import jax
 import pytest
+from flax import nnx
 
 import jaxviz as jv
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+SKILL = ROOT / ".agents" / "skills" / "jaxviz" / "SKILL.md"
 NOTES = tomllib.loads((DOCS / "methods.toml").read_text())
+SPEC = importlib.util.spec_from_file_location("notebooks", DOCS / "notebooks.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+notebooks = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(notebooks)
 
 
 def test_each_method_has_notes():
@@ -25,14 +34,90 @@ def test_each_method_has_a_picture():
     assert drawn <= set(NOTES)
 
 
-@pytest.mark.parametrize("page", ["index.md", "how_it_works.md"])
-def test_the_blocks_of_the_page_run(page):
-    names = {"__name__": page}
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    assert blocks
+def blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def attending(params, x):
+    """A model for blocks that begin with the reader's own."""
+    weights = jax.nn.softmax((x @ params) @ x.transpose(0, 2, 1))
+    return (weights @ x).mean(1)
+
+
+X = jax.random.normal(jax.random.key(0), (2, 5, 4))
+OWN = {"jv": jv, "apply_fn": attending, "params": jax.numpy.eye(4), "x": X, "attribution": X}
+PAGES = {
+    "index.md": {},
+    "how_it_works.md": {},
+    "attention.md": OWN,
+    "is_it_true.md": OWN,
+    "command_line.md": {"nnx": nnx, "Net": lambda rngs: None},
+}
+
+
+def run(path, names):
+    names = {"__name__": path.stem, **names}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for block in blocks:
-            exec(compile(block, page, "exec"), names)
+        for block in blocks(path):
+            exec(compile(block, path.name, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_the_page_run(page):
+    assert blocks(DOCS / page)
+    run(DOCS / page, PAGES[page])
+
+
+def test_each_page_with_blocks_is_run_by_some_test():
+    elsewhere = {"adapters.md", "inputs.md", "tour.md"}  # by tests that look at what comes out
+    assert {path.name for path in DOCS.glob("*.md") if blocks(path)} == elsewhere | set(PAGES)
+
+
+def test_the_recipes_of_the_skill_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = SKILL.read_text()
+    assert re.match(r"---\nname: jaxviz\ndescription: .{50,1000}\n---\n", text)
+    recipes = re.split(r"\n## (?=\d+\. )", text)[1:]
+    assert len(recipes) == 10
+    assert all("```python" in recipe for recipe in recipes)
+    found = run(SKILL, {})
+    assert abs(found["gap"]).max() < 1e-4
+    assert found["region"].shape == found["lost"].shape == (2, 8, 8)
+    assert found["per_token"].shape == (1, 4)
+    assert set(found["values"]) == {"conv", "relu_0"}
+    assert found["curve"].area.shape == (2,)
+    assert found["climb"].images.shape == (1, 8, 8, 1)
+    assert sorted(found["suspicious"].tolist()) == [0, 1]
+    assert (tmp_path / "explanations.png").exists()
+
+
+def test_what_machines_read_links_to_what_is_there():
+    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / "llms.txt").read_text())
+    assert len(targets) > 10
+    assert all((ROOT / target).exists() for target in targets)
+    told = re.findall(r"`(docs/[\w.]+)`", SKILL.read_text())
+    assert told
+    assert all((ROOT / target).exists() for target in told)
+
+
+def test_the_recipes_and_pages_name_functions_that_exist():
+    for path in (SKILL, ROOT / "llms.txt", *DOCS.glob("*.md")):
+        for name in re.findall(r"`jv\.(\w+)", path.read_text()):
+            assert hasattr(jv, name), (path.name, name)
+
+
+@pytest.mark.parametrize("name", notebooks.SHORT + notebooks.LONG)
+def test_a_script_becomes_a_notebook(name):
+    script = (notebooks.EXAMPLES / f"{name}.py").read_text()
+    cells = notebooks.cells(name)
+    assert cells[0][1].startswith("# ")
+    assert sum(text.count("\n## ") + text.startswith("## ") for _, text in cells) >= 4
+    code = [text for kind, text in cells if kind == "code"]
+    whole = "\n".join(code).replace("%matplotlib inline", "")
+    compile(whole, name, "exec")
+    assert not re.search(r"arguments|parser|argparse|figures\b|savefig|__main__", whole)
+    assert whole.count("display(") == len(re.findall(r"^ *figures\[", script, re.MULTILINE)) >= 2
 
 
 def test_pages_name_functions_that_exist():

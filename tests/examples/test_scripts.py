@@ -185,6 +185,18 @@ def test_one_net_three_ways_is_explained_alike(tmp_path, capsys):
 
 
 @slow
+def test_shares_of_an_own_network_add_up_and_are_blank_where_the_image_is(tmp_path):
+    pytest.importorskip("sklearn")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        gap, shares, slopes = load("own_network").main(["--out", str(tmp_path), "--epochs", "2"])
+    images = data.load("digits", "test").images[:6]
+    assert abs(gap).max() < 0.02
+    assert (shares[images == 0] == 0).all()
+    assert (slopes[images == 0] != 0).mean() > 0.5
+    assert pictures(tmp_path) == {"two_methods", "blank_or_not"}
+
+
+@slow
 def test_the_shortcut_is_seen_on_the_whole_test_set(tmp_path):
     pytest.importorskip("sklearn")
     options = ["--data", "digits"]

@@ -1,0 +1,181 @@
+"""Makes notebooks of the example scripts: the same code, cut into cells, figures shown.
+
+`python docs/notebooks.py [NAME ...]` writes docs/notebooks/NAME.ipynb and runs those that have no
+outputs yet, or whose script has changed: minutes each. A build of the site writes all, runs those
+of `SHORT`, and shows what outputs there are.
+"""
+
+import ast
+import pathlib
+import re
+import sys
+import textwrap
+
+HERE = pathlib.Path(__file__).parent
+EXAMPLES = HERE.parent / "examples"
+FOLDER = HERE / "notebooks"
+SHORT = ("own_network",)  # seconds: these run in every build
+LONG = ("cifar_cnn", "deconstruct_mnist", "six_ways", "filters_and_features", "mnist_end_to_end")
+
+
+_PYTHON = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3"},
+    "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+}
+_INTRODUCTION = """\
+The example scripts, cut into cells: from data and a network to pictures and what they say. A
+network of your own takes the place of the one that each trains or loads. In a checkout,
+`python docs/notebooks.py` writes all as `docs/notebooks/*.ipynb` and runs them, minutes each, and
+`python docs/notebooks.py six_ways` one; the next build of the site shows their pictures."""
+
+
+def title(name: str) -> str:
+    """What a script asks: the first line of its docstring."""
+    source = (EXAMPLES / f"{name}.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+
+
+def cells(name: str) -> list[tuple[str, str]]:
+    """The cells of a script: pairs of "markdown" or "code" and a text."""
+    source = (EXAMPLES / f"{name}.py").read_text()
+    tree = ast.parse(source)
+    rest = (ast.get_docstring(tree) or "").partition("\n")[2]
+    main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    imports, pieces = [], []
+    for node in tree.body[1 : tree.body.index(main)]:
+        text = _with_comment(source, node)
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            pieces.append(text)
+        elif not re.search(r"argparse|out_folder", text):
+            imports.append(text)
+    imports = {*imports, "import pathlib"}
+    # Names that mean something else in the notebook, where there is but one scope.
+    taken = {node.id for node in ast.walk(main) if isinstance(node, ast.Name)}
+    settings, names = _settings(name, source, main, taken)
+    out = [
+        ("markdown", f"# {title(name)}\n\n{rest.strip()}"),
+        ("code", "%matplotlib inline\n" + "\n".join(sorted(imports, key=_order))),
+    ]
+    out += [("code", text) for text in pieces] + [("code", settings)]
+    for paragraph in re.split(r"\n\n+", textwrap.dedent("\n".join(_worked(source, main, names)))):
+        out += _cells_of(paragraph)
+    return out
+
+
+def _order(line):
+    standard = line.split()[1].split(".")[0] in sys.stdlib_module_names
+    return not standard, "jaxviz" in line, line.startswith("from"), line
+
+
+def _with_comment(source, node):
+    """The lines of a statement, and those of the comment ahead of it."""
+    lines, first = source.splitlines(), node.lineno - 1
+    while lines[first - 1].startswith("#"):
+        first -= 1
+    return "\n".join(lines[first : node.end_lineno])
+
+
+def _settings(name, source, main, taken):
+    """What the script takes as options, as a cell of names with their defaults; and the names."""
+    lines = ["jv.keep_compiled()", f'out = pathlib.Path("{name}")  # what is trained stays here']
+    names = {"out": "out"}
+    for node in main.body:
+        text = ast.unparse(node)
+        if text.startswith("kept = "):
+            lines.append(text)
+        if not text.startswith("parser.add_argument") or "'--out'" in text:
+            continue
+        given = {keyword.arg: keyword.value for keyword in node.value.keywords}
+        option = node.value.args[0].value.removeprefix("--").replace("-", "_")
+        names[option] = f"{option}_name" if option in taken else option
+        default = ast.unparse(given["default"]) if "default" in given else "None"
+        said = f"  # {given['help'].value}" if "help" in given else ""
+        lines.append(f"{names[option]} = {default}{said}")
+    return "\n".join(lines), names
+
+
+def _worked(source, main, names):
+    """The lines of `main` that do the work, figures shown where they are made."""
+    all_lines, start = source.splitlines(), main.body[0].lineno
+    lines = dict(enumerate(all_lines[start - 1 : main.end_lineno], start))
+    for node in ast.walk(main):
+        match node:
+            case ast.For(iter=ast.Call(func=ast.Attribute(value=ast.Name(id="figures")))):
+                gone = True  # the loop that saves them
+            case ast.Assign(targets=[ast.Name(id="figures")]):
+                gone = True
+            case ast.Return():
+                gone = node in main.body
+            case ast.Assign() | ast.Expr() if node in main.body:
+                gone = re.match(r"parser|arguments = |kept = ", ast.unparse(node))
+            case _:
+                gone = False
+        if gone:
+            for line in range(node.lineno, node.end_lineno + 1):
+                lines.pop(line, None)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("figures["):
+            head = re.match(r"\s*figures\[.*?\] = ", lines[node.lineno])[0]
+            indent = " " * (len(head) - len(head.lstrip()))
+            lines[node.lineno] = f"{indent}display({lines[node.lineno][len(head) :]}"
+            lines[node.end_lineno] += ")"
+    return [re.sub(r"\barguments\.(\w+)", lambda m: names[m[1]], text) for text in lines.values()]
+
+
+def _cells_of(paragraph):
+    """A comment ahead of a paragraph is text; where it has a number, its beginning is a heading."""
+    lines = paragraph.strip("\n").splitlines()
+    count = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))
+    said, code = " ".join(line[2:] for line in lines[:count]), "\n".join(lines[count:])
+    if found := re.match(r"\d+\. (.+?)(?:: (.+)|\. (.+)|\.)$", said):
+        said = found[2] or found[3] or ""
+        said = f"## {found[1]}\n\n{said[:1].upper()}{said[1:]}".strip()
+    if said:
+        yield "markdown", said
+    if code:
+        yield "code", code
+
+
+def write(run=(), names=SHORT + LONG) -> dict[str, bool]:
+    """Writes notebooks, and runs those of `run`; outputs of what has not changed stay.
+
+    Returns:
+      Name -> whether it has outputs.
+    """
+    import nbclient  # the tests read cells without these
+    import nbformat
+
+    FOLDER.mkdir(exist_ok=True)
+    shown = {}
+    for name in names:
+        path = FOLDER / f"{name}.ipynb"
+        made = nbformat.v4.new_notebook(metadata=_PYTHON)
+        for number, (kind, text) in enumerate(cells(name)):
+            cell = getattr(nbformat.v4, f"new_{kind}_cell")(text)
+            cell["id"] = str(number)  # the same in every build
+            made.cells.append(cell)
+        before = nbformat.read(path, 4) if path.exists() else made
+        if [cell.source for cell in before.cells] == [cell.source for cell in made.cells]:
+            for cell, ran in zip(made.cells, before.cells, strict=True):
+                cell.update({k: ran[k] for k in ("outputs", "execution_count") if k in ran})
+        shown[name] = any(cell.get("outputs") for cell in made.cells)
+        if name in run and not shown[name]:
+            where = {"metadata": {"path": str(FOLDER)}}
+            nbclient.NotebookClient(made, timeout=None, resources=where).execute()
+            shown[name] = True
+        nbformat.write(made, path)
+    return shown
+
+
+def write_index() -> None:
+    """Writes all, runs what is short, and a page that lists them."""
+    shown = write(run=SHORT)
+    lines = ["# Notebooks", "", _INTRODUCTION, "", "| notebook | pictures here |", "|---|---|"]
+    for name, here in shown.items():
+        lines.append(f"| [{title(name)}]({name}.ipynb) | {'yes' if here else 'no'} |")
+    lines += ["", "```{toctree}", ":hidden:", "", *shown, "```", ""]
+    (FOLDER / "index.md").write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    wanted = tuple(sys.argv[1:]) or SHORT + LONG
+    write(run=wanted, names=wanted)
