@@ -29,10 +29,12 @@ network of your own takes the place of the one that each trains or loads. In a c
 `python docs/notebooks.py six_ways` one; the next build of the site shows their pictures."""
 
 
-def title(name: str) -> str:
-    """What a script asks: the first line of its docstring."""
+def title(name: str) -> tuple[str, str]:
+    """What a script asks, and what the first line of its docstring says besides."""
     source = (EXAMPLES / f"{name}.py").read_text()
-    return (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+    line = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
+    asked, mark, rest = line.partition("? ")
+    return asked + mark.strip(), rest
 
 
 def cells(name: str) -> list[tuple[str, str]]:
@@ -52,8 +54,9 @@ def cells(name: str) -> list[tuple[str, str]]:
     # Names that mean something else in the notebook, where there is but one scope.
     taken = {node.id for node in ast.walk(main) if isinstance(node, ast.Name)}
     settings, names = _settings(name, source, main, taken)
+    asked, more = title(name)
     out = [
-        ("markdown", f"# {title(name)}\n\n{rest.strip()}"),
+        ("markdown", f"# {asked}\n\n{more}\n\n{rest.strip()}"),
         ("code", "%matplotlib inline\n" + "\n".join(sorted(imports, key=_order))),
     ]
     out += [("code", text) for text in pieces] + [("code", settings)]
@@ -171,7 +174,7 @@ def write_index() -> None:
     shown = write(run=SHORT)
     lines = ["# Notebooks", "", _INTRODUCTION, "", "| notebook | pictures here |", "|---|---|"]
     for name, here in shown.items():
-        lines.append(f"| [{title(name)}]({name}.ipynb) | {'yes' if here else 'no'} |")
+        lines.append(f"| [{title(name)[0]}]({name}.ipynb) | {'yes' if here else 'no'} |")
     lines += ["", "```{toctree}", ":hidden:", "", *shown, "```", ""]
     (FOLDER / "index.md").write_text("\n".join(lines))
 

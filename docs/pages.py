@@ -142,7 +142,8 @@ def _table(members, known, notes):
 def _metrics():
     rows = ["| metric | what it asks | family | better | needs |", "|---|---|---|---|---|"]
     for name, metric in METRICS.items():
-        asked = (getattr(jaxviz.metrics, name).__doc__ or "").split("\n")[0].replace("|", "\\|")
+        said = (getattr(jaxviz.metrics, name).__doc__ or "").split("\n\n")[0]
+        asked = re.split(r"[:.](?: |$)", " ".join(said.split()))[0].replace("|", "\\|")
         link = f"{{py:func}}`{name} <jaxviz.metrics.{name}>`"
         rows.append(f"| {link} | {asked} | {metric.family} | {metric.better} | {metric.needs} |")
     return "\n".join(["How they are called: [Is it true?](../is_it_true.md).", "", *rows])

@@ -166,7 +166,8 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
         math.prod(np.shape(leaf)) * jnp.result_type(leaf).itemsize for leaf in _floats(params)
     )
     batch = np.shape(jax.tree.leaves(x)[0])[0]
-    console = Console(file=io.StringIO(), width=width, record=True)
+    # In a notebook rich would show the table by itself, ahead of what is returned.
+    console = Console(file=io.StringIO(), width=width, record=True, force_jupyter=False)
     console.print(table)
     lines = [f"Parameters: {trained:,} trained" + (f", {state:,} of state" if state else "")]
     lines.append(f"Size: {nbytes / 2**20:.2f} MiB")

@@ -161,8 +161,12 @@ def total_flops(apply_fn, params, x):
     return float(number) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(unit, 1)
 
 
-def test_summary_is_a_table_with_totals():
+def test_summary_is_a_table_with_totals(monkeypatch):
+    shown = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: shown.append("by rich"))
     text = jv.summary(*build("nested"))
+    assert not shown  # in a notebook too
     assert "block2/Conv_0" in text
     assert "2 x 4 x 4 x 4" in text
     trained = 112 + 8 + (3 * 3 * 4 * 6 + 6) + 12 + 125
