@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxviz.calls.shown import shown
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import is_floating
-from jaxviz.graph.interpreter import Scalar
+from jaxviz.graph.axes import BATCH, ROWS, axes
+from jaxviz.graph.interpreter import Scalar, scan_arity, source
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
-from jaxviz.parts.feature_maps import Resize, resized
+from jaxviz.graph.trace import trace
+from jaxviz.parts.feature_maps import Resize, laid_out, resized
 from jaxviz.parts.gradients import input_gradient
 
 
@@ -69,15 +71,15 @@ def full_grad(
     """
     whole, channels = _terms(apply_fn, params, x, target)
     inputs = jax.tree.leaves(whole.inputs)
-    maps = [*((a, -1) for a in inputs), *zip(whole.biases, channels, strict=True)]
     ndim = jnp.ndim(jax.tree.leaves(x)[0])
+    biases = [laid_out(a, axis, ndim) for a, axis in zip(whole.biases, channels, strict=True)]
     if resize is False or ndim < 3:
         raise ValueError(
             f"full_grad: x must be [N, *space, C] and resize True or a size; got x "
             f"{jax.tree.map(jnp.shape, x)}, resize {resize}. The layers' own maps are those of "
             "`full_gradient`."
         )
-    placed = [jnp.abs(a).sum(axis) for a, axis in maps if a.ndim == ndim]
+    placed = [jnp.abs(a).sum(-1) for a in (*inputs, *biases) if a.ndim == ndim]
     return sum(resized("full_grad", a, x, resize) for a in placed)  # type: ignore[return-value]
 
 
@@ -99,7 +101,8 @@ def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None
       additions it is made of; an activation that is no ReLU adds its intercept, a(z) - a'(z) z.
 
     Raises:
-      ValueError: `x` is no batch, or `target` names no output.
+      ValueError: `x` is no batch, `target` names no output, or the net is called in a loop over
+        the examples.
 
     Example:
       >>> net = lambda b, x: 3 * jax.nn.relu(x + b)
@@ -114,6 +117,8 @@ def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None
 
 
 def _terms(apply_fn, params, x, target):
+    _check_loops(trace(apply_fn, params, x))
+
     def probe(params, x):
         found.clear()
         return rewrite(apply_fn, _rules(found.append))(params, x)
@@ -131,6 +136,22 @@ def _terms(apply_fn, params, x, target):
     gradients, biases = input_gradient(scaled, params, (x, scales), target)
     inputs = jax.tree.map(lambda a, g: a * g if is_floating(a) else g, x, gradients)
     return FullGradient(inputs, biases), [op.channel_axis for op in found]
+
+
+def _check_loops(traced: Any) -> None:
+    """Refuses biases of one example at a time: their terms would be sums over examples."""
+    known = axes(traced)
+    for node in traced.program.nodes:
+        if not node.bodies or node.equation.primitive.name != "scan":
+            continue
+        first = sum(scan_arity(node.equation)[:2])
+        rows = [known.labels.get(o) for o in node.operands[first:] if not isinstance(o, Scalar)]
+        if any(labels and labels[0] in (BATCH, ROWS) for labels in rows):
+            raise ValueError(
+                "full_gradient: apply_fn must take all examples at once, for each bias has a term "
+                f"in each; got a loop over examples at {source(node)}. Take jax.vmap in place of "
+                "jax.lax.map."
+            )
 
 
 def _rules(scale: Callable[[Op], Any]) -> RuleSet:

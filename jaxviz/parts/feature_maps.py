@@ -79,7 +79,7 @@ def cuts(
         head, tail = split(apply_fn, params, x, one)
         a, carry = outputs_of(head, params, x)
         axis = channel_axis(name, apply_fn, params, x, one)
-        maps = reshape or functools.partial(jnp.moveaxis, source=axis, destination=-1)
+        maps = reshape or functools.partial(laid_out, channels=axis, rank=_rank(x))
         if reshape is None and (tokens := _tokens_of(name, apply_fn, params, x, one)):
             maps = functools.partial(grid_of_tokens, tokens=tokens)
         shape = jax.eval_shape(maps, a).shape
@@ -128,12 +128,15 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
 
 def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> str:
     """`default_layer` for the method `name`."""
-    shape = jnp.shape(jax.tree.leaves(x)[0])
+    shape, rank = jnp.shape(jax.tree.leaves(x)[0]), _rank(x)
     traced = trace(apply_fn, params, x)
     all_rows = rows(traced)
     found = [row.layer for row in all_rows]
-    weighs = {i for i in range(len(found)) if _weighs_tokens(found, i)}
-    fits = [i for i, one in enumerate(found) if _has_places(one, len(shape)) and i not in weighs]
+    sizes = [_shape_of_maps(one, rank) for one in found]
+    places = [i for i in range(len(found)) if found[i].can_cut and _has_places(sizes[i], rank)]
+    fits = [i for i in places if not _weighs_tokens(found, i)]
+    # What has more axes than x is taken where all layers do: of one example each under `vmap`.
+    fits = [i for i in fits if len(found[i].shape) == rank] or fits
     last = fits[-1] if fits else -1
     later = range(last + 1, len(found))
     grids = [i for i in later if _tokens(traced, all_rows[i])]
@@ -153,7 +156,7 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
             f"{names}. "
             "Pass `layer`, and `reshape` if its output is laid out otherwise."
         )
-    tokens = [found[i] for i in later if found[i].can_cut and len(found[i].shape) == 3]
+    tokens = [found[i] for i in later if found[i].can_cut and len(sizes[i]) == 3]
     bent = any(one.kind in ACTIVATION_KINDS for one in found[:last])
     if softmaxes and tokens and not bent:
         near = tokens[-1]
@@ -196,12 +199,40 @@ def _weighs_tokens(found: Sequence[Layer], i: int) -> bool:
     return kind == "matmul" or (kind == "softmax" and "matmul" in near)
 
 
-def _has_places(layer: Layer, rank: int) -> bool:
-    """Whether a layer's output has more than one place, and as many axes as `x`."""
-    if not layer.can_cut or len(layer.shape) != rank or rank < 3:
-        return False
-    channels = layer.channel_axis % rank
-    return any(n > 1 for a, n in enumerate(layer.shape) if a not in (0, channels))
+def _rank(x: Any) -> int:
+    return jnp.ndim(jax.tree.leaves(x)[0])
+
+
+def _shape_of_maps(layer: Layer, rank: int) -> tuple[int, ...]:
+    gone = _spare(layer.shape, layer.channel_axis, rank)
+    kept = [n for a, n in enumerate(layer.shape) if a not in gone]
+    channels = layer.channel_axis % len(layer.shape) if layer.shape else 0
+    channels -= sum(a < channels for a in gone)
+    return (*kept[:channels], *kept[channels + 1 :], *kept[channels : channels + 1])
+
+
+def _has_places(shape: tuple[int, ...], rank: int) -> bool:
+    """Whether maps `[N, *space, channels]` have more than one place, and as many axes as `x`."""
+    return len(shape) == rank >= 3 and any(n > 1 for n in shape[1:-1])
+
+
+def _spare(shape: tuple[int, ...], channels: int, rank: int) -> tuple[int, ...]:
+    """Axes of one place that a value has beyond those of `x`.
+
+    `jax.vmap(lambda x: net(x[None])[0])` makes them: each example is a batch of one.
+    """
+    beside = (0, channels % max(len(shape), 1))
+    ones = tuple(a for a, n in enumerate(shape) if n == 1 and a not in beside)
+    more = len(shape) - rank
+    return ones[:more] if 0 < more <= len(ones) else ()
+
+
+def laid_out(a: jax.Array, channels: int, rank: int) -> jax.Array:
+    """A layer's values with channels last, without axes of one place beyond those of `x`."""
+    gone = _spare(a.shape, channels, rank)
+    last = jnp.moveaxis(a, channels, -1)
+    after = channels % a.ndim
+    return jnp.squeeze(last, tuple(axis - (axis > after) for axis in gone)) if gone else last
 
 
 def resized(name: str, a: jax.Array, x: Any, resize: Resize) -> jax.Array:

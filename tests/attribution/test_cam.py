@@ -47,6 +47,15 @@ def pooled_inputs(seed=0):
     return params, jax.random.normal(keys[3], (3, 6, 7, 2))
 
 
+def test_a_net_of_one_example_under_vmap_has_the_maps_of_the_batch():
+    params, x = pooled_inputs()
+    of_one = lambda p, x: jax.vmap(lambda x: pooled(p, x[None])[0])(x)  # [N, 1, H, W, C] inside
+    assert activations(of_one, params, x, ["relu_0"])["relu_0"].shape == (3, 1, 6, 7, 5)
+    for layer in (None, "relu_0"):
+        found, wanted = (grad_cam(net, params, x, 1, layer=layer) for net in (of_one, pooled))
+        close(found, wanted, 1e-6)
+
+
 @pytest.mark.parametrize(
     ("method", "name", "tolerance"),
     [

@@ -135,5 +135,11 @@ def test_biases_of_layers_with_channels_first_are_placed_where_they_are():
         return jax.nn.relu(x + p["bias"][None, None, None]).mean((1, 2)) @ p["dense"]
 
     x = jax.random.normal(keys[3], (2, 6, 4, 3))
-    found, wanted = (full_grad(net, p, x, 1) for net in (first, last))
-    chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-5)
+    of_one = lambda p, x: jax.vmap(lambda x: first(p, x[None])[0])(x)  # [N, 1, C, H, W] inside
+    wanted = full_grad(last, p, x, 1)
+    for net in (first, of_one):
+        chex.assert_trees_all_close(full_grad(net, p, x, 1), wanted, rtol=1e-4, atol=1e-5)
+
+    one_by_one = lambda p, x: jax.lax.map(lambda x: first(p, x[None])[0], x)
+    with pytest.raises(ValueError, match=r"full_grad: .* a loop over examples at .*jax\.vmap"):
+        full_grad(one_by_one, p, x, 1)
