@@ -90,9 +90,15 @@ def agreement(
 @functools.partial(jax.jit, static_argnames=("similarity",))
 def _agreement(similarity, attributions, draws, level):
     like = similarity_of("agreement", similarity)
-    many = range(len(attributions))
-    pairs = {(i, j): like(attributions[i], attributions[j]) for i in many for j in many if i <= j}
-    found = jnp.stack([pairs[min(i, j), max(i, j)] for i in many for j in many], axis=1)  # [N, M M]
+    many = len(attributions)
+    upper = np.stack(np.triu_indices(many), axis=1).astype(np.int32)
+    each = jax.tree.map(_together, *attributions)
+    at = lambda i: jax.tree.map(lambda a: a[i], each)
+    # One pair at a time: compiled once, whatever their number.
+    pairs = jax.lax.map(lambda ij: like(at(ij[0]), at(ij[1])), jnp.asarray(upper))
+    place = np.zeros((many, many), np.int32)
+    place[upper[:, 0], upper[:, 1]] = place[upper[:, 1], upper[:, 0]] = np.arange(len(upper))
+    found = pairs[place.ravel()].T  # [N, M M]
     known = ~jnp.isnan(found)
     values, weights = jnp.where(known, found, 0), known.astype(found.dtype)
     mean = share(values.sum(0), weights.sum(0))
@@ -105,3 +111,9 @@ def _agreement(similarity, attributions, draws, level):
     low, high = jnp.nanquantile(means, jnp.stack([tail, 1 - tail]), axis=0)
     square = lambda a: a.reshape(len(attributions), len(attributions))
     return Agreement(*map(square, (mean, low, high, known.sum(0))))
+
+
+def _together(*arrays):
+    """Stacked along a new first axis, in the type that holds them all."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.stack(arrays)

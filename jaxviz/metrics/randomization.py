@@ -460,33 +460,41 @@ def _drawn(name, redraw, num_seeds, key, params, steps):
     keys = jax.random.split(jax.random.fold_in(key, 0), num_seeds)
     if callable(redraw):
         return jax.lax.map(lambda key: _own(name, redraw, key, params), keys)
-    draw = {"normal": _normal, "shuffle": _shuffle}[redraw]
+    leaves, structure = jax.tree.flatten(params)
+    drawn = [i for i, step in enumerate(steps) if step.max() >= 0]
+    ends = np.cumsum([np.size(leaves[i]) for i in drawn])
 
-    def one(key):
-        leaves, structure = jax.tree.flatten(params)
-        new = []
-        for number, (a, step) in enumerate(zip(leaves, steps, strict=True)):
-            a = jnp.asarray(a)
-            if step.max() >= 0:
-                stack = int(np.argmax(step.shape)) if step.ndim else None
-                rows = a.reshape(1, -1) if stack is None else jnp.moveaxis(a, stack, 0)
-                drawn = draw(jax.random.fold_in(key, number), rows.reshape(len(rows), -1))
-                drawn = drawn.astype(a.dtype).reshape(rows.shape if stack is not None else a.shape)
-                a = drawn if stack is None else jnp.moveaxis(drawn, 0, stack)
-            new.append(a)
+    def one(key):  # one draw for all: a generator for each leaf would be most of the program
+        new = list(map(jnp.asarray, leaves))
+        total = (int(ends[-1]),)
+        if redraw == "normal":
+            random = jax.random.normal(key, total)
+        else:
+            random = jax.random.bits(key, total)
+        for i, own in zip(drawn, jnp.split(random, ends[:-1]), strict=True):
+            a, stack = new[i], steps[i].shape
+            axis = int(np.argmax(stack)) if stack else None
+            rows = a[None] if axis is None else jnp.moveaxis(a, axis, 0)
+            flat = rows.reshape(len(rows), -1)
+            made = _REDRAWN[redraw](flat, own.reshape(flat.shape)).astype(a.dtype)
+            made = made.reshape(rows.shape)
+            new[i] = made[0] if axis is None else jnp.moveaxis(made, 0, axis)
         return jax.tree.unflatten(structure, new)
 
     return jax.lax.map(one, keys)
 
 
-def _normal(key, rows):
+def _normal(rows, noise):
     rows = in_rows(rows)
-    noise = jax.random.normal(key, rows.shape, rows.dtype)
+    noise = noise.astype(rows.dtype)
     return rows.mean(1, keepdims=True) + rows.std(1, keepdims=True) * noise
 
 
-def _shuffle(key, rows):
-    return jax.random.permutation(key, rows, axis=1, independent=True)
+def _shuffled(rows, bits):
+    return jax.lax.sort((bits, rows), dimension=1, num_keys=1)[1]
+
+
+_REDRAWN = {"normal": _normal, "shuffle": _shuffled}
 
 
 def _own(name, redraw, key, params):

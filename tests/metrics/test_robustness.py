@@ -116,18 +116,17 @@ def test_contract(metric):
     np.testing.assert_array_equal(run(X), found)
     run(X + 1, jnp.array([1, 1, 0, 0]))
     assert len(traces) == first
-    np.testing.assert_allclose(run(X, chunk_size=2), found, rtol=1e-4)
-    np.testing.assert_allclose(jax.jit(run)(X), found, rtol=1e-4)
+    # Under jit, in chunks that do not divide the samples: in one program.
+    again = jax.jit(functools.partial(run, chunk_size=2))(X)
+    np.testing.assert_allclose(again, found, rtol=1e-4)
     assert run(X[:0], TARGET[:0]).shape == (0,)
 
 
 def test_zero_explanations_and_nan_are_nan():
-    blind = lambda f, p, x, target: jnp.zeros_like(x)
-    spoilt = X.at[1, 0].set(jnp.nan)
+    spoilt = X.at[0].set(0.0).at[1, 0].set(jnp.nan)  # gradient times 0 explains by zeros
     for metric in (*SAMPLED[:2], metrics.worst_case_sensitivity):
-        assert np.isnan(metric(blind, net, PARAMS, X, 0, key=KEY)).all()
         found = metric(jv.input_x_gradient, net, PARAMS, spoilt, 0, key=KEY)
-        assert np.isnan(found).tolist() == [False, True, False, False]
+        assert np.isnan(found).tolist() == [True, True, False, False]
     still = lambda key, x: x
     assert np.isnan(
         metrics.local_lipschitz(jv.gradient, net, PARAMS, X, 0, key=KEY, perturb=still)
@@ -142,18 +141,20 @@ def test_a_method_that_draws_gets_the_same_key_for_each_input():
     np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("method", "apply_fn"), [(jv.guided_backprop, net), (jv.gradient, smooth), (jv.lrp, smooth)]
-)
-def test_ascent_never_finds_less_than_its_starts(method, apply_fn):
-    given = (method, apply_fn, PARAMS, X, TARGET)
+@pytest.mark.parametrize("method", [jv.guided_backprop, jv.lrp])
+def test_ascent_never_finds_less_than_its_starts(method):
+    given = (method, net, PARAMS, X[:2], TARGET[:2])
     sampled = metrics.max_sensitivity(*given, key=KEY, radius=0.2, num_samples=2)
-    worst = metrics.worst_case_sensitivity(*given, key=KEY, radius=0.2, num_samples=2)
+    worst = metrics.worst_case_sensitivity(*given, key=KEY, radius=0.2, num_samples=2, num_steps=2)
     assert not (worst < sampled * (1 - 1e-6)).any()
     assert np.isnan(worst).tolist() == np.isnan(sampled).tolist()  # an explanation of zeros
-    if apply_fn is smooth:  # and more, in fact, than fifty times as many draws
-        many = metrics.max_sensitivity(*given, key=KEY, radius=0.2, num_samples=100)
-        assert worst.mean() > many.mean()
+
+
+def test_ascent_finds_more_than_fifty_times_as_many_draws():
+    given = (jv.gradient, smooth, PARAMS, X, TARGET)
+    worst = metrics.worst_case_sensitivity(*given, key=KEY, radius=0.2, num_samples=2)
+    many = metrics.max_sensitivity(*given, key=KEY, radius=0.2, num_samples=100)
+    assert worst.mean() > many.mean()
 
 
 def test_ascent_finds_the_corner_that_is_worst():
