@@ -39,15 +39,36 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
     return jnp.argmax(outputs_of(apply_fn, params, x), axis=1) if target is None else target
 
 
+class WithCopy(NamedTuple):
+    """Outputs at a copy, and what is read off the copy itself.
+
+    Attributes:
+      outputs: Of the model.
+      of_copy: Any pytree.
+    """
+
+    outputs: Any
+    of_copy: Any
+
+
 def outputs_of_copies(
-    apply_fn: Callable, params: Any, x: Any, copy: Callable[[jax.Array], Any]
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    copy: Callable[[jax.Array], Any],
+    of_copy: Callable[[Any], Any] | None = None,
 ) -> Callable[[jax.Array], Any]:
-    """From k to the outputs at `copy(k)`, or at `x` itself for k < 0; traced once, as `jit` is."""
+    """From k to the outputs at `copy(k)`, or at `x` itself for k < 0; traced once, as `jit` is.
+
+    `of_copy` is read off the copy beside them, which is then made once: `WithCopy`.
+    """
 
     @jax.jit
     def outputs(k):
-        seen = jax.tree.map(lambda a, b: jnp.where(k < 0, a, b), x, copy(k))
-        return outputs_of(apply_fn, params, seen)
+        made = copy(k)
+        seen = jax.tree.map(lambda a, b: jnp.where(k < 0, a, b), x, made)
+        found = outputs_of(apply_fn, params, seen)
+        return found if of_copy is None else WithCopy(found, of_copy(made))
 
     return outputs
 
@@ -293,7 +314,7 @@ def stacked_scores(
     Args:
       name: Of the method, for errors.
       outputs: As `outputs_of_copies` makes it.
-      read: Of outputs and a target other than None, a pytree.
+      read: Of what `outputs` gives and a target other than None, a pytree.
       num: Number of copies.
       chunk_size: Copies alive at once; None chooses by `x`.
       x: Of what there are copies.
@@ -317,7 +338,8 @@ def stacked_scores(
             k = jnp.where(place == 0, -1, jnp.minimum(start + place - 1, num - 1))
             found = _each(outputs, k)
             if target is None:
-                top = jnp.where(first == 0, jnp.argmax(found[0], axis=1), top)
+                said = found.outputs if isinstance(found, WithCopy) else found
+                top = jnp.where(first == 0, jnp.argmax(said[0], axis=1), top)
             chosen = top if target is None else target
             return top, jax.vmap(lambda outputs: read(outputs, chosen))(found)
 

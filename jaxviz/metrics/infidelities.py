@@ -146,10 +146,15 @@ def infidelity(
             )
         return found.astype(x.dtype)
 
-    scores, clean = scores_of(name, apply_fn, params, x, target, copy, num_samples, chunk_size)
     wide = at_least_float32(x)
-    told = lambda k: ((x.astype(wide) - copy(k).astype(wide)) * given).reshape(len(x), -1).sum(1)
-    told = jax.lax.map(told, jnp.arange(num_samples)).astype(scores.dtype)
+
+    def told_by(moved):
+        return ((x.astype(wide) - moved.astype(wide)) * given).reshape(len(x), -1).sum(1)
+
+    (scores, told), (clean, _) = scores_of(
+        *(name, apply_fn, params, x, target, copy, num_samples, chunk_size), of_copy=told_by
+    )
+    told = told.astype(scores.dtype)
     done = clean[None] - scores
     if normalize:
         square = jnp.square(told).sum(0)

@@ -127,8 +127,11 @@ def pic(
         return found.astype(outputs.dtype)
 
     read = wins if accuracy else select
-    scores, clean = scores_of(name, apply_fn, params, x, target, copy, len(steps), chunk_size, read)
-    bits = jax.lax.map(lambda k: _bits(copy(k), x), jnp.arange(len(steps))).astype(scores.dtype)
+    (scores, bits), (clean, _) = scores_of(
+        *(name, apply_fn, params, x, target, copy, len(steps), chunk_size, read),
+        of_copy=lambda made: _bits(made, x),
+    )
+    bits = bits.astype(scores.dtype)
     known = units.known.astype(scores.dtype)
 
     def shares(values, whole):

@@ -204,8 +204,15 @@ def scores_of(
     num: int,
     chunk_size: int | None,
     read: Callable[[Any, Target], Any] = select,
+    of_copy: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[Any, Any]:
-    """What is read off the outputs at `copy(k)`, k < `num`, `[num, N]`, and at `x`, `[N]`."""
-    outputs = outputs_of_copies(apply_fn, params, x, copy)
+    """What is read off the outputs at `copy(k)`, k < `num`, `[num, N]`, and at `x`, `[N]`.
+
+    With `of_copy` each is a pair: that, and what `of_copy` gives of the copy (of none, at `x`).
+    """
+    outputs = outputs_of_copies(apply_fn, params, x, copy, of_copy)
+    if of_copy is not None:
+        said = read
+        read = lambda found, target: (said(found.outputs, target), found.of_copy)
     found = stacked_scores(name, outputs, read, num, chunk_size, x, target, clean=True)
     return jax.tree.map(lambda a: a.astype(at_least_float32(a)), found)

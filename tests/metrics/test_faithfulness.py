@@ -70,6 +70,20 @@ def test_infidelity_of_the_gradient_of_a_linear_model_is_0():
         assert (measure(RNG.normal(size=X.shape).astype(np.float32)) > 1e-3).all()
 
 
+def test_a_change_is_made_once_for_the_model_and_for_the_attribution():
+    drawn = []
+
+    def change(key, x):
+        jax.debug.callback(lambda: drawn.append(1))
+        return x + jax.random.normal(key, x.shape)
+
+    told = {"key": KEY, "num_samples": 5, "chunk_size": 1, "perturb": change}
+    found = metrics.infidelity(linear, W, X, SLOPE, 1, **told)
+    jax.effects_barrier()
+    assert (found < 1e-8).all()
+    assert len(drawn) == 6  # and one beside x itself, which goes first
+
+
 def test_patches_of_a_linear_model():
     told = {"window": (2, 2), "num_steps": 3}
     out = metrics.region_perturbation(linear, W, X, EXACT, 1, **told)
