@@ -19,8 +19,9 @@ from jaxviz.graph.held import hold
 
 # Sizes of the segments, and how far each is grown so that it holds its own edge: the paper's.
 _SCALES = (50, 100, 150, 250, 500, 1200)
-_SIDE = 224  # of the image that is segmented; scales are in its pixels
+_SIDE = 224  # of the image that is segmented; all sizes are in its pixels
 _MARGIN = 5
+_FEWEST = 50
 _MASKS = several(array, "a mask for each image")
 _REGIONS = either("a function of an image, or masks for each image", function, _MASKS)
 
@@ -35,7 +36,7 @@ def xrai(
     *,
     segments: Callable | Sequence | None = None,
     num_steps: int = 50,
-    min_pixels: int = 50,
+    min_pixels: int | None = None,
     area: float = 1.0,
     chunk_size: int | None = None,
 ) -> np.ndarray:
@@ -55,7 +56,8 @@ def xrai(
         masks `[M, H, W]`, or those masks for each of the N images. None is `felzenszwalb_segments`,
         which needs scikit-image.
       num_steps: Points on each of the two paths.
-      min_pixels: A segment with fewer new pixels than this is not added.
+      min_pixels: A segment with fewer new pixels than this is not added. None is 50 where the image
+        has 224 x 224, and that share of any other, one at least.
       area: Share of the image after which no more segments are added; the rest gets its mean.
       chunk_size: Points of a path at once, for all N examples.
 
@@ -78,7 +80,9 @@ def xrai(
 
     Reference:
       Kapishnikov et al. 2019, arXiv:1906.02825, algorithm 1, with the constants of its authors'
-      code (there black and white come from all of a batch, and paths have 100 right ends).
+      code. There black and white come from all of a batch, paths have 100 right ends, and 50 pixels
+      and a margin of 5 are those of an image of any size: of one of 24 x 24 hardly a segment is
+      left that is not most of it.
     """
     check_one_array("xrai", x)
     if jnp.ndim(x) != 4:
@@ -106,6 +110,8 @@ def xrai(
             f"xrai: segments must be masks for each of the {len(images)} images; got {len(masks)}. "
             "Pass a list of [M, H, W], or a function of an image."
         )
+    if min_pixels is None:
+        min_pixels = max(1, round(_FEWEST * x.shape[1] * x.shape[2] / _SIDE**2))
     ranked = [
         _rank(attribution.max(-1), np.asarray(mask), min_pixels, area)
         for attribution, mask in zip(total, masks, strict=True)
@@ -120,7 +126,7 @@ def _top_class(apply_fn, params, x):
 
 @public()
 def felzenszwalb_segments(image: Any) -> np.ndarray:
-    """Overlapping regions of an image at six scales, each grown by a margin.
+    """Overlapping regions of an image at six scales, each grown by a margin: 5 pixels in 224.
 
     Args:
       image: `[H, W, C]`, any range.
@@ -161,7 +167,7 @@ def felzenszwalb_segments(image: Any) -> np.ndarray:
             labels, image.shape[:2], order=0, preserve_range=True, anti_aliasing=False
         )
         labels = np.asarray(labels).astype(int)
-        disk = morphology.disk(_MARGIN)
+        disk = morphology.disk(round(_MARGIN * min(image.shape[:2]) / _SIDE))
         masks += [
             morphology.dilation((labels == label).astype(np.uint8), disk) > 0
             for label in np.unique(labels)

@@ -64,9 +64,9 @@ def test_finds_the_square_that_the_net_looks_at():
     looks = lambda _, x: x[:, 8:20, 10:24].mean((1, 2))
     out = xrai(looks, None, x, 0, num_steps=4)
     chex.assert_shape(out, (1, 40, 40))
-    # Segments are grown by a margin of five pixels.
+    # Segments are grown by a margin of five pixels in 224, which is one in 40.
     outside = np.ones((40, 40), bool)
-    outside[3:25, 5:29] = False
+    outside[6:22, 8:26] = False
     assert out[0, 10:18, 12:22].min() > 3 * np.abs(out[0][outside]).max()
 
 
