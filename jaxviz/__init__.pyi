@@ -104,6 +104,7 @@ from jaxviz.parts.regions import (
     grid_segments as grid_segments,
     slic_segments as slic_segments,
 )
+from jaxviz.report import report as report
 from jaxviz.sweep import (
     Evaluation as Evaluation,
     Sweep as Sweep,

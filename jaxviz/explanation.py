@@ -77,11 +77,11 @@ class Explanation:
         from jaxviz import plot  # matplotlib takes its time to import
 
         rows = slice(start, start + SHEET)
-        shown, maps = _pictured(self.x, self.maps)
+        shown, maps = as_pictures(self.x, self.maps)
         shown = _in_range(shown[rows]) if images is None else images[rows]
         # One output, or a function of them: nothing to be compared.
         compared = self.target is not None and self.outputs.shape[1] > 1
-        draw = plot.signal_sheet if _is_series(np.shape(shown)) else plot.explanation_sheet
+        draw = plot.signal_sheet if is_series(np.shape(shown)) else plot.explanation_sheet
         titles = {name: METHODS[name].title if name in METHODS else name for name in maps}
         return draw(
             shown,
@@ -108,7 +108,7 @@ class Explanation:
                 "Choose another folder, or remove them."
             )
         found = {f"map_{name}": values for name, values in self.maps.items()}
-        found |= {name: getattr(self, name) for name in ("outputs", "probabilities", "target")}
+        found |= {name: getattr(self, name) for name in ("x", "outputs", "probabilities", "target")}
         arrays = {
             f"{name}{jax.tree_util.keystr(keys)}": leaf
             for name, values in found.items()
@@ -152,7 +152,7 @@ def _or_words(figure: Callable) -> Any:
         return str(error)
 
 
-def _pictured(x: Any, maps: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def as_pictures(x: Any, maps: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The leaf of x that can be drawn, images before series, and the maps that stand beside it."""
     structure, leaves = jax.tree.structure(x), jax.tree.leaves(x)
 
@@ -163,12 +163,12 @@ def _pictured(x: Any, maps: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, np
                 found[name] = jax.tree.leaves(values)[place]
             elif jax.tree.structure(values) == ONE:  # of a layer
                 found[name] = values
-        series = _is_series(leaves[place].shape)
+        series = is_series(leaves[place].shape)
         fits = {name: a for name, a in found.items() if a.ndim in ((2, 3) if series else (3, 4))}
         return fits if len(leaves) > 1 or len(fits) == len(found) else {}
 
     drawable = [i for i, a in enumerate(leaves) if a.ndim in (2, 3, 4)]
-    for place in sorted(drawable, key=lambda i: _is_series(leaves[i].shape)):
+    for place in sorted(drawable, key=lambda i: is_series(leaves[i].shape)):
         if found := beside(place):
             return leaves[place], found
     raise ValueError(
@@ -178,7 +178,7 @@ def _pictured(x: Any, maps: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, np
     )
 
 
-def _is_series(shape: tuple[int, ...]) -> bool:
+def is_series(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] < _THIN)
 
 
@@ -186,7 +186,7 @@ def _in_range(a: np.ndarray) -> np.ndarray:
     """Images from 0 to 1: those normalised for the net are stretched, to be seen at all."""
     a = a.astype(np.float32)
     low, high = float(a.min()), float(a.max())
-    if _is_series(a.shape) or (low >= 0 and high <= 1):
+    if is_series(a.shape) or (low >= 0 and high <= 1):
         return a
     return (a - low) / max(high - low, np.finfo(np.float32).tiny)
 

@@ -15,7 +15,7 @@ from jaxviz.sweep.loop import STORED
 
 HEAVY = {
     *("jax", "numpy", "flax", "optax", "orbax", "tensorstore", "matplotlib", "PIL", "rich"),
-    *("scipy", "sklearn", "skimage", "pooch", "safetensors"),
+    *("scipy", "sklearn", "skimage", "pooch", "safetensors", "jinja2"),
 }
 
 
@@ -176,6 +176,7 @@ FLOORS = {
             ("catalogue", "chosen", "metrics"),
             ("sweep",),
             ("data", "models", "training", "explanation"),
+            ("report",),
             ("cli",),
         ]
     )

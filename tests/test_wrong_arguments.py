@@ -235,6 +235,10 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         "classes": ("objects!", ("cat", "dog", "fox")),
     },
     "sweep": {"target": ("any", None)},
+    "report": {  # tests/report
+        **{name: ("any", None) for name in "found out images labels classes names".split()},
+        **{"graph": ("any", None), "evaluation": ("any", None)},
+    },
     "evaluate": {  # tests/sweep
         **{"methods": ("any", "gradient"), "metrics": ("any", lambda attribution: attribution)},
         **{"data": ("any", ONES), "target": ("any", None), "lower_is_better": ("objects", ())},

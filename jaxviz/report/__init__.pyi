@@ -1,0 +1,1 @@
+from jaxviz.report.writing import report as report
