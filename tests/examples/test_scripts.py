@@ -188,7 +188,8 @@ def test_one_net_three_ways_is_explained_alike(tmp_path, capsys):
 def test_shares_of_an_own_network_add_up_and_are_blank_where_the_image_is(tmp_path):
     pytest.importorskip("sklearn")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        gap, shares, slopes = load("own_network").main(["--out", str(tmp_path), "--epochs", "2"])
+        right, gap, shares, slopes = load("own_network").main(["--out", str(tmp_path)])
+    assert right > 0.9
     images = data.load("digits", "test").images[:6]
     assert abs(gap).max() < 0.02
     assert (shares[images == 0] == 0).all()
