@@ -133,7 +133,7 @@ def _overview(families, known):
 def _table(members, known, notes):
     rows = ["| method | passes through the net | when |", "|---|---|---|"]
     for member in members:
-        cost = known[member].cost if member in known else ""
+        cost = _cost(member, known, notes)
         use = notes.get(member, {}).get("use", "")
         rows.append(f"| [`{member}`]({member}.md) | {cost} | {use} |")
     return "\n".join(rows)
@@ -149,10 +149,15 @@ def _metrics():
     return "\n".join(["How they are called: [Is it true?](../is_it_true.md).", "", *rows])
 
 
+def _cost(name, known, notes):
+    return known[name].cost if name in known else notes.get(name, {}).get("cost", "")
+
+
 def _method(name, known, notes):
     said, method = notes.get(name, {}), known.get(name)
     facts = [("When", said.get("use")), ("When not", said.get("beware"))]
-    facts += [("Cost", f"{method.cost}, by default")] if method else []
+    cost = _cost(name, known, notes)
+    facts += [("Cost", f"{cost}, by default" if method else cost)]
     facts += [("In other libraries", said.get("peers"))]
     return [
         "\n".join(f"- **{head}:** {text}" for head, text in facts if text),

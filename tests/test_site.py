@@ -26,6 +26,8 @@ def test_each_method_has_notes():
     assert {method.name for method in jv.methods()} <= set(NOTES)
     assert all(callable(getattr(jv, name)) for name in NOTES)
     assert all(note["use"] and note["beware"] for note in NOTES.values())
+    listed = {method.name for method in jv.methods()}  # whose cost stands there
+    assert {name for name, note in NOTES.items() if "cost" in note} == set(NOTES) - listed
 
 
 def test_each_method_has_a_picture():
