@@ -34,6 +34,7 @@ from jaxviz.attribution.gradient import (
 )
 from jaxviz.attribution.layer import at_layer as at_layer
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
+from jaxviz.attribution.mutagenesis import in_silico_mutagenesis as in_silico_mutagenesis
 from jaxviz.attribution.occlusion import (
     occlusion as occlusion,
     occlusion_scores as occlusion_scores,
@@ -98,12 +99,14 @@ from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
+from jaxviz.parts import targets as targets
 from jaxviz.parts.feature_maps import default_layer as default_layer
 from jaxviz.parts.regions import (
     blurred as blurred,
     grid_segments as grid_segments,
     slic_segments as slic_segments,
 )
+from jaxviz.parts.targets import continuations as continuations
 from jaxviz.report import report as report
 from jaxviz.sweep import (
     Evaluation as Evaluation,

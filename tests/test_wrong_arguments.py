@@ -117,6 +117,7 @@ TAKEN = {
     "name": "word",
     "vector": "cube integers zeros minuses",
     "target": "zero zeros",
+    "target_or_function": "zero zeros class function",
     "function": "class function",
     "fill": f"{NUMBERS} true nan inf zeros minuses nans",
     "fill_or_function": f"{NUMBERS} true nan inf zeros minuses nans",
@@ -318,6 +319,15 @@ OWN |= {
         "state": ("object", None),
     },
 }
+# Sequences.
+OWN |= {
+    "in_silico_mutagenesis": {"alphabet": ("position", None)},
+    "continuations": {"candidates": ("matrix", [[0]])},
+    "targets.position_and_class": {"position": ("weight", 0), "index": ("weight", 0)},
+    "targets.log_probability": {"tokens": ("weight", [0]), "start": ("count", None)},
+    "targets.masked_mean": {"mask": ("matrix", [True]), "index": ("weight", None)},
+    "targets.difference": {"target": ("target_or_function", 0), "other": ("target_or_function", 0)},
+}
 # Pictures, data sets and training.
 GRAPH = jv.layer_graph(net, PARAMS, ONES)
 SET = data.Dataset(np.zeros((4, 8, 8, 1), np.float32), np.zeros(4, np.int32), ("a", "b"))
@@ -367,6 +377,22 @@ OWN |= {
     },
     "data.planted_linear": {"num_relevant": ("count", 2)},
     "data.planted_pairs": {"num_pairs": ("count", 2), "pair": ("function", jnp.multiply)},
+    "plot.attention_grid": {
+        **{"maps": ("grid", np.ones((1, 2, 2))), "tokens": ("texts", None)},
+        "keys": ("texts", None),
+    },
+    "plot.token_layer_map": {"tokens": ("texts!", ["a"]), "maps": ("mapping", {"a": np.ones(1)})},
+    **{
+        f"plot.{name}": {
+            **{"tokens": ("matrix", [["a"]]), "maps": ("mapping", {"a": np.ones((1, 1))})},
+            "limit": ("positive", None),
+        }
+        for name in ("token_sheet", "token_html")
+    },
+    "plot.sequence_logo": {
+        **{"heights": ("matrix", np.ones((2, 4))), "alphabet": ("matrix", "ACGT")},
+        "colours": ("mapping", None),
+    },
     "training.predict": {"net": ("object", LINEAR), "images": ("array", ONES)},
     "training.evaluate": {"net": ("object", LINEAR), "dataset": ("object", SET)},
     "plot.ranks": {
@@ -439,14 +465,15 @@ EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.freq
 # Of the floors above, those functions that can be called without files.
 CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid confusion_matrix "
-    "training_history ranks curves".split(),
+    "training_history ranks curves token_sheet token_html attention_grid token_layer_map "
+    "sequence_logo".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
     "planted_mosaic planted_linear planted_pairs".split(),
 }
 MODULES = {
     "": jv,
-    **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers")},
+    **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers", "targets")},
     **{name: getattr(jv, name) for name in ("parametrizations", "rules", "metrics")},
     **{"plot": plot, "training": training, "data": data},
 }

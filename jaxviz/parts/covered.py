@@ -49,7 +49,7 @@ def covered(
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree.
       x: One array, or a pytree, of which no stretch is known.
-      filled: The shapes of `x`: what stands in the place of what is covered.
+      filled: The shapes of `x`: what stands in the place of what is covered; or of k, such.
       target: As for every method.
       read: Of outputs and a target other than None, what to keep of them.
       mask: Of k, what is covered: in the structure of `x` booleans with its axes, each full or 1.
@@ -63,7 +63,8 @@ def covered(
             f"{name}: method must be 'auto', 'full' or 'incremental'; got {method!r}. Leave it out."
         )
 
-    hidden = lambda k: jax.tree.map(jnp.where, mask(k), filled, x)
+    fill = filled if callable(filled) else lambda k: filled
+    hidden = lambda k: jax.tree.map(jnp.where, mask(k), fill(k), x)
     full = outputs_of_copies(apply_fn, params, x, hidden)
 
     def local(k):
@@ -72,7 +73,7 @@ def covered(
         own = mask(k)
         sides = zip(own.shape, x.shape, where, strict=True)
         inside = cut(own, tuple(s if size == whole else None for size, whole, s in sides))
-        part = jnp.where(inside, cut(filled, where), cut(x, where))
+        part = jnp.where(inside, cut(fill(k), where), cut(x, where))
         before, after = before_and_after(apply_fn, params, x, part, where)
         chosen = jnp.argmax(before, axis=1) if target is None else target
         return read(after, chosen), read(before, chosen)

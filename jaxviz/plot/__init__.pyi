@@ -7,6 +7,7 @@ from jaxviz.plot.features import (
     stitched as stitched,
 )
 from jaxviz.plot.grids import feature_maps as feature_maps, image_grid as image_grid
+from jaxviz.plot.logo import sequence_logo as sequence_logo
 from jaxviz.plot.occlusion import occlusion_sheet as occlusion_sheet
 from jaxviz.plot.projections import (
     map_projections as map_projections,
@@ -15,6 +16,11 @@ from jaxviz.plot.projections import (
 from jaxviz.plot.ranking import curves as curves, ranks as ranks
 from jaxviz.plot.sheet import explanation_sheet as explanation_sheet
 from jaxviz.plot.signals import signal_sheet as signal_sheet
+from jaxviz.plot.token_maps import (
+    attention_grid as attention_grid,
+    token_layer_map as token_layer_map,
+)
+from jaxviz.plot.tokens import token_html as token_html, token_sheet as token_sheet
 from jaxviz.plot.training import (
     confusion_matrix as confusion_matrix,
     training_history as training_history,

@@ -42,6 +42,10 @@ NUMBERS = {
     "atlas_page: patches": lambda bad: plot.atlas_page(IM, bad, [1.0, 1.0]),
     "atlas_page: means": lambda bad: plot.atlas_page(IM, IM[:, None], bad),
     "save_gif": lambda bad: plot.save_gif("never.gif", bad),
+    "token_sheet: map": lambda bad: plot.token_sheet([["a"]], {"m": bad}),
+    "attention_grid": plot.attention_grid,
+    "token_layer_map: map": lambda bad: plot.token_layer_map(["a"], {"m": bad}),
+    "sequence_logo": lambda bad: plot.sequence_logo(bad, "ACGT"),
     "map_projections": lambda bad: plot.map_projections(bad, {"a": (M, IM, "ab")}),
 }
 
