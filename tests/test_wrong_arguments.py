@@ -117,6 +117,7 @@ TAKEN = {
     "name": "word",
     "vector": "cube integers zeros minuses",
     "target": "zero zeros",
+    "labels": "zero minus zeros minuses integers",
     "target_or_function": "zero zeros class function",
     "function": "class function",
     "fill": f"{NUMBERS} true nan inf zeros minuses nans",
@@ -325,7 +326,7 @@ OWN |= {
     "continuations": {"candidates": ("matrix", [[0]])},
     "targets.position_and_class": {"position": ("weight", 0), "index": ("weight", 0)},
     "targets.log_probability": {"tokens": ("weight", [0]), "start": ("count", None)},
-    "targets.masked_mean": {"mask": ("matrix", [True]), "index": ("weight", None)},
+    "targets.masked_mean": {"mask": ("matrix", [True]), "index": ("labels", None)},
     "targets.difference": {"target": ("target_or_function", 0), "other": ("target_or_function", 0)},
 }
 # Pictures, data sets and training.

@@ -196,7 +196,7 @@ def masked_mean(mask: Any, index: Any = None) -> Callable:
       [5.0]
     """
     if index is not None:
-        index = _classes("masked_mean", "index", index)
+        index = _held("masked_mean", "index", index, "iu", "a whole number, or whole numbers")
     return Target(_masked_mean, (mask, index))
 
 
@@ -217,7 +217,7 @@ def _masked_mean(who, outputs, mask, index):
                 f"{who}: index must be one class, or one a position, {mask.shape}; got "
                 f"{index.shape}. Give the index the shape of the mask."
             )
-        # What stands where nothing counts need be no class (-100, by custom, is refused before).
+        # What stands where nothing counts need be no class: -100, by custom.
         _inside(who, "index", np.where(mask, index, 0), 0, shape[-1], None)
         index = np.where(np.broadcast_to(mask, shape[:-1]), index, 0)
         outputs = _taken(outputs, index)

@@ -32,7 +32,7 @@ def test_the_mean_over_masked_positions():
     mask = RNG.random((3, 5)) < 0.6
     mask[:, 0] = True
     labels = RNG.integers(0, 7, (3, 5))
-    labels[~mask] = 999  # of what is not masked nothing is read
+    labels[~mask] = -100  # of what is not masked nothing is read
     mean = lambda *given: np.asarray(targets.masked_mean(*given)(jnp.asarray(OUTPUTS)))
     by_hand = [OUTPUTS[n][mask[n], 3].mean() for n in range(3)]
     np.testing.assert_allclose(mean(mask, 3), by_hand, rtol=1e-5)
