@@ -224,15 +224,3 @@ def test_the_mark_is_found_by_what_must_find_it_and_not_by_chance(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         "which_explanation_is_right.png", "which_explanation_is_right_ranks.png"
     }  # fmt: skip
-
-
-@slow
-def test_a_net_of_random_labels_is_told_by_gradients_and_not_by_guided_backprop(tmp_path):
-    pytest.importorskip("sklearn")
-    small = ["--train", "100", "--examples", "50", "--methods", "gradient", "guided_backprop"]
-    with jax.numpy_dtype_promotion("standard"):
-        known, alike = load("random_labels").main(["--out", str(tmp_path), *small])
-    assert min(known.values()) > 0.95
-    assert alike["gradient"][0] > 0.2 > 0.1 > abs(alike["gradient"][1])
-    assert alike["guided_backprop"][1] > 0.7 * alike["guided_backprop"][0]
-    assert pictures(tmp_path) == {"random_labels"}

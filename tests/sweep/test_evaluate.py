@@ -214,7 +214,7 @@ def on_the_planted_set():
     w = 2 * np.eye(3, dtype=np.float32) - 1
     assert (np.asarray(knows_the_mark(w, test.images)).argmax(1) == test.labels).all()
     chance = lambda f, p, x, t, *, key: jax.random.normal(key, x.shape[:3])
-    window = {"window": (2, 2), "stride": (2, 2), "fill": 0.5}
+    window = {"window": (2, 2), "stride": (2, 2), "fill": 0.5, "method": "full"}
     path = lambda *given: jv.integrated_gradients(*given, baseline=0.5, num_steps=8).sum(-1)
     ways = {"integrated_gradients": path, "occlusion": (jv.occlusion, window), "random": chance}
     families = ("faithfulness", "localisation")
