@@ -51,6 +51,7 @@ OWN = {"jv": jv, "apply_fn": attending, "params": jax.numpy.eye(4), "x": X, "att
 PAGES = {
     "index.md": {},
     "how_it_works.md": {},
+    "text.md": {},
     "attention.md": OWN,
     "is_it_true.md": OWN,
     "command_line.md": {"nnx": nnx, "Net": lambda rngs: None},

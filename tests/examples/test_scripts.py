@@ -46,6 +46,14 @@ def test_attribution_prior_moves_the_attribution_off_the_margin(tmp_path, capsys
     assert prior < plain / 2  # per cent of the attribution that falls on the margin
 
 
+@slow
+def test_the_planted_word_is_found(tmp_path):
+    with jax.numpy_dtype_promotion("standard"):
+        shares = load("planted_word").main(["--out", str(tmp_path), "--num-explained", "32"])
+    assert (tmp_path / "planted_word.png").stat().st_size > 10_000
+    assert min(shares[name] for name in ("integrated gradients", "feature ablation")) > 0.9
+
+
 def test_all_methods_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.delenv("JAXVIZ_DATA", raising=False)
     with pytest.raises(SystemExit, match="set JAXVIZ_DATA"):
