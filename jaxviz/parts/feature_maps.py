@@ -134,7 +134,9 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
     found = [row.layer for row in all_rows]
     sizes = [_shape_of_maps(one, rank) for one in found]
     places = [i for i in range(len(found)) if found[i].can_cut and _has_places(sizes[i], rank)]
-    fits = [i for i in places if not _weighs_tokens(found, i)]
+    # Queries, keys and values [N, tokens, heads, d] have as many axes as an image.
+    heads = {i for i in places if axes(traced).tokens(all_rows[i].value)}
+    fits = [i for i in places if i not in heads and not _weighs_tokens(found, i)]
     # What has more axes than x is taken where all layers do: of one example each under `vmap`.
     fits = [i for i in fits if len(found[i].shape) == rank] or fits
     last = fits[-1] if fits else -1

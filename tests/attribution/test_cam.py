@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +55,23 @@ def test_a_net_of_one_example_under_vmap_has_the_maps_of_the_batch():
     for layer in (None, "relu_0"):
         found, wanted = (grad_cam(net, params, x, 1, layer=layer) for net in (of_one, pooled))
         close(found, wanted, 1e-6)
+
+
+def test_a_transformer_that_reads_its_class_token_is_cut_ahead_of_the_last_attention():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(8, (2, 2), (2, 2), name="patches")(x).reshape(len(x), 6, 8)
+            x = jnp.concatenate([jnp.zeros((len(x), 1, 8)), x], 1)
+            for i in range(2):  # queries, keys and values are [N, tokens, heads, d]
+                attend = nn.MultiHeadDotProductAttention(2, name=f"attention{i}")
+                x = x + attend(nn.LayerNorm(name=f"norm{i}")(x))
+            return nn.Dense(3)(nn.LayerNorm(name="last")(x)[:, 0])
+
+    net, x = Net(), jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    params = net.init(jax.random.key(1), x)
+    assert default_layer(net.apply, params, x) == "norm1"
+    assert (jnp.abs(hires_cam(net.apply, params, x, 1, relu=False)).max((1, 2)) > 1e-3).all()
 
 
 @pytest.mark.parametrize(
