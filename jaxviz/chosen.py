@@ -59,9 +59,11 @@ def _explains(method: Any) -> bool:
     if not callable(method) or isinstance(method, type):
         return False
     try:
-        return list(inspect.signature(method).parameters)[:3] == ["apply_fn", "params", "x"]
+        signature = inspect.signature(method)
+        signature.bind_partial(None, None, None, None)  # the target too, by its place
     except (TypeError, ValueError):  # the latter where Python cannot tell
         return False
+    return list(signature.parameters)[:3] == ["apply_fn", "params", "x"]
 
 
 def method_named(name: str) -> Method:
@@ -170,8 +172,15 @@ def classes_asked(target: Any, classes: Sequence[str], outputs: np.ndarray) -> n
 
 def _index(one: Any, classes: Sequence[str]) -> int:
     if isinstance(one, str):
-        if one in classes:
-            return list(classes).index(one)
+        places = [i for i, name in enumerate(classes) if name == one]
+        if len(places) > 1:
+            told = ", ".join(map(str, places))
+            raise ValueError(
+                f"explain: target: {one!r} must be the name of one class; {told} have it. Pass the "
+                "index."
+            )
+        if places:
+            return places[0]
         raise ValueError(f"explain: target: {no_such('class', one, classes)}.")
     if isinstance(one, bool) or not _is_index(one):
         raise TypeError(

@@ -317,6 +317,12 @@ def explained(
     maps = _side_by_side(
         {title: functools.partial(of_rows, c) for title, c in calls.items()}, at_once
     )
+    for title, values in maps.items():
+        if any(np.shape(leaf)[:1] != (count,) for leaf in jax.tree.leaves(values)):
+            raise ValueError(
+                f"explain: method {title!r} must give one map an example, [{count}, ...]; got "
+                f"{models.shapes_of(values)}. Keep the axis of the examples."
+            )
     manifest = {
         "jaxviz": jaxviz.__version__,
         "jax": jax.__version__,

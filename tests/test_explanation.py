@@ -170,6 +170,9 @@ def test_a_sheet_is_the_commands(monkeypatch):
 
 
 def test_what_explain_cannot_do_is_refused():
+    total = lambda apply_fn, params, x, target=None: jv.gradient(apply_fn, params, x, target).sum()
+    twice = ("crane", "zebra", "crane")  # as ImageNet has it: a bird, and a machine
+    assert jv.explain(net, W, X, "zebra", classes=twice).classes == twice
     for options, error, words in (
         ({"methods": {}}, TypeError, "explain: methods must be names of methods or explanations"),
         ({"methods": {"saliency": 3}}, TypeError, "explain: methods must be names of.* got 3"),
@@ -177,6 +180,13 @@ def test_what_explain_cannot_do_is_refused():
         ({"methods": ("expected_gradients",)}, ValueError, "expected_gradients needs baselines"),
         ({"methods": {"saliency": {"num_steps": 2}}}, TypeError, "explain: .*num_steps"),
         ({"layer": "relu_0"}, ValueError, "explain: layer is for methods of a layer"),
+        (
+            {"methods": (jv.summary,)},
+            TypeError,
+            "explain: methods must be .*got the function summary",
+        ),
+        ({"methods": {"all": total}}, ValueError, r"method 'all' must give one map an .*got \(\)"),
+        ({"target": "crane", "classes": twice}, ValueError, "'crane' must be .* 0, 2 have it"),
         ({"target": 1.5}, TypeError, "explain: target must be a class's name or index, or a func"),
         ({"target": lambda o: o}, ValueError, "explain: target: a function must return one number"),
     ):

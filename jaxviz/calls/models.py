@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ def model(who: str, option: str, value: Any) -> Callable:
 
 
 _HELD = (
-    "If it holds arrays, take them out as params: "
+    "Settings: make it a dataclass with frozen=True. Arrays: take them out as params: "
     "`params, static = eqx.partition(model, eqx.is_array)`, say."
 )
 
@@ -46,6 +46,14 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise refused(who, option, "an array of numbers", value)
         return value
+    if isinstance(value, Iterator):
+        raise refused(who, option, "an array [N, ...]", value, "Stack what it gives: np.stack.")
+    if _is_numbers(value):
+        got = f"{type(value).__name__} of {len(value)}"
+        raise TypeError(
+            f"{who}: {option} must be an array [N, ...] or a pytree of such; got numbers in a {got}"
+            ". Make it one: np.asarray(value, np.float32)."
+        )
     leaves, structure = jax.tree.flatten(value)
     found = [
         leaf if shapes and isinstance(leaf, jax.ShapeDtypeStruct) else array(who, option, leaf)
@@ -62,6 +70,14 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
         raise ValueError(f"{who}: {option} must hold numbers; got the shape {shapes_of(value)}.")
     same = all(a is b for a, b in zip(found, leaves, strict=True))
     return value if same else jax.tree.unflatten(structure, found)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a value is numbers in lists: a pytree, but of as many arrays as there are numbers."""
+    nested = isinstance(value, (list, tuple))
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return nested and isinstance(value, (int, float, np.number))
 
 
 def moving(who: str, option: str, value: Any) -> Any:

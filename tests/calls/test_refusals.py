@@ -131,6 +131,16 @@ def test_one_number_an_example_is_a_model_of_one_class(target):
         jv.gradient(added, jnp.ones((2, 3)), IMAGES, 0)
 
 
+def test_numbers_in_lists_and_generators_are_no_array():
+    rows = np.zeros((2, 3)).tolist()
+    for value, words in (
+        (rows, r"gradient: x must be an array .*numbers in a list of 2\. Make it one: np\.asarr"),
+        ((row for row in rows), r"gradient: x must be an array \[N, \.\.\.\]; got a generator"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            jv.gradient(lambda p, x: x, None, value, 0)
+
+
 def test_a_missing_batch_axis_is_seen():
     with pytest.raises((TypeError, ValueError), match=r"saliency: .*shape \(8, 8, 2\).*x\[None\]"):
         jv.saliency(seen, jnp.ones((2, 3)), IMAGES[0])
