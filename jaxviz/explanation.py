@@ -107,6 +107,16 @@ class Explanation:
                 f"save: {place} must not hold an explanation yet; it has {', '.join(there)}. "
                 "Choose another folder, or remove them."
             )
+        figure = _or_words(self.figure)  # first: what fails leaves no half of a folder
+        place.mkdir(parents=True, exist_ok=True)
+        self.save_arrays(place / _FILES[0])
+        if not isinstance(figure, str):
+            figure.savefig(place / _FILES[1], dpi=150)
+        (place / _FILES[2]).write_text(json.dumps(dict(self.manifest), indent=2) + "\n")
+        return place
+
+    def save_arrays(self, file: Path) -> None:
+        """Writes maps, x, outputs, probabilities and target as an .npz file."""
         found = {f"map_{name}": values for name, values in self.maps.items()}
         found |= {name: getattr(self, name) for name in ("x", "outputs", "probabilities", "target")}
         arrays = {
@@ -114,13 +124,7 @@ class Explanation:
             for name, values in found.items()
             for keys, leaf in jax.tree_util.tree_leaves_with_path(values)
         }
-        figure = _or_words(self.figure)  # first: what fails leaves no half of a folder
-        place.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(place / _FILES[0], **arrays)
-        if not isinstance(figure, str):
-            figure.savefig(place / _FILES[1], dpi=150)
-        (place / _FILES[2]).write_text(json.dumps(dict(self.manifest), indent=2) + "\n")
-        return place
+        np.savez_compressed(file, **arrays)
 
     def __repr__(self) -> str:
         count = len(jax.tree.leaves(self.x)[0])

@@ -42,6 +42,7 @@ jaxviz explains what a neural network in JAX looks at.
   jaxviz sweep runs/mnist_a-digits          explain every test image, into a store
   jaxviz show runs/mnist_a-digits/sweep     draw what the sweep found
   jaxviz evaluate runs/mnist_a-digits       rank methods by metrics on the test images
+  jaxviz report runs/mnist_a-digits         all of it as one HTML file
 
 Each command explains itself: jaxviz demo --help"""
 
@@ -286,6 +287,29 @@ def _parser() -> _Parser:
     )
     show.add_argument("--out", metavar="FOLDER", help="default: STORE/pictures")
     show.add_argument("--no-download", action="store_true", help="never use the network")
+
+    report = _command(
+        sub, "commands_report", "report", "write what was found as one HTML file",
+        "Writes one HTML file that opens from disk: confusion matrix and gallery that filter, maps "
+        "side by side with their values, means, metrics, layers. Of a run: its sweep and its "
+        "evaluation where there are such, else its test images are explained anew.",
+    )  # fmt: skip
+    report.add_argument(
+        "place", metavar="PLACE",
+        help="folder of a run, or what 'jaxviz sweep', 'evaluate' or 'explain' wrote",
+    )  # fmt: skip
+    report.add_argument("--out", default="report.html", metavar="FILE", help="default: %(default)s")
+    report.add_argument("--title", metavar="TEXT", help="of the page")
+    report.add_argument(
+        "--methods", nargs="+", type=_several("method", METHODS), metavar="NAME", action=_Flat,
+        help=f"of a run without a sweep; default: {' '.join(DEFAULT_METHODS)}",
+    )  # fmt: skip
+    report.add_argument(
+        "--examples", type=_count, metavar="N",
+        help="of a run without a sweep, the first N test images; default: 1000",
+    )  # fmt: skip
+    report.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _data_options(report)
     return parser
 
 

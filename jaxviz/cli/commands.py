@@ -1,5 +1,6 @@
 """What each command of `jaxviz` does: train, explain, and write pictures into a folder."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -28,6 +29,7 @@ from jaxviz.cli.run_tools import (
     is_trained,
     logits_of,
     open_model,
+    pictures_in,
     prepared,
     read_images,
     run_layers,
@@ -248,6 +250,12 @@ def explain(
     found = _explained(run, pixels, methods, index, seed)
     write_pictures(Console(), folder, [*_sheets(run, found, pixels, labels), *units])
     given_as = {"model": given, "images": images or name, "seed": seed}
+    if images is not None:
+        given_as["names"] = pictures_in(images)
+    if labels is not None:
+        given_as["labels"] = np.asarray(labels).tolist()
+    # The pictures themselves, not what the net was given: 'jaxviz report' shows them.
+    dataclasses.replace(found, x=pixels).save_arrays(folder / "maps.npz")
     (folder / "manifest.json").write_text(
         json.dumps({**found.manifest, **given_as}, indent=2) + "\n"
     )

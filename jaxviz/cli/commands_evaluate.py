@@ -1,5 +1,6 @@
 """`jaxviz evaluate`: methods judged by metrics on a whole test set: a table and pictures."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ from jaxviz.cli.run_tools import (
     writable,
     write_pictures,
 )
-from jaxviz.sweep import evaluate as evaluate_set
+from jaxviz.sweep import Evaluation, evaluate as evaluate_set, open_sweep
+from jaxviz.sweep.evaluation import collected
 
-_STORE, _TABLE = "scores", "table.txt"
+_STORE, _TABLE, _ASKED = "scores", "table.txt", "evaluation.json"
 
 
 def evaluate(
@@ -63,6 +65,11 @@ def evaluate(
         **options,
     )
     (place / _TABLE).write_text(found.table() + "\n")
+    asked = {
+        "methods": found.methods,
+        "better": dict(zip(found.metrics, found.better, strict=True)),
+    }
+    (place / _ASKED).write_text(json.dumps(asked))
     pictures = [Picture("ranks.png", "the rank of each method by each metric", found.figure())]
     for metric in found.curves:
         shows = f"mean curves of {metric}, one standard error either way"
@@ -76,3 +83,11 @@ def evaluate(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def evaluation_in(folder: Path) -> Evaluation | None:
+    """What 'jaxviz evaluate' left in a folder; None where there is none."""
+    if not (folder / _ASKED).is_file():
+        return None
+    asked = json.loads((folder / _ASKED).read_text())
+    return collected(open_sweep(folder / _STORE), tuple(asked["methods"]), asked["better"])

@@ -29,7 +29,7 @@ from jaxviz.cli.run_tools import (
 )
 from jaxviz.sweep import Sweep, open_sweep, sweep as sweep_set
 
-_SOURCE = "source.json"  # beside the arrays: whose images they explain
+SOURCE = "source.json"  # beside the arrays: whose images they explain
 _ERRORS = 6  # rows of a sheet
 
 
@@ -75,7 +75,7 @@ def sweep(
     source = {"model": model, "net": net, "data": data or run.data, "data_folder": data_folder}
     if own is not None:
         source |= {"own": own, "checkpoint": checkpoint, "input_shape": input_shape}
-    (place / _SOURCE).write_text(json.dumps(source))
+    (place / SOURCE).write_text(json.dumps(source))
     lost = {method: len(result.not_finite(method)) for method in methods}
     say = Console()
     say.print(
@@ -92,23 +92,8 @@ def sweep(
 
 def show(*, store: str, of_class: str | None, out: str | None, no_download: bool) -> None:
     """Draws a store: the mean map of each class, the errors, the images of a class."""
-    result = open_sweep(store)
-    try:
-        source = json.loads((Path(store) / _SOURCE).read_text())
-    except OSError:
-        raise ValueError(
-            f"{store} must be a finished sweep of 'jaxviz sweep'; there is no {_SOURCE} in it. "
-            "Run that command again: it goes on where it stopped."
-        ) from None
-    its = [source.get(word) for word in ("own", "checkpoint", "input_shape")]
-    run = open_model(source["model"], source.get("net"), None, *its)
-    labels = result.labels
-    if labels is None or result.predicted is None:
-        raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
+    result, run, images = opened(store, no_download=no_download)
     folder = writable(Path(out or Path(store) / "pictures"))
-    where = {"folder": source["data_folder"], "download": not no_download}
-    test_set = data_for(source["data"], "test", run.config["input_shape"], **where)
-    images = test_set.images[result.rows]  # a sweep that was stopped may lack some
     pictures = [
         _mean_maps(result, images, run.class_names),
         *_error_sheets(result, images, run.class_names),
@@ -116,6 +101,25 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
     if of_class is not None:
         pictures.append(_grid(result, images, class_index(of_class, run.class_names), run))
     write_pictures(Console(), folder, pictures)
+
+
+def opened(store: str, *, no_download: bool) -> tuple[Sweep, training.Run, np.ndarray]:
+    """What 'jaxviz sweep' wrote, the net it was of and the images that it explains."""
+    result = open_sweep(store)
+    try:
+        source = json.loads((Path(store) / SOURCE).read_text())
+    except OSError:
+        raise ValueError(
+            f"{store} must be a finished sweep of 'jaxviz sweep'; there is no {SOURCE} in it. "
+            "Run that command again: it goes on where it stopped."
+        ) from None
+    its = [source.get(word) for word in ("own", "checkpoint", "input_shape")]
+    run = open_model(source["model"], source.get("net"), None, *its)
+    if result.labels is None or result.predicted is None:
+        raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
+    where = {"folder": source["data_folder"], "download": not no_download}
+    test_set = data_for(source["data"], "test", run.config["input_shape"], **where)
+    return result, run, test_set.images[result.rows]  # a sweep that was stopped may lack some
 
 
 def _titled(maps: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,10 @@ def test_explain_draws_the_data_set_a_run_was_trained_on(run, tmp_path):
     sizes = pictures(tmp_path)
     assert set(sizes) == {"explanations_1.png", "explanations_2.png", "feature_maps_conv2.png"}
     assert sizes["explanations_1.png"][0] > sizes["explanations_2.png"][0]  # 8 rows, then 2
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>right</dt>" in page
+    assert '"count": 10' in page
 
 
 def test_explain_all_methods_of_the_wrong_ones_for_a_class(run):

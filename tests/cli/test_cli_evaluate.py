@@ -25,6 +25,10 @@ def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsy
     assert main(command) == 0
     assert {p: p.stat().st_mtime_ns for p in stamp} == stamp
     assert table in capsys.readouterr().out
+    page = tmp_path / "report.html"
+    assert main(["report", str(tmp_path), "--out", str(page), "--title", "<b>"]) == 0
+    assert "mean rank" in page.read_text()
+    assert "&lt;b&gt;" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,9 @@ def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsy
         (f"{WORDS} --metrics pointing_game", "no metric 'pointing_game'"),  # there are no masks
         ("evaluate --net alexnet", "alexnet comes with no data set. Add --data NAME"),
         (f"{WORDS} --target eleven", "no class 'eleven'"),
+        ("report /no/such/folder", "there is no folder /no/such/folder"),
+        ("report / --examples 3", "are for a run without a sweep"),
+        ("report /", "/ must be a run, or what 'jaxviz sweep', 'evaluate' or 'explain' wrote"),
     ],
 )
 def test_wrong_words_are_told_in_a_line(words, told, capsys):
