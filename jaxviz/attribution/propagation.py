@@ -129,7 +129,8 @@ def lrp(
         With a function g, relevance starts as outputs * dg / d outputs.
       rules: A composite's name: "epsilon" (everywhere), "epsilon_plus" (z+ in convolutions, epsilon
         in dense layers), "epsilon_alpha2_beta1", either with "_flat" (the first layer shares
-        evenly), "excitation_backprop". Or `rules.epsilon_gamma_box(low, high)`, or any `RuleSet`.
+        evenly), "excitation_backprop"; for transformers "attn_lrp" and "cp_lrp" (attention weights,
+        gates and norms are constants). Or `rules.epsilon_gamma_box(low, high)`, or any `RuleSet`.
         Or a table laid over "epsilon": from a layer's name, "first" or a kind ("conv", "dense",
         "batch_norm", "add", ...) to one of `rules.lrp`; its row "default" is for operations in no
         other row, which are refused without it.

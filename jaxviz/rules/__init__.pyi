@@ -1,6 +1,8 @@
 from jaxviz.rules import lrp as lrp
 from jaxviz.rules.lrp_composites import (
+    attn_lrp as attn_lrp,
     composite as composite,
+    cp_lrp as cp_lrp,
     epsilon_alpha2_beta1 as epsilon_alpha2_beta1,
     epsilon_gamma_box as epsilon_gamma_box,
     epsilon_plus as epsilon_plus,

@@ -30,6 +30,7 @@ from jaxviz.rules.lrp_operations import (
     scattered_extremum,
     scattered_product,
     shifted,
+    signal_takes_all,
     solved,
     unnormalised,
     weighed,
@@ -185,7 +186,70 @@ def excitation_backprop(*, stabilizer: float = 0.0) -> RuleSet:
     return composite("excitation_backprop", rows, stabilizer=stabilizer)
 
 
+@public()
+def attn_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.0) -> RuleSet:
+    """AttnLRP: relevance goes through a transformer's attention weights as well.
+
+    Layers by epsilon (or gamma), sums by contribution, of a product half to each factor (queries
+    and keys, weights and values, both sides of a gated unit), softmax by its gradient times input,
+    activations pass on, norms hold their deviation. These are the rows of every composite here;
+    the others differ in their layers.
+
+    All of it is conserved but a softmax, whose logits get x_i (R_i - s_i sum R): what they do not
+    get is lost, as the paper has it (proposition 3.1).
+
+    Args:
+      epsilon: Added to |z| in layers, sums and matrix products, in units of z.
+      gamma: Of the gamma rule in dense layers, which quiets vision transformers; 0 is epsilon.
+      conv_gamma: The same in convolutions (the patch embedding).
+
+    Raises:
+      ValueError: A number is negative or not finite.
+
+    Reference:
+      Achtibat et al. 2024, arXiv:2402.05602, section 3.3. LXT 2.1, by the same authors, adds its
+      stabilisers to z as it is (ours go by z's sign, and are 0 unless given) and sums a softmax's
+      relevance over the last axis, whichever the softmax is over (ours over its own, as in the
+      paper); without those two it gives the same numbers.
+    """
+    return _transformer("attn_lrp", epsilon, gamma, conv_gamma, product(epsilon))
+
+
+@public()
+def cp_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.0) -> RuleSet:
+    """CP-LRP: attention weights, gates and norms are constants, and nothing goes through them.
+
+    As `attn_lrp`, but a product gives all to its signal (`lrp.signal_takes_all`): nothing to
+    queries and keys, nothing to the gate of a SwiGLU. So it is conserved throughout. For vision
+    transformers take `gamma=0.05, conv_gamma=0.25`, say.
+
+    Args:
+      epsilon: Added to |z| in layers, sums and matrix products, in units of z.
+      gamma: Of the gamma rule in dense layers; 0 is epsilon.
+      conv_gamma: The same in convolutions (the patch embedding).
+
+    Raises:
+      ValueError: A number is negative or not finite.
+
+    Reference:
+      Ali et al. 2022, arXiv:2202.07304, section 4; with gamma: Achtibat et al. 2024,
+      arXiv:2402.05602, appendix A.2.3.
+    """
+    return _transformer("cp_lrp", epsilon, gamma, conv_gamma, signal_takes_all(epsilon))
+
+
+def _transformer(name: str, epsilon, gamma, conv_gamma, products: Rule) -> RuleSet:
+    def layer(gamma):
+        return gamma_rule(gamma, stabilizer=epsilon) if gamma else epsilon_rule(epsilon)
+
+    rows = dict.fromkeys(("mul", "matmul", "conv_product"), products)
+    rows |= {"dense": layer(gamma), "conv": layer(conv_gamma), "batch_norm": epsilon_rule(epsilon)}
+    return composite(name, rows, stabilizer=epsilon)
+
+
 COMPOSITES = {
+    "attn_lrp": attn_lrp(),
+    "cp_lrp": cp_lrp(),
     "epsilon": epsilon(),
     "epsilon_plus": epsilon_plus(),
     "epsilon_plus_flat": with_flat(epsilon_plus()),
