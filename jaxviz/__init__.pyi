@@ -100,6 +100,13 @@ from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
 from jaxviz.parts import targets as targets
+from jaxviz.interventions.patched import patched as patched, steered as steered
+from jaxviz.interventions.patching import (
+    Patching as Patching,
+    activation_patching as activation_patching,
+    attribution_patching as attribution_patching,
+    layer_ablation as layer_ablation,
+)
 from jaxviz.parts.feature_maps import default_layer as default_layer
 from jaxviz.parts.regions import (
     blurred as blurred,

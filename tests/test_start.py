@@ -173,6 +173,7 @@ FLOORS = {
             ("engine",),
             ("parts",),
             ("attribution", "features", "attention"),
+            ("interventions",),
             ("catalogue", "chosen", "metrics"),
             ("sweep",),
             ("data", "models", "training", "explanation"),

@@ -6,10 +6,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attention.found import Attention, run
+from jaxviz.attention.found import Attention
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, real, whole
 from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.graph.changed import run
 from jaxviz.graph.trace import Traced, trace
 from jaxviz.parts.feature_maps import Resize, resized
 

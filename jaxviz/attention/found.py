@@ -5,7 +5,8 @@ one axis, which, moved about and joined by nothing, is the one axis that a produ
 contracts. What is not proved is none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,9 @@ import jax.numpy as jnp
 
 from jaxviz.graph.axes import CHANNELS, Tokens, axes
 from jaxviz.graph.facts import fact
-from jaxviz.graph.interpreter import Node, Program, Value, equation_of, run_node, source
+from jaxviz.graph.interpreter import Node, Program, Value, equation_of, source
 from jaxviz.graph.names import join_scope
 from jaxviz.graph.roles import leaves
-from jaxviz.graph.split import environment
 from jaxviz.graph.trace import Traced
 
 _COPIES = frozenset(
@@ -25,6 +25,31 @@ _COPIES = frozenset(
 )
 _SHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims"})
 _FUSED = frozenset({"pallas_call", "custom_call", "ffi_call", "tpu_custom_call", "triton_call"})
+
+
+class Mixed(NamedTuple):
+    """What an attention's weights made of the values, head by head: z = A v.
+
+    Attributes:
+      value: The product.
+      order: Its axes: the batch, those that count as heads, the query's, the width's.
+      heads, queries: How many there are.
+      count: Examples.
+    """
+
+    value: Value
+    order: tuple[int, ...]
+    heads: int
+    queries: int
+    count: int
+
+    def read(self, a: jax.Array) -> jax.Array:
+        """The product as `[N, heads, queries, width]`."""
+        return jnp.transpose(a, self.order).reshape(self.count, self.heads, self.queries, -1)
+
+    def written(self, a: jax.Array, like: jax.Array) -> jax.Array:
+        """`[N, heads, queries, width]` as the program has it."""
+        return _written(a, self.order, like)
 
 
 class Attention(NamedTuple):
@@ -39,6 +64,7 @@ class Attention(NamedTuple):
       count: Examples.
       tokens: How the keys lie in `x`, where the model shows it.
       keys_of: The (leaf, axis) of x that the keys are, where they are one.
+      mixed: The product with the values, where each of its axes is one of the weights' or none.
     """
 
     name: str
@@ -48,6 +74,7 @@ class Attention(NamedTuple):
     count: int
     tokens: Tokens | None
     keys_of: tuple[int, int] | None
+    mixed: Mixed | None
 
     def read(self, a: jax.Array) -> jax.Array:
         """The weights as `[N, heads, queries, keys]`."""
@@ -57,9 +84,13 @@ class Attention(NamedTuple):
 
     def written(self, a: jax.Array, like: jax.Array) -> jax.Array:
         """`[N, heads, queries, keys]` as the program has its weights."""
-        shape = [like.shape[axis] for axis in self.order]
-        back = sorted(range(len(shape)), key=self.order.__getitem__)
-        return jnp.transpose(a.reshape(shape), back).astype(like.dtype)
+        return _written(a, self.order, like)
+
+
+def _written(a: jax.Array, order: Sequence[int], like: jax.Array) -> jax.Array:
+    shape = [like.shape[axis] for axis in order]
+    back = sorted(range(len(shape)), key=order.__getitem__)
+    return jnp.transpose(a.reshape(shape), back).astype(like.dtype)
 
 
 @fact
@@ -93,19 +124,6 @@ def _kernels(program: Program):
             yield from _kernels(body)
 
 
-def run(
-    traced: Traced, arguments: Sequence[Any], change: Mapping[Value, Callable]
-) -> dict[Value, Any]:
-    """All values of a model, some weights changed: `change[value](a)` stands for `a`."""
-    env = environment(traced.program, arguments)
-    for node in leaves(traced.program.nodes):
-        run_node(node, env)
-        for value in node.outputs:
-            if value in change:
-                env[value] = change[value](env[value])
-    return env
-
-
 class _Search:
     def __init__(self, traced: Traced):
         self.program = traced.program
@@ -130,7 +148,7 @@ class _Search:
         met = self.product(value, tuple(frozenset({a}) for a in range(rank)), key)
         if met is None:
             return None
-        value, batched = met
+        value, batched, made = met
         labels = self.known.labels.get(value) or (None,) * rank
         shape = self.program.avals[value].shape
         batch = self.known.batch(value)
@@ -157,8 +175,23 @@ class _Search:
             count=self.known.count,
             tokens=label if isinstance(label, Tokens) else None,
             keys_of=label if isinstance(label, tuple) else None,
+            mixed=self.mixed(made, (batch, *heads), query, shape),
         )
         return join_scope(node.scope), attention
+
+    def mixed(self, made, leading, query, shape) -> Mixed | None:
+        """The product with the values, if its axes are those of the weights one by one."""
+        value, parts = made
+        places = {a: i for i, part in enumerate(parts) if len(part) == 1 for a in part}
+        own = [a for a in (*leading, query) if a is not None]
+        lost = [a for a in own if a not in places]
+        if any(len(part) > 1 for part in parts) or any(shape[a] > 1 for a in lost):
+            return None
+        order = [places[a] for a in own if a in places]
+        width = [i for i in range(len(parts)) if i not in order]
+        heads = math.prod(shape[a] for a in leading if a is not None) // self.known.count
+        queries = 1 if query is None else shape[query]
+        return Mixed(value, (*order, *width), heads, queries, self.known.count)
 
     def softmax_axis(self, node: Node) -> int | None:
         """The axis along which what a node makes are positive numbers divided by their sum."""
@@ -256,7 +289,7 @@ class _Search:
 
     def product(
         self, value: Value, parts: tuple[frozenset[int], ...], key: int, whole: bool = True
-    ) -> tuple[Value, set[int]] | None:
+    ) -> tuple[Value, set[int], tuple[Value, tuple]] | None:
         """Follows weights to their product with values.
 
         Args:
@@ -266,15 +299,16 @@ class _Search:
           whole: Whether it still has the weights' own axes.
 
         Returns:
-          `(value, axes)`: the weights as they enter the product but for their layout, and those of
-          their axes that the values have too.
+          `(value, axes, product)`: the weights as they enter the product but for their layout,
+          those of their axes that the values have too, and what it makes, with the parts of its
+          axes.
         """
         avals = self.program.avals
         for node in self.readers.get(value, ()):
             name, params = equation_of(node).primitive.name, equation_of(node).params
             if name == "dot_general":
-                if (batched := self.contracted(node, value, parts, key)) is not None:
-                    return value, batched
+                if (found := self.contracted(node, value, parts, key)) is not None:
+                    return value, *found
                 continue
             if node.bodies or len(node.outputs) != 1 or not self.is_float(node.outputs[0]):
                 continue
@@ -291,18 +325,19 @@ class _Search:
                     continue
                 met = self.product(out, parts, key, whole)
                 if met is not None:
-                    return met if whole else (value, met[1])
+                    return met if whole else (value, *met[1:])
                 continue
             moved = _moved(name, params, parts, avals[value].shape, avals[out].shape)
             if moved is None:
                 continue
             met = self.product(out, moved, key, False)
             if met is not None:
-                return value, met[1]
+                return value, *met[1:]
         return None
 
-    def contracted(self, node, value, parts, key) -> set[int] | None:
-        """Of the weights' axes those that a product shares, if it sums over the keys alone."""
+    def contracted(self, node, value, parts, key):
+        """Of the weights' axes those that a product shares, if it sums over the keys alone, and
+        what it makes, with the parts of its axes."""
         gone, batched = equation_of(node).params["dimension_numbers"]
         for side in (0, 1):
             other = node.operands[1 - side]
@@ -310,7 +345,12 @@ class _Search:
                 continue
             keys = [a for a in gone[side] if parts[a]]
             if len(keys) == 1 and parts[keys[0]] == {key}:
-                return set().union(*(parts[a] for a in batched[side]))
+                shared = [parts[a] for a in batched[side]]
+                own = [p for a, p in enumerate(parts) if a not in (*gone[side], *batched[side])]
+                theirs = len(self.program.avals[other].shape) - len(gone[side]) - len(shared)
+                free = [[frozenset()] * theirs, own] if side else [own, [frozenset()] * theirs]
+                made = (*shared, *free[0], *free[1])
+                return set().union(*shared), (node.outputs[0], made)
         return None
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from jaxviz.attention.found import Attention, found, hidden, run
+from jaxviz.attention.found import Attention, found, hidden
 from jaxviz.calls.public import public
+from jaxviz.graph.changed import run
 from jaxviz.graph.held import hold
 from jaxviz.graph.trace import Traced, trace
 

@@ -1,4 +1,7 @@
-"""Params that hold more than arrays, as a module with its activation function does."""
+"""Params that hold more than arrays, as a module with its activation function does.
+
+And models that hold arrays, as one with a value set in it does: those become params.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,11 +34,22 @@ class Given:
     apply_fn: Callable
 
     def __call__(self, params: Any, x: Any) -> Any:
-        return self.apply_fn(_as_given(params), x)
+        return self.apply_fn(as_given(params), x)
 
     @property
     def is_tail(self) -> bool:
         return getattr(self.apply_fn, "is_tail", False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lifted:
+    """A model whose arrays come with its params: `((params, arrays), x)`."""
+
+    structure: Any
+
+    def __call__(self, given: tuple[Any, Any], x: Any) -> Any:
+        params, arrays = given
+        return jax.tree.unflatten(self.structure, arrays)(params, x)
 
 
 def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
@@ -44,7 +58,9 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
     JAX traces arrays alone. A module as params (Equinox: a pytree) also holds functions, strings
     and flags; these shape the program as a module's own fields do, and another value of one is
     another program. Then so do Python's numbers beside them: a pool starts from one, a dropout asks
-    for one. Params of arrays and numbers alone are returned as they are.
+    for one. Params of arrays and numbers alone are returned as they are. A model that is a pytree
+    of arrays (`jax.tree_util.Partial`, what `patched` gives) hands them over to the params: others
+    of the same shapes are the same program.
 
     Args:
       who: The public function, for errors.
@@ -63,6 +79,9 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
       >>> jax.jit(apply_fn)(params, -3.0).item(), jax.tree.leaves(params)
       (6.0, [])
     """
+    own, structure = jax.tree.flatten(apply_fn)
+    if own and all(map(_is_array, own)):
+        apply_fn, params = Lifted(structure), (params, own)
     leaves = jax.tree.leaves(params)
     if all(_is_array(leaf) or _is_number(leaf) for leaf in leaves):
         return apply_fn, params
@@ -76,9 +95,15 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
     return Given(apply_fn), jax.tree_util.tree_map_with_path(held, params)
 
 
-def _as_given(params: Any) -> Any:
+def as_tree(value: Any) -> Any:
+    """A pytree whose leaves are arrays; functions and all else in it are its structure."""
+    return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else Held(leaf), value)
+
+
+def as_given(tree: Any) -> Any:
+    """What `as_tree` was given."""
     is_held = lambda leaf: isinstance(leaf, Held)
-    return jax.tree.map(lambda a: a.value if is_held(a) else a, params, is_leaf=is_held)
+    return jax.tree.map(lambda a: a.value if is_held(a) else a, tree, is_leaf=is_held)
 
 
 def _is_array(leaf: Any) -> bool:

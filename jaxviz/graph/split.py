@@ -124,7 +124,7 @@ class Values:
         traced = trace(apply_fn, params, x)
         found = rows(traced)
         wanted = {
-            name: [reachable(row, self.who) for row in _turns(found, name, self.who)]
+            name: [reachable(row, self.who) for row in rows_named(found, name, self.who)]
             for name in self.layers
             if name != OUTPUTS
         }
@@ -145,13 +145,13 @@ class Values:
             return a.reshape(len(a), *(n + 1 for n in sizes), *a.shape[2:])
 
         def layer_of(row):
-            a = _moved(env[row.value], row.batch, 0)
+            a = batch_moved(env[row.value], row.batch, 0)
             return jnp.moveaxis(a, row.layer.channel_axis, -1) if self.channels_last else a
 
         return {name: one(name) for name in self.layers}
 
 
-def _turns(found: Sequence[Row], name: str, who: str) -> Sequence[Row]:
+def rows_named(found: Sequence[Row], name: str, who: str) -> Sequence[Row]:
     """The row of a name, or those of all turns of a scan over layers, by number."""
     rows_of = [row for row in found if row.layer.name == name]
     if not rows_of and not turns_of(name):
@@ -160,7 +160,7 @@ def _turns(found: Sequence[Row], name: str, who: str) -> Sequence[Row]:
     return rows_of or [find(found, name, who)]
 
 
-def _moved(a: Any, source: int, place: int) -> jax.Array:
+def batch_moved(a: Any, source: int, place: int) -> jax.Array:
     """Moves the batch axis; a number of the net's own, as a solver's step, has none."""
     return jnp.moveaxis(a, source, place) if jnp.ndim(a) else jnp.asarray(a)
 
@@ -178,8 +178,8 @@ class Head:
         cut = find_cut(traced, self.layer, "split")
         env = environment(traced.program, jax.tree.leaves((params, x)))
         run_nodes(cut.head, env, {})
-        passed = [_moved(env[v], batch, 0) for v, batch in cut.carried.items()]
-        return _moved(env[cut.row.value], cut.row.batch, 0), tuple(passed)
+        passed = [batch_moved(env[v], batch, 0) for v, batch in cut.carried.items()]
+        return batch_moved(env[cut.row.value], cut.row.batch, 0), tuple(passed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -209,7 +209,7 @@ class Tail:
                 f"{len(carried)} arrays; got {len(carry)}. Pass the carry of head(params, x)."
             )
         env = environment(traced.program, jax.tree.leaves(params))
-        env[row.value] = _moved(a, 0, row.batch)
+        env[row.value] = batch_moved(a, 0, row.batch)
         for (value, batch), array in zip(carried.items(), carry, strict=True):
             shape = traced.program.avals[value].shape
             shape = (*shape[batch : batch + 1], *shape[:batch], *shape[batch + 1 :])
@@ -218,7 +218,7 @@ class Tail:
                     f"split: with a of shape {a.shape} the tail at {self.layer!r} takes a carry "
                     f"of shape {shape}; got {jnp.shape(array)}. Repeat its rows as those of a."
                 )
-            env[value] = _moved(array, 0, batch)
+            env[value] = batch_moved(array, 0, batch)
         run_nodes(nodes, env, {})
         return jax.tree.map(lambda value: env[value], traced.outputs)
 

@@ -1,0 +1,111 @@
+"""Where a model can be changed: its layers, and the heads and weights of its attentions."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxviz.attention.found import found
+from jaxviz.attention.maps import chosen
+from jaxviz.graph.interpreter import Value
+from jaxviz.graph.layers import Row, rows
+from jaxviz.graph.split import batch_moved, reachable, reaches, rows_named
+from jaxviz.graph.towers import turns_of, without_turns
+from jaxviz.graph.trace import Traced
+
+HEADS, WEIGHTS = ":heads", ":weights"
+
+
+class Place(NamedTuple):
+    """A value of a model that can be read and replaced.
+
+    Attributes:
+      name: Of the layer, or of the attention with what of it is meant.
+      value: In the program.
+      shape, dtype: As it is read, batch first.
+      read: Of the value, as users see it.
+      written: Of what users see, and of the value that it replaces.
+    """
+
+    name: str
+    value: Value
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[jax.Array], jax.Array]
+    written: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def places(who: str, traced: Traced, names: Sequence[str]) -> tuple[Place, ...]:
+    """The places of these names in order; a name without the numbers of its turns is all of them.
+
+    Raises:
+      ValueError: There is no such layer or attention, it cannot be reached, or `x` does not reach
+        it; or a name twice.
+    """
+    every = rows(traced)
+    known = {row.layer.name for row in every}
+    result: list[Place] = []
+    for name in names:
+        stem, colon, part = name.rpartition(":")
+        if name not in known and colon + part in (HEADS, WEIGHTS):
+            result += _of_attention(who, traced, stem, colon + part)
+        else:
+            result += [_of_layer(who, traced, row) for row in rows_named(every, name, who)]
+    twice = [p.name for i, p in enumerate(result) if p.name in {q.name for q in result[:i]}]
+    if twice:
+        raise ValueError(f"{who}: layers must differ; got {twice[0]!r} twice. Name it once.")
+    return tuple(result)
+
+
+def _of_layer(who: str, traced: Traced, row: Row) -> Place:
+    layer = reachable(row, who).layer
+    if not reaches(traced, layer.name):
+        raise ValueError(
+            f"{who}: layer {layer.name!r} does not depend on x, only on params. Change params."
+        )
+    return Place(
+        layer.name,
+        row.value,
+        layer.shape,
+        layer.dtype,
+        functools.partial(_first, row.batch),
+        functools.partial(_back, row.batch),
+    )
+
+
+def _first(batch: int, a: jax.Array) -> jax.Array:
+    return batch_moved(a, batch, 0)
+
+
+def _back(batch: int, a: jax.Array, like: jax.Array) -> jax.Array:
+    return batch_moved(a, 0, batch).astype(like.dtype)
+
+
+def heads_of_all(who: str, traced: Traced) -> tuple[str, ...]:
+    """The names of all attentions' heads."""
+    return tuple(one.name + HEADS for one in chosen(who, traced, None))
+
+
+def _of_attention(who: str, traced: Traced, stem: str, part: str) -> list[Place]:
+    every = found(traced)
+    named = [one for one in every if one.name == stem]
+    if not named and not turns_of(stem):
+        named = [one for one in every if without_turns(one.name) == stem]
+    if not named:
+        chosen(who, traced, (stem,))  # says which there are
+    result = []
+    for one in named:
+        what = one if part == WEIGHTS else one.mixed
+        if what is None:
+            raise ValueError(
+                f"{who}: the heads of {one.name!r} cannot be told apart, for the model joins them "
+                f"with another axis before it multiplies them with values. Take "
+                f"{one.name + WEIGHTS!r}, its weights, or a layer after it."
+            )
+        aval = traced.program.avals[what.value]
+        shape = jax.eval_shape(what.read, jax.ShapeDtypeStruct(aval.shape, aval.dtype)).shape
+        result.append(
+            Place(one.name + part, what.value, shape, aval.dtype, what.read, what.written)
+        )
+    return result
