@@ -142,6 +142,11 @@ TAKEN = {
     "statistics": f"{NUMBERS} zeros minuses",
     "positives": "half",
     "epoch": "zero none",
+    "names": "word words",
+    "index": "zero minus zeros minuses empty_tuple dict",
+    "axis": "minus",
+    "value": f"{NUMBERS} true nan inf zeros minuses nans function class dict cube integers",
+    "batch": "cube integers",
     "any": " ".join(WRONG),
 }
 
@@ -301,6 +306,24 @@ OWN |= {
     name: ATTENTION
     for name in dir(jv)
     if name.startswith("attention") and inspect.isfunction(getattr(jv, name))
+}
+# Values of layers that are replaced: what of a layer is meant is known when the model is called.
+INTERVENTION = {
+    "source": ("x", ONES),
+    "reference": ("x", ONES),
+    "axis": ("axis", 1),
+    "apply_fn": ("model", attends),
+    "layers": ("layer", None),
+}
+OWN |= {n: INTERVENTION for n in ("activation_patching", "attribution_patching", "layer_ablation")}
+_OF_LAYER = {
+    "layer": ("names", "relu_0"),
+    "where": ("index", None),
+    "direction": ("vector", np.ones(2, np.float32)),
+}
+OWN |= {
+    "patched": {**_OF_LAYER, "value": ("value", 0.0), "source": ("batch", None)},
+    "steered": {**_OF_LAYER, "strength": ("number", 1.0)},
 }
 # Models of other frameworks.
 KERAS = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])

@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.models import batch, shapes_of
+from jaxviz.calls.models import batch, real as real_batch, shapes_of
 from jaxviz.calls.naming import calling
-from jaxviz.calls.options import array, layers as layer_names, maybe, real, refused
+from jaxviz.calls.options import (
+    layer as one_layer,
+    layer_list,
+    maybe,
+    numbers_list,
+    real,
+    refused,
+    rows,
+)
 from jaxviz.calls.public import public
 from jaxviz.graph.changed import run
 from jaxviz.graph.held import Held, as_given, as_tree, hold
@@ -100,19 +108,23 @@ def read(found: tuple[Place, ...], env: Mapping[int, Any]) -> dict[str, jax.Arra
 
 def check_source(who: str, x: Any, source: Any) -> None:
     """Refuses a source that is not of the shape of `x`, or of one example of it."""
-    same = jax.tree.structure(x) == jax.tree.structure(source)
-    sizes = zip(jax.tree.leaves(x), jax.tree.leaves(source), strict=True) if same else ()
-    fits = lambda a, b: a == b or (a[1:] == b[1:] and b[:1] == (1,))
-    if not same or not all(fits(np.shape(a), np.shape(b)) for a, b in sizes):
+    rows = {np.shape(a)[0] for a in jax.tree.leaves(source)}
+    known = {1, *(np.shape(a)[0] for a in jax.tree.leaves(x))}
+    like_x(who, "source", x, source, "an input like x", rows <= known)
+
+
+def like_x(who: str, option: str, x: Any, other: Any, must: str, fits: bool = True) -> None:
+    """Refuses what is not made of examples like those of `x`."""
+    told = lambda tree: [
+        (np.shape(a)[1:], jnp.issubdtype(jnp.result_type(a), jnp.floating))
+        for a in jax.tree.leaves(tree)
+    ]
+    same = jax.tree.structure(x) == jax.tree.structure(other) and told(x) == told(other)
+    if not same or not fits:
+        dtypes = lambda tree: {str(jnp.result_type(a)) for a in jax.tree.leaves(tree)}
         raise ValueError(
-            f"{who}: source must be an input like x, {shapes_of(x)}, or one example of it; got "
-            f"{shapes_of(source)}. Pad both to one length."
-        )
-    kinds = [jnp.issubdtype(jnp.result_type(a), jnp.inexact) for a in jax.tree.leaves((x, source))]
-    half = len(kinds) // 2
-    if kinds[:half] != kinds[half:]:
-        raise ValueError(
-            f"{who}: source must hold floating numbers where x does; got other dtypes. Cast it."
+            f"{who}: {option} must be {must}, {shapes_of(x)} of {', '.join(dtypes(x))}; got "
+            f"{shapes_of(other)} of {', '.join(dtypes(other))}. Pad them to one length."
         )
 
 
@@ -164,24 +176,39 @@ def _broadcasts(shape: tuple[int, ...], onto: tuple[int, ...]) -> bool:
 
 def _value(who: str, option: str, value: Any) -> Any:
     """A number, an array, a function of the layer's value, or such by name of layer."""
-    if isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value):
-        return {name: _value(who, f"{option}[{name!r}]", one) for name, one in value.items()}
+    if isinstance(value, Mapping):
+        return {name: _value(who, option, one) for name, one in _named(who, option, value)}
     if callable(value):
         return as_tree(value)
-    if value is None or isinstance(value, (str, bytes, Mapping, set, list, tuple)):
-        must = "a number, an array, a function of the layer's value, or such by name of layer"
-        raise refused(who, option, must, value)
-    return jnp.asarray(array(who, option, value))
+    found = numbers_list(who, option, value)
+    if not np.size(found):
+        raise refused(who, option, "a number or an array of numbers", value, kind=ValueError)
+    return jnp.asarray(found)
+
+
+def _named(who: str, option: str, given: Mapping) -> Any:
+    if not given or not all(isinstance(name, str) for name in given):
+        raise refused(who, option, "one for all, or one by name of layer", given)
+    return given.items()
+
+
+def _names(who: str, option: str, value: Any) -> tuple[str, ...]:
+    one = isinstance(value, str) or not isinstance(value, (list, tuple))
+    return (one_layer(who, option, value),) if one else layer_list(who, option, value)
+
+
+def _source(who: str, option: str, value: Any) -> Any:
+    return real_batch(who, option, batch(who, option, value))
 
 
 def _where(who: str, option: str, where: Any) -> Any:
     if isinstance(where, Mapping):
-        return {str(name): normalised(who, option, one) for name, one in where.items()}
+        return {name: normalised(who, option, one) for name, one in _named(who, option, where)}
     return normalised(who, option, where)
 
 
 @public(
-    layer=layer_names, value=maybe(_value), source=maybe(batch), where=_where
+    layer=_names, value=maybe(_value), source=maybe(_source), where=_where
 )  # fmt: skip
 def patched(
     apply_fn: Callable,
@@ -245,21 +272,25 @@ def patched(
 
 
 def _patched(who, apply_fn, layer, value, source, where):
-    names = (layer,) if isinstance(layer, str) else tuple(layer)
     given = (jax.tree.map(jnp.asarray, source), value, () if where is None else where)
     if isinstance(apply_fn, Patched):
-        return apply_fn.and_then((who, names), given)
+        return apply_fn.and_then((who, layer), given)
     # A model that holds arrays is a pytree in this one; any other is one of its fixed parts.
     leaves = jax.tree.leaves(as_tree(apply_fn), is_leaf=lambda a: isinstance(a, Held))
     fixed = any(isinstance(a, Held) for a in leaves)
-    return Patched(Held(apply_fn) if fixed else apply_fn, (given,), ((who, names),))
+    return Patched(Held(apply_fn) if fixed else apply_fn, (given,), ((who, layer),))
 
 
-@public(layer=layer_names, strength=real(traced=True), where=_where)
+@public(
+    layer=_names,
+    direction=rows(1, "[channels], or what broadcasts to the layer's value"),
+    strength=real(traced=True),
+    where=_where,
+)
 def steered(
     apply_fn: Callable,
     layer: Any,
-    direction: jax.Array,
+    direction: Any,
     strength: float = 1.0,
     *,
     where: Any = None,

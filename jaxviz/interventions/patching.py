@@ -14,11 +14,11 @@ from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, stacked
 from jaxviz.graph.changed import after, run, run_changed
 from jaxviz.graph.trace import Traced, trace
-from jaxviz.interventions.patched import check_source, read
+from jaxviz.interventions.patched import check_source, like_x, read
 from jaxviz.interventions.places import Place, heads_of_all, places
 
 _AXIS = either("an axis or a tuple of axes", whole(), several(whole(), "a tuple of axes"))
-_OPTIONS = {"layers": maybe(layer_list), "axis": _AXIS}
+_LAYERS = maybe(layer_list)
 
 
 class Patching(NamedTuple):
@@ -41,7 +41,8 @@ class Patching(NamedTuple):
 
 
 @explanation(
-    "layers", "axis", "chunk_size", sweeps=True, integers=True, source=batch, **_OPTIONS
+    "layers", "axis", "chunk_size",
+    sweeps=True, integers=True, source=batch, layers=_LAYERS, axis=_AXIS,
 )  # fmt: skip
 def activation_patching(
     apply_fn: Callable,
@@ -107,7 +108,7 @@ def activation_patching(
     return Patching(effect, gap)
 
 
-@explanation("layers", "axis", integers=True, source=batch, **_OPTIONS)
+@explanation("layers", "axis", integers=True, source=batch, layers=_LAYERS, axis=_AXIS)
 def attribution_patching(
     apply_fn: Callable,
     params: Any,
@@ -173,7 +174,8 @@ def attribution_patching(
 
 
 @explanation(
-    "layers", "axis", "chunk_size", sweeps=True, integers=True, reference=maybe(batch), **_OPTIONS
+    "layers", "axis", "chunk_size",
+    sweeps=True, integers=True, reference=maybe(batch), layers=_LAYERS, axis=_AXIS,
 )  # fmt: skip
 def layer_ablation(
     apply_fn: Callable,
@@ -228,6 +230,7 @@ def layer_ablation(
     if reference is None:
         new = [jnp.zeros((1, *place.shape[1:]), place.dtype) for place in cut.found]
     else:
+        like_x(name, "reference", x, reference, "inputs like x")
         known = trace(apply_fn, params, reference)
         found = places(name, known, cut.names)
         env = run(known, jax.tree.leaves((params, reference)), {}, [p.value for p in found])

@@ -6,9 +6,9 @@ import pytest
 _COMPILED: list[str] = []
 
 
-def _hear(name, *_, **__):
-    if "backend_compile" in name:
-        _COMPILED.append(name)
+def _hear(event, duration_secs, **_):
+    if "backend_compile" in event:
+        _COMPILED.append(event)
 
 
 jax.monitoring.register_event_duration_secs_listener(_hear)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 N, TOKENS, WORDS, WIDTH, HEADS, BLOCKS = 2, 4, 6, 8, 2, 2
 KEYS = WIDTH // HEADS
@@ -16,9 +17,9 @@ def block(w, x):
         weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))
         z = jnp.einsum("nhqt,nhtk->nhqk", weights, v)
     x = x + jnp.einsum("nhqk,hkd->nqd", z, w["o"])
-    x = jax.ad_checkpoint.checkpoint_name(x, "middle")
-    neurons = jax.ad_checkpoint.checkpoint_name(jnp.tanh(x @ w["up"]), "neurons")
-    return jax.ad_checkpoint.checkpoint_name(x + neurons @ w["down"], "stream")
+    x = checkpoint_name(x, "middle")
+    neurons = checkpoint_name(jnp.tanh(x @ w["up"]), "neurons")
+    return checkpoint_name(x + neurons @ w["down"], "stream")
 
 
 def net(w, ids):
