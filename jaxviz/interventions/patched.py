@@ -130,7 +130,7 @@ def like_x(who: str, option: str, x: Any, other: Any, must: str, fits: bool = Tr
 
 def _each(who: str, option: str, given: Any, found: tuple[Place, ...], names: tuple[str, ...]):
     """What an option says of each place: the same of all, or one of each by name."""
-    if not isinstance(given, dict) or "mask" in given:
+    if not isinstance(given, dict):
         return {place.name: given for place in found}
     strange = [name for name in given if name not in names]
     if strange or len(given) < len(names):
@@ -142,17 +142,17 @@ def _each(who: str, option: str, given: Any, found: tuple[Place, ...], names: tu
     return {p: given[p] if p in given else given[plain[p]] for p in plain}
 
 
-def _changed(who: str, place: Place, value: Any, x: Any, where: Any, before: Callable, a: Any):
+def _changed(who: str, place: Place, value: Any, x: Any, where: Any, before: Any, a: Any):
     seen = place.read(a if before is None else before(a))
     value = as_given(value)
     new = value(seen) if callable(value) else value
     told = "what the function gives for" if callable(value) else "value for"
     shape = np.shape(new)
     if not _broadcasts(shape, seen.shape):
-        like_x = shape in [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+        is_input = shape in [np.shape(leaf) for leaf in jax.tree.leaves(x)]
         advice = (
             "If it is another input, pass it as source."
-            if like_x
+            if is_input
             else "A number, [channels], one example's [...] and [N, ...] will do."
         )
         raise ValueError(

@@ -20,15 +20,15 @@ def normalised(who: str, option: str, where: Any) -> Any:
     """An index or mask as a pytree: arrays may be traced, the rest is structure.
 
     Returns:
-      `{"mask": array}`, or a tuple of parts, each an array of integers or a `Held` of what shapes
-      the program. None is the empty tuple, everything.
+      `(Held("mask"), array)`, or a tuple of parts, each an array of integers or a `Held` of what
+      shapes the program. None is the empty tuple, everything.
     """
     if where is None:
         return ()
     if _is_array(where) and where.dtype == bool:
         if where.ndim == 0:
             raise refused(who, option, _MUST, where)
-        return {"mask": jnp.asarray(where)}
+        return Held("mask"), jnp.asarray(where)
     parts = where if isinstance(where, tuple) else (where,)
     found = tuple(_part(who, option, part, where) for part in parts)
     if found.count(Held("...")) > 1:
@@ -75,8 +75,8 @@ def mask_of(who: str, name: str, where: Any, shape: tuple[int, ...]) -> tuple[An
       `(mask, inside)`: None for everything; `inside` is whether each traced index is one of its
       axis, None where there are none.
     """
-    if isinstance(where, dict):
-        mask = where["mask"]
+    if where[:1] == (Held("mask"),):
+        mask = where[1]
         sides = zip(mask.shape, shape, strict=False)
         if mask.ndim > len(shape) or any(m not in (1, n) for m, n in sides):
             raise ValueError(
