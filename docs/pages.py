@@ -31,7 +31,8 @@ OTHERS = {
         [
             *("attentions", "attention_rollout", "attention_relevance", "attention_x_gradient"),
             *("token_tm", "value_zeroing", "le_grad", "recipro_cam"),
-            *("patched", "activation_patching", "attribution_patching"),
+            *("patched", "steered", "activation_patching", "attribution_patching"),
+            "layer_ablation",
         ],
     ),
     "learned": (

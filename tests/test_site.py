@@ -53,6 +53,7 @@ PAGES = {
     "how_it_works.md": {},
     "text.md": {},
     "attention.md": OWN,
+    "interventions.md": OWN,
     "is_it_true.md": OWN,
     "command_line.md": {"nnx": nnx, "Net": lambda rngs: None},
 }
