@@ -99,7 +99,6 @@ from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
 from jaxviz.graph.split import activations as activations, split as split
-from jaxviz.parts import targets as targets
 from jaxviz.interventions.patched import patched as patched, steered as steered
 from jaxviz.interventions.patching import (
     Patching as Patching,
@@ -107,6 +106,7 @@ from jaxviz.interventions.patching import (
     attribution_patching as attribution_patching,
     layer_ablation as layer_ablation,
 )
+from jaxviz.parts import targets as targets
 from jaxviz.parts.feature_maps import default_layer as default_layer
 from jaxviz.parts.regions import (
     blurred as blurred,
