@@ -220,7 +220,7 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["stabilizer"], ("positive0", 1e-6)),
     **dict.fromkeys(["noise", "noise_scale", "strength", "sparsity"], ("positive0", 0.1)),
     **dict.fromkeys(["smoothness", "max_distance", "cosine_power"], ("positive0", 0.1)),
-    **dict.fromkeys(["style_weight", "gamma", "epsilon"], ("positive0", 0.1)),
+    **dict.fromkeys(["style_weight", "gamma", "conv_gamma", "epsilon"], ("positive0", 0.1)),
     **dict.fromkeys(["keep", "fraction", "area"], ("share", 0.5)),
     **dict.fromkeys(["relu", "normalize_gradient", "strongest", "transformed"], ("flag", True)),
     **dict.fromkeys(

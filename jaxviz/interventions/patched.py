@@ -58,7 +58,8 @@ class Patched:
 
     @classmethod
     def tree_unflatten(cls, steps: tuple, held: tuple) -> "Patched":
-        return cls(*held, steps)
+        apply_fn, given = held
+        return cls(apply_fn, given, steps)
 
     def _key(self) -> tuple:
         leaves, structure = jax.tree.flatten(self)
@@ -145,7 +146,7 @@ def _each(who: str, option: str, given: Any, found: tuple[Place, ...], names: tu
 def _changed(who: str, place: Place, value: Any, x: Any, where: Any, before: Any, a: Any):
     seen = place.read(a if before is None else before(a))
     value = as_given(value)
-    new = value(seen) if callable(value) else value
+    new: Any = value(seen) if callable(value) else value
     told = "what the function gives for" if callable(value) else "value for"
     shape = np.shape(new)
     if not _broadcasts(shape, seen.shape):
