@@ -90,6 +90,7 @@ OPTIONS: dict[str, Check] = {
     "stabilizer": real(0),
     "epsilon": real(0),
     "gamma": real(0),
+    "conv_gamma": real(0),
 }
 
 _ALWAYS = {"apply_fn", "x", "key"}
