@@ -24,6 +24,7 @@ from jaxviz.calls import models
 from jaxviz.calls.leaves import ONE
 from jaxviz.calls.options import described, maybe, several, text
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import html_table
 from jaxviz.catalogue import METHODS
 from jaxviz.chosen import calls_of, classes_asked, methods_asked
 from jaxviz.engine.targets import check_function
@@ -139,7 +140,8 @@ class Explanation:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        text = f"<pre>{html.escape(repr(self))}</pre>"
+        first, *lines = repr(self).splitlines()
+        text = html_table(first, ["answers"], [[line.strip()] for line in lines])
         figure = _or_words(self.figure)
         if isinstance(figure, str):  # tables are no pictures
             return f"{text}<p>{html.escape(figure)}</p>"

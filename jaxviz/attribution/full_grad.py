@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import is_floating
 from jaxviz.graph.axes import BATCH, ROWS, axes
@@ -30,6 +30,7 @@ class FullGradient(NamedTuple):
     biases: tuple[jax.Array, ...]
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @explanation("resize", places=True)

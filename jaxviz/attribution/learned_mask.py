@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxviz.calls.options import maybe, real
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -52,6 +52,7 @@ class LearnedMask(NamedTuple):
     history: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @explanation("goal", "area", "cells", "num_steps", "optimizer", places=True, area=maybe(_SHARE))

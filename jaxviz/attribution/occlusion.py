@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.engine.layout import hint
@@ -34,6 +34,7 @@ class OcclusionScores(NamedTuple):
     clean_predicted: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @explanation("window", "stride", "chunk_size", "method", sweeps=True, places=True, integers=True)

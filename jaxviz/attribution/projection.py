@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxviz.calls.options import images, whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import explanation
 from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.graph.held import hold
@@ -102,6 +102,7 @@ class TopProjections(NamedTuple):
     projections: np.ndarray
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(images=images, channel=whole(0))

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import rows_of
 from jaxviz.engine.layout import of_places
@@ -45,6 +45,7 @@ class Surrogate(NamedTuple):
     fit: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(num_samples=whole(2))

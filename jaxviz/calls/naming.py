@@ -55,3 +55,8 @@ class calling:
             error.args = (f"{self.name}: {error}",)  # of a rule, whose own name says which
         elif error is not None and (head := _head(error)) is not None:
             error.args = (f"{self.name}: {error.args[0].removeprefix(head)}",)
+        elif error is not None and "RESOURCE_EXHAUSTED" in str(error):  # XLA's, of any device
+            error.add_note(
+                f"{self.name}: memory ran out. Pass a smaller chunk_size, where the method takes "
+                "it, or fewer examples at a time."
+            )

@@ -1,6 +1,7 @@
 """How results show themselves: names, shapes and types in a few lines, instead of all numbers."""
 
-from collections.abc import Mapping
+import html
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,16 +12,51 @@ _WIDTH, _LINES = 100, 24  # of what is shown: one screen
 class Text(str):
     """A text that shows itself with its lines, as the last value in a notebook's cell or a shell.
 
+    Attributes:
+      html: What a notebook shows in its place; None shows the text.
+
     Example:
       >>> Text("two\\nlines")
       two
       lines
     """
 
-    __slots__ = ()
+    html: str | None = None
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_html_(self) -> str:
+        return self.html or f"<pre>{html.escape(self)}</pre>"
+
+
+def html_table(
+    caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, more: str = ""
+) -> str:
+    """A plain table for a notebook: no style, no script, every word as text; two screens at most.
+
+    Example:
+      >>> html_table("nets", ["name"], [["<b>"]])
+      '<table><caption>nets</caption><tr><th>name</th></tr><tr><td>&lt;b&gt;</td></tr></table>'
+    """
+    cells = lambda kind, words: "".join(f"<{kind}>{html.escape(str(w))}</{kind}>" for w in words)
+    lines = [cells("td", row) for row in rows]
+    if len(lines) > 2 * _LINES:
+        left = len(lines) - _LINES
+        lines = [*lines[:_LINES], f'<td colspan="{len(heads)}">... {left} more</td>']
+    told = [f"<caption>{html.escape(caption)}</caption>", f"<tr>{cells('th', heads)}</tr>"]
+    body = "".join([*told, *(f"<tr>{line}</tr>" for line in lines)])
+    return f"<table>{body}</table>" + (f"<p>{html.escape(more)}</p>" if more else "")
+
+
+def shown_html(self: Any) -> str:
+    """The `_repr_html_` of a NamedTuple of arrays: what `shown` says, as a table."""
+    rows = [
+        (field if first == 0 else "", row)
+        for field, value in zip(self._fields, self, strict=True)
+        for first, row in enumerate(_rows(value))
+    ]
+    return html_table(type(self).__name__, ["field", "holds"], rows)
 
 
 def shown(self: Any) -> str:

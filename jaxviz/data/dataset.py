@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxviz.calls.options import numbers_list, refused
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 
 
 class Dataset(NamedTuple):
@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 def labelled(who: str, option: str, value: Any) -> Dataset:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxviz.calls.options import images as images_check, integers, real, refused, several, whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.data.dataset import Dataset
 
 _HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
@@ -36,6 +36,7 @@ class Planted(NamedTuple):
     class_names: tuple[str, ...]
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
     @property
     def dataset(self) -> Dataset:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxviz.calls.options import described, fill, several, whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 
 _SHAPE = several(whole(1), "whole numbers, at least 1, (H, W, C)", count=3)
 
@@ -38,6 +38,7 @@ class Solved(NamedTuple):
     attribution: np.ndarray
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(shape=_SHAPE, num_classes=whole(1), num_relevant=whole(1), baseline=fill)

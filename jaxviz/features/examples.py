@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxviz.calls.options import image_list
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program
 from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.graph.held import hold
@@ -41,6 +41,7 @@ class TopExamples(NamedTuple):
     count: int
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(images=image_list)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program, same_when_batched, under_trace
 from jaxviz.engine.shares import shared, width
 from jaxviz.engine.targets import output_shape
@@ -53,6 +53,7 @@ class Maximization(NamedTuple):
     frames: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public()

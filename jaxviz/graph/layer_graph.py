@@ -8,7 +8,7 @@ import jax
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import maybe, whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import html_table, shown
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -48,6 +48,15 @@ class LayerGraph(NamedTuple):
     edges: tuple[tuple[str, str], ...]
 
     __repr__ = shown
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (b.name, b.kind, b.detail, " x ".join(map(str, b.shape)), f"{b.num_params:,}", reads)
+            for b in self.boxes
+            for reads in [", ".join(a for a, other in self.edges if other == b.name)]
+        ]
+        heads = ["box", "kind", "detail", "output", "parameters", "reads"]
+        return html_table(f"LayerGraph of {len(self.boxes)} boxes", heads, rows)
 
 
 class _Step(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import Text
+from jaxviz.calls.shown import Text, html_table
 from jaxviz.graph.axes import Axes, axes
 from jaxviz.graph.facts import fact
 from jaxviz.graph.flops import node_flops
@@ -118,7 +118,23 @@ def layers(apply_fn: Callable, params: Any, x: Any) -> tuple[Layer, ...]:
       [('dense_0', (1, 3), 12), ('relu_0', (1, 3), 0), ('dense_1', (1, 2), 6)]
     """
     apply_fn, params = hold("layers", apply_fn, params)
-    return known_layers(apply_fn, params, x)
+    return Layers(known_layers(apply_fn, params, x))
+
+
+class Layers(tuple[Layer, ...]):
+    """Layers, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        cells = [
+            (n.name, n.kind, " x ".join(map(str, n.shape)), f"{n.num_params:,}", f"{n.flops:,}")
+            for n in self
+        ]
+        return html_table(f"{len(self)} layers", _HEADS, cells)
+
+
+_HEADS = ("Layer", "Kind", "Output", "Params", "FLOPs")
 
 
 @public(x=batch_or_shapes, width=whole(40))
@@ -143,21 +159,18 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
     traced = trace(apply_fn, params, x)
     found = rows(traced)
     table = Table(show_footer=False, width=width, title_justify="left")
-    for column, justify in (
-        ("Layer", "left"),
-        ("Kind", "left"),
-        ("Output", "left"),
-        ("Params", "right"),
-        ("FLOPs", "right"),
-    ):
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    cells: list[tuple[str, ...]] = []
+    for column in _HEADS:
+        justify = "right" if column in ("Params", "FLOPs") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in found:
         layer = row.layer
         times = f"{layer.turns} x " if layer.turns > 1 else ""
         style = "dim" if layer.submodules else None
         shape = times + " x ".join(map(str, layer.shape))
         held = f"{layer.num_params:,}" + (f" + {layer.num_state:,}" if layer.num_state else "")
-        table.add_row(layer.name, layer.kind, shape, held, _engineering(layer.flops), style=style)
+        cells.append((layer.name, layer.kind, shape, held, _engineering(layer.flops)))
+        table.add_row(*cells[-1], style=style)
     sizes = leaf_sizes(params)
     trained = sum(n for n, is_state in sizes if not is_state)
     state = sum(n for n, is_state in sizes if is_state)
@@ -172,7 +185,9 @@ def summary(apply_fn: Callable, params: Any, x: Any, *, width: int = 100) -> str
     lines = [f"Parameters: {trained:,} trained" + (f", {state:,} of state" if state else "")]
     lines.append(f"Size: {nbytes / 2**20:.2f} MiB")
     lines.append(f"FLOPs: {_engineering(flops)} for {batch} example{'s' if batch != 1 else ''}")
-    return Text(console.export_text() + "\n".join(lines))
+    told = Text(console.export_text() + "\n".join(lines))
+    told.html = html_table("Layers", _HEADS, cells, more=". ".join(lines))
+    return told
 
 
 def find(found: Sequence[Row], name: str, who: str) -> Row:

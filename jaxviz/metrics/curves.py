@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target
 from jaxviz.metrics.contract import metric
 from jaxviz.metrics.ranked import (
@@ -34,6 +34,7 @@ class Curve(NamedTuple):
     area: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 _STATIC = ("num_steps", "order", "unit", "num_segments", "chunk_size")
@@ -221,6 +222,7 @@ class Gain(NamedTuple):
     least_first: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @metric("num_steps", "unit", "num_segments", "chunk_size")

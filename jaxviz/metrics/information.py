@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.options import real, several, whole
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.engine.targets import output_shape
@@ -41,6 +41,7 @@ class InformationCurve(NamedTuple):
     performance: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @metric(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import is_floating
 from jaxviz.metrics.contract import metric
@@ -33,6 +33,7 @@ class Monotonicity(NamedTuple):
     curve: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @metric("num_steps", "unit", "num_segments", "chunk_size")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.options import real, several
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import check_one_array
 from jaxviz.engine.targets import output_shape
@@ -33,6 +33,7 @@ class Road(NamedTuple):
     scores: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @metric(

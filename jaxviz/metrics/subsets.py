@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.options import real, several
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import check_one_array
 from jaxviz.metrics.contract import metric
@@ -150,6 +150,7 @@ class Correlations(NamedTuple):
     area: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @metric(

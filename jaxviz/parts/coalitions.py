@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -50,6 +50,7 @@ class SegmentScores(NamedTuple):
     base: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 def segmented(

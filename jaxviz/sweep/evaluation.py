@@ -1,7 +1,6 @@
 """What `evaluate` leaves: scores, their means, the ranks of methods and how far metrics agree."""
 
 import base64
-import html
 import io
 import textwrap
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxviz.calls.shown import html_table
 from jaxviz.sweep.results import Sweep
 
 _WIDTH = 100  # columns of a table
@@ -138,7 +138,19 @@ class Evaluation(NamedTuple):
         file = io.BytesIO()
         self.figure().savefig(file, dpi=80, format="png")
         drawn = base64.b64encode(file.getvalue()).decode()
-        text = f"<pre>{html.escape(self.table())}</pre>"
+        order = np.argsort(np.where(np.isnan(self.mean_rank), np.inf, self.mean_rank))
+        heads = [f"{k} {_MARKS[b]}" for k, b in zip(self.metrics, self.better, strict=True)]
+        rows = [
+            (
+                self.methods[m],
+                f"{self.mean_rank[m]:.1f}",
+                *(self._cell(m, k) for k in range(len(heads))),
+            )
+            for m in order
+        ]
+        said = f"{len(self.methods)} methods, {len(heads)} metrics, {self.scores.shape[2]} examples"
+        told = f"{said}: mean ± standard error, rank; ↑ more is better"
+        text = html_table(told, ["method", "mean rank", *heads], rows, more=" ".join(self._notes()))
         return f'{text}<img alt="ranks" src="data:image/png;base64,{drawn}">'
 
 

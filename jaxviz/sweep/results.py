@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.sweep.reader import Reader
 from jaxviz.sweep.store import in_words, place
 
@@ -39,6 +39,7 @@ class Summary(NamedTuple):
     highest: np.ndarray
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 class Sweep(NamedTuple):
@@ -69,6 +70,8 @@ class Sweep(NamedTuple):
         gaps = len(self.rows) and self.rows[-1] + 1 - len(self.rows)
         note = f"\n  {gaps} rows before the last one are not done" if gaps else ""
         return shown(self) + note
+
+    _repr_html_ = shown_html
 
     def not_finite(self, method: str) -> np.ndarray:
         """Indices of the examples whose map holds a NaN or an infinity, as it was kept."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.options import described
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.graph.indices import widened
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Metrics(NamedTuple):
     accuracy: jax.Array
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 def variables(state: State) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import optax
 
 from jaxviz.calls.options import maybe, refused
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.data import Dataset
 from jaxviz.data.dataset import trainable
 from jaxviz.graph.rewrite import rewrite
@@ -44,6 +44,7 @@ class Fit(NamedTuple):
     best_epoch: int
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(train=trainable, validation=maybe(trainable))

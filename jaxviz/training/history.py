@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 
 
 class History(NamedTuple):
@@ -25,3 +25,4 @@ class History(NamedTuple):
     seconds: np.ndarray
 
     __repr__ = shown
+    _repr_html_ = shown_html

@@ -17,7 +17,7 @@ import numpy as np
 import jaxviz
 from jaxviz import data as datasets, models
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.models.registry import variable_shapes
 from jaxviz.sweep.describe import digest
 from jaxviz.training.history import History
@@ -46,6 +46,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
 
     __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public()

@@ -1,5 +1,7 @@
 """What a notebook shows of a result: names, shapes and types in one screen, never all numbers."""
 
+import html.parser
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import jaxviz as jv
 from jaxviz import data
 from jaxviz.attribution.learned_mask import LearnedMask
+from jaxviz.calls.public import public
 from jaxviz.features.maximization import Maximization
 from jaxviz.graph.layer_graph import Box, LayerGraph
 from jaxviz.parts.coalitions import SegmentScores
@@ -84,3 +87,55 @@ def test_many_maps_are_cut():
     swept = jv.Sweep(maps, {}, None, None, None, None, {}, np.arange(50))
     assert len(repr(swept).splitlines()) <= 25
     assert "more lines" in repr(swept)
+
+
+class _Cells(html.parser.HTMLParser):
+    """The words of a table's cells, and every element that there is."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.kinds, self.words = set(), []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.kinds.add(tag)
+        assert {name for name, _ in attrs} <= {"colspan"}
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_a_notebook_shows_plain_tables_with_words_as_text():
+    layers, told = jv.layers(net, jnp.ones((6, 3)), X), jv.summary(net, jnp.ones((6, 3)), X)
+    evil = LayerGraph(
+        (Box("a", "in", "", (1, 3), 0, ()), Box(EVIL, "b", "", (1, 3), 15, ())), (("a", EVIL),)
+    )
+    several = SegmentScores(*[jnp.ones((2, 3))] * 4)
+    shows = [
+        (layers, ["dense_0", "50 x 3", "18"]),
+        (told, ["dense_0", "Parameters: 18 trained"]),
+        (evil, [EVIL, "15", "a"]),
+        (data.Dataset(X, np.zeros(50, int), (EVIL,)), ["images", "float32 [50, 6]", EVIL]),
+    ]
+    for value, wanted in shows:
+        cells = _Cells(value._repr_html_())
+        assert cells.kinds <= {"table", "caption", "tr", "th", "td", "p"}
+        for words in wanted:
+            assert any(words in one for one in cells.words), words
+    assert isinstance(layers, tuple)
+    assert several._fields[0] in _Cells(several._repr_html_()).words
+    assert _Cells(RESULTS["graph"]._repr_html_()).words[-1] == "... 476 more"
+
+
+def test_where_memory_ran_out_the_way_out_is_named():
+    @public()
+    def many_copies(chunk_size: int):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 4 GiB")  # as XLA says it
+
+    with pytest.raises(jax.errors.JaxRuntimeError) as told:
+        many_copies(chunk_size=9)
+    (note,) = told.value.__notes__
+    assert note.startswith("many_copies: memory ran out. Pass a smaller chunk_size")

@@ -264,7 +264,7 @@ def test_the_table_fits_its_width_and_the_pictures_are_drawn(tmp_path):
     assert max(map(len, lines)) <= 100
     assert sum("mean rank" in line for line in lines) > 1  # several blocks
     assert repr(found) == found.table()
-    assert "<pre>3 methods, 10 metrics, 7 examples" in found._repr_html_()
+    assert "<caption>3 methods, 10 metrics, 7 examples" in found._repr_html_()
     assert "data:image/png;base64," in found._repr_html_()
     found.figure("falling").savefig(tmp_path / "curves.png")
     with pytest.raises(ValueError, match="figure: metric must be one with curves; got 'size'"):
