@@ -242,9 +242,11 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         "classes": ("objects!", ("cat", "dog", "fox")),
     },
     "sweep": {"target": ("any", None)},
-    "report": {  # tests/report
-        **{name: ("any", None) for name in "found out images labels classes names".split()},
-        **{"graph": ("any", None), "evaluation": ("any", None)},
+    "report": {
+        **{"found": ("object", None), "out": ("object", "never.html")},
+        **dict.fromkeys(["images", "labels"], ("any", None)),  # tests/report
+        **dict.fromkeys(["classes", "names"], ("texts", None)),
+        **dict.fromkeys(["graph", "evaluation"], ("object", None)),
     },
     "evaluate": {  # tests/sweep
         **{"methods": ("any", "gradient"), "metrics": ("any", lambda attribution: attribution)},

@@ -83,15 +83,24 @@ def content_of(found: Any) -> Content:
 
 
 def _one(label: str, found: Any) -> Content:
-    if isinstance(found, (str, os.PathLike)):
+    if isinstance(found, (str, os.PathLike)) and os.fspath(found):
         saved = (Path(found) / _MAPS).is_file() and (Path(found) / _MANIFEST).is_file()
-        found = _saved(Path(found)) if saved else open_sweep(found)
+        found = _saved(Path(found)) if saved else _swept(found)
     if isinstance(found, Explanation):
         return _of_explanation(label, found)
     if isinstance(found, Sweep):
         return _of_sweep(label, found)
     must = "an Explanation, a Sweep, an Evaluation, the folder of one, or a dict of such by label"
     raise refused("report", "found", must, found)
+
+
+def _swept(place: str | os.PathLike[str]) -> Sweep:
+    try:
+        return open_sweep(place)
+    except ValueError as error:  # it knows of sweeps alone
+        why = str(error).partition(": ")[2]
+        must = "the folder of an explanation or of a sweep"
+        raise ValueError(f"report: found must be {must}; {why}") from error
 
 
 def _saved(folder: Path) -> Explanation:
@@ -105,8 +114,15 @@ def _saved(folder: Path) -> Explanation:
             f"report: found must hold one array x to be read from {folder}; its x is a pytree, or "
             "of an older version. Pass the Explanation itself."
         )
-    given = [arrays.get(name) for name in ("x", "outputs", "probabilities", "target")]
-    return Explanation(*given, maps, tuple(manifest.get("classes", ())), manifest)
+    return Explanation(
+        x=arrays["x"],
+        outputs=arrays.get("outputs"),
+        probabilities=arrays.get("probabilities"),
+        target=arrays.get("target"),
+        maps=maps,
+        classes=tuple(manifest.get("classes", ())),
+        manifest=manifest,
+    )
 
 
 def _of_explanation(label: str, found: Explanation) -> Content:

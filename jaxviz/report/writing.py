@@ -106,11 +106,12 @@ def report(
             raise ValueError(
                 "report: evaluation must not come twice; found is one too. Leave one out."
             )
-        found, evaluation = None, found
+        content, evaluation = None, found
+    else:
+        content = _joined(content_of(found), images, labels)
     blocks: Blocks = {}
     meta: dict[str, Any] = {"count": 0}
-    if found is not None:
-        content = _joined(content_of(found), images, labels)
+    if content is not None:
         content = content._replace(classes=named(classes, content))
         meta, blocks = _data(content, images is None)
         meta["names"] = _names(names, content.count)
@@ -119,7 +120,7 @@ def report(
         for option, value in (("images", images), ("labels", labels), ("names", names)):
             if value is not None:
                 raise ValueError(f"report: {option} must be left out of a report of metrics alone.")
-        content, manifest = None, {}
+        manifest = {}
     if evaluation is not None:
         manifest = {"explanations": manifest, "evaluation": evaluation.about}
         if content is None:
