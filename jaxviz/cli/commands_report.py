@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jaxviz import training
 from jaxviz.cli.commands_evaluate import evaluation_in
-from jaxviz.cli.commands_sweep import SOURCE, opened
+from jaxviz.cli.commands_sweep import SOURCE, images_of, opened
 from jaxviz.cli.run_tools import (
     bound,
     function_of,
@@ -25,6 +25,7 @@ from jaxviz.cli.run_tools import (
 )
 from jaxviz.graph.layer_graph import LayerGraph, layer_graph
 from jaxviz.report import report as write
+from jaxviz.report.writing import check_file
 from jaxviz.sweep import sweep
 from jaxviz.words import DEFAULT_METHODS
 
@@ -55,6 +56,7 @@ def report(
             "--methods, --examples and --data-folder are for a run without a sweep; the results in "
             f"{place} are there already. Leave them out."
         )
+    check_file(file)
     writable(file.parent)
     evaluation = evaluation_in(folder)
     options: dict[str, Any] = {"title": title}
@@ -86,7 +88,8 @@ def report(
 
 
 def _swept(store: str, no_download: bool) -> tuple[Any, dict[str, Any]]:
-    result, run, images = opened(store, no_download=no_download)
+    result, source, run = opened(store)
+    images = images_of(result, source, run, no_download=no_download)
     title = f"{len(images):,} images explained, by {title_of(run)}"
     return result, _of_run(run, images, title)
 

@@ -92,8 +92,9 @@ def sweep(
 
 def show(*, store: str, of_class: str | None, out: str | None, no_download: bool) -> None:
     """Draws a store: the mean map of each class, the errors, the images of a class."""
-    result, run, images = opened(store, no_download=no_download)
-    folder = writable(Path(out or Path(store) / "pictures"))
+    result, source, run = opened(store)
+    folder = writable(Path(out or Path(store) / "pictures"))  # before data, maybe a download
+    images = images_of(result, source, run, no_download=no_download)
     pictures = [
         _mean_maps(result, images, run.class_names),
         *_error_sheets(result, images, run.class_names),
@@ -103,8 +104,8 @@ def show(*, store: str, of_class: str | None, out: str | None, no_download: bool
     write_pictures(Console(), folder, pictures)
 
 
-def opened(store: str, *, no_download: bool) -> tuple[Sweep, training.Run, np.ndarray]:
-    """What 'jaxviz sweep' wrote, the net it was of and the images that it explains."""
+def opened(store: str) -> tuple[Sweep, dict[str, Any], training.Run]:
+    """What 'jaxviz sweep' wrote, what it was asked for and the net it was of."""
     result = open_sweep(store)
     try:
         source = json.loads((Path(store) / SOURCE).read_text())
@@ -117,9 +118,16 @@ def opened(store: str, *, no_download: bool) -> tuple[Sweep, training.Run, np.nd
     run = open_model(source["model"], source.get("net"), None, *its)
     if result.labels is None or result.predicted is None:
         raise ValueError(f"{store} holds no labels and predictions. Sweep a bundled data set.")
+    return result, source, run
+
+
+def images_of(
+    result: Sweep, source: dict[str, Any], run: training.Run, *, no_download: bool
+) -> np.ndarray:
+    """The images that a sweep explains; one that was stopped may lack some of its data set."""
     where = {"folder": source["data_folder"], "download": not no_download}
     test_set = data_for(source["data"], "test", run.config["input_shape"], **where)
-    return result, run, test_set.images[result.rows]  # a sweep that was stopped may lack some
+    return test_set.images[result.rows]
 
 
 def _titled(maps: dict[str, Any]) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def report(
       ...     "confusion" in written.read_text()
       True
     """
-    if out.suffix not in (".html", ".htm"):
-        raise ValueError(f"report: out must be a file ending in .html; got {os.fspath(out)}.")
+    check_file(out)
     if isinstance(found, Evaluation):
         if evaluation is not None:
             raise ValueError(
@@ -130,6 +129,14 @@ def report(
     )
     _write(out, what, meta, blocks, content, graph, evaluation, manifest_text(manifest))
     return out
+
+
+def check_file(out: Path) -> None:
+    """Refuses what cannot become a page; the command line asks before it explains anything."""
+    if out.suffix not in (".html", ".htm"):
+        raise ValueError(f"report: out must be a file ending in .html; got {out}.")
+    if out.is_dir():
+        raise ValueError(f"report: out must be a file; {out} is a folder.")
 
 
 def _path(who: str, option: str, value: Any) -> str:

@@ -375,6 +375,7 @@ def test_layers_draws_a_diagram(tmp_path, capsys):
         "explain {run} --out {file}/sheets",
         "sweep {run} --out {file}/store",
         "show {store} --out {file}/pictures",
+        "report {run} --out {file}/report.html",
         "layers mnist_a --diagram {file}/net.png",
     ],
 )

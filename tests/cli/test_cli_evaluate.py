@@ -40,6 +40,7 @@ def test_a_table_a_heat_map_and_scores_that_a_second_start_finds(tmp_path, capsy
         (f"{WORDS} --target eleven", "no class 'eleven'"),
         ("report /no/such/folder", "there is no folder /no/such/folder"),
         ("report / --examples 3", "are for a run without a sweep"),
+        ("report / --out page.txt", "must be a file ending in .html; got page.txt"),
         ("report /", "/ must be a run, or what 'jaxviz sweep', 'evaluate' or 'explain' wrote"),
     ],
 )
