@@ -195,8 +195,8 @@ def attn_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.
     activations pass on, norms hold their deviation. These are the rows of every composite here;
     the others differ in their layers.
 
-    All of it is conserved but a softmax, whose logits get x_i (R_i - s_i sum R): what they do not
-    get is lost, as the paper has it (proposition 3.1).
+    All of it is conserved but for what biases keep, and but for a softmax, whose logits get
+    x_i (R_i - s_i sum R): what they do not get is lost, as the paper has it (proposition 3.1).
 
     Args:
       epsilon: Added to |z| in layers, sums and matrix products, in units of z.
@@ -220,8 +220,9 @@ def cp_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.0)
     """CP-LRP: attention weights, gates and norms are constants, and nothing goes through them.
 
     As `attn_lrp`, but a product gives all to its signal (`lrp.signal_takes_all`): nothing to
-    queries and keys, nothing to the gate of a SwiGLU. So it is conserved throughout. For vision
-    transformers take `gamma=0.05, conv_gamma=0.25`, say.
+    queries and keys, nothing to the gate of a SwiGLU. So it is conserved but for what biases keep
+    (a norm's shift among them), and but for a softmax that weighs nothing, such as a net's last:
+    explain its logits. For vision transformers take `gamma=0.05, conv_gamma=0.25`, say.
 
     Args:
       epsilon: Added to |z| in layers, sums and matrix products, in units of z.

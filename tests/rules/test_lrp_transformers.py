@@ -67,8 +67,12 @@ def bert(p, x):
     return jnp.tanh(x[:, 0] @ p["wp"] + p["bp"]) @ p["wh"] + p["bh"]
 
 
+def inverse(x):
+    return jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+
 def rms(x, scale):
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
+    return x * inverse(x) * scale
 
 
 def rotary(x):
@@ -97,14 +101,68 @@ NETS = {"vit": vit, "bert": bert, "llama": llama}
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_numbers_of_lxt_on_the_same_weights(name):
+    net, p = NETS[name], of(name)
+    both = jax.jit(lambda p, x: (net(p, x), lrp(net, p, x, 1, rules="attn_lrp")))  # one program
     with jax.enable_x64(True):
-        p = jax.tree.map(jnp.asarray, of(name))
-        np.testing.assert_allclose(NETS[name](p, p["x"]), p["out"], rtol=1e-9)
-        got = lrp(NETS[name], p, p["x"], 1, rules="attn_lrp")
+        out, got = both(p, p["x"])
+    np.testing.assert_allclose(out, p["out"], rtol=1e-9)
     largest = np.abs(LXT[f"{name}/exact"]).max()
     np.testing.assert_allclose(got, LXT[f"{name}/exact"], rtol=0, atol=1e-9 * largest)
     # Its stabilisers, which take no notice of z's sign, move its numbers by this much.
     np.testing.assert_allclose(got, LXT[f"{name}/shipped"], rtol=0, atol=2e-4 * largest)
+
+
+def held(x):
+    return jax.lax.stop_gradient(x)
+
+
+def gated(p, x, layer, hold):
+    """RMS norm and attention, RMS norm and SwiGLU: no biases, for one sentence [1, L, D].
+
+    With `hold`, constants are what CP-LRP holds, so that input times gradient is CP-LRP.
+    """
+    y = x * hold(inverse(x))
+    q, k, v = (heads(layer(y, p[w]), 2) for w in ("wq", "wk", "wv"))
+    weights = hold(jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, k)))
+    x = x + layer(jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape), p["wo"])
+    y = x * hold(inverse(x))
+    x = x + layer(hold(jax.nn.silu(layer(y, p["wg"]))) * layer(y, p["wu"]), p["wd"])
+    return layer(x[:, -1], p["wh"])
+
+
+def by_gamma(gamma):
+    """A dense layer whose gradient times input is the gamma rule, for all signs."""
+
+    def layer(x, w):
+        z = held(x @ w)
+        sign, pairs = jnp.sign(z), x[..., None] * w
+        of_sign = held(pairs * sign[..., None, :] > 0)
+        enlarged = jnp.where(of_sign, (1 + gamma) * pairs, pairs).sum(-2)
+        return enlarged * held(z / enlarged)
+
+    return layer
+
+
+def test_cp_lrp_holds_weights_gates_and_norms_and_loses_nothing():
+    rng = np.random.default_rng(0)
+    shapes = dict.fromkeys(("wq", "wk", "wv", "wo"), (4, 4))
+    shapes |= {"wg": (4, 6), "wu": (4, 6), "wd": (6, 4), "wh": (4, 2)}
+    p = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    x = rng.normal(size=(1, 3, 4))
+    plain = lambda p, x: gated(p, x, jnp.matmul, lambda constant: constant)
+    total = lambda x: gated(p, x, by_gamma(0.5), held)[0, 1]
+
+    @jax.jit
+    def both(x):
+        score, slope = jax.value_and_grad(total)(x)
+        rule = rules.cp_lrp(gamma=0.5)
+        return score, x * slope, lrp(plain, p, x, 1, rules=rule), plain(p, x)[0, 1]
+
+    with jax.enable_x64(True):
+        score, expected, got, out = map(np.asarray, both(x))
+    np.testing.assert_allclose(score, out, rtol=1e-9)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    np.testing.assert_allclose(got.sum(), score, rtol=1e-9)
 
 
 def test_where_lxt_leaves_the_paper():
