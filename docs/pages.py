@@ -30,7 +30,7 @@ OTHERS = {
         "What transformers attend to, found in the computation.",
         [
             *("attentions", "attention_rollout", "attention_relevance", "attention_x_gradient"),
-            *("token_tm", "value_zeroing", "le_grad", "recipro_cam"),
+            *("value_zeroing", "le_grad", "recipro_cam"),
             *("patched", "steered", "activation_patching", "attribution_patching"),
             "layer_ablation",
         ],

@@ -4,11 +4,14 @@ from jaxviz.adapters.haiku import from_haiku as from_haiku
 from jaxviz.adapters.keras import from_keras as from_keras
 from jaxviz.adapters.nnx import from_nnx as from_nnx
 from jaxviz.attention.flow import (
-    attention_relevance as attention_relevance,
     attention_rollout as attention_rollout,
     attention_x_gradient as attention_x_gradient,
 )
+from jaxviz.attention.formation import le_grad as le_grad
 from jaxviz.attention.maps import attentions as attentions
+from jaxviz.attention.recipro import recipro_cam as recipro_cam
+from jaxviz.attention.relevance import attention_relevance as attention_relevance
+from jaxviz.attention.zeroing import value_zeroing as value_zeroing
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.cam import (
     cam as cam,

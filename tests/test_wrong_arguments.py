@@ -222,7 +222,9 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["smoothness", "max_distance", "cosine_power"], ("positive0", 0.1)),
     **dict.fromkeys(["style_weight", "gamma", "conv_gamma", "epsilon"], ("positive0", 0.1)),
     **dict.fromkeys(["keep", "fraction", "area"], ("share", 0.5)),
-    **dict.fromkeys(["relu", "normalize_gradient", "strongest", "transformed"], ("flag", True)),
+    **dict.fromkeys(
+        ["relu", "normalize_gradient", "strongest", "transformed", "gaussian"], ("flag", True)
+    ),
     **dict.fromkeys(
         ["random", "decorrelate", "fold", "resume", "progress", "channels_last"], ("flag", True)
     ),
@@ -307,7 +309,8 @@ ATTENTION = {
 OWN |= {
     name: ATTENTION
     for name in dir(jv)
-    if name.startswith("attention") and inspect.isfunction(getattr(jv, name))
+    if name.startswith(("attention", "value_z", "le_grad"))
+    and inspect.isfunction(getattr(jv, name))
 }
 # Values of layers that are replaced: what of a layer is meant is known when the model is called.
 INTERVENTION = {

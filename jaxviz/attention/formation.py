@@ -1,0 +1,103 @@
+"""How attention forms what a head reads: gradients of each block's own score."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.attention.blocks import blocks, ways
+from jaxviz.attention.found import found
+from jaxviz.attention.gradients import by_examples, wide
+from jaxviz.attention.laid import alike, laid_out
+from jaxviz.attention.maps import chosen
+from jaxviz.attention.zeroing import after, handed_on
+from jaxviz.calls.options import layer_list, maybe
+from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.graph.changed import run
+from jaxviz.graph.interpreter import run_node
+from jaxviz.graph.trace import trace
+from jaxviz.parts.feature_maps import Resize
+
+
+@explanation("layers", "resize", "chunk_size", integers=True, layers=maybe(layer_list))
+def le_grad(
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target = None,
+    *,
+    layers: Sequence[str] | None = None,
+    resize: Resize = True,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Which tokens more attention would build the class from, in every block.
+
+    The mean over blocks l, heads and queries of relu(d s_l / d A_l); s_l is the explained number
+    of what follows the last block, fed with the mean over tokens of what block l hands on.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`.
+      params: Any pytree, handed on untouched.
+      x: `[N, ...]` or a pytree of such; token ids too.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, of the model's own outputs.
+      layers: Names of `attentions` to take; None takes all. They must be self-attentions over the
+        same tokens.
+      resize: For images, whether to scale the map to their size, or to which.
+      chunk_size: Examples at once; None takes all.
+
+    Returns:
+      `[N, H, W]` for an image whose patches the model shows to be the tokens, `[N, rows, columns]`
+      with `resize=False`; else `[N, tokens]`. Non-negative, in units of the explained output, at
+      least float32. Costs a forward pass, and a backward one of each block and of the head.
+
+    Raises:
+      ValueError: The model has no attention, those taken are not over the same tokens, or the
+        tokens that a block hands on are not plain from the model.
+
+    Example:
+      >>> net = lambda w, x: (x + jax.nn.softmax(x @ x.mT) @ x).mean(1)
+      >>> x = jnp.array([[[1.0, 0.0], [0.0, 1.0]]])
+      >>> le_grad(net, None, x, 0).tolist()
+      [[0.5, 0.0]]
+
+    Reference:
+      Bousselham et al. 2024, arXiv:2404.03214, section 3.2. The authors' code takes the last two
+      blocks, adds them up and scales the map to 0..1; CLIP's embedding is normalised there, as it
+      is in a model that does so. With one attention alone, what its block hands on is the last sum
+      of two values behind it.
+    """
+    name = "le_grad"
+
+    def some(x, target):
+        traced = trace(apply_fn, params, x)
+        taken = alike(name, traced, chosen(name, traced, layers))
+        env = run(traced, jax.tree.leaves((params, x)), {})
+        known, around = ways(traced), blocks(traced)
+        outputs = lambda env: jax.tree.map(lambda value: env[value], traced.outputs)
+        top = jnp.argmax(outputs(env), axis=1) if target is None else target
+        last = found(traced)[-1]
+        end = handed_on(name, last, around[last.name])
+        head = [known.nodes[i] for i in sorted(known.reached(known.made[end.value]))]
+        total: Any = 0
+        for one in taken:
+            given = handed_on(name, one, around[one.name])
+            rest = after(known, one, given.value)
+
+            def score(a, one=one, rest=rest, given=given):
+                here = {**env, one.value: a}
+                for node in rest:
+                    run_node(node, here)
+                tokens = given.read(here[given.value])
+                mean = jnp.broadcast_to(tokens.mean(1, keepdims=True), tokens.shape)
+                here = {**env, end.value: end.written(mean, env[end.value])}
+                for node in head:
+                    run_node(node, here)
+                return select(outputs(here), top).sum()
+
+            gradient = jax.grad(score)(env[one.value])
+            total = total + jax.nn.relu(wide(one.read(gradient))).mean((1, 2))
+        return laid_out(name, taken[-1].tokens, total / len(taken), x, resize)
+
+    return by_examples(name, some, x, target, chunk_size)
