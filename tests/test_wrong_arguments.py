@@ -134,6 +134,7 @@ TAKEN = {
     "rule": "class function none",
     "classes": "zeros",
     "pictures": "cube",
+    "picture": "image",
     "grid": "image cube integers",
     "matrix": "",
     "interval": "",
@@ -393,6 +394,10 @@ ARGUMENTS |= {
 }
 OWN |= {
     "plot.stitched": {"images": ("pictures", ONES[..., :1])},
+    "plot.overlay": {
+        **{"image": ("picture", ONES[0, ..., 0]), "attribution": ("grid", ONES[0])},
+        "percentile": ("positive", 99.0),
+    },
     "plot.feature_maps": {"maps": ("grid", ONES[0])},
     "data.train_validation_split": {"fraction": ("share", 0.5)},
     "data.normalize": {
@@ -493,9 +498,9 @@ EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "
 EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.frequencies"}
 # Of the floors above, those functions that can be called without files.
 CHOSEN = {
-    "plot": "architecture graphviz stitched filters feature_maps image_grid confusion_matrix "
-    "training_history ranks curves token_sheet token_html attention_grid token_layer_map "
-    "sequence_logo".split(),
+    "plot": "architecture graphviz stitched filters feature_maps image_grid overlay "
+    "confusion_matrix training_history ranks curves token_sheet token_html "
+    "attention_grid token_layer_map sequence_logo".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
     "planted_mosaic planted_linear planted_pairs".split(),

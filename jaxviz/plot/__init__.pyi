@@ -14,7 +14,7 @@ from jaxviz.plot.projections import (
     top_projections as top_projections,
 )
 from jaxviz.plot.ranking import curves as curves, ranks as ranks
-from jaxviz.plot.sheet import explanation_sheet as explanation_sheet
+from jaxviz.plot.sheet import explanation_sheet as explanation_sheet, overlay as overlay
 from jaxviz.plot.signals import signal_sheet as signal_sheet
 from jaxviz.plot.token_maps import (
     attention_grid as attention_grid,

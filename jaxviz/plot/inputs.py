@@ -118,6 +118,25 @@ def check_images(who: str, images) -> np.ndarray:
     return np.broadcast_to(np.clip(images, 0, 1), (*images.shape[:3], 3))
 
 
+def check_one(who: str, what: str, value: Any) -> np.ndarray:
+    """Returns `[H, W]` or `[H, W, C]`, no batch, as a batch of one with channels."""
+    one = check_array(who, what, value)
+    if one.ndim not in (2, 3) or 0 in one.shape:
+        raise ValueError(
+            f"{who}: {what} must be one, [H, W] or [H, W, C]; got {one.shape}. "
+            f"Of a batch pass {what}[0]."
+        )
+    return one[None, ..., None] if one.ndim == 2 else one[None]
+
+
+def check_percentile(who: str, percentile: float) -> float:
+    if not 0 < percentile <= 100:
+        raise ValueError(
+            f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."
+        )
+    return percentile
+
+
 def check_vector(who: str, what: str, values, length: int, classes: int | None = None):
     """Returns `values` as `[length]` integers below `classes`, or None for None."""
     if values is None:

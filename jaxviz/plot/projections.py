@@ -15,6 +15,7 @@ from jaxviz.plot.inputs import (
     check_count,
     check_images,
     check_named,
+    check_one,
     has_channels_first,
 )
 from jaxviz.plot.page import (
@@ -151,7 +152,7 @@ def map_projections(
       Zeiler and Fergus 2013, arXiv:1311.2901, section 2.1.
     """
     who = "map_projections"
-    given = _one(who, image)
+    given = check_one(who, "image", image)
     picture = check_images(who, given)[0]
     if isinstance(layers, Mapping) and not layers:
         raise ValueError(f"{who}: needs one layer or more; got none.")
@@ -225,14 +226,6 @@ def _peak(one: np.ndarray) -> str:
     """The largest number of a map, of those that are finite."""
     finite = one[np.isfinite(one)]
     return f"{finite.max():.3g}" if finite.size else "not finite"
-
-
-def _one(who: str, image: Any) -> np.ndarray:
-    """One image with a batch axis."""
-    image = check_array(who, "image", image)
-    if image.ndim not in (2, 3):
-        raise ValueError(f"{who}: image must be one, [H, W] or [H, W, C]; got {image.shape}.")
-    return image[None, ..., None] if image.ndim == 2 else image[None]
 
 
 def _coloured(projections: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The explanation sheet: each image, what the model says, and why, one row an image."""
+"""The explanation sheet: each image, what the model says, and why, one row an image; or one map."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -25,17 +25,20 @@ from jaxviz.plot.inputs import (
     check_images,
     check_named,
     check_names,
+    check_one,
     check_overlay,
+    check_percentile,
     check_vector,
     first_words,
     has_channels_first,
 )
-from jaxviz.plot.page import bare, cell_height, fit, fit_among, put_title, text_width
+from jaxviz.plot.page import bare, cell_height, fit, fit_among, frame, put_title, text_width
 from jaxviz.plot.signals import signal_sheet
 
 # Inches. A cell holds an image or a map; the bars get a wider one.
 CELL, BARS, GAP, LEFT, TOP, BOTTOM = 1.55, 1.75, 0.14, 0.14, 0.74, 0.52
 UNDER = 0.24  # room for the line under each cell
+ALONE = 3.0  # the one cell of an overlay
 BARS_TALL = 1.25  # at least, or the five lines would lie over each other
 
 
@@ -103,10 +106,7 @@ def explanation_sheet(
     images = check_images(who, images)
     count = len(images)
     overlay = check_overlay(who, overlay, maps)
-    if not 0 < percentile <= 100:
-        raise ValueError(
-            f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."
-        )
+    check_percentile(who, percentile)
     if probabilities is not None:
         probabilities = check_array(who, "probabilities", probabilities)
         if probabilities.ndim != 2 or len(probabilities) != count or not probabilities.size:
@@ -179,6 +179,58 @@ def explanation_sheet(
         _key(figure.add_axes(box), heat.signed)
     if title:
         put_title(figure, title, left=LEFT)
+    return figure
+
+
+@public()
+def overlay(image, attribution, *, percentile: float = 99.0, title: str | None = None) -> Figure:
+    """Draws one map over its image: a column of `explanation_sheet(..., overlay=...)` alone, large.
+
+    The stronger the evidence, the more of the grey image it covers; zero leaves the image as it is.
+    Where the map has a sign, red speaks for the explained class and blue against it, both by the
+    same scale, which stands below. Numbers that are not finite are green.
+
+    Args:
+      image: `[H, W]`, `[H, W, C]` or `[C, H, W]`, 1 or 3 channels, 0 to 1 or uint8.
+      attribution: `[h, w]` or `[h, w, C]`, or `[C, h, w]` beside such an image. Channels are summed
+        where any number is negative, else the largest is drawn. A map of another size is stretched
+        over the image.
+      percentile: Of the map's magnitudes; what lies above gets the full colour. 100 clips nothing.
+      title: Above it; None leaves it out.
+
+    Returns:
+      A Figure for `savefig`. Nothing is shown.
+
+    Raises:
+      ValueError: A batch, a shape or a range that does not fit.
+
+    Example:
+      >>> image = np.linspace(0, 1, 8 * 8).reshape(8, 8)
+      >>> overlay(image, image - 0.5, percentile=100).axes[0].texts[0].get_text()
+      '±0.5'
+    """
+    who = "overlay"
+    given = check_one(who, "image", image)
+    heat = check_one(who, "attribution", attribution)
+    check_percentile(who, percentile)
+    if has_channels_first(given.shape):
+        heat = np.moveaxis(heat, 1, -1) if has_channels_first(heat.shape) else heat
+    elif heat.shape[1] == 1 < given.shape[1] and heat.shape[-1] > 1:
+        raise ValueError(
+            f"{who}: attribution must be [h, w] or [h, w, C]; got {heat.shape[1:]}, which looks "
+            "like a batch of one. Pass attribution[0]."
+        )
+    picture = check_images(who, given)[0]
+    found = to_heat(who, "attribution", heat, 1, percentile)
+    height = cell_height(ALONE, picture.shape)
+    top = TOP - 0.32 if title else LEFT
+    size = (LEFT * 2 + ALONE, top + height + UNDER + BOTTOM - 0.1)
+    figure = Figure(figsize=size, facecolor="white")
+    ax = frame(figure, LEFT, size[1] - top - height, ALONE, height)
+    draw_heat(ax, found, 0, picture, True)
+    _under(ax, _scale(found, 0), QUIET)
+    _key(frame(figure, LEFT + 0.6, 0.26, ALONE - 1.2, 0.07), found.signed)
+    put_title(figure, title, left=LEFT)
     return figure
 
 

@@ -13,6 +13,7 @@ from jaxviz.plot.inputs import (
     check_named,
     check_names,
     check_overlay,
+    check_percentile,
     check_vector,
     first_words,
 )
@@ -78,10 +79,7 @@ def signal_sheet(
     count = len(signals)
     maps = check_named(who, "maps", maps, "{'gradient': gradient}")
     overlay = check_overlay(who, overlay, maps)
-    if not 0 < percentile <= 100:
-        raise ValueError(
-            f"{who}: percentile must be above 0, up to 100; got {percentile}. 99 is usual."
-        )
+    check_percentile(who, percentile)
     strips = {name: _strip(who, name, value, count) for name, value in maps.items()}
     told = _told(who, count, probabilities, class_names, labels, target)
 

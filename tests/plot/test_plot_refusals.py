@@ -28,6 +28,8 @@ def occlusion(**changed):
 NUMBERS = {
     "explanation_sheet": lambda bad: plot.explanation_sheet(bad, {"m": M}),
     "explanation_sheet: map": lambda bad: plot.explanation_sheet(IM, {"m": bad}),
+    "overlay": lambda bad: plot.overlay(bad, M[0]),
+    "overlay: attribution": lambda bad: plot.overlay(IM[0], bad),
     "image_grid": lambda bad: plot.image_grid(bad, [0, 1]),
     "image_grid: predicted": lambda bad: plot.image_grid(IM, bad),
     "stitched": plot.stitched,
@@ -75,6 +77,19 @@ REFUSED = {
     "explanation_sheet, one image of H rows": (
         lambda: plot.explanation_sheet(np.ones((16, 16, 1)), {"m": M}),
         r"one image with 1 channels. One image is images\[None\]",
+    ),
+    "overlay, a batch": (lambda: plot.overlay(IM, M[0]), r"image must be one, .*image\[0\]"),
+    "overlay, maps of a batch": (
+        lambda: plot.overlay(IM[0], np.ones((2, 6, 6, 3))),
+        r"attribution must be one, .*attribution\[0\]",
+    ),
+    "overlay, a map of a batch of one": (
+        lambda: plot.overlay(IM[0], M[:1]),
+        r"got \(1, 6, 6\), which looks like a batch of one",
+    ),
+    "overlay, an image that was normalised": (
+        lambda: plot.overlay(IM[0] * 2, M[0]),
+        "images must lie in 0 to 1",
     ),
     "stitched, one colour image": (
         lambda: plot.stitched(IM[0]),

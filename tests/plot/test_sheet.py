@@ -4,7 +4,7 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 
-from jaxviz.plot import explanation_sheet
+from jaxviz.plot import explanation_sheet, overlay
 
 
 def texts(ax):
@@ -163,3 +163,33 @@ def test_wrong_input_is_refused_with_what_came(change, message):
     arguments = {"images": IMAGE, "maps": {"m": IMAGE}} | change
     with pytest.raises(ValueError, match=f"explanation_sheet: .*{message}"):
         explanation_sheet(arguments.pop("images"), arguments.pop("maps"), **arguments)
+
+
+def test_an_overlay_leaves_the_image_where_nothing_is_and_centres_a_signed_map_at_zero():
+    image = np.linspace(0, 1, 16).reshape(4, 4)
+    one = np.zeros((4, 4))
+    one[0, 0], one[3, 3], one[1, 1] = 1.0, -4.0, np.nan
+    figure = overlay(image, one, percentile=100, title="a map")
+    colours = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(colours[2, 2, :3], 0.15 + 0.8 * image[2, 2], rtol=1e-6)
+    weak, strong = colours[0, 0], colours[3, 3]  # for, and four times as much against
+    assert weak[0] > weak[2]
+    assert strong[2] > strong[0]
+    assert np.ptp(strong[:3]) > 2 * np.ptp(weak[:3])
+    assert colours[1, 1, 1] > max(colours[1, 1, 0], colours[1, 1, 2])
+    assert texts(figure.axes[0]) == ["±4"]
+    assert texts(figure.axes[1]) == ["against", "for"]
+    assert figure.get_suptitle() == "a map"
+
+
+@pytest.mark.parametrize("size", [(4, 5), (2, 4)])
+def test_an_overlay_is_its_column_of_the_sheet(size):
+    rng = np.random.default_rng(0)
+    image, one = rng.random((4, 5, 3)), rng.normal(size=(*size, 3))
+    sheet = explanation_sheet(image[None], {"m": one[None]}, overlay="m")
+    wanted = drawn(sheet, "m")
+    turned = lambda a: np.moveaxis(a, -1, 0)
+    for figure in (overlay(image, one), overlay(turned(image), turned(one))):
+        np.testing.assert_array_equal(np.asarray(figure.axes[0].images[0].get_array()), wanted)
+    grey = overlay((255 * image[..., 0]).astype(np.uint8), np.abs(one[..., 0]))
+    assert texts(grey.axes[1]) == ["none", "much"]

@@ -118,6 +118,7 @@ def test_explanation_sheet(shape, names):
 def test_titles(title):
     for figure in (
         plot.stitched(np.zeros((1, 8, 8)), title=title),
+        plot.overlay(np.zeros((8, 8)), np.ones((8, 8)), title=title),
         plot.feature_maps(np.ones((4, 4, 1)), title=title),
         plot.confusion_matrix(np.eye(2), title=title),
         plot.training_history({"loss": [1.0]}, title=title),
