@@ -23,15 +23,14 @@ FAMILIES = {
     "smoothed": "Any method, averaged over copies of the input.",
     "propagation": "The score handed back layer by layer by rules.",
     "CAM": "Which places of a layer speak for the class.",
+    "attention": "What transformers attend to, found in the computation.",
     "perturbation": "Experiments: what the score does when parts are covered.",
 }
 OTHERS = {
     "attention": (
         "What transformers attend to, found in the computation.",
         [
-            *("attentions", "attention_rollout", "attention_relevance", "attention_x_gradient"),
-            *("value_zeroing", "le_grad", "recipro_cam"),
-            *("patched", "steered", "activation_patching", "attribution_patching"),
+            *("attentions", "patched", "steered", "activation_patching", "attribution_patching"),
             "layer_ablation",
         ],
     ),
@@ -63,6 +62,7 @@ def write() -> None:
         families[method.family][1].append(method.name)
     for name, (said, members) in OTHERS.items():
         if members := [one for one in members if one in jaxviz.__all__]:
+            members += [one for one in families.get(name, ("", []))[1] if one not in members]
             families[name] = said, members
     if strangers := set(notes) - {one for _, members in families.values() for one in members}:
         raise SystemExit(f"docs/methods.toml: no family has {', '.join(sorted(strangers))}")

@@ -4,6 +4,7 @@
 of the site shows those that are there. A name after it draws that one alone.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -21,15 +22,26 @@ KEY = jax.random.key(0)
 COLUMNS = 4
 
 
-def trained():
-    """A net, its variables and four test digits of different classes."""
+@functools.cache
+def trained(attends=False):
+    """`(apply_fn, variables, images to learn from, four test digits of different classes)`.
+
+    A small convolutional net, or for what reads attention a small vision transformer, in colour.
+    """
     train, test = (data.load("digits", split) for split in ("train", "test"))
-    net = models.MNISTNetA()
-    variables = training.fit(
-        net, train, key=KEY, optimizer=optax.adam(2e-3), num_epochs=12, batch_size=64
-    ).variables
     chosen = [int(np.flatnonzero(np.asarray(test.labels) == label)[0]) for label in (0, 3, 4, 8)]
-    return net, variables, train.images, test.images[jnp.array(chosen)]
+    x, net, epochs = test.images[jnp.array(chosen)], models.MNISTNetA(), 12
+    if attends:
+        net = models.VisionTransformer(
+            num_classes=10, image_size=28, patch_size=4, depth=3, width=32, num_heads=4,
+            mlp_width=64,
+        )  # fmt: skip
+        epochs = 15
+        train, x = train._replace(images=jnp.repeat(train.images, 3, -1)), jnp.repeat(x, 3, -1)
+    variables = training.fit(
+        net, train, key=KEY, optimizer=optax.adam(2e-3), num_epochs=epochs, batch_size=64
+    ).variables
+    return models.apply_fn(net), variables, train.images, x
 
 
 def maps(method, apply_fn, variables, usual, x):
@@ -59,15 +71,14 @@ def features(apply_fn, variables, x):
 def main(names):
     FOLDER.mkdir(exist_ok=True)
     how_it_works()
-    net, variables, usual, x = trained()
-    apply_fn = models.apply_fn(net)
-    probabilities = jax.nn.softmax(apply_fn(variables, x))
     for method in jv.methods():
         if names and method.name not in names:
             continue
         if method.linear:  # the net is dense after its maps: the method refuses it, as it should
             continue
+        apply_fn, variables, usual, x = trained(method.family == "attention")
         found = maps(method, apply_fn, variables, usual, x)
+        probabilities = jax.nn.softmax(apply_fn(variables, x))
         figure = plot.explanation_sheet(
             x,
             {method.title: found},
@@ -76,8 +87,9 @@ def main(names):
             title=f"{method.title}, the predicted class",
         )
         save(figure, method.name)
-    for name, images in features(apply_fn, variables, x).items():
-        if not names or name in names:
+    if not names or "maximize_activation" in names:
+        apply_fn, variables, _, x = trained()
+        for name, images in features(apply_fn, variables, x).items():
             save(plot.stitched(images, title=name.replace("_", " ")), name)
 
 

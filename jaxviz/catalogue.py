@@ -19,7 +19,8 @@ class Method(NamedTuple):
     Attributes:
       name: The public function's.
       title: What stands above its map.
-      family: "gradient", "path", "smoothed", "propagation", "CAM" or "perturbation".
+      family: "gradient", "path", "smoothed", "propagation", "CAM", "perturbation" or
+        "attention", which the model must have.
       cost: Passes through the net for an example by default; a pass back takes about twice the time
         of one forward.
       wraps: It is made of the gradient.
@@ -64,7 +65,8 @@ class Method(NamedTuple):
     @property
     def moves(self) -> bool:
         """Whether it moves its input by a little, which whole numbers are not for."""
-        return not self.layer and (self.family != "perturbation" or self.name == "learned_mask")
+        replaces = self.family in ("perturbation", "attention") and self.name != "learned_mask"
+        return not self.layer and not replaces
 
     def options(self, space: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """What it needs to know of inputs of so many places along each axis, by keyword."""
@@ -89,6 +91,10 @@ def _noisy(name: str, title: str) -> Method:
 
 def _cam(name: str, title: str, cost: str = "1 back to its layer", linear: bool = False) -> Method:
     return Method(name, title, "CAM", cost, layer=True, coarse=True, linear=linear)
+
+
+def _attending(name: str, title: str, cost: str) -> Method:
+    return Method(name, title, "attention", cost, coarse=True)
 
 
 def _hiding(
@@ -133,8 +139,14 @@ METHODS: dict[str, Method] = {
         _cam("eigen_grad_cam", "Eigen-Grad-CAM"),
         _cam("score_cam", "Score-CAM", "1 forward a channel"),
         _cam("ablation_cam", "Ablation-CAM", _EACH),
+        _cam("recipro_cam", "Recipro-CAM", "1 forward from its layer a place"),
         Method("guided_grad_cam", "guided Grad-CAM", "CAM", "2 back", layer=True),
         Method("xrai", "XRAI", "path", "100 back", coarse=True),
+        _attending("attention_rollout", "attention rollout", "1 forward"),
+        _attending("attention_relevance", "attention relevance", "1 back"),
+        _attending("attention_x_gradient", "attention x gradient", "1 back"),
+        _attending("value_zeroing", "value zeroing", "1 forward a token"),
+        _attending("le_grad", "LeGrad", "1 back, and the head a block"),
         _hiding("occlusion", "occlusion", "1 forward a window, of what changed", windows=True),
         _hiding("feature_ablation", "feature ablation", "49 forward"),
         _hiding("rise", "RISE", "4,000 forward", random=True),
@@ -190,7 +202,13 @@ def methods_table(found: Methods) -> str:
     """A line a method: name, family, cost, what it needs."""
     rows = [("method", "family", "passes through the net", "needs")]
     for m in found:
-        words = ((m.random, "key"), (m.layer, "layer"), (m.windows, "window, stride"))
+        attends = m.family == "attention"
+        words = (
+            (m.random, "key"),
+            (m.layer, "layer"),
+            (m.windows, "window, stride"),
+            (attends, "attention in the model"),
+        )
         needs = [word for wanted, word in words if wanted] + ([m.needs] if m.needs else [])
         rows.append((m.name, m.family, m.cost, ", ".join(needs)))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
