@@ -168,7 +168,8 @@ _ADAPTERS = {
 
 def adapter_of(value: Any) -> str:
     """How a model of some framework is passed; no words where it is of none."""
-    families = [f"{kind.__module__}." for kind in type(value).__mro__]
+    kind = getattr(value, "kind", type(value))  # of a model whose arrays were made params
+    families = [f"{one.__module__}." for one in kind.__mro__] if isinstance(kind, type) else []
     for place, told in _ADAPTERS.items():
         if any(name.startswith(place) for name in families):
             return told

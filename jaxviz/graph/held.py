@@ -46,6 +46,7 @@ class Lifted:
     """A model whose arrays come with its params: `((params, arrays), x)`."""
 
     structure: Any
+    kind: type
 
     def __call__(self, given: tuple[Any, Any], x: Any) -> Any:
         params, arrays = given
@@ -81,7 +82,7 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
     """
     own, structure = jax.tree.flatten(apply_fn)
     if own and all(map(_is_array, own)):
-        apply_fn, params = Lifted(structure), (params, own)
+        apply_fn, params = Lifted(structure, type(apply_fn)), (params, own)
     leaves = jax.tree.leaves(params)
     if all(_is_array(leaf) or _is_number(leaf) for leaf in leaves):
         return apply_fn, params
