@@ -63,7 +63,7 @@ def covered(
             f"{name}: method must be 'auto', 'full' or 'incremental'; got {method!r}. Leave it out."
         )
 
-    fill = filled if callable(filled) else lambda k: filled
+    fill: Callable[[Any], Any] = filled if callable(filled) else lambda k: filled
     hidden = lambda k: jax.tree.map(jnp.where, mask(k), fill(k), x)
     full = outputs_of_copies(apply_fn, params, x, hidden)
 

@@ -197,8 +197,12 @@ VIT = VisionTransformer(
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 
 
-def test_recipro_cam_keeps_a_place_and_the_class_token():
-    params = VIT.init(jax.random.key(1), IMAGES)
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(VIT.init)(jax.random.key(1), IMAGES)
+
+
+def test_recipro_cam_keeps_a_place_and_the_class_token(params):
     layer = jv.default_layer(VIT.apply, params, IMAGES)
     cut, tail = jv.split(VIT.apply, params, IMAGES, layer)
     a, carry = cut(params, IMAGES)
@@ -216,8 +220,7 @@ def test_recipro_cam_keeps_a_place_and_the_class_token():
 
 
 @pytest.mark.parametrize("name", ["value_zeroing", "le_grad"])
-def test_a_vision_transformers_maps_are_its_grid(name):
-    params = VIT.init(jax.random.key(1), IMAGES)
+def test_a_vision_transformers_maps_are_its_grid(name, params):
     out = getattr(jv, name)(VIT.apply, params, IMAGES, resize=False)
     assert out.shape == (2, 4, 4)
     assert float(out.std()) > 0

@@ -82,7 +82,7 @@ def test_a_vision_transformers_maps_are_images():
         distilled=True,
     )  # fmt: skip
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    params = vit.init(jax.random.key(1), images)
+    params = jax.jit(vit.init)(jax.random.key(1), images)
     assert jv.attention_x_gradient(vit.apply, params, images).shape == (2, 16, 16)
     assert jv.attention_relevance(vit.apply, params, images, resize=False).shape == (2, 4, 4)
     # The class token's row, the distillation token having no place.
