@@ -377,7 +377,7 @@ def test_tables_reach_layers_by_name_position_and_kind():
 
 def test_errors_say_what_would_work():
     f, x = lambda w, x: x @ w, jnp.ones((1, 4))
-    with pytest.raises(ValueError, match=r"lrp: rules must be one of epsilon, .*got 'gama'"):
+    with pytest.raises(ValueError, match=r"lrp: rules must be one of attn_lrp, .*got 'gama'"):
         lrp(f, jnp.eye(4), x, 0, rules="gama")
     with pytest.raises(ValueError, match=r"pass rules\.epsilon_gamma_box\(low, high\)"):
         lrp(f, jnp.eye(4), x, 0, rules="epsilon_gamma_box")
