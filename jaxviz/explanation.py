@@ -1,11 +1,9 @@
 """One call for all: what a net answers, why by several methods, a figure, and how it was made."""
 
-import base64
 import dataclasses
 import functools
 import hashlib
 import html
-import io
 import json
 import platform
 import time
@@ -24,7 +22,7 @@ from jaxviz.calls import models
 from jaxviz.calls.leaves import ONE
 from jaxviz.calls.options import described, maybe, several, text
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import html_table
+from jaxviz.calls.shown import html_picture, html_table
 from jaxviz.catalogue import METHODS
 from jaxviz.chosen import calls_of, classes_asked, methods_asked
 from jaxviz.engine.targets import check_function
@@ -145,10 +143,7 @@ class Explanation:
         figure = _or_words(self.figure)
         if isinstance(figure, str):  # tables are no pictures
             return f"{text}<p>{html.escape(figure)}</p>"
-        file = io.BytesIO()
-        figure.savefig(file, dpi=80, format="png")
-        drawn = base64.b64encode(file.getvalue()).decode()
-        return f'{text}<img alt="maps" src="data:image/png;base64,{drawn}">'
+        return text + html_picture(figure, "maps")
 
 
 def _or_words(figure: Callable) -> Any:

@@ -14,8 +14,7 @@ from jaxviz.attention.maps import chosen
 from jaxviz.attention.zeroing import after, handed_on
 from jaxviz.calls.options import layer_list, maybe
 from jaxviz.engine.contract import Target, explanation, select
-from jaxviz.graph.changed import run
-from jaxviz.graph.interpreter import run_node
+from jaxviz.graph.changed import run, run_changed
 from jaxviz.graph.trace import trace
 from jaxviz.parts.feature_maps import Resize
 
@@ -87,13 +86,11 @@ def le_grad(
 
             def score(a, one=one, rest=rest, given=given):
                 here = {**env, one.value: a}
-                for node in rest:
-                    run_node(node, here)
+                run_changed(rest, here, {})
                 tokens = given.read(here[given.value])
                 mean = jnp.broadcast_to(tokens.mean(1, keepdims=True), tokens.shape)
                 here = {**env, end.value: end.written(mean, env[end.value])}
-                for node in head:
-                    run_node(node, here)
+                run_changed(head, here, {})
                 return select(outputs(here), top).sum()
 
             gradient = jax.grad(score)(env[one.value])

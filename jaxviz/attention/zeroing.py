@@ -14,8 +14,7 @@ from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import stacked
-from jaxviz.graph.changed import run
-from jaxviz.graph.interpreter import run_node
+from jaxviz.graph.changed import run, run_changed
 from jaxviz.graph.trace import trace
 from jaxviz.parts.feature_maps import Resize
 
@@ -90,8 +89,7 @@ def value_zeroing(
             kept = (jnp.arange(count) != j).astype(own.dtype)
             here = dict(env)
             here[one.value] = one.written(one.read(own) * kept[None, None, None, :], own)
-            for node in rest:
-                run_node(node, here)
+            run_changed(rest, here, {})
             # Half the squared distance of directions: 1 - cos, without its cancellation.
             return ((_directions(given.read(here[given.value])) - clean) ** 2).sum(-1) / 2
 

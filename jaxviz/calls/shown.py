@@ -1,6 +1,8 @@
 """How results show themselves: names, shapes and types in a few lines, instead of all numbers."""
 
+import base64
 import html
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,6 +49,14 @@ def html_table(
     told = [f"<caption>{html.escape(caption)}</caption>", f"<tr>{cells('th', heads)}</tr>"]
     body = "".join([*told, *(f"<tr>{line}</tr>" for line in lines)])
     return f"<table>{body}</table>" + (f"<p>{html.escape(more)}</p>" if more else "")
+
+
+def html_picture(figure: Any, alt: str) -> str:
+    """A matplotlib Figure for a notebook, inside the text."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=80, format="png")
+    drawn = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{drawn}">'
 
 
 def shown_html(self: Any) -> str:

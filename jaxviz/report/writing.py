@@ -339,10 +339,9 @@ def _diagram(graph: LayerGraph) -> str:
 
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
     """Methods by mean rank, best first, with a cell a metric; and pictures of curves."""
-    order = np.argsort(np.where(np.isnan(evaluation.mean_rank), np.inf, evaluation.mean_rank))
     word = lambda value: "-" if np.isnan(value) else f"{value:.3g}"
     rows = []
-    for m in order:
+    for m in evaluation.best_first():
         cells = []
         for k in range(len(evaluation.metrics)):
             mean, error, rank = (

@@ -1,14 +1,12 @@
 """What `evaluate` leaves: scores, their means, the ranks of methods and how far metrics agree."""
 
-import base64
-import io
 import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxviz.calls.shown import html_table
+from jaxviz.calls.shown import html_picture, html_table
 from jaxviz.sweep.results import Sweep
 
 _WIDTH = 100  # columns of a table
@@ -61,9 +59,7 @@ class Evaluation(NamedTuple):
         At most 100 columns wide; more metrics than fit stand in further blocks. Under it what
         examples and metrics agree on, and what was left out.
         """
-        order = np.argsort(
-            np.where(np.isnan(self.mean_rank), np.inf, self.mean_rank), kind="stable"
-        )
+        order = self.best_first()
         names = [_cut(self.methods[m], 30) for m in order]
         first = ["method", *names]
         ranks = ["mean rank", *(f"{self.mean_rank[m]:.1f}" for m in order)]
@@ -73,16 +69,24 @@ class Evaluation(NamedTuple):
             wide = max(map(len, cells))
             head = _stacked(f"{self.metrics[k]} {_MARKS[self.better[k]]}", max(wide, 12))
             columns.append([head, *cells])
-        lines = [
-            f"{len(self.methods)} methods, {len(self.metrics)} metrics, "
-            f"{self.scores.shape[2]} examples: mean ± standard error, rank; ↑ more is better"
-        ]
+        lines = [self._caption()]
         while columns:
             block = [[[c] if i == 0 else c for i, c in enumerate(col)] for col in (first, ranks)]
             while columns and (len(block) < 3 or _width([*block, columns[0]]) <= _WIDTH):
                 block.append(columns.pop(0))
             lines += ["", *_laid_out(block)]
         return "\n".join([*lines, "", *self._notes()])
+
+    def best_first(self) -> np.ndarray:
+        """The methods by their mean rank, those without one last."""
+        ranks = np.where(np.isnan(self.mean_rank), np.inf, self.mean_rank)
+        return np.argsort(ranks, kind="stable")
+
+    def _caption(self) -> str:
+        return (
+            f"{len(self.methods)} methods, {len(self.metrics)} metrics, "
+            f"{self.scores.shape[2]} examples: mean ± standard error, rank; ↑ more is better"
+        )
 
     def _cell(self, m: int, k: int) -> str:
         mean, error, rank = (a[m, k] for a in (self.mean, self.standard_error, self.rank))
@@ -135,10 +139,6 @@ class Evaluation(NamedTuple):
         return self.table()
 
     def _repr_html_(self) -> str:
-        file = io.BytesIO()
-        self.figure().savefig(file, dpi=80, format="png")
-        drawn = base64.b64encode(file.getvalue()).decode()
-        order = np.argsort(np.where(np.isnan(self.mean_rank), np.inf, self.mean_rank))
         heads = [f"{k} {_MARKS[b]}" for k, b in zip(self.metrics, self.better, strict=True)]
         rows = [
             (
@@ -146,12 +146,12 @@ class Evaluation(NamedTuple):
                 f"{self.mean_rank[m]:.1f}",
                 *(self._cell(m, k) for k in range(len(heads))),
             )
-            for m in order
+            for m in self.best_first()
         ]
-        said = f"{len(self.methods)} methods, {len(heads)} metrics, {self.scores.shape[2]} examples"
-        told = f"{said}: mean ± standard error, rank; ↑ more is better"
-        text = html_table(told, ["method", "mean rank", *heads], rows, more=" ".join(self._notes()))
-        return f'{text}<img alt="ranks" src="data:image/png;base64,{drawn}">'
+        text = html_table(
+            self._caption(), ["method", "mean rank", *heads], rows, more=" ".join(self._notes())
+        )
+        return text + html_picture(self.figure(), "ranks")
 
 
 def collected(swept: Sweep, methods: tuple[str, ...], better: Mapping[str, str]) -> Evaluation:
