@@ -1,4 +1,9 @@
-from jaxviz import metrics as metrics, rules as rules
+from jaxviz import (
+    concepts as concepts,
+    influence as influence,
+    metrics as metrics,
+    rules as rules,
+)
 from jaxviz.adapters.equinox import from_equinox as from_equinox
 from jaxviz.adapters.haiku import from_haiku as from_haiku
 from jaxviz.adapters.keras import from_keras as from_keras

@@ -491,10 +491,16 @@ OWN |= {
     "metrics.mosaics": {"target": ("weight", np.array([0, 1]))},
     "metrics.randomized_layers": {"x": ("x_or_shape", ONES)},
 }
+DICTIONARY = jv.concepts.Dictionary(jnp.eye(2))
+OWN |= {
+    "concepts.encode": {"dictionary": ("object", DICTIONARY), "a": ("array", ONES)},
+    "concepts.decode": {"dictionary": ("object", DICTIONARY), "codes": ("array", ONES)},
+}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.
 EXEMPT = {"objectives.check", "transforms.compose", "transforms.materialised", "rules.guided_rule"}
+EXEMPT |= {"concepts.save_dictionary", "concepts.load_dictionary"}  # tests/concepts
 EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.frequencies"}
 # Of the floors above, those functions that can be called without files.
 CHOSEN = {
@@ -508,7 +514,7 @@ CHOSEN = {
 MODULES = {
     "": jv,
     **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers", "targets")},
-    **{name: getattr(jv, name) for name in ("parametrizations", "rules", "metrics")},
+    **{name: getattr(jv, name) for name in ("parametrizations", "rules", "metrics", "concepts")},
     **{"plot": plot, "training": training, "data": data},
 }
 
