@@ -48,7 +48,7 @@ OTHERS = {
 }
 PACKAGES = (
     *("jaxviz", "jaxviz.metrics", "jaxviz.plot", "jaxviz.rules", "jaxviz.models", "jaxviz.data"),
-    "jaxviz.concepts",
+    *("jaxviz.concepts", "jaxviz.influence"),
     *("jaxviz.training", "jaxviz.features.objectives", "jaxviz.features.parametrizations"),
     *("jaxviz.features.regularizers", "jaxviz.features.transforms"),
 )

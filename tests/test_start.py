@@ -65,6 +65,7 @@ PACKAGES = [
     data,
     models,
     jv.concepts,
+    jv.influence,
     jv.metrics,
     jv.plot,
     jv.rules,

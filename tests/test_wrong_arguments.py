@@ -496,6 +496,14 @@ OWN |= {
     "concepts.encode": {"dictionary": ("object", DICTIONARY), "a": ("array", ONES)},
     "concepts.decode": {"dictionary": ("object", DICTIONARY), "codes": ("array", ONES)},
 }
+TRAIN = (ONES, np.array([0, 1]))
+INFLUENCE = {
+    **{"x": ("x", ONES), "y": ("array", TRAIN[1]), "train": ("array", TRAIN)},
+    **{"test": ("array", TRAIN), "loss": ("function", None), "layers": ("layer", None)},
+    **{"projection": ("choice", None), "dim": ("count", None), "dtype": ("choice", "float32")},
+    **{"checkpoints": ("params", [PARAMS]), "learning_rates": ("array", None)},
+}
+OWN |= {f"influence.{name}": INFLUENCE for name in jv.influence.__all__}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.
@@ -515,7 +523,7 @@ MODULES = {
     "": jv,
     **{name: getattr(jv, name) for name in ("objectives", "transforms", "regularizers", "targets")},
     **{name: getattr(jv, name) for name in ("parametrizations", "rules", "metrics", "concepts")},
-    **{"plot": plot, "training": training, "data": data},
+    **{"plot": plot, "training": training, "data": data, "influence": jv.influence},
 }
 
 
