@@ -34,6 +34,10 @@ OTHERS = {
             "layer_ablation",
         ],
     ),
+    "interactions": (
+        "What pairs of parts do together beyond what each does alone.",
+        ["integrated_hessians", "shapley_interactions", "occlusion_interactions"],
+    ),
     "learned": (
         "What a unit has learned, apart from any one image.",
         [

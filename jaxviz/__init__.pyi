@@ -40,6 +40,12 @@ from jaxviz.attribution.gradient import (
     input_x_gradient as input_x_gradient,
     saliency as saliency,
 )
+from jaxviz.attribution.integrated_hessians import integrated_hessians as integrated_hessians
+from jaxviz.attribution.interactions import (
+    Interactions as Interactions,
+    occlusion_interactions as occlusion_interactions,
+    shapley_interactions as shapley_interactions,
+)
 from jaxviz.attribution.layer import at_layer as at_layer
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
 from jaxviz.attribution.mutagenesis import in_silico_mutagenesis as in_silico_mutagenesis

@@ -148,6 +148,7 @@ TAKEN = {
     "axis": "minus",
     "value": f"{NUMBERS} true nan inf zeros minuses nans function class dict cube integers",
     "batch": "cube integers",
+    "pair": "zeros minuses nans",
     "any": " ".join(WRONG),
 }
 
@@ -349,6 +350,16 @@ OWN |= {
         "state": ("object", None),
     },
 }
+# Pairs, parts and tables.
+ARGUMENTS["index"] = ("choice", "k_sii")
+OWN |= {
+    "shapley_interactions": {"segments": ("array!", CELLS)},
+    "plot.interactions": {
+        **{"pairs": ("matrix", np.eye(2)), "values": ("pair", None), "names": ("texts", None)},
+        **{"image": ("matrix", ONES[0]), "max_pairs": ("count", 2)},
+        "segments": ("matrix", CELLS),
+    },
+}
 # Sequences.
 OWN |= {
     "in_silico_mutagenesis": {"alphabet": ("position", None)},
@@ -514,7 +525,7 @@ EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.freq
 CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid overlay "
     "confusion_matrix training_history ranks curves token_sheet token_html "
-    "attention_grid token_layer_map sequence_logo".split(),
+    "attention_grid token_layer_map sequence_logo interactions".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
     "planted_mosaic planted_linear planted_pairs".split(),
