@@ -53,6 +53,7 @@ from jaxviz.attribution.occlusion import (
     occlusion as occlusion,
     occlusion_scores as occlusion_scores,
 )
+from jaxviz.attribution.owen import owen_values as owen_values
 from jaxviz.attribution.path import (
     completeness_gap as completeness_gap,
     expected_gradients as expected_gradients,

@@ -155,6 +155,7 @@ METHODS: dict[str, Method] = {
         _hiding("lime", "LIME", "1,000 forward", random=True, scores=True),
         _hiding("kernel_shap", "KernelSHAP", "1,024 forward", random=True, scores=True),
         _hiding("shapley_sampling", "Shapley values", "1,225 forward", random=True, scores=True),
+        _hiding("owen_values", "Owen values", "512 forward", scores=True),
         _hiding("learned_mask", "learned mask", "200 back", scores=True),
     )
 }

@@ -354,6 +354,7 @@ OWN |= {
 ARGUMENTS["index"] = ("choice", "k_sii")
 OWN |= {
     "shapley_interactions": {"segments": ("array!", CELLS)},
+    "owen_values": {"tree": ("matrix", None), "segments": ("array!", CELLS)},
     "plot.interactions": {
         **{"pairs": ("matrix", np.eye(2)), "values": ("pair", None), "names": ("texts", None)},
         **{"image": ("matrix", ONES[0]), "max_pairs": ("count", 2)},
