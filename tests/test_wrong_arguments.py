@@ -516,6 +516,21 @@ INFLUENCE = {
     **{"checkpoints": ("params", [PARAMS]), "learning_rates": ("array", None)},
 }
 OWN |= {f"influence.{name}": INFLUENCE for name in jv.influence.__all__}
+ROWS = np.ones((4, 2), np.float32)
+CONCEPTS = {
+    "probe": ("choice", "pattern"),
+    "penalty": ("positives", 1.0),
+    "held_out": ("share", 0.5),
+    "alpha": ("share", 0.5),
+    "pooled": ("flag", True),
+    "concepts": ("object", {"one": ONES}),
+    "layers": ("layer", ["relu_0"]),
+}
+OWN |= {
+    "concepts.cav": CONCEPTS | {"concept": ("array", ROWS), "random": ("array", ROWS[None])},
+    "concepts.tcav": CONCEPTS | {"random": ("array", np.stack([ONES] * 3))},
+    "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
+}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.

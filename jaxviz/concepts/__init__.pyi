@@ -1,7 +1,13 @@
+from jaxviz.concepts.cav import Cav as Cav, cav as cav
 from jaxviz.concepts.dictionary import (
     Dictionary as Dictionary,
     decode as decode,
     encode as encode,
     load_dictionary as load_dictionary,
     save_dictionary as save_dictionary,
+)
+from jaxviz.concepts.tcav import (
+    Tcav as Tcav,
+    concept_sensitivity as concept_sensitivity,
+    tcav as tcav,
 )

@@ -99,11 +99,12 @@ def activations(
             f"activations: layers must be a list of names; got {layers!r}. Pass a list."
         )
     apply_fn, params = hold("activations", apply_fn, params)
-    return _run(Values(apply_fn, tuple(layers), "activations", channels_last), params, x)
+    return run_values(Values(apply_fn, tuple(layers), "activations", channels_last), params, x)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(values, params, x):
+def run_values(values, params, x):
+    """`values(params, x)`, compiled once for equal values."""
     return values(params, x)
 
 
