@@ -1,5 +1,7 @@
 """What attention carries; oracles: the papers' formulas in NumPy, gradients of weights given."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,8 +85,12 @@ def test_a_vision_transformers_maps_are_images():
     )  # fmt: skip
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     params = jax.jit(vit.init)(jax.random.key(1), images)
-    assert jv.attention_x_gradient(vit.apply, params, images).shape == (2, 16, 16)
-    assert jv.attention_relevance(vit.apply, params, images, resize=False).shape == (2, 4, 4)
+    relevance = functools.partial(jv.attention_relevance, vit.apply, resize=False)
+    assert jax.eval_shape(relevance, params, images).shape == (2, 4, 4)
+    assert (
+        jax.eval_shape(functools.partial(relevance, resize=True), params, images).shape
+        == images.shape[:3]
+    )
     # The class token's row, the distillation token having no place.
     total = np.eye(18)
     for a in jv.attentions(vit.apply, params, images).values():

@@ -50,7 +50,6 @@ METHODS = {
     "occlusion": lambda f, x, lay: jv.occlusion(f, PARAMS, x, 1, fill=lay(FILL), **WINDOWS),
     "rise": lambda f, x, lay: jv.rise(f, PARAMS, x, 1, key=KEYS[0], num_samples=6, cells=2),
     "sobol": lambda f, x, lay: jv.sobol(f, PARAMS, x, 1, key=KEYS[0], num_designs=2, cells=2),
-    "hsic": lambda f, x, lay: jv.hsic(f, PARAMS, x, 1, key=KEYS[0], num_samples=6, cells=2),
     "blur_integrated_gradients": lambda f, x, lay: jv.blur_integrated_gradients(
         f, PARAMS, x, 1, num_steps=3, max_sigma=2.0
     ),
@@ -61,11 +60,7 @@ METHODS = {
     "feature_ablation, by channel": lambda f, x, lay: jv.feature_ablation(
         f, PARAMS, x, 1, segments=np.asarray(lay(EACH))
     ),
-    "feature_ablation, each number": lambda f, x, lay: jv.feature_ablation(f, PARAMS, x, 1),
     "lime": lambda f, x, lay: jv.lime(f, PARAMS, x, 1, key=KEYS[0], segments=CELLS, num_samples=20),
-    "kernel_shap": lambda f, x, lay: jv.kernel_shap(
-        f, PARAMS, x, 1, key=KEYS[0], segments=CELLS, num_samples=20
-    ),
     "shapley_values": lambda f, x, lay: jv.shapley_values(f, PARAMS, x, 1, segments=CELLS),
     "xrai": lambda f, x, lay: jv.xrai(f, PARAMS, x, 1, num_steps=2, segments=masks),
 }

@@ -55,8 +55,8 @@ def variables_of(module, shape, seed=0):
     ("module", "side", "channels"),
     [
         (MNISTNetA, 28, 1),
-        (MNISTNetB, 28, 1),
-        (MNISTNetC, 28, 1),
+        pytest.param(MNISTNetB, 28, 1, marks=slow),
+        pytest.param(MNISTNetC, 28, 1, marks=slow),
         (CIFARNet, 32, 3),
         pytest.param(ResNet20, 32, 3, marks=slow),
     ],

@@ -94,8 +94,7 @@ DIVIDED = {
 }
 
 
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("how", ["matrix", "sum"])
+@pytest.mark.parametrize(("how", "table"), zip(("matrix", "sum", "matrix"), TABLES, strict=True))
 def test_weights_divided_after_the_product_share_as_those_divided_before(how, table):
     w = [drawn(4, 4, seed=i) for i in range(3)]
     x, weigh = drawn(2, 5, 4, seed=5), products(how)

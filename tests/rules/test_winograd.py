@@ -17,14 +17,13 @@ def direct(x, kernel, padding):
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAST)
 
 
-@pytest.mark.parametrize(("outputs", "rounding"), [(2, 1e-5), (4, 3e-5)])
 @pytest.mark.parametrize(
-    ("size", "padding"),
+    ("size", "padding", "outputs", "rounding"),
     [
-        ((6, 6), ((1, 1), (1, 1))),
-        ((7, 4), ((0, 0), (0, 0))),
-        ((3, 5), ((2, 0), (0, 3))),
-        ((8, 9), ((-1, 1), (2, -2))),
+        ((6, 6), ((1, 1), (1, 1)), 4, 3e-5),
+        ((7, 4), ((0, 0), (0, 0)), 2, 1e-5),
+        ((3, 5), ((2, 0), (0, 3)), 4, 3e-5),
+        ((8, 9), ((-1, 1), (2, -2)), 2, 1e-5),
     ],
 )
 def test_equal_to_the_convolution(size, padding, outputs, rounding):
@@ -104,7 +103,7 @@ def fast_conv(x, kernel, precision=None):
     )
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 2), (4, 4)])
+@pytest.mark.parametrize("size", [(1, 4), (3, 2)])
 def test_a_few_numbers_amid_zeros(size):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(3, *size, 9)), rng.normal(size=(3, 3, 9, 8))
