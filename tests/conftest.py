@@ -48,5 +48,11 @@ def _programs_are_forgotten_in_time():
         gc.collect()
 
 
+def pytest_configure(config):
+    # xdist begins with the files of most tests, so those of few but long ones come last and one
+    # process waits for the other. In their own order the doctests, which are short, come last.
+    config.option.loadscopereorder = False
+
+
 # Scripts that made the stored values of other libraries; they need those libraries to run.
 collect_ignore_glob = ["reference/*.py"]

@@ -220,7 +220,9 @@ def test_reveal_cancel_where_one_part_alone_leaves_the_domain():
     np.testing.assert_allclose(out, [[(first + last) / 2, -(first + last) / 2]], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("rule", "dtype"), zip(RULES, (jnp.bfloat16, jnp.float16), strict=True))
+@pytest.mark.parametrize(
+    ("rule", "dtype"), list(zip(RULES, (jnp.bfloat16, jnp.float16), strict=True))
+)
 def test_half_precision(dtype, rule):  # oracle: the same numbers in single precision
     f = lambda w, x: jax.nn.softmax(jnp.tanh(x @ w["a"]) @ w["b"]) + jax.nn.gelu(x @ w["a"])[:, :2]
     w = {"a": inputs(5, 4, 8)[0], "b": inputs(6, 8, 2)[0]}

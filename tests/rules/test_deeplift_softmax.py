@@ -61,7 +61,7 @@ def by_definition(x, x0):
         return np.array(soft), np.array(rest, float)
 
 
-@pytest.mark.parametrize(("rule", "logarithm"), zip(RULES, (False, True), strict=True))
+@pytest.mark.parametrize(("rule", "logarithm"), list(zip(RULES, (False, True), strict=True)))
 def test_every_share_at_every_scale_and_distance(rule, logarithm):
     x, x0, multipliers = ends()
     f = jax.nn.log_softmax if logarithm else jax.nn.softmax

@@ -94,7 +94,9 @@ DIVIDED = {
 }
 
 
-@pytest.mark.parametrize(("how", "table"), zip(("matrix", "sum", "matrix"), TABLES, strict=True))
+@pytest.mark.parametrize(
+    ("how", "table"), list(zip(("matrix", "sum", "matrix"), TABLES, strict=True))
+)
 def test_weights_divided_after_the_product_share_as_those_divided_before(how, table):
     w = [drawn(4, 4, seed=i) for i in range(3)]
     x, weigh = drawn(2, 5, 4, seed=5), products(how)
