@@ -28,8 +28,26 @@ from jaxviz.attribution.cam import (
     shapley_cam as shapley_cam,
     xgrad_cam as xgrad_cam,
 )
-from jaxviz.attribution.cam_eigen import eigen_cam as eigen_cam, eigen_grad_cam as eigen_grad_cam
-from jaxviz.attribution.cam_perturb import ablation_cam as ablation_cam, score_cam as score_cam
+from jaxviz.attribution.cam_eigen import (
+    eigen_cam as eigen_cam,
+    eigen_grad_cam as eigen_grad_cam,
+    kpca_cam as kpca_cam,
+    seg_eigen_cam as seg_eigen_cam,
+)
+from jaxviz.attribution.cam_layers import fused_cam as fused_cam, refine_cam as refine_cam
+from jaxviz.attribution.cam_perturb import (
+    ablation_cam as ablation_cam,
+    is_cam as is_cam,
+    score_cam as score_cam,
+    ss_cam as ss_cam,
+)
+from jaxviz.attribution.cam_variants import (
+    elementwise_cam as elementwise_cam,
+    fem as fem,
+    finer_cam as finer_cam,
+    random_cam as random_cam,
+    smooth_grad_cam_pp as smooth_grad_cam_pp,
+)
 from jaxviz.attribution.difference import (
     deep_lift as deep_lift,
     deep_lift_shap as deep_lift_shap,

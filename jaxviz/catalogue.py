@@ -89,8 +89,14 @@ def _noisy(name: str, title: str) -> Method:
     return Method(name, title, "smoothed", "25 back", wraps=True, random=True)
 
 
-def _cam(name: str, title: str, cost: str = "1 back to its layer", linear: bool = False) -> Method:
-    return Method(name, title, "CAM", cost, layer=True, coarse=True, linear=linear)
+def _cam(
+    name: str,
+    title: str,
+    cost: str = "1 back to its layer",
+    linear: bool = False,
+    random: bool = False,
+) -> Method:
+    return Method(name, title, "CAM", cost, layer=True, coarse=True, linear=linear, random=random)
 
 
 def _attending(name: str, title: str, cost: str) -> Method:
@@ -137,7 +143,18 @@ METHODS: dict[str, Method] = {
         _cam("shapley_cam", "Shapley-CAM"),
         _cam("eigen_cam", "Eigen-CAM", "1 forward"),
         _cam("eigen_grad_cam", "Eigen-Grad-CAM"),
+        _cam("elementwise_cam", "elementwise CAM"),
+        _cam("finer_cam", "Finer-CAM"),
+        _cam("smooth_grad_cam_pp", "smooth Grad-CAM++", "25 back to its layer", random=True),
+        _cam("seg_eigen_cam", "Seg-Eigen-CAM"),
+        _cam("kpca_cam", "KPCA-CAM", "1 forward"),
+        _cam("fem", "FEM", "1 forward"),
+        _cam("random_cam", "random CAM", "1 forward", random=True),
+        _cam("refine_cam", "Refine-CAM", "1 back to each layer"),
+        _cam("fused_cam", "fused LayerCAM", "1 back to each layer"),
         _cam("score_cam", "Score-CAM", "1 forward a channel"),
+        _cam("ss_cam", "SS-CAM", "35 forward a channel", random=True),
+        _cam("is_cam", "IS-CAM", "10 forward a channel"),
         _cam("ablation_cam", "Ablation-CAM", _EACH),
         _cam("recipro_cam", "Recipro-CAM", "1 forward from its layer a place"),
         Method("guided_grad_cam", "guided Grad-CAM", "CAM", "2 back", layer=True),

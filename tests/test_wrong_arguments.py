@@ -93,6 +93,7 @@ TAKEN = {
     "count0": "zero",
     "positive": "half",
     "positive0": "zero half",
+    "positive_or_none": "half none",
     "number": NUMBERS,
     "share": "",
     "share_or_none": "none",
@@ -220,6 +221,9 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(["sigma", "max_sigma", "compactness", "kernel_width"], ("positive", 1.0)),
     **dict.fromkeys(["step_size", "octave_scale", "beta", "p", "decay"], ("positive", 2.0)),
     **dict.fromkeys(["stabilizer"], ("positive0", 1e-6)),
+    **dict.fromkeys(["alpha", "std", "num_deviations"], ("positive0", 1.0)),
+    "num_references": ("count", 1),
+    "threshold": ("share0", 0.5),
     **dict.fromkeys(["noise", "noise_scale", "strength", "sparsity"], ("positive0", 0.1)),
     **dict.fromkeys(["smoothness", "max_distance", "cosine_power"], ("positive0", 0.1)),
     **dict.fromkeys(["style_weight", "gamma", "conv_gamma", "epsilon"], ("positive0", 0.1)),
@@ -256,6 +260,9 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         **{"methods": ("any", "gradient"), "metrics": ("any", lambda attribution: attribution)},
         **{"data": ("any", ONES), "target": ("any", None), "lower_is_better": ("objects", ())},
     },
+    "kpca_cam": {"kernel": ("choice", "sigmoid"), "gamma": ("positive", None)},
+    "fused_cam": {"gamma": ("positive_or_none", 2.0), "method": ("object", jv.layer_cam)},
+    "refine_cam": {"method": ("object", jv.layer_cam)},
     "xrai": {
         "segments": ("function", [np.ones((1, 8, 8), bool)] * 2),
         "area": ("share0", 0.5),
@@ -368,6 +375,9 @@ OWN |= {
     "targets.position_and_class": {"position": ("weight", 0), "index": ("weight", 0)},
     "targets.log_probability": {"tokens": ("weight", [0]), "start": ("count", None)},
     "targets.masked_mean": {"mask": ("matrix", [True]), "index": ("labels", None)},
+    "targets.masked_sum": {"mask": ("matrix", [True]), "index": ("labels", None)},
+    "targets.finer": {"index": ("weight", None)},
+    "targets.box_score": {"box": ("matrix", (0, 0, 1, 1)), "index": ("weight", 0)},
     "targets.difference": {"target": ("target_or_function", 0), "other": ("target_or_function", 0)},
 }
 # Pictures, data sets and training.

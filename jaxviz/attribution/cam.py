@@ -135,15 +135,22 @@ def grad_cam_pp(
 
     def one(cut):
         a, g = map_and_gradient(cut, target)
-        space = over_space(a)
-        divisor = 2 + g * a.sum(space, keepdims=True)
-        alpha = jnp.where(g > 0, 1 / jnp.where(divisor == 0, 1, divisor), 0)
-        total = alpha.sum(space, keepdims=True)
-        weights = (alpha * jnp.maximum(g, 0)).sum(space, keepdims=True)
-        return (weights / jnp.where(total == 0, 1, total) * a).sum(-1)
+        return weighed_by_alphas(a, g, 2 + g * a.sum(over_space(a), keepdims=True))
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map("grad_cam_pp", one, apply_fn, params, x, **shared)
+
+
+def weighed_by_alphas(
+    a: jax.Array, g: jax.Array, divisor: jax.Array, over: jax.Array | float = 1.0
+) -> jax.Array:
+    """`[N, *space]`: maps `a` weighed by sum over places of alpha relu(g), where alpha is over /
+    divisor where g > 0, scaled to sum to 1 over space."""
+    space = over_space(a)
+    alpha = jnp.where(g > 0, over / jnp.where(divisor == 0, 1, divisor), 0)
+    total = alpha.sum(space, keepdims=True)
+    weights = (alpha * jnp.maximum(g, 0)).sum(space, keepdims=True)
+    return (weights / jnp.where(total == 0, 1, total) * a).sum(-1)
 
 
 @explanation(*_SHARED, places=True)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.options import real
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -85,17 +86,141 @@ def score_cam(
             most = jax.lax.top_k(a.std(over_space(a)), num_channels)[1]
             a = jnp.take_along_axis(a, most.reshape(len(x), *[1] * (a.ndim - 2), -1), axis=-1)
 
-        def copy(k):
-            mask = resized(name, a[..., k], x, True)
-            space = tuple(range(1, mask.ndim))
-            low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
-            mask = (mask - low) / jnp.where(high > low, high - low, 1)
-            return blend(jnp.zeros_like(x), mask[..., None], x)
+        seen = lambda k, mask: blend(jnp.zeros_like(x), mask, x)
+        return _by_scores(name, apply_fn, params, x, target, a, seen, 1, chunk_size)
 
-        outputs = outputs_of_copies(apply_fn, params, x, copy)
-        scores, _ = stacked_scores(name, outputs, select, a.shape[-1], chunk_size, x, target)
-        weights = jax.nn.softmax(scores.astype(at_least_float32(scores)), axis=0)
-        return (a * _channels_last(weights, a)).sum(-1)
+    shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
+    return class_activation_map(name, one, apply_fn, params, x, **shared)
+
+
+@explanation(*_SHARED, "num_samples", sweeps=True, places=True, std=real(0))
+def ss_cam(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    key: jax.Array,
+    layer: Layers = None,
+    num_samples: int = 35,
+    std: float = 2.0,
+    relu: bool = True,
+    resize: Resize = True,
+    reshape: Callable | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Score-CAM whose scores are means over noisy masks (smoothed Score-CAM).
+
+    relu(sum_k w_k A_k), w the softmax over channels of mean_j f_target(x * (mask_k + s_j)), mask_k
+    as in `score_cam`, s_j Gaussian of deviation `std`, drawn anew at each place.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      key: Key of the noise, which is the same whatever `chunk_size` is.
+      layer, relu, resize, reshape: As for `grad_cam`.
+      num_samples: Noisy masks a channel, >= 1. Time is linear in it, memory constant.
+      std: Standard deviation of the noise, >= 0, where masks go from 0 to 1.
+      chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
+
+    Returns:
+      `[N, *space]`, in units of the activations; without noise `score_cam`. Costs `num_samples`
+      forward passes a channel.
+
+    Raises:
+      ValueError: No such layer (the nearest are named), or one without spatial extent;
+        `num_samples` or `chunk_size` is below 1; `x` is no single array.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x).mean((1, 2)) @ w
+      >>> x = jnp.array([3.0, 1.0, 0.0, 0.0]).reshape(1, 2, 2, 1)
+      >>> draw = dict(layer="relu_0", key=jax.random.key(0), num_samples=2)
+      >>> ss_cam(net, jnp.ones((1, 1)), x, 0, **draw).tolist()
+      [[[3.0, 1.0], [0.0, 0.0]]]
+
+    Reference:
+      Wang et al. 2020, SS-CAM, arXiv:2006.14255, the variant with noise on the maps; its defaults
+      are torch-cam's. That scales maps to [0, 1] before they are resized; here after, as in
+      `score_cam`.
+    """
+    name = "ss_cam"
+    check_one_array(name, x)
+
+    def one(cut):
+        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
+
+        def seen(k, mask):
+            noise = jax.random.normal(jax.random.fold_in(key, k), mask.shape, mask.dtype)
+            return ((mask + jnp.asarray(std, mask.dtype) * noise) * x).astype(x.dtype)
+
+        return _by_scores(name, apply_fn, params, x, target, a, seen, num_samples, chunk_size)
+
+    shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
+    return class_activation_map(name, one, apply_fn, params, x, **shared)
+
+
+@explanation(*_SHARED, "num_steps", sweeps=True, places=True)
+def is_cam(
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    target: Target = None,
+    *,
+    layer: Layers = None,
+    num_steps: int = 10,
+    relu: bool = True,
+    resize: Resize = True,
+    reshape: Callable | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Score-CAM whose scores are means over masks that grow stronger (integrated Score-CAM).
+
+    relu(sum_k w_k A_k), w the softmax over channels of mean_i f_target(c_i x * mask_k), mask_k as
+    in `score_cam`, c_i = (1 + ... + i) / num_steps, i from 1 to num_steps.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
+      params: Any pytree, handed on untouched.
+      x: `[N, *space, C]`, floating, one array.
+      target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
+        which is chosen once, at `x`.
+      layer, relu, resize, reshape: As for `grad_cam`.
+      num_steps: Strengths of each mask, >= 1. Time is linear in it, memory constant.
+      chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
+
+    Returns:
+      `[N, *space]`, in units of the activations; of one step `score_cam`. Costs `num_steps` forward
+      passes a channel.
+
+    Raises:
+      ValueError: No such layer (the nearest are named), or one without spatial extent;
+        `num_steps` or `chunk_size` is below 1; `x` is no single array.
+
+    Example:
+      >>> net = lambda w, x: jax.nn.relu(x).mean((1, 2)) @ w
+      >>> x = jnp.array([3.0, 1.0, 0.0, 0.0]).reshape(1, 2, 2, 1)
+      >>> is_cam(net, jnp.ones((1, 1)), x, 0, layer="relu_0", num_steps=2).tolist()
+      [[[3.0, 1.0], [0.0, 0.0]]]
+
+    Reference:
+      Naidu et al. 2020, IS-CAM, arXiv:2010.03023, as torch-cam 0.5 has it: strengths add up from
+      step to step, so that the last is (num_steps + 1) / 2, brighter than `x` itself. That scales
+      maps to [0, 1] before they are resized; here after, as in `score_cam`.
+    """
+    name = "is_cam"
+    check_one_array(name, x)
+
+    def one(cut):
+        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
+        strengths = jnp.cumsum(jnp.arange(1, num_steps + 1, dtype=a.dtype)) / num_steps
+
+        def seen(k, mask):
+            return (strengths[k % num_steps] * mask * x).astype(x.dtype)
+
+        return _by_scores(name, apply_fn, params, x, target, a, seen, num_steps, chunk_size)
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map(name, one, apply_fn, params, x, **shared)
@@ -171,6 +296,26 @@ def ablation_cam(
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map(name, one, apply_fn, params, x, **shared)
+
+
+def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size):
+    """Maps `a`, each weighed by the softmax over channels of its mean score.
+
+    `seen(k, mask)` is the input that channel k // each lets through, `[N, *space, 1]` in [0, 1].
+    """
+
+    def copy(k):
+        mask = resized(name, a[..., k if each == 1 else k // each], x, True)
+        space = tuple(range(1, mask.ndim))
+        low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
+        mask = (mask - low) / jnp.where(high > low, high - low, 1)
+        return seen(k, mask[..., None])
+
+    num = a.shape[-1] * each
+    outputs = outputs_of_copies(apply_fn, params, x, copy)
+    scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
+    scores = scores.astype(at_least_float32(scores)).reshape(-1, each, len(x)).mean(1)
+    return (a * _channels_last(jax.nn.softmax(scores, axis=0), a)).sum(-1)
 
 
 def _channels_last(weights, a):

@@ -35,6 +35,7 @@ class Cut(NamedTuple):
     params: tuple[Any, Any]
     a: jax.Array
     maps: Callable[[jax.Array], jax.Array]  # from the shape of `a` to [N, *space, channels]
+    head: Callable  # `(params, x) -> (a, carry)`
 
 
 def class_activation_map(
@@ -90,7 +91,7 @@ def cuts(
                 f"{told}. Take a layer before pooling and flattening, or pass `reshape` "
                 "(tokens: lambda a: a[:, 1:].reshape(len(a), 14, 14, -1))."
             )
-        yield Cut(tail, (params, carry), a, maps)
+        yield Cut(tail, (params, carry), a, maps, head)
 
 
 @public(x=batch_or_shapes)
@@ -173,6 +174,23 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
         if before.kind == "conv" and before.can_cut and before.shape == found[last].shape:
             return before.name  # an activation right after a convolution is no layer of its own
     return found[last].name
+
+
+def spatial_stages(name: str, apply_fn: Callable, params: Any, x: Any) -> tuple[str, ...]:
+    """The last layer of each size of maps, up to `default_layer`; of tokens that alone."""
+    last = last_spatial_layer(name, apply_fn, params, x)
+    rank = _rank(x)
+    known = [row.layer for row in rows(trace(*hold(name, apply_fn, params), x))]
+    end = next(i for i, layer in enumerate(known) if layer.name == last)
+    if not _has_places(size := _shape_of_maps(known[end], rank), rank):
+        return (last,)
+    found = {}
+    for layer in known[:end]:
+        shape = _shape_of_maps(layer, rank)
+        if layer.can_cut and _has_places(shape, rank) and shape[1:-1] != size[1:-1]:
+            found.pop(shape[1:-1], None)  # to stand in the order of the last of each
+            found[shape[1:-1]] = layer.name
+    return (*found.values(), last)
 
 
 def _tokens_of(name: str, apply_fn: Callable, params: Any, x: Any, layer: str) -> Tokens | None:

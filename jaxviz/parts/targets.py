@@ -5,63 +5,22 @@ functions, so that nothing is compiled twice.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from jaxviz.calls.naming import calling
-from jaxviz.calls.options import described, numbers_list, refused, several, whole
+from jaxviz.calls.options import described, maybe, real, refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32
-
-
-@dataclasses.dataclass(frozen=True)
-class _Held:
-    """An array that is compared by what is in it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: bytes
-
-    @property
-    def array(self) -> np.ndarray:
-        return np.frombuffer(self.bytes, self.dtype).reshape(self.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """`outputs -> [N]`; equal for equal arguments."""
-
-    function: Callable
-    arguments: tuple
-
-    def __call__(self, outputs: Any) -> jax.Array:
-        name = self.function.__name__.strip("_")
-        with calling(name):
-            given = [a.array if isinstance(a, _Held) else a for a in self.arguments]
-            return self.function(name, outputs, *given)
-
-
-def _held(who, option, value, kinds, must):
-    """An array of these kinds, known before anything is traced."""
-    found = value if isinstance(value, Tracer) else numbers_list(who, option, value)
-    if isinstance(found, Tracer):
-        raise refused(who, option, f"{must}, known when it is compiled", value, "Pass NumPy's.")
-    found = np.asarray(found)
-    if found.dtype.kind not in kinds or not found.size:
-        kind = ValueError if found.dtype.kind in kinds else TypeError
-        raise refused(who, option, must, value, kind=kind)
-    found = found.astype(np.int64) if found.dtype.kind in "iu" else found
-    return _Held(found.shape, found.dtype.str, found.tobytes())
+from jaxviz.parts.picking import Target, contrast, held, inside, overlap, shape_of, taken
 
 
 def _places(who, option, value):
     must = "a whole number, or one for each example"
-    found = _held(who, option, value, "iu", must)
+    found = held(who, option, value, "iu", must)
     if len(found.shape) > 1:
         raise refused(who, option, must, value, kind=ValueError)
     return found
@@ -72,7 +31,7 @@ def _class(who, option, value):
 
 
 def _classes(who, option, value):
-    found = _held(who, option, value, "iu", "a whole number, or whole numbers")
+    found = held(who, option, value, "iu", "a whole number, or whole numbers")
     if found.array.min() < 0:
         raise refused(who, option, "indices from 0", value, kind=ValueError)
     return found
@@ -80,7 +39,7 @@ def _classes(who, option, value):
 
 def _mask(who, option, value):
     must = "True and False, [N, *places] or [*places]"
-    found = _held(who, option, value, "b", must)
+    found = held(who, option, value, "b", must)
     if not found.shape:
         raise refused(who, option, must, value, kind=ValueError)
     return found
@@ -113,12 +72,12 @@ def position_and_class(position: Any, index: Any) -> Callable:
 
 
 def _position_and_class(who, outputs, position, index):
-    count, length, classes = _shape(who, outputs, 3, "[N, L, K]")
-    _inside(who, "position", position, -length, length, count)
-    _inside(who, "index", index, 0, classes, count)
+    count, length, classes = shape_of(who, outputs, 3, "[N, L, K]")
+    inside(who, "position", position, -length, length, count)
+    inside(who, "index", index, 0, classes, count)
     here = np.broadcast_to(position % length, (count,))[:, None, None]
     rows = jnp.take_along_axis(outputs, jnp.asarray(here, jnp.int32), 1)[:, 0]
-    return _taken(rows, np.broadcast_to(index, (count,)))
+    return taken(rows, np.broadcast_to(index, (count,)))
 
 
 @public(tokens=_classes)
@@ -153,12 +112,12 @@ def log_probability(tokens: Any, *, start: int | None = None) -> Callable:
 
 
 def _log_probability(who, outputs, tokens, start):
-    count, length, classes = _shape(who, outputs, 3, "[N, L, V]")
+    count, length, classes = shape_of(who, outputs, 3, "[N, L, V]")
     if tokens.ndim not in (1, 2) or (tokens.ndim == 2 and len(tokens) not in (1, count)):
         raise ValueError(
             f"{who}: tokens must be [T] or [{count}, T]; got {tokens.shape}. One id is [id]."
         )
-    _inside(who, "tokens", tokens, 0, classes, None)
+    inside(who, "tokens", tokens, 0, classes, None)
     spoken = tokens.shape[-1]
     start = length - spoken if start is None else start
     if not 1 <= start <= length - spoken:
@@ -168,7 +127,7 @@ def _log_probability(who, outputs, tokens, start):
         )
     outputs = outputs[:, start - 1 : start - 1 + spoken]
     told = jax.nn.log_softmax(outputs.astype(at_least_float32(outputs)))
-    return _taken(told, np.broadcast_to(tokens, (count, spoken))).sum(1)
+    return taken(told, np.broadcast_to(tokens, (count, spoken))).sum(1)
 
 
 @public(mask=_mask)
@@ -196,13 +155,56 @@ def masked_mean(mask: Any, index: Any = None) -> Callable:
       [5.0]
     """
     if index is not None:
-        index = _held("masked_mean", "index", index, "iu", "a whole number, or whole numbers")
+        index = held("masked_mean", "index", index, "iu", "a whole number, or whole numbers")
     return Target(_masked_mean, (mask, index))
 
 
 def _masked_mean(who, outputs, mask, index):
+    total, count = _over_mask(who, outputs, mask, index)
+    return total / count
+
+
+@public(mask=_mask)
+def masked_sum(mask: Any, index: Any = None) -> Callable:
+    """A class summed over a mask: of outputs `[N, *places, K]` or `[N, *places]`.
+
+    Why a segmentation model sees this class in this region: the pixels where it does, say, or those
+    of one object.
+
+    Args:
+      mask: True where a place counts: `[N, *places]`, or `[*places]` for all examples.
+      index: The class, or one a place, in the shape of the mask; None where the outputs have no
+        axis of classes.
+
+    Returns:
+      `outputs -> [N]`, in units of the outputs times places. `masked_mean` does not grow with the
+      mask.
+
+    Raises:
+      ValueError: A mask or index that does not fit the outputs, or an example without a place.
+
+    Example:
+      >>> outputs = jnp.arange(8.0).reshape(1, 2, 2, 2)
+      >>> masked_sum([[False, True], [False, True]], 1)(outputs).tolist()
+      [10.0]
+
+    Reference:
+      Vinogradova et al. 2020, Seg-Grad-CAM, arXiv:2002.11434, eq. 2; "SemanticSegmentationTarget"
+      of pytorch-grad-cam, whose outputs have classes first.
+    """
+    if index is not None:
+        index = held("masked_sum", "index", index, "iu", "a whole number, or whole numbers")
+    return Target(_masked_sum, (mask, index))
+
+
+def _masked_sum(who, outputs, mask, index):
+    return _over_mask(who, outputs, mask, index)[0]
+
+
+def _over_mask(who, outputs, mask, index):
+    """The sum over the mask, and the places in it, `[N]`."""
     places = 1 if index is None else 2
-    shape = _shape(who, outputs, None, "[N, *places]" if index is None else "[N, *places, K]")
+    shape = shape_of(who, outputs, None, "[N, *places]" if index is None else "[N, *places, K]")
     space = shape[1:] if index is None else shape[1:-1]
     if len(shape) <= places or mask.shape not in (space, (shape[0], *space)):
         raise ValueError(
@@ -218,13 +220,13 @@ def _masked_mean(who, outputs, mask, index):
                 f"{index.shape}. Give the index the shape of the mask."
             )
         # What stands where nothing counts need be no class: -100, by custom.
-        _inside(who, "index", np.where(mask, index, 0), 0, shape[-1], None)
+        inside(who, "index", np.where(mask, index, 0), 0, shape[-1], None)
         index = np.where(np.broadcast_to(mask, shape[:-1]), index, 0)
-        outputs = _taken(outputs, index)
+        outputs = taken(outputs, index)
     wide = outputs.astype(at_least_float32(outputs))
     mask = np.broadcast_to(mask, outputs.shape)
     axes = tuple(range(1, outputs.ndim))
-    return jnp.where(mask, wide, 0).sum(axes) / jnp.asarray(mask.sum(axes), wide.dtype)
+    return jnp.where(mask, wide, 0).sum(axes), jnp.asarray(mask.sum(axes), wide.dtype)
 
 
 def _of(who, option, value):
@@ -273,11 +275,133 @@ def _difference(who, outputs, target, other):
     def one(option: str, value: Any) -> Any:
         if callable(value):
             return value(outputs)
-        count, classes = _shape(who, outputs, 2, "[N, K]")
-        _inside(who, option, value, 0, classes, count)
-        return _taken(outputs, np.broadcast_to(value, (count,)))
+        count, classes = shape_of(who, outputs, 2, "[N, K]")
+        inside(who, option, value, 0, classes, count)
+        return taken(outputs, np.broadcast_to(value, (count,)))
 
     return one("target", target) - one("other", other)
+
+
+@public(index=maybe(_class), alpha=real(0), num_references=whole(1))
+def finer(index: Any = None, *, alpha: float = 0.6, num_references: int = 3) -> Callable:
+    """What tells a class from those that are most like it: f_c - alpha * mean_t f_t.
+
+    t are the classes whose scores are nearest to f_c, for each example its own; they are chosen at
+    each input that a method tries.
+
+    Args:
+      index: The class of outputs `[N, K]`, or one for each example, `[N]`; None is the top class.
+      alpha: How much of the others is taken off, >= 0.
+      num_references: How many classes to compare with, or all others where there are fewer.
+
+    Returns:
+      `outputs -> [N]`, in units of the outputs.
+
+    Raises:
+      ValueError: No such class, or outputs of fewer than two.
+
+    Example:
+      >>> finer(0, alpha=1.0, num_references=1)(jnp.array([[5.0, 1.0, 4.0]])).tolist()
+      [1.0]
+
+    Reference:
+      Zhang et al. 2025, Finer-CAM, arXiv:2501.11309; `jaxviz.finer_cam` is Grad-CAM of it.
+    """
+    return Target(_finer, (index, alpha, num_references))
+
+
+def _finer(who, outputs, index, alpha, num_references):
+    count, classes = shape_of(who, outputs, 2, "[N, K]")
+    if index is None:
+        return contrast(who, outputs, jnp.argmax(outputs, axis=1), alpha, num_references)
+    inside(who, "index", index, 0, classes, count)
+    return contrast(who, outputs, jnp.asarray(index, jnp.int32), alpha, num_references)
+
+
+def _boxes(who, option, value):
+    must = "four numbers, (left, top, right, bottom), or such for each example, [N, 4]"
+    found = held(who, option, value, "iuf", must)
+    boxes = found.array
+    if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 or not np.isfinite(boxes).all():
+        raise refused(who, option, must, value, kind=ValueError)
+    if (boxes[..., 2:] <= boxes[..., :2]).any():
+        raise refused(
+            who, option, "corners in order, left < right, top < bottom", value, kind=ValueError
+        )
+    return found
+
+
+@public(box=_boxes, index=_class, threshold=real(0, 1))
+def box_score(box: Any, index: Any, *, threshold: float = 0.5) -> Callable:
+    """The class score of the detection that a box is: that which overlaps it most.
+
+    Why the detector finds this here. Outputs are a pair `(boxes [N, B, 4], scores [N, B, K])`, or a
+    mapping of "boxes" and "scores"; in place of all classes' scores those of "labels" `[N, B]`,
+    `scores` then `[N, B]`. Boxes are two corners, (left, top, right, bottom), in any units.
+
+    Args:
+      box: The box that is explained, four numbers in the detector's units; or one for each example,
+        `[N, 4]`.
+      index: Its class, or one for each example.
+      threshold: Intersection over union, from 0 to 1, which the detection must exceed.
+
+    Returns:
+      `outputs -> [N]`, in units of the scores; 0, without a slope, where no detection overlaps the
+      box so far, or the one that does is of another label. Which one it is is chosen at each input
+      that a method tries.
+
+    Raises:
+      ValueError: Outputs of other axes, or no such class.
+
+    Example:
+      >>> boxes = jnp.array([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 5.0]]])
+      >>> scores = jnp.array([[[0.1, 0.9], [0.3, 0.7]]])
+      >>> box_score((0, 0, 4, 6), 1)((boxes, scores)).tolist()
+      [0.699999988079071]
+
+    Reference:
+      "FasterRCNNBoxScoreTarget" of pytorch-grad-cam, which adds the overlap to the score, and sums
+      over several boxes.
+    """
+    return Target(_box_score, (box, index, threshold))
+
+
+def _box_score(who, outputs, box, index, threshold):
+    labels = None
+    if isinstance(outputs, Mapping) and {"boxes", "scores"} <= outputs.keys():
+        boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs.get("labels")
+    elif isinstance(outputs, (tuple, list)) and len(outputs) == 2:
+        boxes, scores = outputs
+    else:
+        raise ValueError(
+            f"{who}: outputs must be (boxes, scores), or a mapping with 'boxes' and 'scores'; got "
+            f"{described(outputs)}. Pick them in the model."
+        )
+    count, found, corners = shape_of(who, boxes, 3, "boxes [N, B, 4]")
+    shape = shape_of(
+        who, scores, 3 if labels is None else 2, "scores [N, B, K], or [N, B] and labels"
+    )
+    if corners != 4 or shape[:2] != (count, found) or not found:
+        raise ValueError(
+            f"{who}: outputs must be boxes [N, B, 4] and scores [N, B, K]; got {boxes.shape} and "
+            f"{scores.shape}. Pick them in the model."
+        )
+    if box.shape not in ((4,), (count, 4)):
+        raise ValueError(
+            f"{who}: box must be four numbers, or four for each of {count} examples; got shape "
+            f"{box.shape}. Targets of other examples are made anew."
+        )
+    if labels is None:
+        inside(who, "index", index, 0, shape[2], count)
+        each = np.broadcast_to(index, (count,))[:, None]
+        scores = taken(scores, np.broadcast_to(each, (count, found)))
+    else:
+        inside(who, "index", index, 0, np.inf, count)
+        scores = jnp.where(labels == np.broadcast_to(index, (count,))[:, None], scores, 0)
+    near = overlap(jax.lax.stop_gradient(boxes), jnp.asarray(np.broadcast_to(box, (count, 4))))
+    best = jnp.argmax(near, axis=1)
+    score, reached = taken(scores, best), taken(near, best)
+    return jnp.where(reached > threshold, score, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,30 +458,3 @@ def continuations(apply_fn: Callable, candidates: Sequence[Sequence[int]]) -> Ca
       [[0.75, 0.1875]]
     """
     return _Continuations(apply_fn, candidates)  # type: ignore[arg-type]
-
-
-def _shape(who, outputs, axes, must):
-    shape = getattr(outputs, "shape", None)
-    if shape is None or (axes is not None and len(shape) != axes) or len(shape) < 2:
-        told = described(outputs) if shape is None else shape
-        raise ValueError(f"{who}: outputs must be {must}; got {told}. Pick them in the model.")
-    return shape
-
-
-def _inside(who, option, value, low, high, count):
-    """Refuses numbers outside of [low, high), and arrays that are neither one nor `[count]`."""
-    if count is not None and value.shape not in ((), (count,)):
-        raise ValueError(
-            f"{who}: {option} must be one number, or one for each of {count} examples; got shape "
-            f"{value.shape}. Targets of other examples are made anew."
-        )
-    if value.min() < low or value.max() >= high:
-        wrong = value[(value < low) | (value >= high)].ravel()[0]
-        raise ValueError(
-            f"{who}: {option} must be in [{low}, {high}), of the outputs; got {wrong}. Start at 0."
-        )
-
-
-def _taken(outputs, index):
-    """`outputs[..., index]`, an index for each place."""
-    return jnp.take_along_axis(outputs, jnp.asarray(index, jnp.int32)[..., None], -1)[..., 0]
