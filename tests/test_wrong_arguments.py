@@ -541,6 +541,7 @@ OWN |= {
     "concepts.tcav": CONCEPTS | {"random": ("array", np.stack([ONES] * 3))},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
 }
+OWN["rules.constants"] = {"what": ("choice", "gates")}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.

@@ -113,6 +113,9 @@ class RuleSet:
         the `roles` of their inputs, and what belongs to a softmax or log-sum-exp that is no group
         comes under the kinds of `jaxviz.graph.exponentials`.
       placed: Whether operations outside of loops come with their `channel_axis`.
+      derivative: Of rules that are `functional`, whether they are of the derivative after all:
+        `custom_jvp` and `custom_vjp` with nothing replaced inside keep theirs, and outputs that
+        depend on the input through comparisons alone are not refused.
     """
 
     name: str
@@ -123,6 +126,7 @@ class RuleSet:
     folded: bool = False
     functional: bool = False
     placed: bool = False
+    derivative: bool = False
 
     def __post_init__(self):
         if isinstance(self.table, Mapping):
@@ -248,7 +252,8 @@ def replacements(
     are signals unless told, `known` the axes of the program's values.
     """
     mixed = set(after)
-    flow = _flow(program, given, rules.name) if rules.functional else None
+    refused = None if rules.derivative else rules.name
+    flow = _flow(program, given, refused) if rules.functional else None
     positive = nonnegative(program) if rules.functional else frozenset()
 
     def node_plan(node: Node) -> Any:
@@ -291,7 +296,8 @@ def replacements(
                 v in program.depends and _has_linear(b) for b in node.bodies for v in node.inputs
             ):
                 mixed.update(node.outputs)
-            return bodies if (custom and rules.functional) or any(bodies) else None
+            apart = custom and rules.functional and not rules.derivative
+            return bodies if apart or any(bodies) else None
         if rule is not None or rules.default is None or node.bodies:
             return None
         if not any(jnp.issubdtype(program.avals[v].dtype, jnp.inexact) for v in node.outputs):
@@ -345,7 +351,7 @@ class _Flow(NamedTuple):
     parts: Mapping[int, Part]
 
 
-def _flow(program: Program, given: Mapping[int, str] | None, who: str) -> _Flow:
+def _flow(program: Program, given: Mapping[int, str] | None, who: str | None) -> _Flow:
     """The roles of a program's values and the parts of its operations."""
     start_ = start(program) if given is None else given
     found = roles(program, start_)
@@ -359,7 +365,7 @@ def _flow(program: Program, given: Mapping[int, str] | None, who: str) -> _Flow:
     ]
     if gates:
         found = roles(program, start_, frozenset(gates))
-    if given is None and start_ and not any(v in found for v in program.outputs):
+    if who and given is None and start_ and not any(v in found for v in program.outputs):
         if any(v in program.depends for v in program.outputs):
             raise NotImplementedError(
                 f"{who}: the outputs depend on the input only through comparisons or integers, and "

@@ -25,7 +25,7 @@ REARRANGING = frozenset(
         " transpose unstack"
     ).split()
 )
-_SAME = frozenset("neg sqrt square cbrt max min clamp real".split())  # of a scale, a scale
+_SAME = frozenset("neg sqrt cbrt max min clamp real".split())  # of a scale, a scale
 _BOUNDED = frozenset("tanh erf erfc atan sin cos".split())
 _GATES = frozenset({"sigmoid", "hard_sigmoid"})
 
@@ -153,17 +153,20 @@ def _made(program: Program, node: Node, here: list[str], exponentials: set[Value
         return "divisor"
     if name == "logistic":
         return "gate"
-    if name in _BOUNDED:
-        return "activation"
+    even = name in ("abs", "square") or (name == "integer_pow" and not exponent % 2)
+    if name in _BOUNDED or (even and reached == ["signal"]):
+        return "activation"  # how large something is, whichever way it points: |cos| in a B-cos net
     if name == "div" and not here[0]:
         return "gate" if of_exponential else "divisor"
     if name == "div":
-        return here[0] if not here[1] or here[0] == "divisor" else "signal"
+        return here[0] if not here[1] or here[0] in ("activation", "divisor") else "signal"
     if name == "mul" and len(reached) == 2 and "divisor" in reached:
         return _weakest(reached)
     if name == "sub" and here[1] == "gate" and not here[0]:
         return "gate"
-    if name in REARRANGING or name in _SAME or name in ("mul", "select_n") or exponent > 0:
+    if node.kind == "add" and reached == ["activation"]:  # and a number, as in 1 + erf
+        return "activation"
+    if name in REARRANGING or name in _SAME or even or name in ("mul", "select_n") or exponent > 0:
         return reached[0] if len(set(reached)) == 1 else "signal"
     return "signal"
 

@@ -1,4 +1,5 @@
 from jaxviz.rules import lrp as lrp
+from jaxviz.rules.constants import constants as constants
 from jaxviz.rules.lrp_composites import (
     attn_lrp as attn_lrp,
     composite as composite,
