@@ -91,6 +91,7 @@ NUMBERS = "zero minus half minus_half"
 TAKEN = {
     "count": "",
     "count0": "zero",
+    "count_or_none": "none",
     "positive": "half",
     "positive0": "zero half",
     "positive_or_none": "half none",
@@ -540,6 +541,10 @@ OWN |= {
     "concepts.cav": CONCEPTS | {"concept": ("array", ROWS), "random": ("array", ROWS[None])},
     "concepts.tcav": CONCEPTS | {"random": ("array", np.stack([ONES] * 3))},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
+OWN["concepts.attribution_graph"] = {
+    **{"by": ("choice", "channel"), "num_units": ("count_or_none", 64)},
+    **{"dictionaries": ("mapping", None), "layers": ("layer", ["relu_0"])},
+    **dict.fromkeys(["node_threshold", "edge_threshold"], ("share0", 0.8)),
 }
 OWN["rules.constants"] = {"what": ("choice", "gates")}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}

@@ -111,7 +111,7 @@ def _constants(what: frozenset[str]) -> RuleSet:
     if "norms" in what:
         table["div"] = _denominator
     if "activations" in what:
-        table |= dict.fromkeys(("activation", *_POINTWISE), secant)
+        table |= dict.fromkeys(("activation", "max", "min", *_POINTWISE), secant)
         table |= dict.fromkeys((*RELU_KINDS - {"relu"}, "sigmoid"), secant)
         table |= dict.fromkeys(("relu", "leaky_relu"), _whole)
     return RuleSet(
