@@ -541,6 +541,7 @@ OWN |= {
     "concepts.cav": CONCEPTS | {"concept": ("array", ROWS), "random": ("array", ROWS[None])},
     "concepts.tcav": CONCEPTS | {"random": ("array", np.stack([ONES] * 3))},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
+}
 OWN["concepts.attribution_graph"] = {
     **{"by": ("choice", "channel"), "num_units": ("count_or_none", 64)},
     **{"dictionaries": ("mapping", None), "layers": ("layer", ["relu_0"])},

@@ -1,8 +1,8 @@
-from jaxviz.concepts.cav import Cav as Cav, cav as cav
 from jaxviz.concepts.attribution_graph import (
     AttributionGraph as AttributionGraph,
     attribution_graph as attribution_graph,
 )
+from jaxviz.concepts.cav import Cav as Cav, cav as cav
 from jaxviz.concepts.dictionary import (
     Dictionary as Dictionary,
     decode as decode,
