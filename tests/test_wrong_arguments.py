@@ -540,6 +540,7 @@ CONCEPTS = {
 OWN |= {
     "concepts.cav": CONCEPTS | {"concept": ("array", ROWS), "random": ("array", ROWS[None])},
     "concepts.tcav": CONCEPTS | {"random": ("array", np.stack([ONES] * 3))},
+    "concepts.through": {"layer": ("name", "relu_0"), "dictionary": ("object", DICTIONARY)},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
 }
 OWN["concepts.attribution_graph"] = {

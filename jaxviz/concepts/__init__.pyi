@@ -15,3 +15,4 @@ from jaxviz.concepts.tcav import (
     concept_sensitivity as concept_sensitivity,
     tcav as tcav,
 )
+from jaxviz.concepts.through import through as through

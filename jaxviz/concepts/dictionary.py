@@ -53,7 +53,8 @@ def encode(dictionary: Dictionary, a: jax.Array) -> jax.Array:
     With an encoder: `(a - bias) @ encoder + encoder_bias`, then the threshold, then the largest
     `keep`. Without one: the codes `u >= 0` that bring `u @ atoms` nearest to `a - bias`, by
     coordinate descent (HALS, Cichocki and Phan 2009) until no code moves by more than 1e-6 of the
-    largest, at most 500 rounds; no gradient is taken through these.
+    largest, at most 500 rounds. Their gradient is that of the solution (implicit differentiation):
+    the codes that are not 0 are linear in `a`, the others stay where they are.
 
     Args:
       dictionary: Of K atoms in C channels.
@@ -74,7 +75,7 @@ def encode(dictionary: Dictionary, a: jax.Array) -> jax.Array:
     if dictionary.bias is not None:
         a = a - _like(dictionary.bias, a)
     if dictionary.encoder is None:
-        codes = _non_negative(dictionary.atoms, a)
+        codes = _differentiable(dictionary.atoms, a)
     else:
         codes = a @ dictionary.encoder.astype(a.dtype)
         if dictionary.encoder_bias is not None:
@@ -190,6 +191,24 @@ def _non_negative(atoms, a, rounds=500):
 
     start = (jnp.zeros_like(wanted), jnp.asarray(True), jnp.asarray(0))
     return jax.lax.while_loop(lambda s: s[1] & (s[2] < rounds), around, start)[0]
+
+
+def _differentiable(atoms, a):
+    """Non-negative codes, written as the linear function of `a` that they are near it."""
+    codes = _non_negative(atoms, jax.lax.stop_gradient(a))
+    atoms = atoms.astype(a.dtype)
+    used = codes > 0
+    gram = atoms @ atoms.T
+    each = lambda matrix: jnp.broadcast_to(matrix, (*used.shape, len(atoms)))
+    among = jnp.where(used[..., None] & used[..., None, :], each(gram), 0)
+    # Atoms that are alike share what is theirs: without a little more they could not be told apart.
+    more = jnp.where(used, 1e-6 * jnp.max(jnp.diagonal(gram)), 1)
+    inverse = jnp.linalg.inv(among + more[..., None] * each(jnp.eye(len(atoms), dtype=a.dtype)))
+    linear = jnp.einsum("...jk,...k->...j", inverse, a @ atoms.T)
+    linear = jnp.where(used, linear, 0)
+    # Rounding apart this is 1: the codes are those that were found.
+    still = jax.lax.stop_gradient(linear)
+    return linear * jnp.where(used & (still != 0), codes / jnp.where(still == 0, 1, still), 1)
 
 
 def _like(part, a):
