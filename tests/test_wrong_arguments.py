@@ -540,6 +540,13 @@ CONCEPTS = {
 OWN |= {
     "concepts.cav": CONCEPTS | {"concept": ("array", ROWS), "random": ("array", ROWS[None])},
     "concepts.tcav": CONCEPTS | {"random": ("array", np.stack([ONES] * 3))},
+    **{
+        f"concepts.{name}": CONCEPTS
+        | {"a": ("rows", ROWS), "solver": ("choice", "hals"), "init": ("object", None)}
+        | dict.fromkeys(["num_concepts", "num_seeds"], ("count", 1))
+        for name in ("nmf", "semi_nmf", "pca")
+    },
+    "concepts.matched_cosine": {"every": ("rows", ROWS[None]), "at": ("count0", 0)},
     "concepts.through": {"layer": ("name", "relu_0"), "dictionary": ("object", DICTIONARY)},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
 }

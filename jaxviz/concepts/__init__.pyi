@@ -10,6 +10,13 @@ from jaxviz.concepts.dictionary import (
     load_dictionary as load_dictionary,
     save_dictionary as save_dictionary,
 )
+from jaxviz.concepts.factorization import (
+    Factorization as Factorization,
+    matched_cosine as matched_cosine,
+    nmf as nmf,
+    pca as pca,
+    semi_nmf as semi_nmf,
+)
 from jaxviz.concepts.tcav import (
     Tcav as Tcav,
     concept_sensitivity as concept_sensitivity,

@@ -1,0 +1,303 @@
+"""Activations as products of codes and a few atoms: NMF, semi-NMF and PCA, over many seeds."""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.calls.options import maybe, rows, whole
+from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
+from jaxviz.concepts.dictionary import Dictionary
+from jaxviz.engine.contract import same_when_batched
+
+_A = rows(2, "activations [n, C] or [B, n, C]")
+_CODES, _ATOMS = rows(2, "codes [n, K] and atoms [K, C]"), rows(2, "codes [n, K] and atoms [K, C]")
+
+
+class Factorization(NamedTuple):
+    """Activations `[n, C]` as `codes @ atoms`; with a first axis B where there were B such sets.
+
+    Attributes:
+      dictionary: The K atoms, each of length 1, of the seed with the smallest error.
+      codes: `[n, K]`, its codes.
+      errors: `[S]`, of each seed the length of what is left out over that of the activations.
+      stability: `[K]`, of each atom the mean cosine to what is matched with it in the other seeds
+        (`matched_cosine`); NaN of one seed. What is not near 1 is an accident of the start.
+      every: `[S, K, C]`, the atoms of all seeds.
+    """
+
+    dictionary: Dictionary
+    codes: jax.Array
+    errors: jax.Array
+    stability: np.ndarray
+    every: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
+
+
+def _start(who: str, option: str, value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{who}: {option} must be (codes [n, K], atoms [K, C]); got {type(value)}.")
+    return _CODES(who, option, value[0]), _ATOMS(who, option, value[1])
+
+
+@public(a=_A, num_concepts=whole(1), num_seeds=whole(1), init=maybe(_start))
+def nmf(
+    a: Any,
+    num_concepts: int,
+    *,
+    key: jax.Array,
+    num_seeds: int = 5,
+    solver: Literal["hals", "multiplicative"] = "hals",
+    num_steps: int = 200,
+    init: tuple[Any, Any] | None = None,
+) -> Factorization:
+    """Non-negative matrix factorisation, `a ~ codes @ atoms`, from several starts in one program.
+
+    Minimises |a - u w|^2 / 2 with u, w >= 0. `"hals"` takes each column of u, then each row of w,
+    to its best value while all else stands still; `"multiplicative"` is Lee and Seung's update.
+
+    Args:
+      a: `[n, C]`, values of a layer at n places or of n crops, not negative; or `[B, n, C]`, B such
+        sets, of as many classes, which are factorised at once.
+      num_concepts: K, how many atoms, >= 1.
+      key: Key of the starts: normal numbers without their signs, as large as fit `a`.
+      num_seeds: S, how many starts, whose agreement is `stability`.
+      solver: How a step is made.
+      num_steps: Of which each moves all codes, then all atoms.
+      init: `(codes [n, K], atoms [K, C])` to start from, in place of drawn ones; then S is 1.
+
+    Returns:
+      A `Factorization`; its dictionary's codes are non-negative least squares. Each step costs
+      4 n C K operations a seed, and what is kept is `a` once and the factors of all seeds.
+
+    Raises:
+      ValueError: `a` has negative numbers, or is no `[n, C]`.
+
+    Example:
+      >>> codes, atoms = jnp.eye(4)[:, :2] + 0.1, jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+      >>> found = nmf(codes @ atoms, 2, key=jax.random.key(0), num_seeds=2)
+      >>> bool(found.errors.max() < 0.01), found.codes.shape, found.dictionary.atoms.shape
+      (True, (4, 2), (2, 3))
+
+    Reference:
+      Cichocki and Phan 2009, doi:10.1587/transfun.E92.A.708 (HALS); Lee and Seung 2001
+      (multiplicative). Step by step the same as scikit-learn's `NMF(solver="cd", shuffle=False)`
+      and `solver="mu"`; there atoms are not scaled to length 1, and there is one seed.
+    """
+    if np.asarray(jnp.min(jnp.asarray(a))) < 0:
+        raise ValueError(
+            "nmf: a must have no negative numbers; its least is "
+            f"{float(jnp.min(jnp.asarray(a))):.3g}. Take a layer after a ReLU, or semi_nmf."
+        )
+    return _factorised("nmf", a, num_concepts, key, num_seeds, solver, num_steps, init)
+
+
+@public(a=_A, num_concepts=whole(1), num_seeds=whole(1))
+def semi_nmf(
+    a: Any, num_concepts: int, *, key: jax.Array, num_seeds: int = 5, num_steps: int = 200
+) -> Factorization:
+    """`nmf` whose atoms may be negative: for layers without a ReLU. Codes are not negative.
+
+    Args:
+      a: `[n, C]`, or `[B, n, C]`.
+      num_concepts: K, how many atoms, >= 1.
+      key: Key of the starts.
+      num_seeds: S, how many starts.
+      num_steps: As for `nmf`.
+
+    Returns:
+      A `Factorization`, at the cost of `nmf`.
+
+    Example:
+      >>> a = jnp.array([[-1.0, 2.0], [-2.0, 4.0], [1.0, 1.0]])
+      >>> found = semi_nmf(a, 2, key=jax.random.key(0), num_seeds=1)
+      >>> bool(found.errors[0] < 0.01), bool(found.codes.min() >= 0)
+      (True, True)
+
+    Reference:
+      Ding et al. 2010, doi:10.1109/TPAMI.2008.277, section 3; here by HALS, without the bound on
+      atoms.
+    """
+    return _factorised("semi_nmf", a, num_concepts, key, num_seeds, "semi", num_steps, None)
+
+
+@public(a=_A, num_concepts=whole(1))
+def pca(a: Any, num_concepts: int) -> Factorization:
+    """The K directions along which activations vary most, and their means.
+
+    Args:
+      a: `[n, C]`, or `[B, n, C]`.
+      num_concepts: K, at most min(n, C).
+
+    Returns:
+      A `Factorization` of one seed: codes are signed, and its dictionary has an encoder, so that
+      relevance and gradients go through it. `errors` is of what varies. Nothing is drawn:
+      `stability` is 1. Of each atom the largest number is positive.
+
+    Raises:
+      ValueError: More atoms than examples or channels.
+
+    Example:
+      >>> found = pca(jnp.array([[1.0, 1.0], [3.0, 3.0], [5.0, 5.0]]), 1)
+      >>> found.dictionary.bias.tolist(), found.dictionary.atoms.round(3).tolist()
+      ([3.0, 3.0], [[0.7070000171661377, 0.7070000171661377]])
+    """
+    a = _floats(a)
+    if num_concepts > min(a.shape[-2:]):
+        raise ValueError(
+            f"pca: num_concepts must be at most {min(a.shape[-2:])} for a {a.shape}; got "
+            f"{num_concepts}. There are no more directions."
+        )
+    mean = a.mean(-2, keepdims=True)
+    u, s, v = jnp.linalg.svd(a - mean, full_matrices=False)
+    atoms = v[..., :num_concepts, :]
+    largest = jnp.take_along_axis(atoms, jnp.abs(atoms).argmax(-1, keepdims=True), -1)
+    sign = jnp.where(largest < 0, -1, 1).astype(a.dtype)
+    atoms = atoms * sign
+    codes = u[..., :num_concepts] * (s[..., :num_concepts] * sign[..., 0])[..., None, :]
+    total = jnp.square(s).sum(-1, keepdims=True)
+    left = jnp.square(s[..., num_concepts:]).sum(-1, keepdims=True)
+    dictionary = Dictionary(atoms, encoder=jnp.swapaxes(atoms, -1, -2), bias=mean[..., 0, :])
+    errors = jnp.sqrt(left / jnp.where(total > 0, total, 1))
+    every = atoms[..., None, :, :]
+    return Factorization(dictionary, codes, errors, np.ones(atoms.shape[:-1]), every)
+
+
+@public(every=rows(3, "atoms of S seeds, [S, K, C]"), at=whole(0))
+def matched_cosine(every: Any, at: int = 0) -> np.ndarray:
+    """How well atoms are found again from other starts.
+
+    Each other seed's atoms are matched with those of seed `at`, one to one, so that the sum of the
+    cosines is largest (linear assignment).
+
+    Args:
+      every: `[S, K, C]`, the atoms of S seeds.
+      at: Which seed is asked about.
+
+    Returns:
+      `[K]`, the mean over the other seeds of the cosine to the matched atom; NaN of one seed.
+
+    Raises:
+      ValueError: There is no seed `at`.
+
+    Example:
+      >>> atoms = np.eye(3)[:2]
+      >>> matched_cosine(np.stack([atoms, atoms[::-1]])).tolist()
+      [1.0, 1.0]
+
+    Reference:
+      Fel et al. 2025, arXiv:2502.12892, section 3 (stability; there of one pair of seeds).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    every = np.asarray(every, np.float64)
+    if every.ndim != 3 or at >= len(every):
+        raise ValueError(
+            f"matched_cosine: every must be [S, K, C], and at one of its S seeds; got "
+            f"{every.shape}, at {at}."
+        )
+    size = np.linalg.norm(every, axis=-1, keepdims=True)
+    unit = every / np.where(size > 0, size, 1)
+    found = []
+    for other in np.delete(unit, at, 0):
+        cosines = unit[at] @ other.T
+        row, column = linear_sum_assignment(-cosines)
+        found.append(cosines[row, column])
+    return np.mean(found, 0) if found else np.full(every.shape[1], np.nan)
+
+
+def _floats(a: Any) -> jax.Array:
+    a = jnp.asarray(a)
+    return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.float32)
+
+
+def _factorised(who, a, num_concepts, key, num_seeds, solver, num_steps, init) -> Factorization:
+    a = _floats(a)
+    if a.ndim not in (2, 3):
+        raise ValueError(f"{who}: a must be [n, C] or [B, n, C]; got {a.shape}.")
+    sets = a if a.ndim == 3 else a[None]
+    if init is None:
+        codes, atoms = _drawn(sets, num_concepts, same_when_batched(key), num_seeds)
+    else:
+        codes, atoms = (jnp.asarray(part, a.dtype)[None, None] for part in init)
+        wanted = (len(sets), *sets.shape[1:2], num_concepts), (num_concepts, sets.shape[2])
+        if len(sets) > 1 or (codes.shape[2:], atoms.shape[2:]) != (wanted[0][1:], wanted[1]):
+            raise ValueError(
+                f"{who}: init must be codes {wanted[0][1:]} and atoms {wanted[1]} of one set; got "
+                f"{codes.shape[2:]} and {atoms.shape[2:]}."
+            )
+    codes, atoms, errors = _run(sets, codes, atoms, solver, num_steps)
+    best = np.asarray(errors).argmin(1)
+    stability = np.stack([matched_cosine(w, int(b)) for w, b in zip(atoms, best, strict=True)])
+    chosen = lambda part: jnp.stack([one[int(b)] for one, b in zip(part, best, strict=True)])
+    found = Factorization(Dictionary(chosen(atoms)), chosen(codes), errors, stability, atoms)
+    return found if a.ndim == 3 else jax.tree.map(lambda part: part[0], found)
+
+
+def _drawn(sets, count, key, num_seeds):
+    """Starts `[B, S, n, K]` and `[B, S, K, C]`, as large as fit each set."""
+    shapes = [(num_seeds, sets.shape[1], count), (num_seeds, count, sets.shape[2])]
+    codes, atoms = (
+        jnp.abs(jax.random.normal(k, shape, sets.dtype))
+        for k, shape in zip(jax.random.split(key), shapes, strict=True)
+    )
+    scale = jnp.sqrt(jnp.abs(sets).mean((1, 2)) / count)[:, None, None, None]
+    return codes[None] * scale, atoms[None] * scale
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _run(sets, codes, atoms, solver, num_steps):
+    step = {"multiplicative": _multiplicative, "hals": _hals, "semi": _semi}[solver]
+
+    def one(a, codes, atoms):
+        u, w = jnp.swapaxes(codes, 0, 1), atoms  # [K, n] and [K, C]: rows lie together
+        u, w = jax.lax.fori_loop(0, num_steps, lambda _, both: step(a, *both), (u, w))
+        size = jnp.sqrt(jnp.square(w).sum(1, keepdims=True))
+        size = jnp.where(size > 0, size, 1)
+        return jnp.swapaxes(u * size, 0, 1), w / size
+
+    codes, atoms = jax.vmap(jax.vmap(one, (None, 0, 0)))(sets, codes, atoms)
+
+    def error(given):
+        a, codes, atoms = given
+        length = lambda b: jnp.sqrt(jnp.square(b).sum())
+        whole = length(a)
+        left = jax.lax.map(lambda both: length(a - both[0] @ both[1]), (codes, atoms))
+        return left / jnp.where(whole > 0, whole, 1)
+
+    return codes, atoms, jax.lax.map(error, (sets, codes, atoms))
+
+
+def _hals(a, u, w):
+    u = _each_row(u, w @ a.T, w @ w.T)
+    return u, _each_row(w, u @ a, u @ u.T)
+
+
+def _semi(a, u, w):
+    # Atoms first: codes of atoms on the wrong side would all be 0, and stay so.
+    w = _each_row(w, u @ a, u @ u.T, bound=False)
+    return _each_row(u, w @ a.T, w @ w.T), w
+
+
+def _each_row(rows, wanted, gram, bound=True):
+    """Each row in turn at its best value, given the others."""
+
+    def one(k, rows):
+        size = gram[k, k]
+        new = rows[k] + (wanted[k] - gram[k] @ rows) / jnp.where(size > 0, size, 1)
+        new = jnp.maximum(new, 0) if bound else new
+        return rows.at[k].set(jnp.where(size > 0, new, rows[k]))
+
+    return jax.lax.fori_loop(0, len(rows), one, rows)
+
+
+def _multiplicative(a, u, w):
+    least = jnp.finfo(a.dtype).eps
+    ratio = lambda above, below: above / jnp.where(below == 0, least, below)
+    u = u * ratio(w @ a.T, w @ w.T @ u)
+    return u, w * ratio(u @ a, u @ u.T @ w)

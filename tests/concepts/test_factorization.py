@@ -1,0 +1,87 @@
+"""Factorisations: scikit-learn's from the same start, planted atoms, several sets at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA, non_negative_factorization
+
+from jaxviz.concepts import encode, matched_cosine, nmf, pca, semi_nmf
+
+RNG = np.random.default_rng(0)
+CODES, ATOMS = (RNG.gamma(0.5, size=shape).astype(np.float32) for shape in ((30, 3), (3, 8)))
+A = CODES @ ATOMS + RNG.uniform(0, 0.2, (30, 8)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of iterations")  # as many as ours
+@pytest.mark.parametrize(("solver", "theirs"), [("hals", "cd"), ("multiplicative", "mu")])
+def test_it_is_scikit_learns_from_the_same_start(solver, theirs):
+    u, w = (RNG.uniform(0.1, 1, shape).astype(np.float32) for shape in ((30, 3), (3, 8)))
+    found = nmf(A, 3, key=KEY, solver=solver, num_steps=40, init=(u, w))
+    peer = non_negative_factorization(
+        A.astype(np.float64), u.astype(np.float64), w.astype(np.float64), 3,
+        init="custom", solver=theirs, max_iter=40, tol=0,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.codes @ found.dictionary.atoms, peer[0] @ peer[1], atol=2e-4)
+    expected = np.linalg.norm(A - peer[0] @ peer[1]) / np.linalg.norm(A)
+    np.testing.assert_allclose(found.errors, [expected], rtol=1e-3)
+    assert np.isnan(found.stability).all()
+
+
+@pytest.fixture(scope="module")
+def two():
+    other = RNG.uniform(0, 1, (30, 8)).astype(np.float32)  # without any structure
+    return nmf(np.stack([CODES @ ATOMS, other]), 3, key=KEY, num_seeds=4, num_steps=300), other
+
+
+def test_planted_atoms_are_found_by_all_seeds_and_noise_is_not_stable(two):
+    found, _ = two
+    assert found.dictionary.atoms.shape == (2, 3, 8)
+    assert found.every.shape == (2, 4, 3, 8)
+    planted = np.stack([found.dictionary.atoms[0], ATOMS])
+    assert (matched_cosine(planted) > 0.97).all()
+    assert found.stability[0].min() > 0.97
+    assert found.stability[1].min() < found.stability[0].min()
+    assert (np.asarray(found.errors)[0] < 0.05).all()
+    np.testing.assert_allclose(np.linalg.norm(found.every, axis=-1), 1, rtol=1e-5)
+
+
+def test_sets_at_once_are_sets_alone_and_codes_are_those_of_the_dictionary(two):
+    found, other = two
+    best = int(np.argmin(found.errors[1]))
+    alone = nmf(other, 3, key=KEY, num_seeds=4, num_steps=300)
+    np.testing.assert_allclose(alone.errors, found.errors[1], rtol=1e-4)
+    np.testing.assert_allclose(alone.every[best], alone.dictionary.atoms)
+    left = np.linalg.norm(other - alone.codes @ alone.dictionary.atoms) / np.linalg.norm(other)
+    np.testing.assert_allclose(alone.errors.min(), left, rtol=1e-5)
+    np.testing.assert_allclose(encode(alone.dictionary, jnp.asarray(other)), alone.codes, atol=2e-2)
+
+
+def test_atoms_may_be_negative_where_codes_are_not():
+    signed = CODES @ (ATOMS - 1)
+    found = semi_nmf(signed, 3, key=KEY, num_seeds=2)
+    assert found.errors.min() < 0.02
+    assert found.codes.min() >= 0
+    assert found.dictionary.atoms.min() < 0
+    with pytest.raises(ValueError, match=r"nmf: a must have no negative numbers; .* semi_nmf"):
+        nmf(signed, 3, key=KEY)
+
+
+def test_principal_components_are_scikit_learns():
+    found, peer = pca(A, 2), PCA(2).fit(A)
+    sign = np.sign((np.asarray(found.dictionary.atoms) * peer.components_).sum(1))
+    np.testing.assert_allclose(found.dictionary.atoms, peer.components_ * sign[:, None], atol=1e-4)
+    np.testing.assert_allclose(found.codes, peer.transform(A) * sign, atol=1e-4)
+    np.testing.assert_allclose(encode(found.dictionary, A), found.codes, atol=1e-4)
+    kept = 1 - np.square(found.errors[0])
+    np.testing.assert_allclose(kept, peer.explained_variance_ratio_.sum(), rtol=1e-4)
+    with pytest.raises(ValueError, match="pca: num_concepts must be at most 8"):
+        pca(A, 9)
+
+
+def test_matching_is_one_to_one():
+    one = np.array([[1.0, 0.0], [0.8, 0.6]])
+    # Alone, both would choose the first; together, one has to take the second.
+    other = np.array([[1.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(matched_cosine(np.stack([one, other])), [1.0, 0.6])
