@@ -34,6 +34,10 @@ OTHERS = {
             "layer_ablation",
         ],
     ),
+    "sets": (
+        "What a model makes of one feature over a whole set.",
+        ["partial_dependence", "permutation_importance"],
+    ),
     "interactions": (
         "What pairs of parts do together beyond what each does alone.",
         ["integrated_hessians", "shapley_interactions", "occlusion_interactions"],

@@ -48,6 +48,12 @@ from jaxviz.attribution.cam_variants import (
     random_cam as random_cam,
     smooth_grad_cam_pp as smooth_grad_cam_pp,
 )
+from jaxviz.attribution.dependence import (
+    Dependence as Dependence,
+    Importance as Importance,
+    partial_dependence as partial_dependence,
+    permutation_importance as permutation_importance,
+)
 from jaxviz.attribution.difference import (
     deep_lift as deep_lift,
     deep_lift_shap as deep_lift_shap,

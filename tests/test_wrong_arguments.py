@@ -363,6 +363,26 @@ ARGUMENTS["index"] = ("choice", "k_sii")
 OWN |= {
     "shapley_interactions": {"segments": ("array!", CELLS)},
     "owen_values": {"tree": ("matrix", None), "segments": ("array!", CELLS)},
+    "partial_dependence": {
+        **{"feature": ("sizes", (0, 0, 0)), "grid": ("matrix", None), "num_points": ("count", 2)},
+    },
+    "permutation_importance": {"num_samples": ("count", 2)},
+    **{
+        f"plot.{name}": {
+            **{"values": ("pair!", np.ones(2)), "base": ("number", 0.0), "score": ("number", None)},
+            **{"inputs": ("pair", None), "errors": ("pair", None), "names": ("texts", None)},
+            "max_features": ("count", 2),
+        }
+        for name in ("waterfall", "force", "bar")
+    },
+    "plot.beeswarm": {
+        **{"values": ("matrix", np.ones((2, 3))), "inputs": ("matrix", None)},
+        **{"names": ("texts", None), "max_features": ("count", 2)},
+    },
+    "plot.dependence": {
+        **{"grid": ("pair", np.ones(2)), "curves": ("matrix", np.ones((3, 2)))},
+        **{"name": ("text", "dose"), "inputs": ("pair", None)},
+    },
     "plot.interactions": {
         **{"pairs": ("matrix", np.eye(2)), "values": ("pair", None), "names": ("texts", None)},
         **{"image": ("matrix", ONES[0]), "max_pairs": ("count", 2)},
@@ -566,7 +586,8 @@ EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.freq
 CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid overlay "
     "confusion_matrix training_history ranks curves token_sheet token_html "
-    "attention_grid token_layer_map sequence_logo interactions".split(),
+    "attention_grid token_layer_map sequence_logo interactions "
+    "waterfall force bar beeswarm dependence".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
     "planted_mosaic planted_linear planted_pairs".split(),

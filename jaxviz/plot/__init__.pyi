@@ -16,6 +16,13 @@ from jaxviz.plot.projections import (
     top_projections as top_projections,
 )
 from jaxviz.plot.ranking import curves as curves, ranks as ranks
+from jaxviz.plot.shares import (
+    bar as bar,
+    beeswarm as beeswarm,
+    dependence as dependence,
+    force as force,
+    waterfall as waterfall,
+)
 from jaxviz.plot.sheet import explanation_sheet as explanation_sheet, overlay as overlay
 from jaxviz.plot.signals import signal_sheet as signal_sheet
 from jaxviz.plot.token_maps import (

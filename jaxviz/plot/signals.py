@@ -1,6 +1,7 @@
 """The signal sheet: series of one axis, what the model says, and why, drawn along that axis."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -36,6 +37,7 @@ def signal_sheet(
     labels=None,
     target=None,
     overlay: Collection[str] = (),
+    strips: Literal["bars", "heat"] = "bars",
     percentile: float = 99.0,
     title: str | None = None,
 ) -> Figure:
@@ -54,6 +56,8 @@ def signal_sheet(
       labels: `[N]` true classes, or None.
       target: `[N]` explained classes, or one for all; None means each row's most probable class.
       overlay: Which of `maps` also have the signal in them, in grey. `maps` itself is all.
+      strips: How maps are drawn: "bars" from a line of zero, or "heat", colours alone, as under
+        images: one line tells a long series apart from its neighbours.
       percentile: Of each map's magnitudes; what lies above fills the strip. 100 clips nothing.
       title: Above everything; None leaves it out.
 
@@ -80,11 +84,11 @@ def signal_sheet(
     maps = check_named(who, "maps", maps, "{'gradient': gradient}")
     overlay = check_overlay(who, overlay, maps)
     check_percentile(who, percentile)
-    strips = {name: _strip(who, name, value, count) for name, value in maps.items()}
+    drawn = {name: _strip(who, name, value, count) for name, value in maps.items()}
     told = _told(who, count, probabilities, class_names, labels, target)
 
     top = TOP if title else EDGE
-    block = BLOCK + LINE + (STRIP + GAP) * len(strips)
+    block = BLOCK + LINE + (STRIP + GAP) * len(drawn)
     size = (WIDTH, top + block * count + EDGE)
     figure = Figure(figsize=size, facecolor="white")
     for n, signal in enumerate(signals):
@@ -97,10 +101,10 @@ def signal_sheet(
         ax = _panel(figure, "input", at, LINE, len(signal))
         _lines(ax, signal)
         _beside(ax, "input", _range(signal))
-        for name, strip in strips.items():
+        for name, strip in drawn.items():
             at -= STRIP + GAP
             ax = _panel(figure, name, at, STRIP, strip.shape[1])
-            _bars(ax, name, strip[n], percentile)
+            _strip_of(ax, name, strip[n], percentile, strips == "heat")
             if name in overlay:
                 _ghost(ax, signal)
     if title:
@@ -191,21 +195,29 @@ def _range(signal: np.ndarray) -> str:
     return f"{finite.min():.2g} to {finite.max():.2g}" if finite.size else "not finite"
 
 
-def _bars(ax: Axes, name: str, values: np.ndarray, percentile: float) -> None:
+def _strip_of(ax: Axes, name: str, values: np.ndarray, percentile: float, heat: bool) -> None:
     sizes = np.abs(values[np.isfinite(values)])
     limit = (np.percentile(sizes, percentile) or sizes.max()) if sizes.size else 0.0
     shown = np.clip(np.nan_to_num(values) / (limit or 1.0), -1, 1)
     places = np.arange(len(values))
-    # Steps of one place each, drawn as two areas: as quick for a thousand places as for ten.
-    edges = np.repeat(np.arange(len(values) + 1) - 0.5, 2)[1:-1]
-    for part, colour in ((np.maximum(shown, 0), FOR), (np.minimum(shown, 0), AGAINST)):
-        ax.fill_between(edges, 0, np.repeat(part, 2), color=colour, linewidth=0)
-    ax.axhline(0, color="#c9ced6", linewidth=0.6, zorder=0)
-    ax.set_ylim(-1.05, 1.05) if (shown < 0).any() else ax.set_ylim(-0.03, 1.05)
+    signed = (shown < 0).any()
+    if heat:
+        seen = np.where(np.isnan(values), np.nan, shown)[None]  # green stands behind what is not
+        ax.imshow(
+            seen, cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="nearest",
+            extent=(-0.5, len(values) - 0.5, 0, 1),
+        )  # fmt: skip
+    else:
+        # Steps of one place each, drawn as two areas: as quick for a thousand places as for ten.
+        edges = np.repeat(np.arange(len(values) + 1) - 0.5, 2)[1:-1]
+        for part, colour in ((np.maximum(shown, 0), FOR), (np.minimum(shown, 0), AGAINST)):
+            ax.fill_between(edges, 0, np.repeat(part, 2), color=colour, linewidth=0)
+        ax.axhline(0, color="#c9ced6", linewidth=0.6, zorder=0)
+        ax.set_ylim(-1.05, 1.05) if signed else ax.set_ylim(-0.03, 1.05)
     missing = np.isnan(values)
     _mark(ax, missing, *ax.get_ylim())
     zero = "zero elsewhere" if missing.any() else "zero everywhere"
-    scale = f"{'±' if (shown < 0).any() else '0 to '}{limit:.2g}" if limit else zero
+    scale = f"{'±' if signed else '0 to '}{limit:.2g}" if limit else zero
     _beside(ax, name, "not finite" if missing.all() else scale)
     if missing.all():
         middle = (float(places.mean()), float(np.mean(ax.get_ylim())))

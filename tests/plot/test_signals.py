@@ -59,6 +59,16 @@ def test_what_is_not_finite_is_green_and_said():
     assert "not finite" in [t.get_text() for t in second.texts]
 
 
+def test_a_heat_strip_has_the_colours_of_its_numbers():
+    broken = WAVES.copy()
+    broken[0, 3] = np.nan
+    figure = signal_sheet(WAVES, {"map": broken}, strips="heat", percentile=100.0)
+    strip = panels(figure)["map"] if len(WAVES) == 1 else figure.axes[1]
+    found = np.ma.filled(np.ma.asarray(strip.images[0].get_array()), np.nan)[0]
+    np.testing.assert_allclose(found, broken[0] / np.nanmax(np.abs(broken[0])))
+    assert len(strip.patches) == 1  # the green place
+
+
 def test_classes_are_told_above_each():
     probabilities = np.array([[0.75, 0.25], [0.125, 0.875]])
     names = {"class_names": ["wave", "noise"], "labels": [0, 0]}
