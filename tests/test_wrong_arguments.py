@@ -547,6 +547,18 @@ INFLUENCE = {
     **{"checkpoints": ("params", [PARAMS]), "learning_rates": ("array", None)},
 }
 OWN |= {f"influence.{name}": INFLUENCE for name in jv.influence.__all__}
+POINTS = np.ones((4, 2), np.float32)
+SQUARES = lambda w, x: (x @ w) ** 2
+STEPS = jv.influence.weighted_steps(
+    SQUARES, jnp.ones(2), POINTS, [[0, 1, 2, 3]], optimizer=optax.sgd(0.1)
+)
+INFLUENCE |= {
+    **{"steps": ("object", STEPS), "test_fn": ("function", lambda state: state.params)},
+    **{"weights": ("array", np.ones((1, 4))), "max_states": ("count", None)},
+    **{"loss_fn": ("function", SQUARES), "data": ("array", POINTS)},
+    **{"order": ("objects!", STEPS.order), "keys": ("array", None), "checkpoint": ("path", None)},
+}
+OWN["influence.weighted_steps"] = INFLUENCE | {"params": ("array", jnp.ones(2))}
 ROWS = np.ones((4, 2), np.float32)
 CONCEPTS = {
     "probe": ("choice", "pattern"),

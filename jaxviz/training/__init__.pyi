@@ -1,5 +1,5 @@
 from jaxviz.training.augmentation import pad_crop_flip as pad_crop_flip
-from jaxviz.training.epoch import Metrics as Metrics
+from jaxviz.training.epoch import Metrics as Metrics, State as State
 from jaxviz.training.evaluation import (
     confusion_matrix as confusion_matrix,
     evaluate as evaluate,
@@ -16,3 +16,4 @@ from jaxviz.training.run import (
     save_run as save_run,
 )
 from jaxviz.training.shuffled import fit_shuffled as fit_shuffled
+from jaxviz.training.steps import fit_steps as fit_steps

@@ -31,6 +31,16 @@ class State(NamedTuple):
     collections: dict[str, Any]
     optimizer: Any
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `net.apply` takes.
+
+        Example:
+          >>> State({"w": 1}, {"batch_stats": {}}, ()).variables
+          {'params': {'w': 1}, 'batch_stats': {}}
+        """
+        return {"params": self.params, **self.collections}
+
 
 class Metrics(NamedTuple):
     """Means over a set of examples; scalars, float32.
@@ -45,16 +55,6 @@ class Metrics(NamedTuple):
 
     __repr__ = shown
     _repr_html_ = shown_html
-
-
-def variables(state: State) -> dict[str, Any]:
-    """The variables that `net.apply` takes.
-
-    Example:
-      >>> variables(State({"w": 1}, {"batch_stats": {}}, ()))
-      {'params': {'w': 1}, 'batch_stats': {}}
-    """
-    return {"params": state.params, **state.collections}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,43 +135,88 @@ def run_epoch(
       >>> metrics.loss.shape
       ()
     """
-    import optax  # takes its time to import; predictions need none of it
-
     images, labels = train[0], widened(train[1])
     num_examples = len(labels)
     num_full = num_examples // batch_size
-    order_key, steps_key = jax.random.split(key)
-    order = jax.random.permutation(order_key, num_examples)
-
-    def loss_of(params, collections, x, y, dropout_key):
-        logits, new = train_fn({"params": params, **collections}, (x, dropout_key))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        return losses.mean(), (losses.sum(), _num_right(logits, y), new)
+    order, keys = order_and_keys(key, num_examples, batch_size)
 
     def step(state, batch):
-        number, indices = batch
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(steps_key, number))
+        key, indices = batch
         x, y = jnp.take(images, indices, axis=0), jnp.take(labels, indices, axis=0)
-        if augment is not None:
-            x = _augmented(augment, augment_key, x)
-        gradient, (loss, right, collections) = jax.grad(loss_of, has_aux=True)(
-            state.params, state.collections, x, y, dropout_key
+        return training_step(
+            state, x, y, key, train_fn=train_fn, optimizer=optimizer, augment=augment
         )
-        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it: decay ** count.
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
-        return State(params, dict(collections), optimizer_state), (loss, right)
 
     batches = order[: num_full * batch_size].reshape(num_full, batch_size)
-    state, (losses, rights) = jax.lax.scan(step, state, (jnp.arange(num_full), batches))
+    state, (losses, rights) = jax.lax.scan(step, state, (keys[:num_full], batches))
     total, right = losses.sum(), rights.sum()
     if num_examples % batch_size:
-        state, (loss, last_right) = step(state, (num_full, order[num_full * batch_size :]))
+        state, (loss, last_right) = step(state, (keys[-1], order[num_full * batch_size :]))
         total, right = total + loss, right + last_right
     metrics = _means(total, right, num_examples)
     if validation is None:
         return state, metrics, None
-    return state, metrics, evaluate_set(apply_fn, variables(state), *validation, batch_size)
+    return state, metrics, evaluate_set(apply_fn, state.variables, *validation, batch_size)
+
+
+def order_and_keys(
+    key: jax.Array, num_examples: int, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """What an epoch draws: the order of its examples `[N]`, and a key for each of its steps.
+
+    Example:
+      >>> order, keys = order_and_keys(jax.random.key(0), 5, 2)
+      >>> sorted(order.tolist()), keys.shape
+      ([0, 1, 2, 3, 4], (3,))
+    """
+    order_key, steps_key = jax.random.split(key)
+    numbers = jnp.arange(-(-num_examples // batch_size))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(steps_key, numbers)
+    return jax.random.permutation(order_key, num_examples), keys
+
+
+def training_step(
+    state: State,
+    x: jax.Array,
+    y: jax.Array,
+    key: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    train_fn: Callable[[Any, Any], Any],
+    optimizer: "optax.GradientTransformation",
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None,
+) -> tuple[State, tuple[jax.Array, jax.Array]]:
+    """One optimizer step on one batch, by the mean of its losses; for use inside `jax.jit`.
+
+    Args:
+      state: Before the step.
+      x: Images `[B, ...]`.
+      y: Labels `[B]`.
+      key: PRNG key: dropout and augmentation come from it.
+      weights: `[B]`: each example's loss counts so many times, `sum(w * loss) / B`. None: once.
+      train_fn: As for `run_epoch`.
+      optimizer: As for `run_epoch`.
+      augment: As for `run_epoch`.
+
+    Returns:
+      The state after it; the sum of the losses and the number of right answers before it.
+    """
+    import optax  # takes its time to import; predictions need none of it
+
+    def loss_of(params):
+        logits, new = train_fn({"params": params, **state.collections}, (x, dropout_key))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        counted = losses if weights is None else losses * weights.astype(losses.dtype)
+        return counted.mean(), (losses.sum(), _num_right(logits, y), new)
+
+    augment_key, dropout_key = jax.random.split(key)
+    if augment is not None:
+        x = _augmented(augment, augment_key, x)
+    gradient, (loss, right, collections) = jax.grad(loss_of, has_aux=True)(state.params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it: decay ** count.
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+    return State(params, dict(collections), optimizer_state), (loss, right)
 
 
 def evaluate_set(

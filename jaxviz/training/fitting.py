@@ -22,7 +22,7 @@ from jaxviz.data.dataset import trainable
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.models import apply_fn as inference
 from jaxviz.rules.fast import fast as fast_rules
-from jaxviz.training.epoch import State, TrainingFunction, run_epoch, variables as all_variables
+from jaxviz.training.epoch import State, TrainingFunction, run_epoch
 from jaxviz.training.evaluation import logits_of
 from jaxviz.training.history import History as History
 from jaxviz.training.progress import EpochBar
@@ -114,12 +114,19 @@ def fit(
       >>> float(result.history.accuracy[-1])
       1.0
     """
-    init_key, epochs_key = jax.random.split(key)
-    start = _initial_variables(net, train, init_key, initial)
-    _check(net, start, train, validation, num_epochs, batch_size, patience, monitor)
-    params = start["params"]
-    collections = {name: value for name, value in start.items() if name != "params"}
-    state = State(params, collections, optimizer.init(params))
+    state, epochs_key = beginning(
+        net,
+        train,
+        key,
+        optimizer,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        validation=validation,
+        patience=patience,
+        monitor=monitor,
+        initial=initial,
+    )
+    start = state.variables
     loop = _Progress(best=start, best_epoch=-1, rows=[])
     checkpoints = None
     if checkpoint is not None:
@@ -141,9 +148,9 @@ def fit(
             (state, best), rows, best_epoch = saved
             loop = _Progress(best, best_epoch, rows)
 
-    train_fn, apply_fn = TrainingFunction(net), inference(net)
+    train_fn, apply_fn = training_function(net, fast), inference(net)
     if fast:
-        train_fn, apply_fn = rewrite(train_fn, fast_rules), rewrite(apply_fn, fast_rules)
+        apply_fn = rewrite(apply_fn, fast_rules)
     state = _copied(state)  # the epoch reuses its argument's memory
     train_arrays = _on_device(train)
     validation_arrays = None if validation is None else _on_device(validation)
@@ -167,7 +174,7 @@ def fit(
             row.append(time.perf_counter() - started)
             better = checked is None or _better(row, loop, monitor)
             loop = _Progress(
-                best=_copied(all_variables(state)) if better else loop.best,
+                best=_copied(state.variables) if better else loop.best,
                 best_epoch=epoch if better else loop.best_epoch,
                 rows=[*loop.rows, row],
             )
@@ -177,6 +184,34 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch, _history(loop.rows))
     return Fit(loop.best, _history(loop.rows), loop.best_epoch)
+
+
+def beginning(
+    net: nn.Module,
+    train: Dataset,
+    key: jax.Array,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_epochs: int,
+    batch_size: int,
+    validation: Dataset | None = None,
+    patience: int | None = None,
+    monitor: str = MONITORS[0],
+    initial: dict[str, Any] | None,
+) -> tuple[State, jax.Array]:
+    """The state before the first step, and the key of all epochs; arguments are checked."""
+    init_key, epochs_key = jax.random.split(key)
+    start = _initial_variables(net, train, init_key, initial)
+    _check(net, start, train, validation, num_epochs, batch_size, patience, monitor)
+    params = start["params"]
+    collections = {name: value for name, value in start.items() if name != "params"}
+    return State(params, collections, optimizer.init(params)), epochs_key
+
+
+def training_function(net: nn.Module, fast: bool) -> Callable[[Any, Any], Any]:
+    """The network as training calls it."""
+    function = TrainingFunction(net)
+    return rewrite(function, fast_rules) if fast else function
 
 
 @jax.jit  # one program, not one for each shape

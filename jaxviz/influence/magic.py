@@ -1,0 +1,368 @@
+"""MAGIC: the gradient of what a training run ends with, by the weight of each training example."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxviz.calls.models import shapes_of
+from jaxviz.calls.options import whole
+from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
+from jaxviz.graph.rewrite import RuleSet, rewrite
+from jaxviz.influence.steps import (
+    Span,
+    Steps,
+    checked,
+    divided,
+    given_weights,
+    one_step,
+    own_or_told,
+    spans,
+)
+
+
+class Magic(NamedTuple):
+    """What `magic` found.
+
+    Attributes:
+      scores: `[..., N]`: the derivative of each test quantity by the weight of each training
+        example. Positive: the example raises the quantity; leaving it out changes the quantity by
+        about minus its score.
+      values: `[...]`: the test quantities at the end of the run, as `test_fn` gives them.
+      state: The run's last state.
+    """
+
+    scores: jax.Array
+    values: jax.Array
+    state: Any
+
+    __repr__ = shown
+    _repr_html_ = shown_html
+
+
+@public(max_states=whole(2))
+def magic(
+    steps: Steps,
+    test_fn: Callable[[Any], Any],
+    *,
+    weights: Any = None,
+    max_states: int | None = None,
+    chunk_size: int | None = None,
+    checkpoint: str | os.PathLike | None = None,
+) -> Magic:
+    """How each test quantity changes with the weight of each training example, exactly.
+
+    The gradient goes through the whole training run: every step's dependence on the one before,
+    the optimizer's momentum and moments, batch statistics, dropout and augmentation as they were
+    drawn. Nothing is approximated but by float rounding. What leaving examples out does is
+    predicted to first order, by minus the sum of their scores.
+
+    Memory: the run's states are not kept, but computed again from a few of them. Time, in training
+    runs: 1 forwards, 1 to compute the states again, and that of the steps' own pullbacks (about 3)
+    for one test quantity; each further one adds about 2. With `max_states` below about
+    2 * sqrt(T), each further level of recomputation costs one run more.
+
+    A network with kinks (ReLU, max pooling) trained with large steps has gradients that are right
+    at the point and predict little; smooth activations and smaller steps help (the paper calls
+    such training metasmooth). `datamodeling_score` measures it.
+
+    Args:
+      steps: The training run, such as `training.fit_steps` or `weighted_steps` makes.
+      test_fn: Pure `state -> numbers`, any shape; each is a test quantity. For the scores' usual
+        sign (positive is helpful) take minus a loss, or a log probability.
+      weights: `[N]`: where the gradient is taken; None is ones, the run itself.
+      max_states: Most states of the training that are held at once, those of a span's steps
+        included; None is about 2 * sqrt(T), one level of recomputation.
+      chunk_size: Test quantities pulled back at once; None takes all. It changes memory, not the
+        recomputation.
+      checkpoint: Folder where the way back is saved after each of its parts; called again with the
+        same arguments, the way back goes on from there.
+
+    Returns:
+      Scores `[..., N]`, values `[...]` and the last state. An example that the run never sees has
+      the score 0. NaN where the run diverged.
+
+    Raises:
+      ValueError: `steps` or `weights` do not fit together, `test_fn` gives no floating numbers,
+        `max_states` is too few (about log2(T)), or `checkpoint` holds another run.
+
+    Example:
+      >>> import optax
+      >>> from jaxviz.influence import weighted_steps
+      >>> loss = lambda w, batch: (batch - w) ** 2 / 2
+      >>> steps = weighted_steps(loss, jnp.array(0.0), jnp.array([1.0, 3.0]), [[0, 1]],
+      ...                        optimizer=optax.sgd(0.5))
+      >>> magic(steps, lambda state: state.params).scores.tolist()  # w1 = w0 + 0.5 * mean(v * x)
+      [0.25, 0.75]
+
+    Reference:
+      Ilyas and Engstrom 2025, arXiv:2504.16430 (MAGIC); Engstrom et al. 2025, arXiv:2503.13751
+      (REPLAY, metasmoothness). Theirs is a tree of checkpoints over single steps; here its leaves
+      are spans, whose states are held together. Batch statistics see an example of weight 0.
+    """
+    steps = checked("magic", steps)
+    weights = given_weights("magic", steps, weights)
+    if weights.ndim != 1:
+        raise ValueError(
+            f"magic: weights must be [N], the one place where the gradient is taken; got "
+            f"{weights.shape}. Call it once for each."
+        )
+    numbers_of("magic", test_fn, steps.state)
+    length, slots, _ = planned([len(rows) for rows in steps.order], max_states)
+    replay = _Replay(steps, weights, spans(steps, length), slots, chunk_size)
+    parts = replay.parts(0, len(replay.spans))
+    kept = replay.starts(steps.state, parts)
+    final = replay.forwards(kept[-1], *parts[-1])
+    values, cotangents = _tested(final, test_fn=test_fn)
+    start = jnp.zeros((values.size, weights.size), weights.dtype), cotangents
+    way = _Way(checkpoint, start, (final, cotangents, weights, steps.order), len(replay.spans))
+    scores, _ = replay.backwards(kept, parts, way.carry, way)
+    return Magic(scores.reshape(*values.shape, weights.size), values, final)
+
+
+def planned(sizes: list[int], max_states: int | None) -> tuple[int, int, int]:
+    """Steps in a span, states kept at each level, and levels.
+
+    Held at once are the states of a span, those kept at each level, and the one where the run
+    starts: `length + slots * depth + 1`.
+
+    Example:
+      >>> planned([8] * 100, None), planned([8] * 100, 12)
+      ((10, 9, 1), (2, 3, 3))
+    """
+    if max_states is None:
+        length = math.isqrt(len(sizes) - 1) + 1
+        return length, len(divided(sizes, length)) - 1, 1
+    found = _fitting(sizes, max_states)
+    if found is None:
+        least = next(m for m in range(max_states + 1, len(sizes) + 3) if _fitting(sizes, m))
+        raise ValueError(
+            f"magic: max_states must be at least {least} for these {len(sizes)} steps; got "
+            f"{max_states}. Raise it."
+        )
+    depth, length, slots = found
+    return length, slots, depth
+
+
+def _fitting(sizes, max_states):
+    """The least depth, and with it the shortest spans, for which so many states are enough."""
+    for depth in range(1, max_states + 1):
+        for length in range(1, max(2, max_states - depth)):
+            slots = (max_states - 1 - length) // depth
+            if length < max_states and (slots + 1) ** depth >= len(divided(sizes, length)):
+                return depth, length, slots
+    return None
+
+
+class _Replay(NamedTuple):
+    """Goes through the run's spans, forwards and backwards."""
+
+    steps: Steps
+    weights: jax.Array
+    spans: list[Span]
+    slots: int
+    chunk_size: int | None
+
+    def parts(self, first, last):
+        """The spans from `first` to before `last`, in at most `slots + 1` parts."""
+        count = min(self.slots + 1, last - first)
+        bounds = [first + (last - first) * i // count for i in range(count + 1)]
+        return list(itertools.pairwise(bounds))
+
+    def forwards(self, state, first, last):
+        for span in self.spans[first:last]:
+            state = advanced(state, self.weights, self.steps.data, span, step_fn=self.steps.step_fn)
+        return state
+
+    def starts(self, state, parts):
+        """The state where each part begins."""
+        kept = [state]
+        for first, last in parts[:-1]:
+            kept.append(self.forwards(kept[-1], first, last))
+        return kept
+
+    def backwards(self, kept, parts, carry, way):
+        """Pulls `carry`, the scores and cotangents after the parts, back to before them."""
+        for first, last in reversed(parts):
+            state = kept.pop()
+            if first >= way.done:  # an earlier call went back as far as this
+                continue
+            if last - first == 1:
+                carry = _reversed(
+                    state,
+                    self.weights,
+                    self.steps.data,
+                    self.spans[first],
+                    carry,
+                    step_fn=self.steps.step_fn,
+                    chunk_size=self.chunk_size,
+                )
+            else:
+                inner = self.parts(first, min(last, way.done))
+                carry = self.backwards(self.starts(state, inner), inner, carry, way)
+            way.save(first, carry)
+        return carry
+
+
+@functools.partial(jax.jit, static_argnames="step_fn")
+def advanced(state: Any, weights: Any, data: Any, span: Span, *, step_fn: Callable) -> Any:
+    """The state after a span's steps."""
+    return jax.lax.fori_loop(
+        0, span.count, lambda t, s: one_step(step_fn, s, data, weights, span, t), state
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("step_fn", "chunk_size"))
+def _reversed(state, weights, data, span, carry, *, step_fn, chunk_size):
+    """The span's states once more, then back through its steps, one pullback for each."""
+    length = len(span.rows)
+
+    def record(t, carried):
+        state, kept = carried
+        kept = jax.tree.map(lambda k, s: k.at[t].set(s), kept, state)
+        return one_step(step_fn, state, data, weights, span, t), kept
+
+    kept = jax.tree.map(lambda s: jnp.broadcast_to(s, (length, *s.shape)), state)
+    last = span.count - 1
+    state, kept = jax.lax.fori_loop(0, last, record, (state, kept))
+    kept = jax.tree.map(lambda k, s: k.at[last].set(s), kept, state)
+
+    structure = jax.tree.structure(kept)
+    moves = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(kept))
+    step = rewrite(_Step(step_fn, structure, moves), FLAT_ROOTS)
+
+    def back(number, carried):
+        scores, cotangents = carried
+        t = last - number
+        moving, still = _divided(jax.tree.leaves(jax.tree.map(lambda k: k[t], kept)), moves)
+        fixed = (still, data, span, t)
+        _, pull = jax.vjp(lambda *moving: step(fixed, moving), moving, weights)
+        if chunk_size is None:
+            cotangents, given = jax.vmap(pull)(cotangents)
+        else:
+            cotangents, given = jax.lax.map(pull, cotangents, batch_size=chunk_size)
+        return scores + given, cotangents
+
+    return jax.lax.fori_loop(0, span.count, back, carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """`(what does not move, (the state's floating leaves, weights)) -> those leaves afterwards`."""
+
+    step_fn: Callable
+    structure: Any
+    moves: tuple[bool, ...]
+
+    def __call__(self, fixed, moving):
+        (still, data, span, t), (leaves, weights) = fixed, moving
+        state = jax.tree.unflatten(self.structure, _joined(leaves, still, self.moves))
+        after = one_step(self.step_fn, state, data, weights, span, t)
+        return _divided(jax.tree.leaves(after), self.moves)[0]
+
+
+def _flat_root(op):
+    """The square root, whose slope at 0 is 0 and not infinite.
+
+    Where a gradient has always been 0, as of a weight beside a black pixel, so is the second moment
+    that Adam takes the root of, whatever the examples' weights: what reaches it is 0, and 0 times
+    infinity would be NaN.
+    """
+
+    @jax.custom_jvp
+    def root(x):
+        return op.evaluate(x)
+
+    @root.defjvp
+    def slope(primals, tangents):
+        y = root(*primals)
+        half = jnp.where(y > 0, 0.5 / jnp.where(y > 0, y, jnp.ones_like(y)), jnp.zeros_like(y))
+        return y, tangents[0] * half
+
+    return root
+
+
+FLAT_ROOTS = RuleSet("magic", {"sqrt": _flat_root}, named=False)
+
+
+def _divided(leaves, moves):
+    found = list(zip(leaves, moves, strict=True))
+    return [leaf for leaf, moving in found if moving], [
+        leaf for leaf, moving in found if not moving
+    ]
+
+
+def _joined(moving, still, moves):
+    moving, still = iter(moving), iter(still)
+    return [next(moving) if m else next(still) for m in moves]
+
+
+@functools.partial(jax.jit, static_argnames="test_fn")
+def _tested(state, *, test_fn):
+    """The test quantities and the gradient of each by the state's floating leaves."""
+    leaves, structure = jax.tree.flatten(state)
+    moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    moving, still = _divided(leaves, moves)
+    tested = lambda moving: test_fn(jax.tree.unflatten(structure, _joined(moving, still, moves)))
+    values, pull = jax.vjp(lambda moving: jnp.asarray(tested(moving)), moving)
+    units = jnp.eye(values.size, dtype=values.dtype).reshape(values.size, *values.shape)
+    return values, jax.vmap(lambda unit: pull(unit)[0])(units)
+
+
+def numbers_of(who: str, test_fn: Callable, state: Any) -> jax.ShapeDtypeStruct:
+    """The shape of what `test_fn` gives for a state; refused if these are no floating numbers."""
+    try:
+        found = jax.eval_shape(test_fn, state)
+    except Exception as error:  # the function's own, of whatever kind
+        raise own_or_told(error, who, "test_fn must be a function of the run's state") from error
+    array = isinstance(found, jax.ShapeDtypeStruct)
+    if not array or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise TypeError(
+            f"{who}: test_fn must return an array of floating numbers; it returned "
+            f"{shapes_of(found)}. Such as minus the test losses, [K]."
+        )
+    return found
+
+
+class _Way:
+    """How far back the way is, in a file that is always whole."""
+
+    def __init__(self, folder, carry, marks, count):
+        self.done, self.carry, self._path = count, carry, None
+        if folder is None:
+            return
+        self._path = Path(folder) / "magic.npz"
+        crc = 0
+        for leaf in jax.tree.leaves(marks):
+            crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
+        self._mark = np.asarray([crc, count])
+        if self._path.is_file():
+            with np.load(self._path) as file:
+                if file["mark"].tolist() != self._mark.tolist():
+                    raise ValueError(
+                        f"magic: checkpoint {folder} must be of the same run, test quantities and "
+                        "max_states; it is of others. Name another folder."
+                    )
+                leaves = [file[f"leaf{i}"] for i in range(len(jax.tree.leaves(carry)))]
+                self.done = int(file["done"])
+            self.carry = jax.tree.unflatten(jax.tree.structure(carry), map(jnp.asarray, leaves))
+
+    def save(self, first, carry):
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(".partial")
+        leaves = {f"leaf{i}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(carry))}
+        with open(partial, "wb") as file:
+            np.savez(file, mark=self._mark, done=first, **leaves)  # type: ignore[arg-type]
+        os.replace(partial, self._path)
