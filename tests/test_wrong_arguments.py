@@ -588,6 +588,29 @@ OWN["concepts.attribution_graph"] = {
     **dict.fromkeys(["node_threshold", "edge_threshold"], ("share0", 0.8)),
 }
 OWN["rules.constants"] = {"what": ("choice", "gates")}
+UNITS = {
+    **{"activations": ("rows", ONES), "inputs": ("array", ONES), "outputs": ("array!", ONES)},
+    **{"kind": ("choice", "top_k"), "auxiliary": ("choice", "dead")},
+    **dict.fromkeys(["keep", "num_units"], ("count!", 1)),
+    **dict.fromkeys(["num_steps", "batch_size", "num_seeds", "dead_after"], ("count!", 1)),
+    **dict.fromkeys(["bandwidth"], ("positive", 0.1)),
+    **dict.fromkeys(["auxiliary_weight", "relaxation"], ("positive0", 0.1)),
+    "penalty": ("array", None),
+    "prefixes": ("sizes", (0.5,)),
+    "points": ("array", None),
+    "validation": ("array", None),
+    "checkpoint": ("path", None),
+}
+OWN |= {
+    "concepts.sparse_autoencoder": UNITS,
+    "concepts.transcoder": UNITS,
+    "concepts.transcode": {
+        "transcoder": ("object", jv.concepts.Transcoder(*map(jnp.ones, [(2, 2), (2, 2), 2, 2, 2]))),
+        "a": ("vector", ONES),
+    },
+    "concepts.activations_of": {"num_rows": ("count", 4), "layer": ("layer", "relu_0")},
+    "concepts.matched_cosine": {"a": ("matrix", np.eye(2)), "b": ("matrix", np.eye(2))},
+}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.

@@ -2,6 +2,15 @@ from jaxviz.concepts.attribution_graph import (
     AttributionGraph as AttributionGraph,
     attribution_graph as attribution_graph,
 )
+from jaxviz.concepts.autoencoder import (
+    AutoencoderHistory as AutoencoderHistory,
+    SparseAutoencoders as SparseAutoencoders,
+    Transcoded as Transcoded,
+    Transcoder as Transcoder,
+    sparse_autoencoder as sparse_autoencoder,
+    transcode as transcode,
+    transcoder as transcoder,
+)
 from jaxviz.concepts.cav import Cav as Cav, cav as cav
 from jaxviz.concepts.dictionary import (
     Dictionary as Dictionary,
@@ -17,6 +26,8 @@ from jaxviz.concepts.factorization import (
     pca as pca,
     semi_nmf as semi_nmf,
 )
+from jaxviz.concepts.matching import matched_cosine as matched_cosine
+from jaxviz.concepts.streaming import activations_of as activations_of
 from jaxviz.concepts.tcav import (
     Tcav as Tcav,
     concept_sensitivity as concept_sensitivity,

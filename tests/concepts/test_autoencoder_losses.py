@@ -1,0 +1,137 @@
+"""Losses of autoencoders: SAELens' and overcomplete's numbers and gradients on the same weights."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxviz.concepts.autoencoder_losses import (
+    Fixed,
+    Weights,
+    atoms_of,
+    finished,
+    kept_within,
+    losses,
+    nested_widths,
+)
+from jaxviz.concepts.dictionary import decode, encode
+from jaxviz.concepts.largest import largest
+
+PEERS = dict(np.load(pathlib.Path(__file__).parents[1] / "reference" / "autoencoder_peers.npz"))
+KEEP = 3
+
+
+def fixed(kind, **options):
+    usual = {
+        **{"transcodes": False, "auxiliary": "dead", "auxiliary_weight": 1.0, "bandwidth": 0.5},
+        **{"prefixes": (0.25, 0.5), "relaxation": 1.0, "dead_after": 1},
+    }
+    return Fixed(kind, **usual | options)
+
+
+def weights(kind):
+    names = ["encoder", "encoder_bias", "bias", "decoder"]
+    names += {"gated": ["magnitude", "magnitude_bias"], "jump_relu": ["log_threshold"]}.get(
+        kind, []
+    )
+    return Weights(**{name: jnp.asarray(PEERS[name]) for name in names})
+
+
+def run(kind, given, a, limit, dead):
+    call = lambda w: losses(fixed(kind), w, a, a, jnp.float32(limit), KEEP, dead, dead[0], None)
+    return jax.jit(call)(given)
+
+
+@pytest.mark.parametrize(
+    "kind", ["top_k", "batch_top_k", "matryoshka", "standard", "gated", "jump_relu"]
+)
+def test_losses_codes_and_gradients_are_sae_lens_and_what_is_finished_decodes_so(kind):
+    options = fixed(kind, auxiliary_weight=0.2 if kind == "jump_relu" else 1.0)
+    limit = jnp.asarray(0.7 if kind in ("standard", "gated", "jump_relu") else KEEP, jnp.float32)
+    a, dead = jnp.asarray(PEERS["a"]), jnp.asarray(PEERS["dead"])
+    moments = jnp.asarray(PEERS["points"][0]), jnp.float32(2.5)
+    names = [name for name, value in weights(kind)._asdict().items() if value is not None]
+
+    @jax.jit
+    def both(given):
+        def loss(given):
+            found, codes = losses(options, given, a, a, limit, KEEP, dead, dead.any(), None)
+            return found.total(), codes
+
+        # Made ready for values (a - mean) * scale, it must decode as it does in training.
+        done = finished(options, given, limit, 0.0, moments, moments, None)
+        again = decode(done, encode(done, a / moments[1] + moments[0][None]))
+        return *jax.value_and_grad(loss, has_aux=True)(given), done, again
+
+    (loss, codes), slopes, done, again = both(weights(kind))
+    prefix = f"sae_lens/{kind}"
+    np.testing.assert_allclose(loss, PEERS[prefix], rtol=1e-6)
+    np.testing.assert_allclose(codes, PEERS[f"{prefix}/codes"], rtol=1e-5, atol=1e-6)
+    for name in names:
+        expected = PEERS[f"{prefix}/{name}"]
+        np.testing.assert_allclose(
+            getattr(slopes, name), expected, atol=1e-5 * np.abs(expected).max(), err_msg=name
+        )
+    np.testing.assert_allclose(np.linalg.norm(done.atoms, axis=1), 1, rtol=1e-5)
+    if kind not in ("batch_top_k", "matryoshka"):  # these have one threshold when they are done
+        atoms, bias = PEERS["decoder"], PEERS["bias"]
+        norm = np.linalg.norm(atoms, axis=1) if kind == "top_k" else 1.0
+        decoded = (np.asarray(codes) / norm) @ atoms + bias
+        expected = decoded / np.asarray(moments[1]) + np.asarray(moments[0])
+        np.testing.assert_allclose(again, expected, atol=2e-5)
+
+
+def test_losses_are_overcompletes_times_the_channels():
+    a = jnp.asarray(PEERS["a"])
+    none = jnp.zeros(len(PEERS["dead"]), bool)
+    unit = PEERS["decoder"] / np.linalg.norm(PEERS["decoder"], axis=1, keepdims=True)
+    plain = weights("standard")._replace(bias=jnp.zeros(8), decoder=jnp.asarray(unit))
+    codes = np.maximum(PEERS["a"] @ PEERS["encoder"] + PEERS["encoder_bias"], 0)
+    found, _ = run("standard", plain, a, 0.7, none)
+    mean = ((codes @ unit - PEERS["a"]) ** 2).mean()
+    np.testing.assert_allclose(found.reconstruction / 8, mean, rtol=1e-5)
+    # Its penalty is summed over the batch, though its squares are averaged: 12 times ours.
+    theirs = PEERS["overcomplete/standard"] - mean
+    np.testing.assert_allclose(theirs, 12 * found.sparsity, rtol=1e-5)
+
+    archetypal = Weights(
+        jnp.asarray(PEERS["encoder"]),
+        jnp.asarray(PEERS["encoder_bias"]),
+        jnp.zeros(8),
+        mixture=jnp.asarray(PEERS["mixture"]),
+        residue=jnp.asarray(PEERS["residue"]),
+        log_scale=jnp.zeros(()),
+    )
+    options = fixed("archetypal", auxiliary="unused", auxiliary_weight=0.1)
+    inside, points = kept_within(options, archetypal), jnp.asarray(PEERS["points"])
+    np.testing.assert_allclose(
+        atoms_of(inside, points), PEERS["overcomplete/archetypal/atoms"], atol=1e-5
+    )
+    found, _ = jax.jit(
+        lambda given: losses(options, given, a, a, jnp.float32(KEEP), KEEP, none, none[0], points)
+    )(inside)
+    np.testing.assert_allclose(found.total() / 8, PEERS["overcomplete/archetypal"], rtol=1e-6)
+
+
+def test_the_largest_are_those_of_a_sort():
+    values = np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
+    values[:, 3::4] = np.round(values[:, 3::4])  # some equal ones, zeros of both signs
+    values[0, :3] = -np.inf
+    together = jax.jit(largest)
+    exactly = jax.jit(functools.partial(largest, exact=True))
+    for count in (0, 1, 7, 33, 40):
+        order = np.argsort(-values, axis=-1, kind="stable")
+        rank = np.argsort(order, axis=-1)
+        found = exactly(values, count)
+        np.testing.assert_array_equal(found, rank < count)
+        border = np.sort(values, -1)[:, ::-1][:, min(max(count, 1), 33) - 1, None]
+        expected = (values >= border) & (count > 0)
+        np.testing.assert_array_equal(together(values, count), expected)
+
+
+def test_widths_inside_one_another():
+    assert nested_widths((1 / 16, 1 / 8, 1 / 4, 1 / 2), 32) == (2, 4, 8, 16)
+    assert nested_widths((0.01, 0.02, 0.99), 4) == (1,)
