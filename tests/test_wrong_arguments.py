@@ -609,7 +609,7 @@ OWN |= {
         "a": ("vector", ONES),
     },
     "concepts.activations_of": {"num_rows": ("count", 4), "layer": ("layer", "relu_0")},
-    "concepts.matched_cosine": {"a": ("matrix", np.eye(2)), "b": ("matrix", np.eye(2))},
+    "concepts.matched_atoms": {"a": ("matrix", np.eye(2)), "b": ("matrix", np.eye(2))},
 }
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 

@@ -26,7 +26,7 @@ from jaxviz.concepts.factorization import (
     pca as pca,
     semi_nmf as semi_nmf,
 )
-from jaxviz.concepts.matching import matched_cosine as matched_cosine
+from jaxviz.concepts.matching import matched_atoms as matched_atoms
 from jaxviz.concepts.streaming import activations_of as activations_of
 from jaxviz.concepts.tcav import (
     Tcav as Tcav,

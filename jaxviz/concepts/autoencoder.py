@@ -23,7 +23,7 @@ from jaxviz.concepts.autoencoder_training import (
     trained,
 )
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
-from jaxviz.concepts.matching import matched_cosine
+from jaxviz.concepts.matching import matched_atoms
 from jaxviz.concepts.streaming import Rows, source
 from jaxviz.engine.contract import program
 
@@ -87,7 +87,7 @@ class SparseAutoencoders(NamedTuple):
       explained_variance: `[M]`, of the validation rows, coded as users code.
       l0: `[M]`, codes that are not 0, a row.
       dead: `[M]`, share of the units that no validation row makes active.
-      stability: `[M]`, mean `matched_cosine` to the other seeds of the same settings; NaN for one
+      stability: `[M]`, mean `matched_atoms` to the other seeds of the same settings; NaN for one
         seed alone.
       history: The training's numbers.
     """
@@ -533,6 +533,6 @@ def _stability(dictionaries: list, settings: list) -> np.ndarray:
             m for m, (w, k, s) in enumerate(settings) if (w, k) == (width, limit) and s != seed
         ]
         if others:
-            each = [matched_cosine(dictionaries[n], dictionaries[m]).mean() for m in others]
+            each = [matched_atoms(dictionaries[n], dictionaries[m]).mean() for m in others]
             found[n] = np.mean(each)
     return found

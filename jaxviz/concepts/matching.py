@@ -24,7 +24,7 @@ def _atoms(who, option, value):
 
 
 @public(a=_atoms, b=_atoms)
-def matched_cosine(
+def matched_atoms(
     a: Dictionary | jax.Array, b: Dictionary | jax.Array, *, absolute: bool = False
 ) -> np.ndarray:
     """How near each atom of `a` is to its partner in `b`; the mean is their agreement.
@@ -46,7 +46,7 @@ def matched_cosine(
       ValueError: The numbers of channels differ.
 
     Example:
-      >>> matched_cosine(np.eye(2), np.array([[0.0, 2.0], [3.0, 0.0]])).tolist()
+      >>> matched_atoms(np.eye(2), np.array([[0.0, 2.0], [3.0, 0.0]])).tolist()
       [1.0, 1.0]
 
     Reference:
@@ -55,7 +55,7 @@ def matched_cosine(
     one, other = np.asarray(a), np.asarray(b)
     if one.shape[1] != other.shape[1]:
         raise ValueError(
-            "matched_cosine: a and b must have the same number of channels; got "
+            "matched_atoms: a and b must have the same number of channels; got "
             f"{one.shape[1]} and {other.shape[1]}. Take two dictionaries of one layer."
         )
     cosines = _units(one) @ _units(other).T

@@ -33,7 +33,7 @@ def top_k():
 def test_planted_units_are_found(top_k):
     wide = top_k.num_units == 16
     for index in np.flatnonzero(wide):
-        matched = concepts.matched_cosine(PLANTED, top_k.dictionaries[index])
+        matched = concepts.matched_atoms(PLANTED, top_k.dictionaries[index])
         assert matched.mean() > 0.95  # 10 random directions of 16: 0.6
     assert (top_k.explained_variance[wide] > 0.93).all()
     assert top_k.num_units.tolist() == [8, 8, 16, 16]
@@ -48,7 +48,7 @@ def test_the_final_numbers_are_those_of_the_dictionaries(top_k):
         np.testing.assert_allclose(top_k.explained_variance[index], 1 - off / variance, atol=1e-4)
         np.testing.assert_allclose(top_k.l0[index], (codes > 0).sum(1).mean(), rtol=1e-5)
         np.testing.assert_allclose(top_k.dead[index], (codes == 0).all(0).mean(), rtol=1e-5)
-    agreement = concepts.matched_cosine(*top_k.dictionaries[2:]).mean()
+    agreement = concepts.matched_atoms(*top_k.dictionaries[2:]).mean()
     np.testing.assert_allclose(top_k.stability[2:], agreement, rtol=1e-5)
     assert top_k.history.loss.shape == (4, 400)
     np.testing.assert_allclose(
@@ -105,7 +105,7 @@ def test_a_transcoder_finds_the_units_of_an_mlp_block_by_block():
     units = {"num_units": 10, "kind": "standard", "penalty": 0.02}
     found = transcoder(block, **SMALL, **units, num_steps=330)
     assert asked == list(range(42))  # 512 rows are 8 steps of 64
-    matched = concepts.matched_cosine(writes, found.dictionaries[0].atoms)
+    matched = concepts.matched_atoms(writes, found.dictionaries[0].atoms)
     assert matched.mean() > 0.95
     made = transcode(found.dictionaries[0], x[512:])  # the last block
     error = ((made.outputs - y[512:]) ** 2).sum() / ((y[512:] - y[512:].mean(0)) ** 2).sum()
@@ -156,8 +156,8 @@ def test_partners_are_chosen_together():
     a = np.array([[1.0, 0.0], [0.9, 0.1]])
     b = np.array([[1.0, 0.0], [0.0, 1.0]])
     sizes = np.linalg.norm(a, axis=1)
-    np.testing.assert_allclose(concepts.matched_cosine(a, b), [1, 0.1 / sizes[1]], rtol=1e-5)
-    np.testing.assert_allclose(concepts.matched_cosine(a, b[:1]), [1, 0])
-    assert concepts.matched_cosine(a[:1], -a[:1], absolute=True).tolist() == [1]
+    np.testing.assert_allclose(concepts.matched_atoms(a, b), [1, 0.1 / sizes[1]], rtol=1e-5)
+    np.testing.assert_allclose(concepts.matched_atoms(a, b[:1]), [1, 0])
+    assert concepts.matched_atoms(a[:1], -a[:1], absolute=True).tolist() == [1]
     with pytest.raises(ValueError, match="same number of channels"):
-        concepts.matched_cosine(a, np.ones((2, 3)))
+        concepts.matched_atoms(a, np.ones((2, 3)))
