@@ -54,6 +54,7 @@ PAGES = {
     "text.md": {},
     "attention.md": OWN,
     "interventions.md": OWN,
+    "graphs.md": {},
     "is_it_true.md": OWN,
     "command_line.md": {"nnx": nnx, "Net": lambda rngs: None},
 }

@@ -587,6 +587,16 @@ OWN["concepts.attribution_graph"] = {
     **{"dictionaries": ("mapping", None), "layers": ("layer", ["relu_0"])},
     **dict.fromkeys(["node_threshold", "edge_threshold"], ("share0", 0.8)),
 }
+GRAPH = jv.concepts.AttributionGraph(
+    *(np.zeros(shape) for shape in ((1, 1, 1), *[(1, 1)] * 6, (1, 1, 1))),
+    layers=("<score>",),
+    layer_of=(0,),
+    kinds=("score",),
+)
+OWN["plot.attribution_graph"] = {
+    "graph": ("object", GRAPH),
+    **{"example": ("count0", 0), "least": ("share0", 0.1), "names": ("mapping", None)},
+}
 OWN["rules.constants"] = {"what": ("choice", "gates")}
 UNITS = {
     **{"activations": ("rows", ONES), "inputs": ("array", ONES), "outputs": ("array!", ONES)},
@@ -621,7 +631,7 @@ EXEMPT |= {"transforms.resample", "rules.deconvnet_rule", "parametrizations.freq
 CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid overlay "
     "confusion_matrix training_history ranks curves token_sheet token_html "
-    "attention_grid token_layer_map sequence_logo interactions "
+    "attention_grid token_layer_map sequence_logo interactions attribution_graph "
     "waterfall force bar beeswarm dependence".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "

@@ -34,3 +34,4 @@ from jaxviz.plot.training import (
     confusion_matrix as confusion_matrix,
     training_history as training_history,
 )
+from jaxviz.plot.wiring import attribution_graph as attribution_graph

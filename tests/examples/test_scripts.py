@@ -244,3 +244,14 @@ def test_the_mark_is_found_by_what_must_find_it_and_not_by_chance(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         "which_explanation_is_right.png", "which_explanation_is_right_ranks.png"
     }  # fmt: skip
+
+
+@slow
+def test_the_wiring_of_a_digit_is_true(tmp_path):
+    pytest.importorskip("sklearn")
+    with jax.numpy_dtype_promotion("standard"):
+        options = ["--out", str(tmp_path), "--data", "digits", "--epochs", "2"]
+        graph, errors = load("wiring_of_a_digit").main(options)
+    assert errors["1 % weaker"] < 0.02  # float32's difference of two logits
+    assert (tmp_path / "wiring_of_a_digit.png").stat().st_size > 10_000
+    np.testing.assert_allclose(graph.gap, 0, atol=1e-4)
