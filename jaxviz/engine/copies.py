@@ -22,6 +22,10 @@ _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples
 # Numbers in all copies together from which on it pays to share their passes among cores.
 _SHARED = 2**19
+# Copies that a core takes in one turn at least, so that what a turn costs (its start, and what is
+# made of the weights anew) stays below 2 % of it; and the numbers of all turns' sums together.
+_TURN = 32
+_KEPT = 2**25
 
 
 def outputs_of(apply_fn: Callable, params: Any, x: Any) -> Any:
@@ -104,7 +108,10 @@ def chunk_length(name: str, num: int, chunk_size: int) -> int:
 
 
 class _Lanes(NamedTuple):
-    """How copies are divided: each of `count` cores takes `length` and `more`, `chunk` at once."""
+    """How copies are divided: `count` times `length` and `more`, of which `chunk` at once.
+
+    As many as there are cores, or, of a long loop, several turns for each core.
+    """
 
     count: int
     length: int
@@ -131,7 +138,19 @@ def _lanes(name, num, chunk_size, x, default=None, more=0) -> _Lanes:
     most = max(1, min(lanes, chunk_size, num))
     length = -(-num // most)
     chunk = chunk_length(name, length + more, chunk_size // most)
+    if 1 < most == width():  # as many as may be alive at once work at once
+        length = _turn(length, chunk, more, most, x)
     return _Lanes(-(-num // length), length, chunk, more)
+
+
+def _turn(length, chunk, more, lanes, x):
+    """How many of its `length` copies a core takes in one turn: whole chunks with `more`."""
+    numbers = max(_numbers(x), 1)
+    least = max(_TURN * (1 + more), _SHARED // numbers)
+    turns = min(length // least, _KEPT // (lanes * numbers))
+    if turns < 2:
+        return length
+    return -(-(-(-length // turns) + more) // chunk) * chunk - more
 
 
 def running_sum(

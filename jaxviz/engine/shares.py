@@ -5,7 +5,7 @@ Executions of their own, each with a share of the chunks and one core, wait for 
 
 Data flow: `side_by_side(f)` traces f; where f calls `shared(function, parts)`, each part becomes a
 marked call; the traced program is cut into what comes before the calls, one call, and what comes
-after; the calls run on threads.
+after; the calls run on threads, those of a long loop in turns, between which Ctrl-C is heard.
 """
 
 import contextvars
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
+from jaxviz.engine.progress import in_turns
 from jaxviz.graph.interpreter import INLINED, called, operands, section, variables
 
 _MARK = "jaxviz_share"
@@ -95,7 +96,7 @@ def side_by_side(
             return whole(*arguments)
         trace = whole.trace(*arguments)
         if trace.jaxpr not in cuts:
-            cut = _cut(trace.jaxpr, len(leaves), count, options, alone)
+            cut = _cut(trace.jaxpr, len(leaves), count, options, alone, traced.__name__)
             cuts[trace.jaxpr] = cut, jax.tree.structure(trace.out_info)
         run, outputs = cuts[trace.jaxpr]
         if run is None:
@@ -121,6 +122,7 @@ def _cut(
     count: int,
     options: dict[str, Any] | None,
     alone: dict[str, Any] | None,
+    name: str,
 ) -> Callable | None:
     """The program in three parts, `leaves -> flat outputs`; None where nothing is shared."""
     jaxpr = closed.jaxpr
@@ -165,7 +167,8 @@ def _cut(
         given = [[env[a] if isinstance(a, jex.Var) else a for a in row] for row in reads]
         if not compiled:
             compiled.append(one.lower(*given[0]).compile())
-        found = _threads(count).map(lambda values: compiled[0](*values), given)
+        one_turn = lambda values: jax.block_until_ready(compiled[0](*values))
+        found = in_turns(_threads(count), one_turn, given, name)
         env.update(zip(made, (a for arrays in found for a in arrays), strict=True))
         return end(*(env[v] for v in finish.reads))
 

@@ -13,12 +13,12 @@ import optax
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program, same_when_batched, under_trace
+from jaxviz.engine.progress import spans
 from jaxviz.engine.shares import shared, width
 from jaxviz.engine.targets import output_shape
 from jaxviz.features.layouts import as_images
 from jaxviz.features.objectives import IMAGE, KEPT, Objective, check, num_images
 from jaxviz.features.parametrizations import Parametrization, fourier
-from jaxviz.features.progress import chunks
 from jaxviz.features.transforms import Transform, compose, jitter, rotate, scale
 from jaxviz.graph.held import hold
 from jaxviz.graph.rewrite import rewrite
@@ -231,8 +231,8 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
     state = _start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
     for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):
-        spans = [(first, last)] if nested else chunks(last, first, 16, who)
-        for span in spans:
+        parts = [(first, last)] if nested else spans(last, first, 16, who)
+        for span in parts:
             if span[0] < span[1]:
                 state = run(fixed, wake, params, total, parametrization, key, state, *span)
                 if not nested:

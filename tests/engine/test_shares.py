@@ -1,6 +1,9 @@
 """Shares of a loop on threads: the results of the plain program, at the same time, traced once."""
 
+import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import chex
 import jax
@@ -10,9 +13,10 @@ import pytest
 
 import jaxviz as jv
 from jaxviz import models
-from jaxviz.engine import shares
+from jaxviz.engine import copies, shares
 from jaxviz.engine.contract import explanation, select
 from jaxviz.engine.copies import running_sum, stacked
+from jaxviz.engine.progress import in_turns
 from jaxviz.engine.shares import shared, side_by_side, width
 
 
@@ -186,6 +190,44 @@ def test_copies_are_shared_within_the_chunk_size(divided, num, chunk_size, lanes
     assert divided == [lanes] or (divided == [] and lanes == 1)
     nested = jax.jit(lambda x: method(net, w, x, 1, chunk_size=chunk_size))(x)
     np.testing.assert_allclose(nested, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("more", [0, 1])  # with the class told, or found at the input
+def test_a_long_loop_is_taken_in_turns_of_whole_chunks(divided, monkeypatch, more):
+    monkeypatch.setattr("jaxviz.engine.copies._TURN", 4)
+    net = lambda w, x: x**3 @ w
+    w, x = jnp.array([[1.0, -2.0], [3.0, 4.0]]), jnp.array([[1.0, 0.5], [-2.0, 1.0]])
+    draws = {"key": jax.random.key(0)}
+    target = None if more else 1
+    explain = jv.smooth_grad(jv.gradient, num_samples=50, chunk_size=6)
+    found = explain(net, w, x, target, **draws)
+    assert divided[0] > 3
+    whole = jax.jit(lambda x: explain(net, w, x, target, **draws))(x)
+    np.testing.assert_allclose(found, whole, rtol=1e-5)
+    lanes = shares._traced_with(3, lambda: copies._lanes("any", 50, 6, x, more=more))
+    assert lanes.count * lanes.length >= 50
+    assert (lanes.length + more) % lanes.chunk == 0
+
+
+def test_between_turns_ctrl_c_is_heard(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setattr("jaxviz.engine.progress._SOON", 0)
+    done = []
+    with ThreadPoolExecutor(1) as threads:
+        assert in_turns(threads, lambda k: k + 1, range(5), "rise") == [1, 2, 3, 4, 5]
+        told = capsys.readouterr().err
+        assert "rise" in told
+        assert "4/5" in told or "3/5" in told
+
+        def turn(k):
+            done.append(k)
+            if k == 1:
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0.2)
+
+        with pytest.raises(KeyboardInterrupt):
+            in_turns(threads, turn, range(100), "rise")
+    assert len(done) < 10
 
 
 @pytest.mark.parametrize(("num", "chunk_size", "lanes"), NUMBERS)
