@@ -545,6 +545,10 @@ INFLUENCE = {
     **{"test": ("array", TRAIN), "loss": ("function", None), "layers": ("layer", None)},
     **{"projection": ("choice", None), "dim": ("count", None), "dtype": ("choice", "float32")},
     **{"checkpoints": ("params", [PARAMS]), "learning_rates": ("array", None)},
+    **{"curvature": ("choice", "gauss_newton"), "damping": ("positive0", 0.0)},
+    **{"factors": ("object", None), "solver": ("object", None), "rank": ("count", 2)},
+    **{"num_neighbors": ("count", 2), "weight_decay": ("positive", 0.1)},
+    "layer": ("layer", "relu_0"),
 }
 OWN |= {f"influence.{name}": INFLUENCE for name in jv.influence.__all__}
 POINTS = np.ones((4, 2), np.float32)
@@ -621,6 +625,7 @@ OWN |= {
     "concepts.activations_of": {"num_rows": ("count", 4), "layer": ("layer", "relu_0")},
     "concepts.matched_atoms": {"a": ("matrix", np.eye(2)), "b": ("matrix", np.eye(2))},
 }
+OWN["influence.lissa"] = {"scale": ("positive", 10.0), "batch_size": ("count", None)}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.

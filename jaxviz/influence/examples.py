@@ -117,6 +117,11 @@ def _dtype(a):
     return a.dtype if hasattr(a, "dtype") else jnp.result_type(a)
 
 
+def batch_of_one(row: Any) -> Any:
+    """One example as a batch."""
+    return jax.tree.map(lambda a: jnp.asarray(a)[None], row)
+
+
 def over_rows(function: Callable, rows: Any, chunk_size: int) -> Any:
     """`function` of each row of arrays `[N, ...]`, stacked, `chunk_size` of them at once.
 

@@ -14,12 +14,14 @@ from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program, same_when_batched, under_trace
 from jaxviz.influence.examples import (
     Model,
+    batch_of_one,
     check_rows,
     default_chunk,
     labels,
     over_rows,
     prepared,
 )
+from jaxviz.influence.layered import leaf_gradients, plan_of, read, weight_gradients
 from jaxviz.influence.losses import cross_entropy
 from jaxviz.influence.parameters import replaced, taken
 from jaxviz.influence.projections import Projection, projected
@@ -188,17 +190,32 @@ def feature_of(
 
 
 def gradient(model: Model, params: Any, row: Any) -> list[jax.Array]:
-    """The gradient of one example's loss by the parameters that count, a leaf each."""
+    """The gradient of one example's loss by the parameters that count, a leaf each.
 
-    def cost(leaves):
-        return loss_of(model, replaced(params, model.places, leaves), row)
+    Weights of dense layers and convolutions get theirs from what goes in and what comes back, one
+    product each: under `vmap`, XLA's own pullback to a kernel is a convolution of many groups.
+    """
+    x, y = row
+    plan = plan_of(model.apply_fn, params, x, model.places)
+    if not plan.layers:
 
-    return jax.grad(cost)(taken(params, model.places))
+        def cost(leaves):
+            return loss_of(model, replaced(params, model.places, leaves), row)
+
+        return jax.grad(cost)(taken(params, model.places))
+    seen = read(plan, params, x)
+    back, rest = seen.pull(output_gradient(model, seen.outputs, y))
+    return leaf_gradients(plan, model.places, weight_gradients(seen.inputs, back), rest)
+
+
+def output_gradient(model: Model, outputs: Any, y: Any) -> Any:
+    """The gradient of one example's loss by the model's outputs, for a batch of one."""
+    return jax.grad(lambda outputs: model.loss(outputs, batch_of_one(y))[0])(outputs)
 
 
 def loss_of(model: Model, params: Any, row: Any) -> jax.Array:
     """The loss of one example."""
-    x, y = jax.tree.map(lambda a: jnp.asarray(a)[None], row)
+    x, y = batch_of_one(row)
     return model.loss(model.apply_fn(params, x), y)[0]
 
 

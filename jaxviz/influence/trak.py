@@ -1,0 +1,226 @@
+"""TRAK and LoGra: influence in a small random space, where the curvature is a small matrix."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.calls.options import maybe, real, whole
+from jaxviz.calls.public import public
+from jaxviz.engine.contract import same_when_batched
+from jaxviz.influence.examples import (
+    Model,
+    batch_of_one,
+    default_chunk,
+    num_rows,
+    over_rows,
+    pair,
+    prepared,
+)
+from jaxviz.influence.gradients import LAYERS, compiled, feature_of, output_gradient
+from jaxviz.influence.kronecker import planned
+from jaxviz.influence.layered import plan_of, read
+from jaxviz.influence.losses import cross_entropy, margin, probability
+from jaxviz.influence.projections import Projection
+from jaxviz.influence.trac_in import checkpoint_list
+
+
+@public(checkpoints=checkpoint_list, train=pair, test=pair, layers=LAYERS, dim=whole(1),
+        damping=real(0))  # fmt: skip
+def trak(
+    apply_fn: Callable,
+    checkpoints: Sequence[Any],
+    train: Any,
+    test: Any,
+    *,
+    key: jax.Array,
+    dim: int = 2048,
+    projection: Projection = "rademacher",
+    damping: float = 0.0,
+    layers: Sequence[str] | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """How much each training example raises the margin of each test example's label: higher is
+    more helpful, below 0 harmful.
+
+    With f = log(p / (1 - p)) of the label's probability p, and phi = P^T grad f:
+    score[t, n] = mean_c(phi_t^T (Phi^T Phi + damping)^-1 phi_n) * mean_c(1 - p_n), over
+    checkpoints c: a linearised net is a logistic regression, which has this closed form.
+
+    Args:
+      apply_fn: Pure `(params, x) -> logits [N, K]`, batch first. Compiled once per function.
+      checkpoints: A list of params, of one structure: of nets trained apart, on random halves of
+        the data (the paper's), or of one net, `[params]`.
+      train: `(x, y)`, N examples and their classes.
+      test: `(x, y)`, T of them.
+      key: PRNG key of the projections; each checkpoint has its own.
+      dim: Numbers a gradient is projected to; fewer than N, or the inverse is of no full rank.
+      projection: "rademacher" or "sjlt", as for `example_gradients`.
+      damping: Added to the diagonal of Phi^T Phi.
+      layers: Beginnings of paths in the tree of params that count; None is all.
+      chunk_size: Examples whose gradients are alive at once; None goes by the parameters' number.
+
+    Returns:
+      `[T, N]`, in units of the margin: about what it would lose without the training example. Costs
+      a gradient for each example and checkpoint, and `N * dim` numbers of memory. NaN or huge where
+      the matrix cannot be inverted.
+
+    Raises:
+      ValueError: As for `example_gradients`; a projection of None.
+
+    Example:
+      >>> w, train = jnp.zeros((1, 2)), (jnp.array([[1.0], [2.0]]), jnp.array([0, 1]))
+      >>> test = (jnp.ones((1, 1)), jnp.array([0]))
+      >>> out = trak(lambda w, x: x @ w, [w], train, test, key=jax.random.key(1), dim=1)
+      >>> print(out.round(3))
+      [[ 0.1 -0.2]]
+
+    Reference:
+      Park et al. 2023, arXiv:2303.14186, eq. 13 and 15. Without its step of setting small scores
+      to 0.
+    """
+    who = "trak"
+    if projection is None:
+        raise ValueError(
+            f'{who}: projection must be "rademacher" or "sjlt"; got None. `influence` needs none.'
+        )
+    key = same_when_batched(key)
+    scores, weights = jnp.zeros(()), jnp.zeros(())
+    for number, given in enumerate(checkpoints):
+        data = {"train": train, "test": test}
+        model, params = prepared(who, apply_fn, given, data, margin, layers)
+        size = chunk_size or default_chunk(params, model.places)
+        call = compiled(_trak, (params, train, test, key), params)
+        drawn = jax.random.fold_in(key, number)
+        found, unsure = call(model, projection, dim, size, params, train, test, drawn, damping)
+        scores, weights = scores + found, weights + unsure
+    count = len(checkpoints)
+    return scores / count * (weights / count)[None]
+
+
+def _trak(
+    model: Model,
+    projection: Projection,
+    dim: int,
+    chunk_size: int,
+    params: Any,
+    train: Any,
+    test: Any,
+    key: Any,
+    damping: Any,
+) -> tuple[jax.Array, jax.Array]:
+    feature = feature_of(model, params, projection, dim, key)
+    features = over_rows(lambda row: feature(row)[0], train, chunk_size)
+    tests = over_rows(lambda row: feature(row)[0], test, chunk_size)
+
+    def unsure(row):
+        x, y = batch_of_one(row)
+        return 1 - probability(model.apply_fn(params, x), y)[0]
+
+    matrix = features.T @ features + damping * jnp.eye(dim, dtype=features.dtype)
+    solved = jnp.linalg.solve(matrix, tests.T)
+    return (features @ solved).T, over_rows(unsure, train, chunk_size)
+
+
+@public(train=pair, test=pair, layers=LAYERS, rank=whole(1), damping=maybe(real(0)))
+def lo_gra(
+    apply_fn: Callable,
+    params: Any,
+    train: Any,
+    test: Any,
+    *,
+    key: jax.Array,
+    rank: int = 16,
+    damping: float | None = None,
+    loss: Callable = cross_entropy,
+    layers: Sequence[str] | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Influence in a space of `rank**2` numbers a layer, in which no gradient is ever whole: higher
+    is more helpful, below 0 harmful.
+
+    A layer's inputs A and the gradients G at its outputs are projected apart, (A P)^T (G Q), for a
+    fraction of a gradient's cost; F is the second moment of these, layer by layer:
+    score[t, n] = sum over layers of phi_t^T (F + damping)^-1 phi_n / N.
+
+    Args:
+      apply_fn: Pure `(params, x) -> outputs`, batch first. Compiled once per function.
+      params: Any pytree.
+      train: `(x, y)`, N examples and their labels.
+      test: `(x, y)`, T of them.
+      key: PRNG key of the projections.
+      rank: Directions of a layer's inputs, and of its outputs; those of smaller layers are kept
+        whole.
+      damping: Added to the diagonal of F; None is 0.1 of its mean in each layer.
+      loss: `(outputs, labels) -> [N]`. Softmax cross-entropy of logits `[N, K]` in nats.
+      layers: Beginnings of paths in the tree of params; None is all. Layers are those of `ek_fac`.
+      chunk_size: Examples whose gradients are alive at once; None goes by the parameters' number.
+
+    Returns:
+      `[T, N]`, in nats, as `influence`. Memory for `N * rank**2` numbers a layer.
+
+    Raises:
+      ValueError: As for `ek_fac`.
+
+    Example:
+      >>> train = jnp.array([[1.0], [2.0]]), jnp.array([0, 1])
+      >>> test = jnp.ones((1, 1)), jnp.array([0])
+      >>> out = lo_gra(lambda w, x: x @ w, jnp.zeros((1, 2)), train, test, key=jax.random.key(0))
+      >>> bool(out[0, 0] > 0 > out[0, 1])
+      True
+
+    Reference:
+      Choe et al. 2024, arXiv:2405.13954, eq. 4: random projections, where its package may start
+      from principal components.
+    """
+    who = "lo_gra"
+    data = {"train": train, "test": test}
+    model, params = prepared(who, apply_fn, params, data, loss, layers)
+    planned(who, model, params, train)
+    key = same_when_batched(key)
+    chunk_size = chunk_size or default_chunk(params, model.places)
+    call = compiled(_lo_gra, (params, train, test, key), params)
+    return call(model, rank, chunk_size, params, train, test, key, damping)
+
+
+def _lo_gra(
+    model: Model,
+    rank: int,
+    chunk_size: int,
+    params: Any,
+    train: Any,
+    test: Any,
+    key: Any,
+    damping: Any,
+) -> jax.Array:
+    plan = plan_of(model.apply_fn, params, jax.tree.map(lambda a: a[0], train[0]), model.places)
+
+    def drawn(number, size, dtype):
+        if size <= rank:
+            return jnp.eye(size, dtype=dtype)
+        one = jax.random.fold_in(key, number)
+        return jax.random.normal(one, (size, rank), dtype) / jnp.sqrt(jnp.asarray(rank, dtype))
+
+    def feature(row):
+        x, y = row
+        seen = read(plan, params, x)
+        back = seen.pull(output_gradient(model, seen.outputs, y))[0]
+        found = []
+        for i, (a, g) in enumerate(zip(seen.inputs, back, strict=True)):
+            a = a @ drawn(2 * i, a.shape[-1], a.dtype)
+            g = g @ drawn(2 * i + 1, g.shape[-1], g.dtype)
+            found.append(jnp.einsum("bpi,bpo->bio", a, g).reshape(-1))
+        return found
+
+    trains, tests = (over_rows(feature, rows, chunk_size) for rows in (train, test))
+    count = num_rows(train)
+
+    def scores(a, b):
+        moment = a.T @ a / count
+        added = 0.1 * jnp.trace(moment) / len(moment) if damping is None else damping
+        matrix = moment + added * jnp.eye(len(moment), dtype=a.dtype)
+        return (a @ jnp.linalg.solve(matrix, b.T)).T / count
+
+    each = [scores(a, b) for a, b in zip(trains, tests, strict=True)]
+    return sum(each[1:], each[0])

@@ -1,0 +1,84 @@
+"""TRAK, nearest neighbours' Shapley values, representer points: against their formulas."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+
+INF = jv.influence
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(9, 4)).astype(np.float32)
+Y = np.arange(9) % 3
+W = [RNG.normal(size=(4, 3)).astype(np.float32) for _ in range(2)]
+
+
+def net(w, x):
+    return x @ w
+
+
+def test_trak_is_its_formula_with_the_same_projection():  # oracle: NumPy, in float64
+    options = {"key": jax.random.key(5), "dim": 5, "damping": 0.1, "chunk_size": 4}
+    found = INF.trak(net, [jnp.asarray(w) for w in W], (X, Y), (X[:2], Y[:2]), **options)
+    scores, unsure = 0, 0
+    for number, w in enumerate(W):
+        p = np.exp(X.astype(float) @ w)
+        p /= p.sum(1, keepdims=True)
+        rest = np.where(np.eye(3)[Y] > 0, 0, p)
+        slope = np.eye(3)[Y] - rest / rest.sum(1, keepdims=True)  # of log(p / (1 - p))
+        features = (X[:, :, None] * slope[:, None]).reshape(9, -1)
+        # The projection itself, from the gradients of a model whose gradients are unit vectors.
+        key = jax.random.fold_in(jax.random.key(5), number)
+        unit = INF.example_gradients(
+            lambda w, x: x * w.reshape(1, -1),
+            jnp.zeros((4, 3)),
+            np.eye(12, dtype=np.float32),
+            np.zeros(12, int),
+            loss=lambda outputs, y: outputs.sum(1),
+            projection="rademacher",
+            dim=5,
+            key=key,
+        )
+        phi = features @ np.asarray(unit)
+        inverse = np.linalg.inv(phi.T @ phi + 0.1 * np.eye(5))
+        scores = scores + phi[:2] @ inverse @ phi.T / 2
+        unsure = unsure + (1 - p[np.arange(9), Y]) / 2
+    np.testing.assert_allclose(found, scores * unsure, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_shapley_values_of_neighbours_are_those_of_all_coalitions(k):
+    x, y, at, label = X[:5], np.array([0, 1, 0, 0, 1]), X[5:7], np.array([0, 1])
+
+    def game(members, t):
+        nearest = sorted(members, key=lambda i: np.sum((x[i] - at[t]) ** 2))[:k]
+        return sum(y[i] == label[t] for i in nearest) / k
+
+    wanted = np.zeros((2, 5))
+    for t, n in itertools.product(range(2), range(5)):
+        others = [i for i in range(5) if i != n]
+        for size in range(5):
+            weight = math.factorial(size) * math.factorial(4 - size) / math.factorial(5)
+            for members in itertools.combinations(others, size):
+                wanted[t, n] += weight * (game((*members, n), t) - game(members, t))
+    np.testing.assert_allclose(
+        INF.knn_shapley((x, y), (at, label), num_neighbors=k), wanted, atol=1e-6
+    )
+
+
+def test_representer_points_add_up_to_the_logit():  # where the penalised last layer is at its end
+    decay, f = 0.05, np.maximum(X, 0)
+    w = np.zeros((4, 3))
+    for _ in range(3000):
+        p = np.exp(f @ w)
+        p /= p.sum(1, keepdims=True)
+        w -= 0.5 * (f.T @ (p - np.eye(3)[Y]) / 9 + 2 * decay * w)
+    out = INF.representer_points(
+        lambda w, x: jax.nn.relu(x) @ w, jnp.asarray(w, jnp.float32), (X, Y), (X[:3], Y[:3]),
+        layer="relu_0", weight_decay=decay,
+    )  # fmt: skip
+    np.testing.assert_allclose(out.sum(1), (f @ w)[np.arange(3), Y[:3]], atol=1e-4)

@@ -1,0 +1,146 @@
+"""Influence functions against leaving out and training again, and their ways to divide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+
+INF = jv.influence
+RNG = np.random.default_rng(0)
+N, PENALTY = 2000, 0.1
+X = RNG.normal(size=(N, 3)).astype(np.float32)
+TEST = RNG.normal(size=(4, 3)).astype(np.float32)
+
+
+def affine(w, x):
+    return x @ w
+
+
+def squared(outputs, y):
+    return 0.5 * (outputs[:, 0] - y) ** 2
+
+
+def test_ridge_regression_is_left_out_exactly():  # oracle: each fit solved anew, in float64
+    x, y = X.astype(float), (X @ np.array([1.0, -2.0, 0.5]) + RNG.normal(size=N)).astype(float)
+    at, wanted = TEST.astype(float), np.array([0.0, 3.0, -2.0, 1.0])
+    fit = lambda keep: np.linalg.solve(
+        x[keep].T @ x[keep] / N + PENALTY * np.eye(3), x[keep].T @ y[keep] / N
+    )
+    cost = lambda w: 0.5 * (at @ w - wanted) ** 2
+    w = fit(np.arange(N))
+    train, test = (X, y.astype(np.float32)), (TEST, wanted.astype(np.float32))
+    found = np.asarray(
+        INF.influence(
+            affine, jnp.asarray(w[:, None], jnp.float32), train, test, loss=squared,
+            damping=PENALTY, solver=INF.explicit(),
+        )
+    )  # fmt: skip
+    assert found.shape == (4, N)
+    left = np.argsort(-np.abs(found).max(0))[:20]  # those that matter most
+    exact = np.stack([cost(fit(np.arange(N) != n)) - cost(w) for n in left], 1)
+    assert np.abs(found[:, left] - exact).max() < 1e-2 * np.abs(exact).max()
+    # The first-order term leaves out the example's own leverage, which is known.
+    h = np.linalg.inv(x.T @ x / N + PENALTY * np.eye(3))
+    own = 1 - np.einsum("ni,ij,nj->n", x[left], h, x[left]) / N
+    moved = h @ x[left].T * (x[left] @ w - y[left]) / own / N  # exact change of the weights
+    second = 0.5 * (at @ moved) ** 2
+    np.testing.assert_allclose(
+        found[:, left] / own + second, exact, atol=1e-3 * np.abs(exact).max()
+    )
+
+
+def test_logistic_regression_is_left_out_to_a_thousandth():
+    x, labels = X.astype(float), (X[:, 0] + RNG.normal(size=N) > 0).astype(int)
+    penalty = 0.05
+
+    def fit(weights, w):
+        for _ in range(12):  # Newton's steps, in float64
+            p = 1 / (1 + np.exp(-x @ w))
+            g = x.T @ (weights * (p - labels)) / N + penalty * w
+            h = (x.T * (weights * p * (1 - p))) @ x / N + penalty * np.eye(3)
+            w = w - np.linalg.solve(h, g)
+        return w
+
+    w = fit(np.ones(N), np.zeros(3))
+    at = np.array([0, 1, 0, 1])
+
+    def cost(w):
+        z = TEST.astype(float) @ w
+        return np.logaddexp(0, np.where(at == 1, -z, z))
+
+    def logistic(outputs, y):
+        return jax.nn.softplus(jnp.where(y == 1, -outputs[:, 0], outputs[:, 0]))
+
+    params = jnp.asarray(w[:, None], jnp.float32)
+    found = np.asarray(
+        INF.influence(affine, params, (X, labels), (TEST, at), loss=logistic, damping=penalty)
+    )
+    left = RNG.integers(0, N, 8)
+    exact = np.stack([cost(fit(np.arange(N) != n, w)) - cost(w) for n in left], 1)
+    assert np.abs(found[:, left] - exact).max() < 1e-3 * np.abs(found).max()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A net of two layers, its explicit curvatures, and what they give."""
+    k = jax.random.split(jax.random.key(0), 4)
+    params = {"a": jax.random.normal(k[0], (3, 4)), "b": jax.random.normal(k[1], (4, 3))}
+    net = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    x, y = jnp.asarray(X[:12]), jnp.arange(12) % 3
+    flat, tree = jax.flatten_util.ravel_pytree(params)
+    run = lambda f, x: net(tree(f), x)
+    cost = lambda f, x, y: -jnp.take_along_axis(jax.nn.log_softmax(run(f, x)), y[:, None], 1)[:, 0]
+
+    @jax.jit
+    def curvatures(flat):
+        jacobian = jax.jacobian(run)(flat, x)
+        p = jax.nn.softmax(run(flat, x))
+        bent = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None]
+        gauss = jnp.einsum("nkp,nkl,nlq->pq", jacobian, bent, jacobian) / 12
+        hessian = jax.hessian(lambda f: cost(f, x, y).mean())(flat)
+        return hessian, gauss, jax.jacobian(lambda f: cost(f, x, y))(flat)
+
+    hessian, gauss, gradients = map(np.asarray, curvatures(flat))
+    return net, params, (x, y), hessian, gauss, gradients
+
+
+def test_every_solver_divides_by_the_same_matrix(small):
+    net, params, data, hessian, gauss, gradients = small
+    test = jax.tree.map(lambda a: a[:2], data)
+
+    def wanted(matrix, damping):
+        return gradients[:2] @ np.linalg.solve(matrix + damping * np.eye(24), gradients.T) / 12
+
+    call = lambda solver, damping, **options: INF.influence(
+        net, params, data, test, solver=solver, damping=damping, chunk_size=5, **options
+    )
+    scale = np.abs(wanted(gauss, 0.1)).max()
+    found = call(INF.explicit(), 0.3)
+    np.testing.assert_allclose(found, wanted(hessian, 0.3), atol=1e-3 * np.abs(found).max())
+    gn = {"curvature": "gauss_newton"}
+    for solver in (
+        INF.conjugate_gradients(num_steps=50),
+        INF.lissa(num_steps=300, scale=3.0),
+        INF.arnoldi(rank=24, num_steps=24),
+    ):
+        key = {"key": jax.random.key(1)} if solver.needs_key else {}
+        np.testing.assert_allclose(
+            call(solver, 0.1, **gn, **key), wanted(gauss, 0.1), atol=1e-2 * scale
+        )
+    # Of few directions: the inverse of that rank.
+    values, vectors = np.linalg.eigh(gauss + 0.1 * np.eye(24))
+    low = (vectors[:, -3:] / values[-3:]) @ vectors[:, -3:].T
+    few = call(INF.arnoldi(rank=3, num_steps=24), 0.1, key=jax.random.key(2), **gn)
+    np.testing.assert_allclose(few, gradients[:2] @ low @ gradients.T / 12, atol=1e-2 * scale)
+    # Batches drawn at random: right on average.
+    drawn = INF.lissa(num_steps=150, scale=3.0, batch_size=6, num_samples=30)
+    found = call(drawn, 0.1, key=jax.random.key(3), **gn)
+    assert np.corrcoef(np.ravel(found), wanted(gauss, 0.1).ravel())[0, 1] > 0.97
+
+
+def test_a_solver_that_draws_asks_for_a_key(small):
+    net, params, data = small[:3]
+    with pytest.raises(ValueError, match=r"^influence: key must be given"):
+        INF.influence(net, params, data, data, solver=INF.arnoldi())
