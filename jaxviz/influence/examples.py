@@ -91,7 +91,9 @@ def prepared(
 
 
 def _check_loss(who, option, apply_fn, params, x, y, loss):
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), _dtype(a)), (x, y))
+    one = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), jnp.result_type(a)), (x, y)
+    )
     outputs = output_shape(apply_fn, params, one[0])
     if loss in (cross_entropy, margin):
         check_labels(who, option, outputs, y)
@@ -111,10 +113,6 @@ def _check_loss(who, option, apply_fn, params, x, y, loss):
         raise ValueError(
             f"{who}: {told}; for N = 1 it returned {described(found)}. Take no mean over examples."
         )
-
-
-def _dtype(a):
-    return a.dtype if hasattr(a, "dtype") else jnp.result_type(a)
 
 
 def batch_of_one(row: Any) -> Any:
