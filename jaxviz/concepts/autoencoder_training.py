@@ -26,7 +26,7 @@ from jaxviz.concepts.dictionary import Dictionary, encode
 from jaxviz.concepts.largest import largest
 from jaxviz.concepts.streaming import Rows
 from jaxviz.engine.contract import program
-from jaxviz.features.progress import chunks
+from jaxviz.engine.progress import spans
 
 SPAN = 128  # steps whose numbers wait on the device; a checkpoint is written after each so many
 _MEASURED = 65_536  # rows, at most, on which what was learned is measured
@@ -175,7 +175,7 @@ def trained(
     if checkpoint is not None and Path(checkpoint).is_file():
         state, done = _read(who, Path(checkpoint), told, state, history, num_steps)
     run = program(_span, (0,), False, False)
-    for begin, end in chunks(num_steps, done, SPAN, who):
+    for begin, end in spans(num_steps, done, SPAN, who):
         first = begin
         while first < end:
             base = first // SPAN * SPAN
