@@ -11,6 +11,7 @@ from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import fixed_target, is_floating, running_sum
 from jaxviz.graph.lift import lift
 from jaxviz.parts.gradients import plain_gradient
+from jaxviz.parts.regions import count_baselines, one_baseline
 from jaxviz.rules import deeplift, reveal_cancel
 from jaxviz.rules.differences import still
 
@@ -94,8 +95,8 @@ def deep_lift_shap(
       x: `[N, ...]`, floating, or a pytree of such; integer leaves stay as they are.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
-      baselines: `[B, ...]`, any B >= 1, each used for each example; for a pytree `x` a pytree of
-        such.
+      baselines: `[B, ...]`, any B >= 1, each used for each example, or `[N, B, ...]`, each
+        example's own; for a pytree `x` a pytree of such.
       rule: As in `deep_lift`.
       chunk_size: Baselines at once, for all N examples. None goes by `x` and the cores.
 
@@ -105,7 +106,7 @@ def deep_lift_shap(
 
     Raises:
       NotImplementedError: An operation without a rule; named with the user's file and line.
-      ValueError: `baselines` is not `[B, ...]` for `x` `[N, ...]`, or `chunk_size` is below 1.
+      ValueError: `baselines` is not as above, or `chunk_size` is below 1.
 
     Example:
       >>> net = lambda w, x: jnp.maximum(x @ w, 0)
@@ -117,20 +118,12 @@ def deep_lift_shap(
       Lundberg and Lee 2017, arXiv:1705.07874, section 4.2.
     """
     name = "deep_lift_shap"
-    leaves = list(zip(jax.tree.leaves(baselines), jax.tree.leaves(x), strict=False))
-    same = jax.tree.structure(baselines) == jax.tree.structure(x)
-    count = jnp.shape(leaves[0][0])[0] if leaves and jnp.ndim(leaves[0][0]) else 0
-    fits = same and all(jnp.shape(b) == (count, *jnp.shape(a)[1:]) for b, a in leaves)
-    if not fits or count < 1:
-        raise ValueError(
-            f"{name}: baselines must be [B, ...] for x [N, ...]; got "
-            f"{jax.tree.map(jnp.shape, baselines)}, x {jax.tree.map(jnp.shape, x)}. "
-            "One baseline is baseline[None]."
-        )
+    count = count_baselines(name, baselines, x)
     target = fixed_target(apply_fn, params, x, target)
 
     def term(k):
-        start = jax.tree.map(lambda b, a: b[k] if is_floating(a) else a, baselines, x)
+        start = one_baseline(baselines, x, k)
+        start = jax.tree.map(lambda b, a: b if is_floating(a) else a, start, x)
         start = baseline_like(name, start, x)
         return _multiplied(apply_fn, params, x, start, target, rule)
 

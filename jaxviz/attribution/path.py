@@ -20,6 +20,7 @@ from jaxviz.engine.copies import (
     with_noise,
 )
 from jaxviz.parts.gradients import PULLED, gradient_sum, input_gradient
+from jaxviz.parts.regions import count_baselines, one_baseline
 
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 
@@ -114,8 +115,8 @@ def expected_gradients(
       x: `[N, ...]`, floating, or a pytree of such; integer leaves stay as they are.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
-      baselines: `[B, ...]`, a sample of the data, any B >= 1; for a pytree `x` a pytree of such,
-        drawn from in step.
+      baselines: `[B, ...]`, a sample of the data, any B >= 1, or `[N, B, ...]`, each example's own;
+        for a pytree `x` a pytree of such, drawn from in step.
       key: Key of the draws, which are the same whatever `chunk_size` is.
       num_samples: Draws for each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of Gaussian noise added to each draw's `x`, as a share of the
@@ -127,7 +128,7 @@ def expected_gradients(
       the score gained over the mean score of the baselines.
 
     Raises:
-      ValueError: `baselines` is not `[B, ...]` for `x` `[N, ...]`; `num_samples` or `chunk_size` <
+      ValueError: `baselines` is not as above; `num_samples` or `chunk_size` <
         1; `noise_scale` is negative or not finite.
 
     Example:
@@ -142,7 +143,7 @@ def expected_gradients(
       range, as in `smooth_grad`.
     """
     name = "expected_gradients"
-    count = _count_baselines(name, baselines, x)
+    count = count_baselines(name, baselines, x)
     num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
 
     which_key, where_key, noise_key = jax.random.split(key, 3)
@@ -150,7 +151,7 @@ def expected_gradients(
     where = jax.random.uniform(where_key, (num_samples, num_examples))
 
     def ends(k):
-        start = jax.tree.map(lambda b: jnp.asarray(b)[which[k]], baselines)
+        start = one_baseline(baselines, x, which[k])
         end = with_noise(jax.random.fold_in(noise_key, k), x, noise_scale) if noise_scale else x
         return start, end
 
@@ -313,20 +314,6 @@ def baseline_like(name: str, baseline: Any, x: Any) -> Any:
         return jnp.broadcast_to(b.reshape((1,) * (a.ndim - b.ndim) + b.shape), a.shape)
 
     return jax.tree.map(like, x, baseline)
-
-
-def _count_baselines(name, baselines, x):
-    leaves = list(zip(jax.tree.leaves(baselines), jax.tree.leaves(x), strict=False))
-    same = jax.tree.structure(baselines) == jax.tree.structure(x)
-    fits = same and all(jnp.ndim(b) and jnp.shape(b)[1:] == jnp.shape(a)[1:] for b, a in leaves)
-    counts = {jnp.shape(b)[0] for b, _ in leaves if jnp.ndim(b)}
-    if not fits or len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            f"{name}: baselines must be [B, ...] with B >= 1 for x [N, ...]; got baselines "
-            f"{jax.tree.map(jnp.shape, baselines)}, x {jax.tree.map(jnp.shape, x)}. A single "
-            "baseline is b[None]."
-        )
-    return counts.pop()
 
 
 def between(start: Any, end: Any, where: jax.Array) -> Any:

@@ -35,6 +35,7 @@ def shapley_values(
     segments: Any = None,
     num_segments: int | None = None,
     fill: Any = 0.0,
+    baselines: Any = None,
     chunk_size: int | None = None,
 ) -> SegmentScores:
     """Each segment's fair share of the score gained over the fill: exact, for few segments.
@@ -53,6 +54,9 @@ def shapley_values(
       num_segments: Their number, at most 20; None reads it off `segments`.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+      baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
+        segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
+        for a pytree a pytree of such. B times the cost.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -89,16 +93,19 @@ def shapley_values(
         count=found.count,
         shapes=found.shapes,
         fill=fill,
+        baselines=baselines,
         chunk_size=chunk_size,
     )
 
 
-def _exact(apply_fn, params, x, target=None, *, numbers, count, shapes, fill, chunk_size):
+def _exact(
+    apply_fn, params, x, target=None, *, numbers, count, shapes, fill, baselines, chunk_size
+):
     name = "shapley_values"
     bits = jnp.arange(count, dtype=jnp.int32)
     coalition = lambda k: ((k >> bits) & 1).astype(bool)[None]
     arguments = (apply_fn, params, x, target, numbers, fill, coalition)
-    scores = coalition_scores(name, *arguments, 2**count, chunk_size)
+    scores = coalition_scores(name, *arguments, 2**count, chunk_size, baselines)
     # Bit g of a coalition's number says whether g is in it: halves along its axis are S, S and g.
     sizes = np.array([bin(k).count("1") for k in range(2 ** (count - 1))])
     weight = [1 / (count * math.comb(count - 1, s)) for s in range(count)]
@@ -132,6 +139,7 @@ def shapley_sampling(
     num_segments: int | None = None,
     num_samples: int = 25,
     fill: Any = 0.0,
+    baselines: Any = None,
     chunk_size: int | None = None,
 ) -> SegmentScores:
     """Each segment's fair share of the score gained over the fill, estimated from random orders.
@@ -154,6 +162,9 @@ def shapley_sampling(
       num_samples: Pairs of orders, >= 2. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+      baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
+        segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
+        for a pytree a pytree of such. B times the cost.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -187,12 +198,25 @@ def shapley_sampling(
         shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
+        baselines=baselines,
         chunk_size=chunk_size,
     )
 
 
 def _sampled(
-    apply_fn, params, x, target=None, *, key, numbers, count, shapes, num_samples, fill, chunk_size
+    apply_fn,
+    params,
+    x,
+    target=None,
+    *,
+    key,
+    numbers,
+    count,
+    shapes,
+    num_samples,
+    fill,
+    baselines,
+    chunk_size,
 ):
     name, rows = "shapley_sampling", rows_of(x)
     keys = jax.random.split(key, num_samples * rows).reshape(num_samples, rows)
@@ -206,7 +230,7 @@ def _sampled(
         return jnp.where(k < 2, jnp.broadcast_to(k == 1, some.shape), some)
 
     arguments = (apply_fn, params, x, target, numbers, fill, coalition)
-    scores = coalition_scores(name, *arguments, 2 + 2 * num_samples * inner, chunk_size)
+    scores = coalition_scores(name, *arguments, 2 + 2 * num_samples * inner, chunk_size, baselines)
     none, every = (jnp.broadcast_to(s, (2 * num_samples, 1, rows)) for s in scores[:2])
     walks = scores[2:].reshape(2 * num_samples, inner, rows)
     gains = jnp.diff(jnp.concatenate([none, walks, every], 1), axis=1)  # by place in the order

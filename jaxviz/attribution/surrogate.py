@@ -61,6 +61,7 @@ def lime(
     num_segments: int | None = None,
     num_samples: int = 1000,
     fill: Any = 0.0,
+    baselines: Any = None,
     kernel_width: float = 0.25,
     penalty: Penalty = "ridge",
     strength: float = 1.0,
@@ -88,6 +89,9 @@ def lime(
       num_samples: Coalitions, >= 2. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+      baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
+        segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
+        for a pytree a pytree of such. B times the cost.
       kernel_width: Of the weights, > 0; small ones look near the example only.
       penalty: "ridge", solved in closed form, or "lasso", 100 sweeps of coordinate descent.
       strength: Of the penalty, >= 0; traced. 0 is least squares.
@@ -124,6 +128,7 @@ def lime(
         shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
+        baselines=baselines,
         kernel_width=kernel_width,
         penalty=penalty,
         chunk_size=chunk_size,
@@ -143,6 +148,7 @@ def _fitted(
     shapes,
     num_samples,
     fill,
+    baselines,
     kernel_width,
     penalty,
     chunk_size,
@@ -150,7 +156,7 @@ def _fitted(
     name, rows = "lime", rows_of(x)
     kept = jax.random.bernoulli(key, 0.5, (num_samples, rows, count)).at[0].set(True)
     arguments = (apply_fn, params, x, target, numbers, fill, lambda k: kept[k])
-    scores = coalition_scores(name, *arguments, num_samples, chunk_size)
+    scores = coalition_scores(name, *arguments, num_samples, chunk_size, baselines)
     solve = _ridge if penalty == "ridge" else _lasso
 
     def one(z, y):
@@ -258,6 +264,7 @@ def kernel_shap(
     num_segments: int | None = None,
     num_samples: int | None = None,
     fill: Any = 0.0,
+    baselines: Any = None,
     chunk_size: int | None = None,
 ) -> SegmentScores:
     """Shapley values of segments, estimated by the weighted least squares that they solve.
@@ -283,6 +290,9 @@ def kernel_shap(
         with their kernel's weights, and the values are exact.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+      baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
+        segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
+        for a pytree a pytree of such. B times the cost.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -329,12 +339,25 @@ def kernel_shap(
         shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
+        baselines=baselines,
         chunk_size=chunk_size,
     )
 
 
 def _kernel(
-    apply_fn, params, x, target=None, *, key, numbers, count, shapes, num_samples, fill, chunk_size
+    apply_fn,
+    params,
+    x,
+    target=None,
+    *,
+    key,
+    numbers,
+    count,
+    shapes,
+    num_samples,
+    fill,
+    baselines,
+    chunk_size,
 ):
     name, rows = "kernel_shap", rows_of(x)
     all_of_them = count < 31 and 2**count - 2 <= num_samples
@@ -343,7 +366,7 @@ def _kernel(
     ends = jnp.broadcast_to(ends[:, None], (2, rows, count))
     every = jnp.concatenate([ends, kept])
     arguments = (apply_fn, params, x, target, numbers, fill, lambda k: every[k])
-    scores = coalition_scores(name, *arguments, len(every), chunk_size)
+    scores = coalition_scores(name, *arguments, len(every), chunk_size, baselines)
 
     def one(z, y, nothing, whole):
         w = jnp.asarray(weights, y.dtype)

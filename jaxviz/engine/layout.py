@@ -22,7 +22,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.trace import model, trace
 
 # Options that may have the axes of x.
-_LIKE_X = ("attribution", "baseline", "fill", "segments")
+_LIKE_X = ("attribution", "baseline", "baselines", "fill", "segments")
 
 Moves = tuple[int | None, ...]  # for each leaf of x the axis of its channels; None: the last
 
@@ -158,7 +158,10 @@ def channels_last(
             continue
         if structure != ONE and np.ndim(value) == 0 and _is_array(value):  # one for all leaves
             continue
-        if option == "baseline" and jax.tree.structure(value) not in (structure, ONE):
+        if option in ("baseline", "baselines") and jax.tree.structure(value) not in (
+            structure,
+            ONE,
+        ):
             continue  # which the method refuses
         found = per_leaf(name, option, value, x)
         laid[option] = jax.tree.unflatten(
@@ -185,6 +188,8 @@ def _moved(option, value, x, axis):
     laid = np if isinstance(value, np.ndarray) else jnp
     if rank == x.ndim:
         return laid.moveaxis(value, axis, -1)
+    if option == "baselines" and rank == x.ndim + 1:  # each example's own
+        return laid.moveaxis(value, axis + 1, -1)
     # Segments of one number an example have as many axes as those of one number a channel; an
     # attribution has examples always, and one axis less where it has no channels.
     if option != "attribution" and rank == x.ndim - 1:

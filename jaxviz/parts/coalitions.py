@@ -19,12 +19,14 @@ from jaxviz.engine.copies import (
 )
 from jaxviz.parts.regions import (
     Segmented,
+    count_baselines,
     each_number,
     fill_like,
     grid_segments,
     laid_out,
     like_input,
     numbered,
+    one_baseline,
     per_place,
     segments_like,
 )
@@ -119,23 +121,31 @@ def coalition_scores(
     coalition: Callable[[jax.Array], jax.Array],
     num: int,
     chunk_size: int | None,
+    baselines: Any = None,
 ) -> jax.Array:
     """Scores `[num, N]` with the segments of `coalition(k)`, `[N or 1, G]` booleans, left.
 
-    What belongs to no segment is always left.
+    What belongs to no segment is always left. With `baselines` they stand in the place of what is
+    hidden, one after another, and scores are their means.
     """
     filled = fill_like(name, fill, x)
     rows = jnp.shape(jax.tree.leaves(x)[0])[0]
+    count = 1 if baselines is None else count_baselines(name, baselines, x)
 
     def copy(k):
-        kept = coalition(k)
+        kept = coalition(k // count)
         kept = jnp.broadcast_to(kept, (rows, kept.shape[1])).astype(jnp.float32)
         hidden = jax.tree.map(lambda numbers: per_place(1 - kept, numbers) > 0.5, numbers)
-        return jax.tree.map(jnp.where, hidden, filled, x)
+        if baselines is None:
+            return jax.tree.map(jnp.where, hidden, filled, x)
+        other = one_baseline(baselines, x, k % count)
+        shown = lambda h, b, a: jnp.where(h, jnp.asarray(b).astype(jnp.result_type(a)), a)
+        return jax.tree.map(shown, hidden, other, x)
 
     outputs = outputs_of_copies(apply_fn, params, x, copy)
-    scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
-    return scores.astype(at_least_float32(scores))
+    scores, _ = stacked_scores(name, outputs, select, num * count, chunk_size, x, target)
+    scores = scores.astype(at_least_float32(scores))
+    return scores if count == 1 else scores.reshape(num, count, rows).mean(1)
 
 
 def as_scores(

@@ -43,6 +43,37 @@ def _fill_like(name: str, option: str, fill: Any, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
 
 
+def count_baselines(name: str, baselines: Any, x: Any) -> int:
+    """How many there are: B of `[B, ...]` for all examples, or of `[N, B, ...]`, each one's own."""
+    leaves = list(zip(jax.tree.leaves(baselines), jax.tree.leaves(x), strict=False))
+    shapes = [(jnp.shape(b), jnp.shape(a)) for b, a in leaves]
+    own = [len(b) == len(a) + 1 for b, a in shapes]
+    fits = jax.tree.structure(baselines) == jax.tree.structure(x) and all(
+        b[2:] == a[1:] and b[0] == a[0] if each else len(b) == len(a) and b[1:] == a[1:]
+        for (b, a), each in zip(shapes, own, strict=True)
+    )
+    counts = {b[1] if each else b[0] for (b, _), each in zip(shapes, own, strict=True) if fits}
+    if not fits or len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{name}: baselines must be [B, ...] with B >= 1, or [N, B, ...], for x [N, ...]; got "
+            f"baselines {jax.tree.map(jnp.shape, baselines)}, x {jax.tree.map(jnp.shape, x)}. A "
+            "single baseline is b[None]."
+        )
+    return counts.pop()
+
+
+def one_baseline(baselines: Any, x: Any, which: jax.Array) -> Any:
+    """The baseline `which` of all examples, or one for each, `[N]`: `[...]` or `[N, ...]`."""
+
+    def one(b, a):
+        b = jnp.asarray(b)
+        if b.ndim == jnp.ndim(a):
+            return b[which]
+        return b[:, which] if which.ndim == 0 else b[jnp.arange(len(b)), which]
+
+    return jax.tree.map(one, baselines, x)
+
+
 def blend(fill: jax.Array, mask: jax.Array, x: jax.Array) -> jax.Array:
     """`fill + mask * (x - fill)`, in the dtype of `x`: what is seen of `x` through a soft mask.
 

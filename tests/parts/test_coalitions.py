@@ -124,3 +124,45 @@ def test_a_method_that_moves_its_input_names_the_layer_of_token_ids():
     told = r"^learned_mask: x must be floating; got int32.*at_layer\(jaxviz.learned_mask, 'embed_0'"
     with pytest.raises(TypeError, match=told):
         jv.learned_mask(text, PARAMS, IDS, 1)
+
+
+def test_a_set_of_baselines_gives_the_mean_over_them_as_fills():
+    add = lambda w, x: jnp.tanh(x @ w)
+    w, x = jax.random.normal(KEYS[0], (4, 3)), jax.random.normal(KEYS[1], (2, 4))
+    sets = jax.random.normal(KEYS[2], (3, 4))
+    each = [jv.shapley_values(add, w, x, 1, fill=b) for b in sets]
+    wanted, base = (np.mean([getattr(e, part) for e in each], 0) for part in ("values", "base"))
+    found = jv.shapley_values(add, w, x, 1, baselines=sets)
+    np.testing.assert_allclose(found.values, wanted, atol=1e-5)
+    np.testing.assert_allclose(found.base, base, atol=1e-5)
+    options = {"key": KEYS[3], "baselines": sets}
+    fitted = jv.kernel_shap(add, w, x, 1, **options)  # all coalitions
+    np.testing.assert_allclose(fitted.values, wanted, atol=1e-5)
+    walked = jv.shapley_sampling(add, w, x, 1, **options, num_samples=40)
+    assert (abs(walked.values - wanted) <= 4 * walked.standard_errors + 1e-5).all()
+    np.testing.assert_allclose(walked.values.sum(1), add(w, x)[:, 1] - base, atol=1e-5)
+    # A linear model is fitted exactly: from the mean baseline.
+    line = jv.lime(lambda w, x: x @ w, w, x, 1, **options, num_samples=40, strength=0.0)
+    np.testing.assert_allclose(line.values, (x - sets.mean(0)[None]) * w[None, :, 1], atol=1e-3)
+    own = jnp.stack([sets, sets[::-1] * 2])  # each example's own
+    mine = jv.shapley_values(add, w, x, 1, baselines=own)
+    alone = jv.shapley_values(add, w, x, 1, baselines=own[1])
+    np.testing.assert_allclose(mine.values[0], wanted[0], atol=1e-5)
+    np.testing.assert_allclose(mine.values[1], alone.values[1], atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"shapley_values: baselines must be \[B, ...\] with B >= 1"
+    ):
+        jv.shapley_values(add, w, x, 1, baselines=sets[0])
+
+
+def test_each_example_may_have_baselines_of_its_own_on_a_path_too():
+    net = lambda w, x: jnp.tanh(x @ w)
+    w, x = jax.random.normal(KEYS[0], (4, 3)), jax.random.normal(KEYS[1], (2, 4))
+    own = jax.random.normal(KEYS[2], (2, 3, 4))
+    found = jv.deep_lift_shap(net, w, x, 1, baselines=own)
+    gained = net(w, x)[:, 1] - net(w, own.reshape(6, 4)).reshape(2, 3, 3)[..., 1].mean(1)
+    np.testing.assert_allclose(found.sum(1), gained, atol=1e-5)
+    one = jv.expected_gradients(net, w, x, 1, baselines=own[:, :1], key=KEYS[3], num_samples=400)
+    exact = jv.integrated_gradients(net, w, x, 1, baseline=own[:, 0])
+    np.testing.assert_allclose(one, exact, atol=0.2)
+    assert abs(jnp.sum(one - exact)) < 0.2
