@@ -562,6 +562,20 @@ INFLUENCE |= {
     **{"loss_fn": ("function", SQUARES), "data": ("array", POINTS)},
     **{"order": ("objects!", STEPS.order), "keys": ("array", None), "checkpoint": ("path", None)},
 }
+RUNS = jv.influence.SubsetRuns(np.eye(4, dtype=bool), np.ones((4, 2)), np.ones(2))
+INFLUENCE |= {
+    **{"scores": ("matrix", np.ones((2, 4))), "runs": ("object", RUNS)},
+    **{"num_runs": ("count", 2), "share": ("share", 0.5), "counts": ("sizes", (1, 2))},
+    **{"suspicion": ("matrix", np.arange(4.0)), "flipped": ("array", np.eye(4, dtype=bool)[0])},
+    "methods": ("matrix", {"a": np.ones((2, 4))}),
+}
+OWN["influence.judged"] = INFLUENCE | {
+    **{"counts": ("objects", ()), "suspicions": ("matrix", None), "flipped": ("matrix", None)},
+}
+OWN["plot.data_attribution"] = {
+    "lds": ("matrix", {"a": np.ones(2)}),
+    **{"removal": ("mapping!", None), "counts": ("any", None), "detection": ("mapping!", None)},
+}
 OWN["influence.weighted_steps"] = INFLUENCE | {"params": ("array", jnp.ones(2))}
 ROWS = np.ones((4, 2), np.float32)
 CONCEPTS = {
@@ -637,6 +651,7 @@ CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid overlay "
     "confusion_matrix training_history ranks curves token_sheet token_html "
     "attention_grid token_layer_map sequence_logo interactions attribution_graph "
+    "data_attribution attention_grid token_layer_map sequence_logo interactions "
     "waterfall force bar beeswarm dependence".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "

@@ -3,6 +3,18 @@ from jaxviz.influence.gradients import (
     ExampleGradients as ExampleGradients,
     example_gradients as example_gradients,
 )
+from jaxviz.influence.judging import (
+    Detection as Detection,
+    Judged as Judged,
+    LeaveSomeOut as LeaveSomeOut,
+    SubsetRuns as SubsetRuns,
+    datamodeling_score as datamodeling_score,
+    judged as judged,
+    leave_some_out as leave_some_out,
+    mislabelled as mislabelled,
+    removal_curves as removal_curves,
+    subset_runs as subset_runs,
+)
 from jaxviz.influence.kronecker import (
     KroneckerFactors as KroneckerFactors,
     ek_fac as ek_fac,

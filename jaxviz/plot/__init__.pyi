@@ -1,5 +1,6 @@
 from jaxviz.plot.architecture import architecture as architecture
 from jaxviz.plot.concepts import tcav as tcav
+from jaxviz.plot.data_attribution import data_attribution as data_attribution
 from jaxviz.plot.dot import graphviz as graphviz
 from jaxviz.plot.features import (
     atlas_page as atlas_page,
