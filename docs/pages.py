@@ -51,7 +51,14 @@ OTHERS = {
     ),
     "composition": (
         "Methods of methods, and checks.",
-        ["at_layer", "augmented", "occlusion_scores", "completeness_gap", "full_gradient"],
+        [
+            "at_layer",
+            "at_neuron",
+            "augmented",
+            "occlusion_scores",
+            "completeness_gap",
+            "full_gradient",
+        ],
     ),
 }
 PACKAGES = (

@@ -53,9 +53,16 @@ def maps(method, apply_fn, variables, usual, x):
         options["baselines"] = usual[:16]
     if method.needs == "channel":
         options |= {"layer": jv.default_layer(apply_fn, variables, x), "channel": 0}
+    if method.needs in ("layer", "neuron"):
+        options["layer"] = jv.default_layer(apply_fn, variables, x)
+    if method.needs == "neuron":  # that through which most flows
+        flows = jv.layer_conductance(apply_fn, variables, x, **options).mean(0)
+        options["neuron"] = tuple(map(int, np.unravel_index(flows.argmax(), flows.shape)))
     if method.needs == "segments":
         options["segments"] = jv.grid_segments(x.shape[1:3], (3, 3))
     found = method.explain(apply_fn, variables, x, **options)
+    if method.needs == "layer":  # summed over its channels
+        return jax.image.resize(found.sum(-1), x.shape[:3], "nearest")
     return getattr(found, "mask", getattr(found, "map", found))
 
 

@@ -48,6 +48,11 @@ from jaxviz.attribution.cam_variants import (
     random_cam as random_cam,
     smooth_grad_cam_pp as smooth_grad_cam_pp,
 )
+from jaxviz.attribution.conductance import (
+    internal_influence as internal_influence,
+    layer_conductance as layer_conductance,
+    neuron_conductance as neuron_conductance,
+)
 from jaxviz.attribution.dependence import (
     Dependence as Dependence,
     Importance as Importance,
@@ -70,7 +75,7 @@ from jaxviz.attribution.interactions import (
     occlusion_interactions as occlusion_interactions,
     shapley_interactions as shapley_interactions,
 )
-from jaxviz.attribution.layer import at_layer as at_layer
+from jaxviz.attribution.layer import at_layer as at_layer, at_neuron as at_neuron
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
 from jaxviz.attribution.mutagenesis import in_silico_mutagenesis as in_silico_mutagenesis
 from jaxviz.attribution.occlusion import (
@@ -87,6 +92,7 @@ from jaxviz.attribution.path_bent import (
     blur_integrated_gradients as blur_integrated_gradients,
     guided_integrated_gradients as guided_integrated_gradients,
 )
+from jaxviz.attribution.permutation import feature_permutation as feature_permutation
 from jaxviz.attribution.projection import (
     feature_projection as feature_projection,
     top_projections as top_projections,
@@ -105,6 +111,7 @@ from jaxviz.attribution.shapley import (
 )
 from jaxviz.attribution.smooth import (
     augmented as augmented,
+    low_passed as low_passed,
     smooth_grad as smooth_grad,
     square_grad as square_grad,
     var_grad as var_grad,

@@ -7,7 +7,7 @@ import pytest
 import jaxviz as jv
 from jaxviz.catalogue import METHODS
 
-WRAPPERS = ("smooth_grad", "square_grad", "var_grad")
+WRAPPERS = ("smooth_grad", "square_grad", "var_grad", "low_passed")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -239,6 +239,14 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
 # Where a name means something else, or a value of another kind works.
 OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "at_layer": {"method": ("object", jv.gradient), "layer": ("name", "relu_0")},
+    "at_neuron": {
+        **{"method": ("object", jv.gradient), "layer": ("name", "relu_0")},
+        "neuron": ("unit", 0),
+    },
+    "layer_conductance": {"rule": ("choice", "middle"), "speed": ("choice", "exact")},
+    "internal_influence": {"rule": ("choice", "middle")},
+    "neuron_conductance": {"rule": ("choice", "middle"), "neuron": ("unit", (0, 0, 0))},
+    "low_passed": {"method": ("function", jv.gradient)},
     "smooth_grad": {"method": ("function", jv.gradient)},
     "square_grad": {"method": ("function", jv.gradient)},
     "var_grad": {"method": ("function", jv.gradient)},

@@ -1,5 +1,6 @@
-"""Any explanation of a layer's values: the method explains the model from there on."""
+"""Any explanation of a layer's values, or of a neuron: of the model after it, or up to it."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.attribution.conductance import a_neuron, neuron_of
 from jaxviz.calls.leaves import ONE, fill_for
 from jaxviz.calls.models import batch, model
 from jaxviz.calls.naming import calling, ours
@@ -19,7 +21,7 @@ from jaxviz.engine.copies import rows_of
 from jaxviz.engine.layout import Declared
 from jaxviz.graph.held import hold
 from jaxviz.graph.layers import layer_named
-from jaxviz.graph.split import headed, split
+from jaxviz.graph.split import Head, headed, split
 from jaxviz.parts.regions import fill_like
 
 _MODEL = "apply_fn", "params", "x", "target"
@@ -111,6 +113,84 @@ def at_layer(method: Callable, layer: str) -> Callable:
     return explained
 
 
+@dataclasses.dataclass(frozen=True)
+class _Neuron:
+    """A neuron as a model of one number, `[N, 1]`; equal for equal arguments."""
+
+    apply_fn: Callable
+    layer: str
+    neuron: tuple[int, ...]
+
+    def __call__(self, params: Any, x: Any) -> jax.Array:
+        a, _ = Head(self.apply_fn, self.layer)(params, x)
+        return neuron_of("at_neuron", a, self.neuron)[:, None]
+
+
+@public(layer=_one, neuron=a_neuron)
+@functools.cache
+def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...]) -> Callable:
+    """Turns an explanation method into one of a neuron in place of the model's output.
+
+    method(head, params, x), where `head(params, x)` gives the layer's value (`split`), and the
+    neuron, one number of it, is what is explained.
+
+    Args:
+      method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`:
+        `integrated_gradients` makes neuron integrated gradients, `expected_gradients` neuron
+        gradient SHAP, `deep_lift` neuron DeepLIFT, `guided_backprop` what a neuron sees.
+      layer: A name of `jaxviz.layers(apply_fn, params, x)`.
+      neuron: Which number of the layer's value: its index in it without the batch, such as
+        `(row, column, channel)`; a number for a layer `[N, K]`.
+
+    Returns:
+      A method with the options and the result of `method`, in units of the layer's value; `target`
+      is left out. Nothing after the layer is run. Equal arguments give the same function: nothing
+      is compiled twice. Wrappers go inside: `at_neuron(smooth_grad(gradient), ...)`.
+
+    Raises:
+      ValueError: No such layer (the nearest are named), no such neuron, or a target.
+      TypeError: `method` is no method.
+
+    Example:
+      >>> from jaxviz.attribution.path import integrated_gradients
+      >>> net = lambda w, x: jax.nn.relu(x @ w).sum(1, keepdims=True)
+      >>> w, x = jnp.array([[1.0, -2.0], [3.0, 1.0]]), jnp.ones((1, 2))
+      >>> explain = at_neuron(integrated_gradients, "relu_0", 0)
+      >>> explain(net, w, x).round(4).tolist()
+      [[1.0, 3.0]]
+
+    Reference:
+      "NeuronGradient", "NeuronIntegratedGradients" and their kin of Captum, a class for each
+      method. What of a neuron reaches the outputs, besides: `neuron_conductance`.
+    """
+    name = f"at_neuron({getattr(method, '__name__', type(method).__name__)})"
+    options_of = inspect.signature(method)
+    _check_model(method, options_of, "at_neuron")
+    variable = next((k for k, p in options_of.parameters.items() if p.kind is p.VAR_KEYWORD), "")
+    ours(name)
+    assert isinstance(neuron, tuple)
+
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        with calling(name):
+            options = fitting(name, options_of, args, kwargs).arguments
+            if variable in options:
+                options |= options.pop(variable)
+            if options.pop("target", None) is not None:
+                raise ValueError(
+                    f"{name}: target must be left out, for the neuron is what is explained; got "
+                    "one. Wrappers that choose a target go inside: at_neuron(smooth_grad(method), "
+                    "layer, neuron)."
+                )
+            apply_fn, params, x = (options.pop(k) for k in _MODEL[:3])
+            held, arrays = hold(name, model(name, "apply_fn", apply_fn), params)
+            return method(_Neuron(held, layer, neuron), arrays, x, **options)
+
+    explained.__name__ = explained.__qualname__ = f"{name[:-1]}, {layer!r}, {neuron})"
+    explained.__signature__ = options_of  # type: ignore[attr-defined]
+    explained.__doc__ = f"{name}: see at_neuron.\n\n{inspect.getdoc(method) or ''}"
+    return explained
+
+
 def _check(method: Callable, signature: inspect.Signature) -> None:
     told = getattr(method, "__name__", type(method).__name__)
     if "layer" in signature.parameters:
@@ -118,9 +198,14 @@ def _check(method: Callable, signature: inspect.Signature) -> None:
             f"at_layer: method must explain its input; {told} reads a layer itself. Call it with "
             "its own option layer=...: its map is that layer's."
         )
+    _check_model(method, signature, "at_layer")
+
+
+def _check_model(method, signature, who):
+    told = getattr(method, "__name__", type(method).__name__)
     if list(signature.parameters)[:4] != list(_MODEL):
         raise TypeError(
-            "at_layer: method must be an explanation (apply_fn, params, x, target=None, *, "
+            f"{who}: method must be an explanation (apply_fn, params, x, target=None, *, "
             f"options); got {told}({', '.join(signature.parameters)}). Pass `jaxviz.gradient`, say."
         )
 

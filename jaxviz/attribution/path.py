@@ -88,7 +88,7 @@ def integrated_gradients(
         return lambda k: (between(one, other, along[k]), jnp.asarray(weights)[k])
 
     total = gradient_sum(name, apply_fn, params, x, target, term, num_steps, chunk_size)
-    return _like(_times_difference(x, start, total), x)
+    return _like(times_difference(x, start, total), x)
 
 
 @explanation("num_samples", "noise_scale", "chunk_size", sweeps=True)
@@ -162,13 +162,13 @@ def expected_gradients(
         along = lambda begin: lambda k: (begin(point(k)), 1 / num_samples)
         given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
         total = gradient_sum(*given, PULLED)
-        return _like(_times_difference(x, ends(0)[0], total), x)
+        return _like(times_difference(x, ends(0)[0], total), x)
     target = fixed_target(apply_fn, params, x, target)
 
     def share(k):
         start, end = ends(k)
         gradient = input_gradient(apply_fn, params, point(k), target)
-        return _times_difference(end, start, gradient)  # in float32 at least, to be added up
+        return times_difference(end, start, gradient)  # in float32 at least, to be added up
 
     total = running_sum(name, share, num_samples, chunk_size, x)
     return _like(jax.tree.map(lambda t: t / num_samples, total), x)
@@ -349,7 +349,7 @@ def moved(end: jax.Array, start: jax.Array) -> jax.Array:
     return jnp.where(still, 0, end.astype(wide) - start.astype(wide))
 
 
-def _times_difference(end, start, gradient):
+def times_difference(end, start, gradient):
     """`(end - start) * gradient`, in float32 at least; zeros for integer leaves."""
 
     def times(a, b, g):

@@ -1,7 +1,6 @@
 """Path methods along the straight line: against Captum, by hand, and by the axioms they promise."""
 
 import functools
-import itertools
 
 import chex
 import jax
@@ -11,7 +10,6 @@ import pytest
 import small_net
 from small_net import close
 
-from jaxviz.attribution.gradient import gradient
 from jaxviz.attribution.path import (
     completeness_gap,
     expected_gradients,
@@ -20,7 +18,6 @@ from jaxviz.attribution.path import (
     quadrature,
 )
 from jaxviz.graph.split import split
-from jaxviz.parts.gradients import input_gradient
 
 CAPTUM = 1e-7  # its path points are float32 even where all else is float64
 RULES = ("gausslegendre", "left", "right", "middle", "trapezoid")
@@ -60,12 +57,7 @@ def test_expected_gradients_agree_with_captum():  # the same draws handed to bot
         close(out, small_net.peers()["gradient_shap"], 1e-12)
 
 
-# Layers and neurons: the cut makes each a few lines.
-
-
-def straight(x, baseline, num_steps, rule="gausslegendre"):
-    points, weights = quadrature("recipe", rule, num_steps)
-    return [baseline + t * (x - baseline) for t in points], weights
+# Layers: the cut makes each a few lines. Neurons are in test_conductance.py.
 
 
 def test_layer_integrated_gradients_are_those_of_the_tail():
@@ -76,62 +68,6 @@ def test_layer_integrated_gradients_are_those_of_the_tail():
         a0, _ = head(params, jnp.broadcast_to(baseline, x.shape))
         out = integrated_gradients(tail, (params, carry), a, target, baseline=a0, num_steps=11)
         close(out, small_net.peers()["layer_ig"], CAPTUM)
-
-
-def test_internal_influence_is_the_mean_gradient_at_the_layer():
-    with jax.enable_x64(True):
-        params, x, target, baseline, _ = small_net.inputs(jnp.float64)
-        head, tail = split(small_net.apply_fn, params, x, "conv2")
-        points, weights = straight(x, baseline[None], 11)
-        out = 0
-        for w, at in zip(weights, points, strict=True):
-            a, carry = head(params, at)
-            out += w * gradient(tail, (params, carry), a, target)
-        close(out, small_net.peers()["internal_influence"], CAPTUM)
-
-
-def conductance(params, x, target, baseline, num_steps):
-    """Each neuron's gradient times its own speed along the path, Dhamdhere et al. 2018, eq. 2."""
-    head, tail = split(small_net.apply_fn, params, x, "conv2")
-    points, weights = quadrature("recipe", "middle", num_steps)
-
-    def term(k):
-        at = baseline + points[k] * (x - baseline)
-        (a, speed), carry = jax.jvp(lambda x: head(params, x)[0], (at,), (x - baseline,)), ()
-        return weights[k] * speed * input_gradient(tail, (params, carry), a, target)
-
-    return jax.lax.map(term, jnp.arange(num_steps)).sum(0)
-
-
-def test_layer_conductance():
-    with jax.enable_x64(True):
-        params, x, target, baseline, _ = small_net.inputs(jnp.float64)
-        head, tail = split(small_net.apply_fn, params, x, "conv2")
-        # Captum takes differences of the layer between the 12 points in place of its speed.
-        points, _ = straight(x, baseline[None], 12)
-        evals = [head(params, at) for at in points]
-        out = 0
-        for (a, carry), (after, _) in itertools.pairwise(evals):
-            out += (after - a) * gradient(tail, (params, carry), a, target)
-        close(out, small_net.peers()["layer_conductance"], CAPTUM)
-        # The exact integrand sums over the layer to the score gained: it is complete.
-        exact = jax.jit(conductance, static_argnums=4)(params, x, target, baseline[None], 400)
-        gained = [
-            small_net.apply_fn(params, a)[jnp.arange(3), target]
-            for a in (x, jnp.broadcast_to(baseline, x.shape))
-        ]
-        chex.assert_trees_all_close(exact.sum((1, 2, 3)), gained[0] - gained[1], atol=5e-3)
-
-
-def test_neurons_are_targets_of_the_head():
-    with jax.enable_x64(True):
-        params, x, _, baseline, _ = small_net.inputs(jnp.float64)
-        head, _ = split(small_net.apply_fn, params, x, "conv2")
-        neuron = lambda outputs: outputs[0][:, 0, 0, 5]
-        out = gradient(head, params, x, neuron)
-        close(out, small_net.peers()["neuron_gradient"], 1e-12)
-        out = integrated_gradients(head, params, x, neuron, baseline=baseline, num_steps=11)
-        close(out, small_net.peers()["neuron_ig"], CAPTUM)
 
 
 def test_all_classes_at_once_share_the_forward_pass():
