@@ -66,6 +66,10 @@ def maps(method, apply_fn, variables, usual, x):
     return getattr(found, "mask", getattr(found, "map", found))
 
 
+# Read off the layers alone, whatever is asked.
+OF_NO_CLASS = {"attention_rollout", "value_zeroing", "eigen_cam", "kpca_cam", "fem", "random_cam"}
+
+
 def features(apply_fn, variables, x):
     """Name -> images of what the first and last convolutions have learned."""
     shape, layer = x.shape[1:], jv.default_layer(apply_fn, variables, x)
@@ -91,7 +95,8 @@ def main(names):
             {method.title: found},
             probabilities=probabilities,
             overlay=[method.title] if method.coarse else [],
-            title=f"{method.title}, the predicted class",
+            title=method.title
+            + (", the predicted class" if method.name not in OF_NO_CLASS else ""),
         )
         save(figure, method.name)
     if not names or "maximize_activation" in names:

@@ -38,7 +38,7 @@ def sobol(
     target: Target = None,
     *,
     key: jax.Array,
-    cells: int = 8,
+    cells: int | None = None,
     num_designs: int = 32,
     fill: Any = 0.0,
     resize: Literal["nearest", "bilinear"] = "nearest",
@@ -58,7 +58,8 @@ def sobol(
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the shift that makes the Sobol sequence random.
-      cells: Cells of the grid along each axis, >= 1; all of them together at most 10,000.
+      cells: Cells of the grid along each axis, >= 1; all of them together at most 10,000. None is
+        8, or as many as the smallest axis has.
       num_designs: Pairs (a, b) of masks, a power of two, >= 2.
       fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say). One
         that is not finite cannot be faded to and gives NaN.
@@ -85,7 +86,7 @@ def sobol(
       and b designs together, as in Jansen 1999; in Xplique that of the a designs.
     """
     name = "sobol"
-    axes = _check(name, x, cells)
+    axes, cells = _check(name, x, cells)
     if num_designs < 2 or num_designs & (num_designs - 1):
         raise ValueError(
             f"{name}: num_designs must be a power of two, >= 2, as the Sobol sequence is balanced "
@@ -132,7 +133,7 @@ def hsic(
     target: Target = None,
     *,
     key: jax.Array,
-    cells: int = 8,
+    cells: int | None = None,
     num_samples: int = 512,
     fill: Any = 0.0,
     resize: Literal["nearest", "bilinear"] = "nearest",
@@ -152,7 +153,8 @@ def hsic(
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       key: Key of the masks; each cell is seen with probability one half.
-      cells: Cells of the grid along each axis, >= 1.
+      cells: Cells of the grid along each axis, >= 1. None is 8, or as many as the smallest axis
+        has.
       num_samples: Masks, >= 2, the same for all N examples. Time is linear in it.
       fill: What a hidden cell shows: anything that broadcasts to `x`; finite unless masks are
         "nearest", which select and do not fade.
@@ -178,7 +180,7 @@ def hsic(
       hypercube, here each is drawn on its own.
     """
     name = "hsic"
-    axes = _check(name, x, cells)
+    axes, cells = _check(name, x, cells)
     filled = fill_like(name, fill, x)
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
     masked = lambda k: _seen(x, filled, masks[k], cells, resize)
@@ -204,16 +206,18 @@ def hsic(
     return _large(found, x, cells, resize)
 
 
-def _check(name: str, x: jax.Array, cells: int) -> int:
+def _check(name: str, x: jax.Array, cells: int | None) -> tuple[int, int]:
+    """The number of axes of space, and of cells along each."""
     check_one_array(name, x)
     axes, smallest = len(space_of(x)), min(space_of(x), default=0)
+    cells = min(8, smallest) if cells is None else cells
     if axes < 1 or not 1 <= cells <= smallest or cells**axes > 10_000:
         advice = f"Take {min(8, smallest)}." if smallest else "Give x all these axes."
         raise ValueError(
             f"{name}: x must be [N, *space, C] or [N, L], and cells 1 to the smallest axis of "
             f"space, at most 10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}{hint(x)}"
         )
-    return axes
+    return axes, cells
 
 
 @functools.cache

@@ -194,3 +194,11 @@ def test_hsic_has_no_unit_where_most_scores_are_equal():
     small, large = (hsic(one, w, x, 0, key=KEY, cells=2) for w in (1e-4, 1e4))
     np.testing.assert_allclose(small, large, rtol=1e-3, atol=1e-6)
     assert small[0, 0, 0] > 0.05
+
+
+def test_a_small_input_has_as_many_cells_as_it_can():
+    """Eight are the usual number; of five tokens there are five, each with its part."""
+    net, w = lambda w, x: x @ w, jnp.arange(10.0).reshape(5, 2)
+    found = sobol(net, w, jnp.ones((1, 5)), 1, key=KEY, num_designs=4)
+    same = sobol(net, w, jnp.ones((1, 5)), 1, key=KEY, num_designs=4, cells=5)
+    np.testing.assert_array_equal(found, same)
