@@ -648,6 +648,24 @@ OWN |= {
     "concepts.matched_atoms": {"a": ("matrix", np.eye(2)), "b": ("matrix", np.eye(2))},
 }
 OWN["influence.lissa"] = {"scale": ("positive", 10.0), "batch_size": ("count", None)}
+BY_SEARCH = {
+    **{"x": ("x", ONES), "examples": ("x", ONES), "weighting": ("function", None)},
+    **{"labels": ("labels!", [0, 1]), "wanted": ("labels", None), "rule": ("choice", "sim_miss")},
+    **{"num_examples": ("count", 1), "layer": ("layer!", "relu_0")},
+}
+OWN |= {
+    f"concepts.{name}": BY_SEARCH
+    for name in ("nearest_examples", "counterfactual_examples", "semifactual_examples")
+}
+OWN["concepts.counterfactual"] = {
+    **{"wanted": ("target", 0), "norm": ("choice", "l2"), "value_range": ("interval", (0.0, 1.0))},
+    **{"max_radius": ("positive", 1.0), "num_radii": ("count", 2)},
+}
+PROTOTYPES = {
+    **{"features": ("rows", ONES), "gamma": ("positive", 1.0)},
+    **{"num_prototypes": ("count", 1), "num_criticisms": ("count0", 0)},
+}
+OWN |= {f"concepts.{name}": PROTOTYPES for name in ("mmd_critic", "proto_dash")}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.

@@ -12,6 +12,10 @@ from jaxviz.concepts.autoencoder import (
     transcoder as transcoder,
 )
 from jaxviz.concepts.cav import Cav as Cav, cav as cav
+from jaxviz.concepts.counterfactual import (
+    Counterfactual as Counterfactual,
+    counterfactual as counterfactual,
+)
 from jaxviz.concepts.dictionary import (
     Dictionary as Dictionary,
     decode as decode,
@@ -27,6 +31,18 @@ from jaxviz.concepts.factorization import (
     semi_nmf as semi_nmf,
 )
 from jaxviz.concepts.matching import matched_atoms as matched_atoms
+from jaxviz.concepts.nearest_examples import (
+    Neighbours as Neighbours,
+    Semifactuals as Semifactuals,
+    counterfactual_examples as counterfactual_examples,
+    nearest_examples as nearest_examples,
+    semifactual_examples as semifactual_examples,
+)
+from jaxviz.concepts.prototypes import (
+    Prototypes as Prototypes,
+    mmd_critic as mmd_critic,
+    proto_dash as proto_dash,
+)
 from jaxviz.concepts.streaming import activations_of as activations_of
 from jaxviz.concepts.tcav import (
     Tcav as Tcav,
