@@ -288,6 +288,11 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         name: {"x": ("x_or_shape", ONES), "width": ("count", 60), "depth": ("count", 1)}
         for name in "layers summary split layer_graph receptive_field default_layer".split()
     },
+    "laplacian": {"low": ("number", 0.0), "high": ("number", 1.0), "levels": ("count", 2)},
+    "shared": {
+        **{"low": ("number", 0.0), "high": ("number", 1.0), "factors": ("sizes", [2])},
+        "decay": ("positive0", 1.0),
+    },
     "phases": {"low": ("number", 0.0), "high": ("number", 1.0)},
     "cppn": {
         **{"low": ("number", 0.0), "high": ("number", 1.0)},

@@ -8,7 +8,7 @@ functions, and arrays if it has any.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls import options
-from jaxviz.calls.options import real, whole
+from jaxviz.calls.options import real, several, whole
 from jaxviz.calls.public import public
 
 
@@ -99,21 +99,154 @@ def fourier(
         return _noise(key, (count, channels, height, width // 2 + 1, 2), noise)
 
     def image(v, shape):
-        _, height, width, _ = shape
-        v = v * _strengths(height, width, decay)[..., None]
-        waves = jax.lax.complex(v[..., 0], v[..., 1])
-        flat = jnp.fft.irfft2(waves, (height, width)) / 4
-        flat = _mixed(flat, _COLOURS) if decorrelate else flat
-        return _bounded(jnp.moveaxis(flat, 1, -1), low, high)
+        return _in_colour(_of_waves(v, shape, decay), decorrelate, low, high)
 
     def variables(images):
-        _, height, width, _ = images.shape
-        flat = jnp.moveaxis(_unbounded(images, low, high), -1, 1)
-        flat = _mixed(flat, _APART) if decorrelate else flat
-        waves = jnp.fft.rfft2(4 * flat)
-        return jnp.stack([waves.real, waves.imag], -1) / _strengths(height, width, decay)[..., None]
+        return _to_waves(_apart(images, decorrelate, low, high), decay)
 
     return Parametrization(initial, image, variables)
+
+
+@public(levels=whole(1))
+@functools.cache
+def laplacian(
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    levels: int = 4,
+    decorrelate: bool = True,
+    noise: float = 0.1,
+) -> Parametrization:
+    """A pyramid of images, each half the size of the one before, resized and added up.
+
+    `low + (high - low) * sigmoid(M sum_l resize(v_l))`, v_l of `ceil(H / 2^l) x ceil(W / 2^l)`
+    pixels, l < levels, M as in `fourier`. What is coarse climbs fast, for many pixels push it.
+
+    Args:
+      low: Smallest value of the image.
+      high: Largest value.
+      levels: How many sizes, >= 1.
+      decorrelate: Whether three channels are taken for red, green and blue.
+      noise: Standard deviation of the variables at the start; blank is 0, the middle value.
+
+    Example:
+      >>> p = laplacian(0.0, 2.0, levels=2)
+      >>> [v.shape for v in p.initial(None, (1, 6, 5, 3))]
+      [(1, 3, 6, 5), (1, 3, 3, 3)]
+
+    Reference:
+      Burt and Adelson 1983, The Laplacian pyramid as a compact image code; four levels as in
+      Lucid's `laplacian`, which resizes by a kernel of five binomial weights, here linearly.
+    """
+
+    def initial(key, shape):
+        count, height, width, channels = shape
+        sizes = [(-(-height // 2**n), -(-width // 2**n)) for n in range(levels)]
+        keys = [key if key is None else jax.random.fold_in(key, n) for n in range(levels)]
+        draws = zip(keys, sizes, strict=True)
+        return tuple(_noise(k, (count, channels, *size), noise) for k, size in draws)
+
+    def image(v, shape):
+        return _in_colour(sum(_resized(one, shape) for one in v), decorrelate, low, high)
+
+    def variables(images):
+        coarse = initial(None, images.shape)[1:]
+        return (_apart(images, decorrelate, low, high), *coarse)
+
+    return Parametrization(initial, image, variables)
+
+
+@public(factors=several(whole(2), "whole numbers, at least 2: how many times coarser"))
+def shared(
+    low: float = 0.0,
+    high: float = 1.0,
+    *,
+    factors: Sequence[int] = (2, 4, 8),
+    decay: float = 1.0,
+    decorrelate: bool = True,
+    noise: float = 0.01,
+) -> Parametrization:
+    """Waves of each image, and coarse images that all of them share: they come out aligned.
+
+    `low + (high - low) * sigmoid(M (irfft2(s_f v_f) / 4 + sum_l resize(u_l)))`, the first as in
+    `fourier`, u_l one image of `ceil(H / factor) x ceil(W / factor)` pixels for all. For series
+    that are compared, such as `objectives.interpolation`: what is alike stands in the same place.
+
+    Args:
+      low: Smallest value of the image.
+      high: Largest value.
+      factors: How many times coarser each shared image is, >= 2.
+      decay: Power of the frequency, >= 0; larger is smoother.
+      decorrelate: Whether three channels are taken for red, green and blue.
+      noise: Standard deviation of the variables at the start; blank is 0, the middle value.
+
+    Example:
+      >>> own, common = shared(factors=[4]).initial(None, (3, 8, 8, 1))
+      >>> own.shape, [u.shape for u in common]
+      ((3, 1, 8, 5, 2), [(1, 1, 2, 2)])
+
+    Reference:
+      Mordvintsev et al. 2018, "Differentiable Image Parameterizations", Distill, section on aligned
+      feature visualization interpolation. Images that share variables climb together: what one
+      becomes depends on how many there are, and `chunk_size` cannot cut them apart.
+    """
+    return _shared(low, high, tuple(factors), decay, decorrelate, noise)
+
+
+@functools.cache
+def _shared(low, high, factors, decay, decorrelate, noise):
+    waves = fourier(low, high, decay=decay, decorrelate=decorrelate, noise=noise)
+
+    def common(key, shape):
+        _, height, width, channels = shape
+        sizes = [(-(-height // f), -(-width // f)) for f in factors]
+        keys = [key if key is None else jax.random.fold_in(key, f) for f in factors]
+        return tuple(
+            _noise(k, (1, channels, *size), noise) for k, size in zip(keys, sizes, strict=True)
+        )
+
+    def initial(key, shape):
+        return waves.initial(key, shape), common(key, shape)
+
+    def image(v, shape):
+        own, coarse = v
+        flat = _of_waves(own, shape, decay) + sum(_resized(one, (1, *shape[1:])) for one in coarse)
+        return _in_colour(flat, decorrelate, low, high)
+
+    def variables(images):
+        return waves.variables(images), common(None, images.shape)  # type: ignore[misc]
+
+    return Parametrization(initial, image, variables)
+
+
+def _resized(v, shape):
+    """`[M, C, h, w]` at the size of images `[M, H, W, C]`, linearly."""
+    count, height, width, channels = shape
+    return jax.image.resize(v, (count, channels, height, width), "linear", antialias=False)
+
+
+def _of_waves(v, shape, decay):
+    """`[M, C, H, W]` of waves."""
+    _, height, width, _ = shape
+    v = v * _strengths(height, width, decay)[..., None]
+    return jnp.fft.irfft2(jax.lax.complex(v[..., 0], v[..., 1]), (height, width)) / 4
+
+
+def _to_waves(flat, decay):
+    waves = jnp.fft.rfft2(4 * flat)
+    strengths = _strengths(*flat.shape[2:], decay)
+    return jnp.stack([waves.real, waves.imag], -1) / strengths[..., None]
+
+
+def _in_colour(flat, decorrelate, low, high):
+    """Images `[M, H, W, C]` of any numbers `[M, C, H, W]`."""
+    flat = _mixed(flat, _COLOURS) if decorrelate else flat
+    return _bounded(jnp.moveaxis(flat, 1, -1), low, high)
+
+
+def _apart(images, decorrelate, low, high):
+    flat = jnp.moveaxis(_unbounded(images, low, high), -1, 1)
+    return _mixed(flat, _APART) if decorrelate else flat
 
 
 @public()

@@ -1,17 +1,21 @@
 """Parametrisations: inverses, bounds, and spectra by NumPy."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxviz as jv
 from jaxviz import parametrizations
 from jaxviz.features.parametrizations import spectrum
 
 KEY = jax.random.key(0)
 
 
-def start(p, shape, key=KEY):
+def start(p, shape, key: Any = KEY):
     return jax.jit(lambda key, *data: p.initial(key, shape, *data))(key, *p.data)
 
 
@@ -24,9 +28,9 @@ MATRIX = MATRIX / np.sqrt((MATRIX**2).sum(0)).max()
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 7, 3), (1, 6, 6, 1), (1, 5, 4, 4)])
-@pytest.mark.parametrize("make", [parametrizations.pixels, parametrizations.fourier])
+@pytest.mark.parametrize("make", ["pixels", "fourier", "laplacian", "shared"])
 def test_variables_of_an_image_give_the_image(make, shape):
-    p = make(-1.0, 3.0)
+    p = getattr(parametrizations, make)(-1.0, 3.0)
     images = jax.random.uniform(KEY, shape, minval=-0.9, maxval=2.9)
     np.testing.assert_allclose(draw(p, jax.jit(p.variables)(images), shape), images, atol=1e-4)
 
@@ -101,6 +105,49 @@ def test_cppn_by_numpy():
         h = np.concatenate([t / 0.67, t**2 / 0.6], -1)
     expected = 1 / (1 + np.exp(-h @ np.asarray(last[0], float)))
     np.testing.assert_allclose(draw(p, (layers, last), shape)[0], expected, atol=1e-5)
+
+
+def enlarged(v, height, width):
+    """`[M, C, h, w]` at another size, pixels being areas, by NumPy."""
+
+    def matrix(new, old):
+        places = (np.arange(new) + 0.5) * old / new - 0.5
+        return np.stack([np.interp(places, np.arange(old), row) for row in np.eye(old)], 1)
+
+    rows, columns = matrix(height, v.shape[2]), matrix(width, v.shape[3])
+    return np.einsum("ih,jw,mchw->mcij", rows, columns, np.asarray(v, float))
+
+
+def test_a_pyramid_and_shared_coarse_images_by_numpy():
+    shape = (2, 6, 5, 2)  # two channels, which are not mixed
+    sigmoid = lambda flat: 1 / (1 + np.exp(-np.moveaxis(flat, 1, -1)))
+    p = parametrizations.laplacian(levels=3)
+    v = start(p, shape)
+    wanted = sigmoid(sum(enlarged(one, 6, 5) for one in v))
+    np.testing.assert_allclose(draw(p, v, shape), wanted, atol=1e-6)
+    few = start(p, (1, *shape[1:]))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), few, v)
+    p = parametrizations.shared(factors=[2, 4], noise=0.3)
+    own, common = start(p, shape)
+    waves = draw(parametrizations.fourier(), own, shape)
+    flat = np.moveaxis(np.log(waves) - np.log1p(-waves), -1, 1)
+    wanted = sigmoid(flat + sum(enlarged(one, 6, 5) for one in common))
+    np.testing.assert_allclose(draw(p, (own, common), shape), wanted, atol=1e-5)
+    assert p is parametrizations.shared(factors=[2, 4], noise=0.3)
+
+
+def test_images_that_share_climb_together():
+    net = lambda w, x: jnp.stack([x[:, :, :4].mean((1, 2, 3)), x[:, :, 4:].mean((1, 2, 3))], 1)
+    options = {"key": KEY, "num_steps": 8, "transforms": (), "redirected_steps": 0}
+    climb = functools.partial(
+        *(jv.maximize_activation, net, None, (8, 8, 1), jv.objectives.logit([0, 1])),
+        **{"parametrization": parametrizations.shared(), **options},
+    )
+    with pytest.raises(ValueError, match="images of this climb depend on each other"):
+        climb(chunk_size=1)
+    found = climb().images
+    # Each wants one half bright: what they share makes both halves of both brighter.
+    assert (np.asarray(found).reshape(2, 8, 2, 4).mean((1, 3)) > 0.5).all()
 
 
 def test_errors():
