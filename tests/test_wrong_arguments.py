@@ -628,6 +628,14 @@ OWN["plot.attribution_graph"] = {
     "graph": ("object", GRAPH),
     **{"example": ("count0", 0), "least": ("share0", 0.1), "names": ("mapping", None)},
 }
+OWN |= {
+    "concepts.channels_below": {"below": ("layer", "relu_0"), "rules": ("table", "epsilon")},
+    "concepts.relevant_examples": {
+        "rules": ("table", "epsilon"),
+        **{"images": ("array", ONES), "by": ("choice", "sum"), "normalized": ("flag", False)},
+        "target": ("target_or_function", 0),
+    },
+}
 OWN["rules.constants"] = {"what": ("choice", "gates")}
 UNITS = {
     **{"activations": ("rows", ONES), "inputs": ("array", ONES), "outputs": ("array!", ONES)},

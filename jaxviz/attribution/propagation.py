@@ -231,17 +231,39 @@ def concept_relevance(
 
 
 def _concept_relevance(apply_fn, params, x, target=None, *, layer, channel, rules):
+    head, a, relevance = relevance_at(apply_fn, params, x, target, layer, rules)
+    axis = channel_axis("concept_relevance", apply_fn, params, x, layer)
+    kept = through_channel(a, relevance, channel, axis)
+    return _carried(head, rules, params, x, kept)
+
+
+def relevance_at(
+    apply_fn: Callable, params: Any, x: Any, target: Target, layer: str, rules: RuleSet
+) -> tuple[Callable, jax.Array, jax.Array]:
+    """What makes a layer, its value, and the relevance of that value; to be traced in a method."""
     head, tail = split(apply_fn, params, x, layer)
     a, carry = head(params, x)
-    joined = _Joined(tail)
+    joined = Joined(tail)
     target = fixed_target(joined, params, (a, carry), target)
     relevance, _ = _carried(joined, rules, params, (a, carry), lambda o: start(o, target))
-    axis = channel_axis("concept_relevance", apply_fn, params, x, layer)
+    return head, a, relevance
+
+
+def through_channel(a: jax.Array, relevance: jax.Array, channel: Any, axis: int) -> Callable:
+    """A score of what makes a layer whose gradient by it is the relevance of one channel."""
     here, present = is_channel(a, channel, axis)
     chosen = jnp.where(here, relevance, jnp.zeros_like(relevance)) * present
-    # A score whose gradient by the layer is the relevance kept there.
-    kept = lambda outputs: (outputs[0] * chosen).reshape(a.shape[0], -1).sum(1)
-    return _carried(head, rules, params, x, kept)
+    return lambda outputs: (outputs[0] * chosen).reshape(a.shape[0], -1).sum(1)
+
+
+def relevance_below(
+    head: Callable, params: Any, x: Any, score: Callable, layer: str, rules: RuleSet
+) -> jax.Array:
+    """The relevance that a score of a head hands down to an earlier layer."""
+    first, rest = split(head, params, x, layer)
+    a, carry = first(params, x)
+    relevance, _ = _carried(Joined(rest), rules, params, (a, carry), score)
+    return relevance
 
 
 _concept_relevance.__name__ = "concept_relevance"
@@ -249,7 +271,7 @@ _concept = explanation("layer", "rules")(_concept_relevance)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Joined:
+class Joined:
     """A tail with what it carries as inputs too: paths around the layer have relevance."""
 
     tail: Callable

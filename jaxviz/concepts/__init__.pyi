@@ -42,6 +42,10 @@ from jaxviz.concepts.prototypes import (
     Prototypes as Prototypes,
     mmd_critic as mmd_critic,
     proto_dash as proto_dash,
+from jaxviz.concepts.relevant import (
+    RelevantExamples as RelevantExamples,
+    channels_below as channels_below,
+    relevant_examples as relevant_examples,
 )
 from jaxviz.concepts.streaming import activations_of as activations_of
 from jaxviz.concepts.tcav import (

@@ -83,14 +83,17 @@ def top_examples(
     """
     who = "top_examples"
     apply_fn, params = hold(who, apply_fn, params)
-    found = moves = None
-    for first, batch in _numbered(who, images, batch_size):
+    found, moves, size = None, None, 0
+    for first, batch in numbered(who, images, batch_size):
         if found is None and (moves := channels_of(apply_fn, params, batch)):
             apply_fn = ChannelsLast(apply_fn, moves)
         batch = np.moveaxis(batch, moves[0], -1) if moves and moves[0] else batch
         if found is None:
-            found = _Collection(apply_fn, params, batch, layer, num_images)
-        found.add(first, batch, params)
+            # First, for it tells of a wrong layer in this function's name.
+            jax.eval_shape(functools.partial(_strongest, apply_fn, layer), params, batch)
+            found, size = Collection(who, apply_fn, params, batch, layer, num_images), len(batch)
+        compiled = program(_strongest, (0, 1), nested=False, large=is_large(params))
+        found.add(first, batch, compiled(apply_fn, layer, params, filled(batch, size)))
     if found is None:
         raise ValueError(f"{who}: images must hold at least one image; got none.")
     top = found.result()
@@ -99,7 +102,7 @@ def top_examples(
     return top._replace(patches=np.moveaxis(top.patches, -1, moves[0] + 1))
 
 
-def _numbered(who: str, images: Any, size: int) -> Iterator[tuple[int, np.ndarray]]:
+def numbered(who: str, images: Any, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Batches of at most `size` images, with the number of the first."""
     whole = hasattr(images, "shape")
     batches: Iterable = [images] if whole else images
@@ -117,15 +120,12 @@ def _numbered(who: str, images: Any, size: int) -> Iterator[tuple[int, np.ndarra
             start += len(part)
 
 
-class _Collection:
+class Collection:
     """What the pass over a data set has found so far."""
 
-    def __init__(self, apply_fn, params, batch, layer, num):
-        self.apply_fn, self.layer, self.num = apply_fn, layer, num
-        self.size = len(batch)
-        # First, for it tells of a wrong layer in this function's name.
-        jax.eval_shape(functools.partial(_strongest, apply_fn, layer), params, batch)
-        axis = layer_named("top_examples", apply_fn, params, batch, layer).channel_axis
+    def __init__(self, who, apply_fn, params, batch, layer, num):
+        self.num = num
+        axis = layer_named(who, apply_fn, params, batch, layer).channel_axis
         # Without the batch, and with the four edges last.
         self.fields = np.moveaxis(receptive_field(apply_fn, params, batch, layer), axis - 1, -2)
         units = self.fields.shape[-2]
@@ -139,13 +139,9 @@ class _Collection:
         self.patches = np.zeros((units, num, *self.patch, batch.shape[3]), batch.dtype)
         self.total, self.count = np.zeros(units), 0
 
-    def add(self, first: int, batch: np.ndarray, params: Any) -> None:
+    def add(self, first: int, batch: np.ndarray, found: tuple) -> None:
+        """Takes in a batch: of each image and unit a score, a place and a mean, `[N, U]` each."""
         length = len(batch)
-        if length < self.size:  # the last batch is filled up: one program
-            fill = [batch[-1:]] * (self.size - length)
-            batch = np.concatenate([batch, *fill])
-        compiled = program(_strongest, (0, 1), nested=False, large=is_large(params))
-        found = compiled(self.apply_fn, self.layer, params, batch)
         strongest, places, means = (np.asarray(a)[:length] for a in found)
         self.total += means.sum(0)
         self.count += length
@@ -169,6 +165,12 @@ class _Collection:
     def result(self) -> TopExamples:
         means = (self.total / self.count).astype(np.float32)
         return TopExamples(self.scores, self.indices, self.boxes, self.patches, means, self.count)
+
+
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """A last batch filled up: one program."""
+    fill = [batch[-1:]] * (size - len(batch))
+    return np.concatenate([batch, *fill]) if fill else batch
 
 
 def _strongest(apply_fn, layer, params, x):
