@@ -1,3 +1,4 @@
+from jaxviz.models.bcos import BcosConv as BcosConv, BcosNet as BcosNet
 from jaxviz.models.chains import VGG as VGG, AlexNet as AlexNet
 from jaxviz.models.cifar import CIFARNet as CIFARNet
 from jaxviz.models.convnext import ConvNeXt as ConvNeXt

@@ -83,7 +83,7 @@ def attribution_graph(
     labels = _labels(who, graph, np.asarray(graph.units)[example], names or {})
     columns = [
         sorted(
-            (v for v in np.flatnonzero(kept) if graph.layer_of[v] == i),
+            (v for v in np.flatnonzero(kept).tolist() if graph.layer_of[v] == i),
             key=lambda v: (graph.kinds[v] == "bias", -relevance[v]),
         )
         for i in range(len(graph.layers))
@@ -153,7 +153,7 @@ def _draw_edges(ax: Axes, edges: np.ndarray, at: Mapping, least: float) -> None:
     largest = np.abs(edges).max(initial=0) or 1.0
     order = np.argsort(np.abs(edges), axis=None)
     for into, origin in zip(*np.unravel_index(order, edges.shape), strict=True):
-        strength = edges[into, origin] / largest
+        strength = float(edges[into, origin] / largest)
         if abs(strength) < max(least, 1e-9) or into not in at or origin not in at:
             continue
         (x, y), (u, w) = at[origin], at[into]
@@ -176,7 +176,7 @@ def _draw_node(ax, kind, place, influence, relevance, v) -> float:
     part = 1.0 if kind == "score" else influence[v] / largest
     radius = _LARGEST * max(np.sqrt(part), 0.28)
     sizes = np.abs(relevance[:-1]).max(initial=1e-12)
-    colour = _colour(np.clip(relevance[v] / sizes, -1, 1)) if relevance[v] else QUIET
+    colour = _colour(float(np.clip(relevance[v] / sizes, -1, 1))) if relevance[v] else QUIET
     ax.plot(
         *place, marker={"bias": "s", "error": "D"}.get(kind, "o"), markersize=2 * 72 * radius,
         zorder=3, color=colour, markerfacecolor="white" if kind == "rest" else colour,
