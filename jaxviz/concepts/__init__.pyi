@@ -42,6 +42,7 @@ from jaxviz.concepts.prototypes import (
     Prototypes as Prototypes,
     mmd_critic as mmd_critic,
     proto_dash as proto_dash,
+)
 from jaxviz.concepts.relevant import (
     RelevantExamples as RelevantExamples,
     channels_below as channels_below,

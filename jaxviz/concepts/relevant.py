@@ -175,7 +175,7 @@ def _heats(apply_fn, params, target, layer, rules, top, kept, size):
     for at in range(0, len(pairs), size):
         some = pairs[at : at + size]
         batch = np.stack([kept[int(top.indices[pair])] for pair in some])
-        channels = np.array([u for u, _ in some] + [some[-1][0]] * (size - len(some)))
+        channels = jnp.asarray([u for u, _ in some] + [some[-1][0]] * (size - len(some)))
         maps = concept_relevance(
             apply_fn,
             params,
