@@ -679,6 +679,10 @@ PROTOTYPES = {
     **{"num_prototypes": ("count", 1), "num_criticisms": ("count0", 0)},
 }
 OWN |= {f"concepts.{name}": PROTOTYPES for name in ("mmd_critic", "proto_dash")}
+OWN["concepts.loss_recovered"] = {
+    **{"labels": ("labels!", [0, 1]), "dictionary": ("object", DICTIONARY)},
+    "loss_fn": ("function", None),
+}
 OWN["metrics.continuity"] |= {"num_steps": ("count", 4)}
 
 # Not for users, or of one argument that may be anything.

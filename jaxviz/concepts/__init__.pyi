@@ -43,6 +43,10 @@ from jaxviz.concepts.prototypes import (
     mmd_critic as mmd_critic,
     proto_dash as proto_dash,
 )
+from jaxviz.concepts.recovered import (
+    LossRecovered as LossRecovered,
+    loss_recovered as loss_recovered,
+)
 from jaxviz.concepts.relevant import (
     RelevantExamples as RelevantExamples,
     channels_below as channels_below,
