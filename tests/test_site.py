@@ -52,6 +52,8 @@ PAGES = {
     "index.md": {},
     "how_it_works.md": {},
     "text.md": {},
+    "autoencoders.md": {},
+    "examples_by_search.md": {},
     "attention.md": OWN,
     "interventions.md": OWN,
     "graphs.md": {},
