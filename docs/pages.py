@@ -55,6 +55,7 @@ OTHERS = {
             "at_layer",
             "at_neuron",
             "augmented",
+            "dave",
             "occlusion_scores",
             "completeness_gap",
             "full_gradient",

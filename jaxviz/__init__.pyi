@@ -77,6 +77,7 @@ from jaxviz.attribution.interactions import (
 )
 from jaxviz.attribution.layer import at_layer as at_layer, at_neuron as at_neuron
 from jaxviz.attribution.learned_mask import learned_mask as learned_mask
+from jaxviz.attribution.linear_reading import dave as dave
 from jaxviz.attribution.mutagenesis import in_silico_mutagenesis as in_silico_mutagenesis
 from jaxviz.attribution.occlusion import (
     occlusion as occlusion,

@@ -246,6 +246,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "layer_conductance": {"rule": ("choice", "middle"), "speed": ("choice", "exact")},
     "internal_influence": {"rule": ("choice", "middle")},
     "neuron_conductance": {"rule": ("choice", "middle"), "neuron": ("unit", (0, 0, 0))},
+    "dave": {"radius": ("count0", 1), "sigma": ("positive", 30.0)},
     "low_passed": {"method": ("function", jv.gradient)},
     "smooth_grad": {"method": ("function", jv.gradient)},
     "square_grad": {"method": ("function", jv.gradient)},
