@@ -55,6 +55,7 @@ PAGES = {
     "autoencoders.md": {},
     "examples_by_search.md": {},
     "attention.md": OWN,
+    "influence.md": {},
     "interventions.md": OWN,
     "graphs.md": {},
     "is_it_true.md": OWN,

@@ -114,10 +114,10 @@ def test_every_solver_divides_by_the_same_matrix(small):
         return gradients[:2] @ np.linalg.solve(matrix + damping * np.eye(24), gradients.T) / 12
 
     call = lambda solver, damping, **options: INF.influence(
-        net, params, data, test, solver=solver, damping=damping, chunk_size=5, **options
+        net, params, data, test, solver=solver, damping=damping, **({"chunk_size": 12} | options)
     )
     scale = np.abs(wanted(gauss, 0.1)).max()
-    found = call(INF.explicit(), 0.3)
+    found = call(INF.explicit(), 0.3, chunk_size=5)
     np.testing.assert_allclose(found, wanted(hessian, 0.3), atol=1e-3 * np.abs(found).max())
     gn = {"curvature": "gauss_newton"}
     for solver in (
@@ -135,9 +135,9 @@ def test_every_solver_divides_by_the_same_matrix(small):
     few = call(INF.arnoldi(rank=3, num_steps=24), 0.1, key=jax.random.key(2), **gn)
     np.testing.assert_allclose(few, gradients[:2] @ low @ gradients.T / 12, atol=1e-2 * scale)
     # Batches drawn at random: right on average.
-    drawn = INF.lissa(num_steps=150, scale=3.0, batch_size=6, num_samples=30)
+    drawn = INF.lissa(num_steps=100, scale=3.0, batch_size=6, num_samples=10)
     found = call(drawn, 0.1, key=jax.random.key(3), **gn)
-    assert np.corrcoef(np.ravel(found), wanted(gauss, 0.1).ravel())[0, 1] > 0.97
+    assert np.corrcoef(np.ravel(found), wanted(gauss, 0.1).ravel())[0, 1] > 0.95
 
 
 def test_a_solver_that_draws_asks_for_a_key(small):

@@ -150,3 +150,28 @@ def test_lo_gra_is_the_damped_fisher_where_nothing_is_projected(one_layer):
     assert few.shape == (7, 7)
     assert (np.diag(few) > 0).all()
     np.testing.assert_allclose(few, few.T, atol=1e-7)
+
+
+def test_scores_of_kronfluence_with_the_same_weights():  # 1.0.1, empirical Fisher
+    stored = np.load(HERE / "reference" / "influence_kronfluence.npz")
+    params = {name: stored[name] for name in stored.files if name[0].isdigit()}
+
+    def net(p, x):  # a torch net as it stands: channels first, weights [out, in]
+        conv = lambda x, w, step, pad: jax.lax.conv_general_dilated(x, w, (step, step), [pad] * 2)
+        x = conv(x, p["0.weight"], 2, (1, 1)) + p["0.bias"].reshape(1, -1, 1, 1)
+        x = jnp.tanh(conv(jax.nn.relu(x), p["2.weight"], 1, (0, 0)))
+        x = jax.nn.relu(x.reshape(len(x), -1) @ p["5.weight"].T + p["5.bias"][None])
+        return x @ p["7.weight"].T + p["7.bias"][None]
+
+    data = stored["x"], stored["y"]
+    train, test = ([a[:40] for a in data], [a[40:] for a in data])
+    factors = INF.kronecker_factors(net, params, train, curvature="empirical_fisher")
+    assert set(factors.eigenvalues) == {"0.weight", "2.weight", "5.weight", "7.weight"}
+    for damping, name in ((None, "default"), (1e-3, "small")):
+        found = INF.ek_fac(net, params, train, test, factors=factors, damping=damping)
+        found = 40 * np.asarray(found)
+        theirs = stored[f"scores_{name}"]
+        for ours, row in zip(found, theirs, strict=True):
+            ranks = [np.argsort(np.argsort(a)) for a in (ours, row)]
+            assert np.corrcoef(*ranks)[0, 1] > 0.99  # Spearman
+        np.testing.assert_allclose(found, theirs, atol=2e-2 * np.abs(theirs).max())
