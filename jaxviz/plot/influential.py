@@ -114,9 +114,10 @@ def influential_examples(
             harmful = [n for n in order[::-1] if one[t, n] < 0][:count]
             for start, chosen in zip(starts[1:], (helpful, harmful), strict=True):
                 for k, n in enumerate(chosen):
-                    other = labels is not None and train_labels is not None
-                    odd = other and train_labels[n] != labels[t]
-                    text = names[train_labels[n]] if train_labels is not None else f"no. {n}"
+                    text, odd = f"no. {n}", False
+                    if train_labels is not None:
+                        text = names[train_labels[n]]
+                        odd = labels is not None and train_labels[n] != labels[t]
                     left = start + k * (_CELL + GAP)
                     draw(trains[n], left, bottom, text, f"{one[t, n]:+.2g}", WRONG if odd else INK)
     return figure

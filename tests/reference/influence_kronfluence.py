@@ -56,7 +56,7 @@ def main():
             factor_args=FactorArguments(strategy="ekfac", use_empirical_fisher=True),
         )  # fmt: skip
         scores = {}
-        for name, damping in (("default", None), ("small", 1e-3)):
+        for name, damping in [("default", None)]:
             analyzer.compute_pairwise_scores(
                 name, "ekfac", sets[1], sets[0], per_device_query_batch_size=T,
                 per_device_train_batch_size=N, score_args=ScoreArguments(damping_factor=damping),
