@@ -58,6 +58,7 @@ OTHERS = {
             "dave",
             "occlusion_scores",
             "completeness_gap",
+            "path_integrated_gradients",
             "full_gradient",
         ],
     ),

@@ -51,6 +51,8 @@ def maps(method, apply_fn, variables, usual, x):
         options["key"] = KEY
     if method.needs == "baselines":
         options["baselines"] = usual[:16]
+    if method.name == "information_bottleneck":  # the last layer has nine places
+        options |= {"layer": "max_pool_0", "baselines": usual[:128]}
     if method.needs == "channel":
         options |= {"layer": jv.default_layer(apply_fn, variables, x), "channel": 0}
     if method.needs in ("layer", "neuron"):

@@ -18,6 +18,10 @@ from jaxviz.attention.recipro import recipro_cam as recipro_cam
 from jaxviz.attention.relevance import attention_relevance as attention_relevance
 from jaxviz.attention.zeroing import value_zeroing as value_zeroing
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
+from jaxviz.attribution.bottleneck import (
+    Bottleneck as Bottleneck,
+    information_bottleneck as information_bottleneck,
+)
 from jaxviz.attribution.cam import (
     cam as cam,
     grad_cam as grad_cam,
@@ -88,6 +92,10 @@ from jaxviz.attribution.path import (
     completeness_gap as completeness_gap,
     expected_gradients as expected_gradients,
     integrated_gradients as integrated_gradients,
+)
+from jaxviz.attribution.path_along import (
+    idgi as idgi,
+    path_integrated_gradients as path_integrated_gradients,
 )
 from jaxviz.attribution.path_bent import (
     blur_integrated_gradients as blur_integrated_gradients,

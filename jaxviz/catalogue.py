@@ -127,6 +127,7 @@ METHODS: dict[str, Method] = {
         Method("integrated_gradients", "integrated gradients", "path", "50 back"),
         Method("guided_integrated_gradients", "guided IG", "path", "200 back"),
         Method("blur_integrated_gradients", "blur IG", "path", "100 back"),
+        Method("idgi", "IDGI", "path", "50 back, and 50 forward"),
         _noisy("smooth_grad", "SmoothGrad"),
         _noisy("square_grad", "SquareGrad"),
         _noisy("var_grad", "VarGrad"),
@@ -193,6 +194,9 @@ _MORE = (
            random=True, coarse=True, needs="segments"),
     Method("concept_relevance", "concept relevance", "propagation", "1 back", layer=True,
            needs="channel"),
+    Method("information_bottleneck", "information bottleneck", "perturbation",
+           "100 back from its layer", random=True, layer=True, scores=True, coarse=True,
+           needs="baselines"),
     Method("shapley_values", "exact Shapley values", "perturbation", "2^segments forward",
            scores=True, needs="segments"),
 )  # fmt: skip

@@ -380,6 +380,10 @@ OWN |= {
     "partial_dependence": {
         **{"feature": ("sizes", (0, 0, 0)), "grid": ("matrix", None), "num_points": ("count", 2)},
     },
+    "path_integrated_gradients": {
+        **{"path_fn": ("function", lambda x, t: t * x), "rule": ("choice", "middle")},
+    },
+    "information_bottleneck": {"beta": ("positive0", 1.0), "sigma": ("positive0", 1.0)},
     "permutation_importance": {"num_samples": ("count", 2)},
     **{
         f"plot.{name}": {
