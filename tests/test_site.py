@@ -128,6 +128,25 @@ def test_a_script_becomes_a_notebook(name):
     assert whole.count("display(") == len(re.findall(r"^ *figures\[", script, re.MULTILINE)) >= 2
 
 
+def test_the_table_of_all_methods_has_a_name_or_a_reason_in_every_row():
+    text = (DOCS / "all_methods_table.md").read_text()
+    rows = re.findall(r"(?m)^\| (?!\*\*|method|-)(.+?) \| (.+) \|$", text)
+    assert len(rows) == 99
+    for method, here in rows:
+        names = re.findall(r"`(?:jv\.)?([\w.]+)(?:\(|`)", here)
+        assert names or re.search("left out|none is needed", here), method
+        assert all(map(resolved, names)), (method, names)
+
+
+def resolved(name):
+    """Whether a name of the table, with its package, is public."""
+    *packages, last = name.split(".")
+    home = importlib.import_module(".".join(["jaxviz", *packages[:1]])) if packages else jv
+    for package in packages[1:]:
+        home = getattr(home, package, None)
+    return hasattr(home, last)
+
+
 def test_pages_name_functions_that_exist():
     for page in ("which_method.md", "coming_from.md", "troubleshooting.md"):
         text = (DOCS / page).read_text()
