@@ -614,6 +614,15 @@ OWN |= {
         | dict.fromkeys(["num_concepts", "num_seeds"], ("count", 1))
         for name in ("nmf", "semi_nmf", "pca")
     },
+    **{
+        f"concepts.{name}": {
+            "dictionary": ("object", DICTIONARY),
+            "resize": ("flag", True),
+            "stride": ("sizes", (2, 2)),
+            **dict.fromkeys(["num_concepts", "num_seeds", "num_crops"], ("count", 1)),
+        }
+        for name in ("concept_importance", "concept_maps", "dff", "craft")
+    },
     "concepts.matched_cosine": {"every": ("rows", ROWS[None]), "at": ("count0", 0)},
     "concepts.through": {"layer": ("name", "relu_0"), "dictionary": ("object", DICTIONARY)},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},

@@ -1,13 +1,10 @@
 """Global sensitivity of the score to a grid of masks: total Sobol indices, and HSIC."""
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation, select
@@ -18,6 +15,7 @@ from jaxviz.engine.copies import (
     stacked_scores,
 )
 from jaxviz.engine.layout import hint
+from jaxviz.parts import designs
 from jaxviz.parts.regions import (
     blend,
     fadeable,
@@ -87,32 +85,15 @@ def sobol(
     """
     name = "sobol"
     axes, cells = _check(name, x, cells)
-    if num_designs < 2 or num_designs & (num_designs - 1):
-        raise ValueError(
-            f"{name}: num_designs must be a power of two, >= 2, as the Sobol sequence is balanced "
-            f"only then; got {num_designs}. Take {2 ** max(1, num_designs.bit_length())}."
-        )
+    designs.check_designs(name, num_designs)
     count = cells**axes
     filled = fill_like(name, fill, x)
-    points = jnp.asarray(_sequence(2 * count, num_designs), jnp.float32)
-    # A random shift modulo 1 keeps the sequence as even as it is and makes it unbiased.
-    points = (points + jax.random.uniform(key, (2 * count,))[None, :]) % 1
-    a, b = points[:, :count], points[:, count:]
-
-    def masked(k):
-        variant, design = k // num_designs, k % num_designs  # 0: a, 1: b, 2 + i: a with b's cell i
-        swapped = (jnp.arange(count) == variant - 2) | (variant == 1)
-        mask = jnp.where(swapped, b[design], a[design])
-        return _seen(x, filled, mask, cells, resize)
-
+    mask = designs.masks(key, count, num_designs)
+    masked = lambda k: _seen(x, filled, mask(k), cells, resize)
     outputs = outputs_of_copies(apply_fn, params, x, masked)
-    num = num_designs * (count + 2)
+    num = designs.num_masks(count, num_designs)
     scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
-    scores = scores.reshape(count + 2, num_designs, -1).astype(at_least_float32(scores))
-    variance = scores[:2].reshape(2 * num_designs, -1).var(0)
-    total = jnp.square(scores[2:] - scores[:1]).mean(1) / 2
-    still = variance == 0  # no variance to share; that of NaN scores is NaN
-    indices = total.T / jnp.where(still, 1, variance)[:, None]
+    indices = designs.total_indices(scores, count, num_designs)
     return like_input(_large(indices * fadeable(filled)[:, None], x, cells, resize), x)
 
 
@@ -218,14 +199,6 @@ def _check(name: str, x: jax.Array, cells: int | None) -> tuple[int, int]:
             f"space, at most 10,000 in all; got x {jnp.shape(x)}, cells {cells}. {advice}{hint(x)}"
         )
     return axes, cells
-
-
-@functools.cache
-def _sequence(dimensions: int, count: int) -> np.ndarray:
-    """The first points of a Sobol sequence, `[count, dimensions]` in [0, 1)."""
-    from scipy.stats import qmc
-
-    return qmc.Sobol(dimensions, scramble=False).random_base2(int(math.log2(count)))
 
 
 def _seen(x, filled, mask, cells, resize):

@@ -16,6 +16,7 @@ from jaxviz.concepts.counterfactual import (
     Counterfactual as Counterfactual,
     counterfactual as counterfactual,
 )
+from jaxviz.concepts.craft import Craft as Craft, craft as craft
 from jaxviz.concepts.dictionary import (
     Dictionary as Dictionary,
     decode as decode,
@@ -30,6 +31,8 @@ from jaxviz.concepts.factorization import (
     pca as pca,
     semi_nmf as semi_nmf,
 )
+from jaxviz.concepts.importance import concept_importance as concept_importance
+from jaxviz.concepts.maps import concept_maps as concept_maps, dff as dff
 from jaxviz.concepts.matching import matched_atoms as matched_atoms
 from jaxviz.concepts.nearest_examples import (
     Neighbours as Neighbours,

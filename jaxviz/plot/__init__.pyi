@@ -1,5 +1,5 @@
 from jaxviz.plot.architecture import architecture as architecture
-from jaxviz.plot.concepts import tcav as tcav
+from jaxviz.plot.concepts import concepts as concepts, tcav as tcav
 from jaxviz.plot.data_attribution import data_attribution as data_attribution
 from jaxviz.plot.dot import graphviz as graphviz
 from jaxviz.plot.features import (

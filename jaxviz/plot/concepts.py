@@ -1,4 +1,4 @@
-"""Concepts drawn: TCAV scores along layers."""
+"""Concepts drawn: TCAV scores along layers, and the crops that show each concept."""
 
 from typing import Any
 
@@ -6,12 +6,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxviz.calls.options import refused
+from jaxviz.calls.options import refused, whole
 from jaxviz.calls.public import public
-from jaxviz.plot.colour import INK, QUIET
-from jaxviz.plot.page import titled
+from jaxviz.plot.colour import ACCENT, INK, QUIET
+from jaxviz.plot.inputs import has_channels_first
+from jaxviz.plot.page import FRAME, titled
 
 _TITLE = "Share of examples whose score rises with a concept"
+_CONCEPTS = "Concepts by importance, and the crops that show them most"
 _NULL = {"color": "#e3e6ea", "linewidth": 0}
 
 
@@ -85,4 +87,64 @@ def tcav(found: Any, *, title: str | None = None) -> Figure:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return figure
+
+
+def _found(who: str, option: str, value: Any) -> Any:
+    names = ("importance", "stability", "crops", "crop_codes")
+    if not all(hasattr(value, name) for name in names):
+        raise refused(who, option, "what jaxviz.concepts.craft returns", value)
+    return value
+
+
+@public(found=_found, num_concepts=whole(1), num_crops=whole(1))
+def concepts(
+    found: Any, *, num_concepts: int = 8, num_crops: int = 8, title: str | None = None
+) -> Figure:
+    """Draws concepts, a row each: a bar of its importance, then the crops that show it most.
+
+    Args:
+      found: What `jaxviz.concepts.craft` returns; crops in [0, 1], else each is scaled to its own
+        least and largest number.
+      num_concepts: How many rows, the most important first.
+      num_crops: How many crops of each.
+      title: Above everything; None says what it is.
+
+    Returns:
+      A Figure for `savefig`. Under each bar stands the concept's stability, the cosine to what
+      other starts of the factorisation found.
+
+    Example:
+      >>> from jaxviz.concepts import Craft, Dictionary
+      >>> one, crops = np.ones(1), np.ones((1, 2, 4, 4, 3))
+      >>> found = Craft(Dictionary(np.ones((1, 3))), one, one, one, 0.1, crops, one, one)
+      >>> len(concepts(found).axes)
+      3
+    """
+    importance = np.asarray(found.importance)[:num_concepts]
+    crops = np.asarray(found.crops)[: len(importance), :num_crops]
+    if has_channels_first(crops.shape[1:]):
+        crops = np.moveaxis(crops, 2, -1)
+    rows, columns = crops.shape[:2]
+    cell, wide = 0.92, 1.7
+    figure = titled(wide + cell * columns + 0.3, 0.55 + cell * rows, title or _CONCEPTS)
+    widths = {"width_ratios": [wide / cell] + [1] * columns}
+    grid = figure.subplots(rows, columns + 1, squeeze=False, gridspec_kw=widths)
+    most = max(importance.max(), 1e-9)
+    for k, line in enumerate(grid):
+        bar, *frames = line
+        bar.barh([0], [importance[k]], height=0.34, color=ACCENT)
+        bar.set(xlim=(0, 1.35 * most), ylim=(-0.7, 0.7))
+        bar.axis("off")
+        bar.text(importance[k] + 0.04 * most, 0, f"{importance[k]:.2f}", va="center", fontsize=8)
+        told = "" if np.isnan(found.stability[k]) else f", stability {found.stability[k]:.2f}"
+        bar.text(0, 0.28, f"concept {k}", fontsize=8, weight="bold", color=INK)
+        bar.text(0, -0.45, f"importance{told}", fontsize=6.5, color=QUIET)
+        for frame, crop in zip(frames, crops[k], strict=True):
+            low, high = min(crop.min(), 0), max(crop.max(), 1)
+            seen = np.clip((crop - low) / (high - low), 0, 1)
+            frame.imshow(seen[..., 0] if seen.shape[-1] == 1 else seen, cmap="gray")
+            frame.set_xticks([])
+            frame.set_yticks([])
+            frame.spines[:].set_color(FRAME)
     return figure

@@ -1,0 +1,92 @@
+"""CRAFT, its importance and maps: planted patterns whose part in the score is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxviz.concepts import Dictionary, concept_importance, concept_maps, craft, dff
+
+RNG = np.random.default_rng(0)
+KEY = jax.random.key(0)
+PATTERNS = np.float32([[1, 0, 0, 0.5], [0, 1, 0, 0.5], [0, 0, 1, 0], [0, 0, 0, 0]])
+WEIGHTS = np.float32([[3.0], [1.0], [0.0], [0.0]])  # of the first three: 9/10, 1/10 and nothing
+
+
+def net(w, x):
+    return jax.nn.relu(x).mean((1, 2)) @ w
+
+
+def first(w, x):
+    """The same with channels first, which a convolution says."""
+    kernel = jnp.eye(4)[:, :, None, None]
+    return jax.nn.relu(jax.lax.conv(x, kernel, (1, 1), "SAME")).mean((2, 3)) @ w
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Five images of 4 x 4, in each quarter one of the patterns, in another order each."""
+    quarters = [PATTERNS[RNG.permutation(4)].reshape(2, 2, 4) for _ in range(5)]
+    return np.stack([q.repeat(2, 0).repeat(2, 1) for q in quarters])
+
+
+def test_importance_is_that_of_a_sum_by_hand(images):
+    strong = images * np.float32(2)
+    atoms = Dictionary(jnp.asarray(PATTERNS[:3]))
+    options = {"layer": "relu_0", "dictionary": atoms, "key": KEY, "num_designs": 256}
+    found = concept_importance(net, WEIGHTS, strong, 0, **options)
+    assert found.shape == (5, 3)
+    np.testing.assert_allclose(found, [[0.9, 0.1, 0.0]] * 5, atol=0.04)
+    # Alone it has all of what varies: what no atom says stays as it is.
+    less = options | {"dictionary": Dictionary(jnp.asarray(PATTERNS[:1]))}
+    np.testing.assert_allclose(concept_importance(net, WEIGHTS, strong, 0, **less), 1, atol=0.1)
+    with pytest.raises(ValueError, match="concept_importance: num_designs must be a power of two"):
+        concept_importance(net, WEIGHTS, strong, 0, **(options | {"num_designs": 24}))
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_planted_concepts_are_found_with_their_importance(images, axis):
+    x = np.moveaxis(images, -1, axis)
+    options = {"layer": "relu_0", "window": (2, 2), "stride": (2, 2), "num_concepts": 3}
+    found = craft(
+        first if axis == 1 else net, WEIGHTS, x, 0, key=KEY, num_seeds=3, num_designs=64,
+        num_crops=4, batch_size=16, **options,
+    )  # fmt: skip
+    units = PATTERNS[:3] / np.linalg.norm(PATTERNS[:3], axis=1, keepdims=True)
+    np.testing.assert_allclose(found.dictionary.atoms, units, atol=2e-2)
+    np.testing.assert_allclose(found.importance, [0.9, 0.1, 0.0], atol=0.05)
+    assert found.stability.min() > 0.98
+    assert found.error < 0.02
+    crops = np.moveaxis(found.crops, axis + 1 if axis == 1 else -1, -1)
+    for k in range(3):  # each crop shows the pattern of its concept, at every place
+        np.testing.assert_array_equal(crops[k], np.broadcast_to(PATTERNS[k], (4, 2, 2, 4)))
+    shown = [np.allclose(images[i, r : r + 2, c : c + 2], crops[0, 0]) for i in
+             [found.crop_indices[0, 0]] for r in (0, 2) for c in (0, 2)]  # fmt: skip
+    assert any(shown)
+
+
+def test_maps_are_where_the_patterns_are(images):
+    atoms = Dictionary(jnp.asarray(PATTERNS[:3]))
+    maps = concept_maps(net, WEIGHTS, images, layer="relu_0", dictionary=atoms)
+    there = np.stack([(images == p).all(-1) for p in PATTERNS[:3]], -1)
+    np.testing.assert_allclose(maps, there, atol=1e-5)
+    again = concept_maps(
+        first, WEIGHTS, np.moveaxis(images, -1, 1), layer="conv_0", dictionary=atoms, resize=False
+    )
+    np.testing.assert_allclose(again, there, atol=1e-5)
+    found, factors = dff(net, WEIGHTS, images, layer="relu_0", num_concepts=3, key=KEY, num_seeds=2)
+    assert found.shape == (5, 4, 4, 3)
+    assert factors.stability.min() > 0.98
+    matched = (np.asarray(factors.dictionary.atoms) @ PATTERNS[:3].T).argmax(0)
+    np.testing.assert_allclose(found[..., matched] > 0.5, there)
+
+
+def test_wrong_input_is_refused(images):
+    options = {"layer": "relu_0", "key": KEY, "num_concepts": 2}
+    with pytest.raises(ValueError, match=r"craft: window must fit into the images, \(4, 4\)"):
+        craft(net, WEIGHTS, images, 0, window=(5, 2), **options)
+    with pytest.raises(ValueError, match="craft: num_concepts must be at most the number of crops"):
+        craft(net, WEIGHTS, images[:1], 0, window=(4, 4), **options)
+    atoms = Dictionary(jnp.asarray(PATTERNS))
+    with pytest.raises(ValueError, match="concept_maps: layer must have places"):
+        concept_maps(net, WEIGHTS, images, layer="mean_0", dictionary=atoms)
