@@ -623,7 +623,6 @@ OWN |= {
         }
         for name in ("concept_importance", "concept_maps", "dff", "craft")
     },
-    "concepts.matched_cosine": {"every": ("rows", ROWS[None]), "at": ("count0", 0)},
     "concepts.through": {"layer": ("name", "relu_0"), "dictionary": ("object", DICTIONARY)},
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
 }

@@ -26,7 +26,6 @@ from jaxviz.concepts.dictionary import (
 )
 from jaxviz.concepts.factorization import (
     Factorization as Factorization,
-    matched_cosine as matched_cosine,
     nmf as nmf,
     pca as pca,
     semi_nmf as semi_nmf,

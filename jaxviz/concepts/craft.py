@@ -120,11 +120,11 @@ def craft(
     moves = channels_of(held, arrays, x)
     if np.ndim(x) != 4:
         raise ValueError(f"{who}: x must be [N, H, W, C]; got {np.shape(x)}. One is x[None].")
-    first = moves is not None and moves[0] is not None
-    if first:
-        held, x = ChannelsLast(held, moves), jnp.moveaxis(jnp.asarray(x), moves[0], -1)
-    stride = stride or tuple(max(1, round(0.8 * n)) for n in window)
-    crops, images = _crops(who, np.asarray(x), window, stride)
+    axis = moves[0] if moves is not None else None  # of the channels, where it is not the last
+    if moves is not None and axis is not None:
+        held, x = ChannelsLast(held, moves), jnp.moveaxis(jnp.asarray(x), axis, -1)
+    steps = stride or [max(1, round(0.8 * n)) for n in window]
+    crops, images = _crops(who, np.asarray(x), window, steps)
     if len(crops) < num_concepts:
         raise ValueError(
             f"{who}: num_concepts must be at most the number of crops, {len(crops)}; got "
@@ -137,28 +137,28 @@ def craft(
         run = _values(held, layer, x.shape[1:3], arrays, crops[at])
         values.append(np.asarray(run)[:kept])
     draws, shift = jax.random.split(key)
-    options = {"num_seeds": num_seeds, "num_steps": num_steps}
-    factors = nmf(np.concatenate(values), num_concepts, key=draws, **options)
-    listed = hasattr(target, "__len__") and np.shape(target) == (len(x),)
+    factors = nmf(
+        np.concatenate(values), num_concepts, key=draws, num_seeds=num_seeds, num_steps=num_steps
+    )
+    labels: Any = target
+    listed = hasattr(target, "__len__") and np.shape(labels) == (len(x),)
+    batches = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
+    importance = functools.partial(
+        concept_importance, layer=layer, dictionary=factors.dictionary, key=shift,
+        num_designs=num_designs,
+    )  # fmt: skip
     shares = np.concatenate(
         [
-            np.asarray(
-                concept_importance(
-                    *(held, arrays, x[start : start + batch_size]),
-                    target[start : start + batch_size] if listed else target,
-                    **{"layer": layer, "dictionary": factors.dictionary, "key": shift},
-                    num_designs=num_designs,
-                )
-            )
-            for start in range(0, len(x), batch_size)
+            np.asarray(importance(held, arrays, x[at], labels[at] if listed else target))
+            for at in batches
         ]
     )
     order = np.argsort(-shares.mean(0), kind="stable")
     codes = np.asarray(factors.codes)[:, order].T
     best = np.argsort(-codes, 1, kind="stable")[:, :num_crops]
     shown_crops = crops[best]
-    if first:
-        shown_crops = np.moveaxis(shown_crops, -1, moves[0] + 1)
+    if axis is not None:
+        shown_crops = np.moveaxis(shown_crops, -1, axis + 1)
     return Craft(
         Dictionary(factors.dictionary.atoms[order]),
         shares.mean(0)[order],

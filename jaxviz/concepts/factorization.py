@@ -11,6 +11,7 @@ from jaxviz.calls.options import maybe, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary
+from jaxviz.concepts.matching import matched_atoms
 from jaxviz.engine.contract import same_when_batched
 
 _A = rows(2, "activations [n, C] or [B, n, C]")
@@ -25,7 +26,7 @@ class Factorization(NamedTuple):
       codes: `[n, K]`, its codes.
       errors: `[S]`, of each seed the length of what is left out over that of the activations.
       stability: `[K]`, of each atom the mean cosine to what is matched with it in the other seeds
-        (`matched_cosine`); NaN of one seed. What is not near 1 is an accident of the start.
+        (`matched_atoms`); NaN of one seed. What is not near 1 is an accident of the start.
       every: `[S, K, C]`, the atoms of all seeds.
     """
 
@@ -168,49 +169,6 @@ def pca(a: Any, num_concepts: int) -> Factorization:
     return Factorization(dictionary, codes, errors, np.ones(atoms.shape[:-1]), every)
 
 
-@public(every=rows(3, "atoms of S seeds, [S, K, C]"), at=whole(0))
-def matched_cosine(every: Any, at: int = 0) -> np.ndarray:
-    """How well atoms are found again from other starts.
-
-    Each other seed's atoms are matched with those of seed `at`, one to one, so that the sum of the
-    cosines is largest (linear assignment).
-
-    Args:
-      every: `[S, K, C]`, the atoms of S seeds.
-      at: Which seed is asked about.
-
-    Returns:
-      `[K]`, the mean over the other seeds of the cosine to the matched atom; NaN of one seed.
-
-    Raises:
-      ValueError: There is no seed `at`.
-
-    Example:
-      >>> atoms = np.eye(3)[:2]
-      >>> matched_cosine(np.stack([atoms, atoms[::-1]])).tolist()
-      [1.0, 1.0]
-
-    Reference:
-      Fel et al. 2025, arXiv:2502.12892, section 3 (stability; there of one pair of seeds).
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    every = np.asarray(every, np.float64)
-    if every.ndim != 3 or at >= len(every):
-        raise ValueError(
-            f"matched_cosine: every must be [S, K, C], and at one of its S seeds; got "
-            f"{every.shape}, at {at}."
-        )
-    size = np.linalg.norm(every, axis=-1, keepdims=True)
-    unit = every / np.where(size > 0, size, 1)
-    found = []
-    for other in np.delete(unit, at, 0):
-        cosines = unit[at] @ other.T
-        row, column = linear_sum_assignment(-cosines)
-        found.append(cosines[row, column])
-    return np.mean(found, 0) if found else np.full(every.shape[1], np.nan)
-
-
 def _floats(a: Any) -> jax.Array:
     a = jnp.asarray(a)
     return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.float32)
@@ -233,10 +191,17 @@ def _factorised(who, a, num_concepts, key, num_seeds, solver, num_steps, init) -
             )
     codes, atoms, errors = _run(sets, codes, atoms, solver, num_steps)
     best = np.asarray(errors).argmin(1)
-    stability = np.stack([matched_cosine(w, int(b)) for w, b in zip(atoms, best, strict=True)])
+    stability = np.stack([_stability(w, int(b)) for w, b in zip(atoms, best, strict=True)])
     chosen = lambda part: jnp.stack([one[int(b)] for one, b in zip(part, best, strict=True)])
     found = Factorization(Dictionary(chosen(atoms)), chosen(codes), errors, stability, atoms)
     return found if a.ndim == 3 else jax.tree.map(lambda part: part[0], found)
+
+
+def _stability(every, at):
+    """`[K]` of atoms `[S, K, C]`: the mean over the other seeds of the cosine to the partner."""
+    others = np.delete(np.asarray(every), at, 0)
+    found = [matched_atoms(np.asarray(every[at]), other) for other in others]
+    return np.mean(found, 0) if found else np.full(every.shape[1], np.nan)
 
 
 def _drawn(sets, count, key, num_seeds):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
@@ -18,7 +19,7 @@ from jaxviz.graph.split import Values, run_values
 def concept_maps(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     *,
     layer: str,
     dictionary: Dictionary,
@@ -61,7 +62,7 @@ def concept_maps(
 def dff(
     apply_fn: Callable,
     params: Any,
-    x: jax.Array,
+    x: Any,
     *,
     layer: str,
     num_concepts: int,
@@ -128,8 +129,8 @@ def _resized(who, apply_fn, params, x, maps, resize):
         return maps
     apply_fn, params = hold(who, apply_fn, params)
     moves = channels_of(apply_fn, params, x)
-    axis = moves[0] if moves and moves[0] is not None else x.ndim - 1
-    space = tuple(n for k, n in enumerate(x.shape) if k not in (0, axis))
+    axis = moves[0] if moves and moves[0] is not None else np.ndim(x) - 1
+    space = tuple(n for k, n in enumerate(np.shape(x)) if k not in (0, axis))
     if len(space) != maps.ndim - 2:
         raise ValueError(
             f"{who}: layer must have as many axes of places as x has of space, to be resized; got "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA, non_negative_factorization
 
-from jaxviz.concepts import encode, matched_cosine, nmf, pca, semi_nmf
+from jaxviz.concepts import encode, matched_atoms, nmf, pca, semi_nmf
 
 RNG = np.random.default_rng(0)
 CODES, ATOMS = (RNG.gamma(0.5, size=shape).astype(np.float32) for shape in ((30, 3), (3, 8)))
@@ -39,8 +39,7 @@ def test_planted_atoms_are_found_by_all_seeds_and_noise_is_not_stable(two):
     found, _ = two
     assert found.dictionary.atoms.shape == (2, 3, 8)
     assert found.every.shape == (2, 4, 3, 8)
-    planted = np.stack([found.dictionary.atoms[0], ATOMS])
-    assert (matched_cosine(planted) > 0.97).all()
+    assert (matched_atoms(found.dictionary.atoms[0], ATOMS) > 0.97).all()
     assert found.stability[0].min() > 0.97
     assert found.stability[1].min() < found.stability[0].min()
     assert (np.asarray(found.errors)[0] < 0.05).all()
@@ -78,10 +77,3 @@ def test_principal_components_are_scikit_learns():
     np.testing.assert_allclose(kept, peer.explained_variance_ratio_.sum(), rtol=1e-4)
     with pytest.raises(ValueError, match="pca: num_concepts must be at most 8"):
         pca(A, 9)
-
-
-def test_matching_is_one_to_one():
-    one = np.array([[1.0, 0.0], [0.8, 0.6]])
-    # Alone, both would choose the first; together, one has to take the second.
-    other = np.array([[1.0, 0.0], [0.0, 1.0]])
-    np.testing.assert_allclose(matched_cosine(np.stack([one, other])), [1.0, 0.6])
