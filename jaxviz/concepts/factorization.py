@@ -200,7 +200,7 @@ def _factorised(who, a, num_concepts, key, num_seeds, solver, num_steps, init) -
 def _stability(every, at):
     """`[K]` of atoms `[S, K, C]`: the mean over the other seeds of the cosine to the partner."""
     others = np.delete(np.asarray(every), at, 0)
-    found = [matched_atoms(np.asarray(every[at]), other) for other in others]
+    found = [matched_atoms(every[at], jnp.asarray(other)) for other in others]
     return np.mean(found, 0) if found else np.full(every.shape[1], np.nan)
 
 
