@@ -140,11 +140,14 @@ def test_the_table_of_all_methods_has_a_name_or_a_reason_in_every_row():
 
 def resolved(name):
     """Whether a name of the table, with its package, is public."""
-    *packages, last = name.split(".")
-    home = importlib.import_module(".".join(["jaxviz", *packages[:1]])) if packages else jv
-    for package in packages[1:]:
-        home = getattr(home, package, None)
-    return hasattr(home, last)
+    home = jv
+    for part in name.split("."):
+        if not hasattr(home, part) and home is jv and part in ("plot", "training", "influence"):
+            importlib.import_module(f"jaxviz.{part}")
+        if not hasattr(home, part):
+            return False
+        home = getattr(home, part)
+    return True
 
 
 def test_pages_name_functions_that_exist():
