@@ -58,6 +58,7 @@ PAGES = {
     "influence.md": {},
     "interventions.md": OWN,
     "graphs.md": {},
+    "concepts.md": {},
     "is_it_true.md": OWN,
     "command_line.md": {"nnx": nnx, "Net": lambda rngs: None},
 }

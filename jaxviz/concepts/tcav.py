@@ -188,8 +188,8 @@ def tcav(
     Reference:
       Kim et al. 2018, arXiv:1711.11279, sections 3.3 and 3.5. There the t-test compares a concept's
       R scores with those of random sets. These share the concept's examples, and agree with one
-      another whether they mean something or not: at level 0.05 that test finds a third or more of
-      all random concepts significant in a linear model. Here a concept counts as one observation.
+      another whether they mean something or not: at level 0.05 that test finds a fifth to a third
+      of random concepts significant in a linear model. Here a concept counts as one observation.
     """
     who = "tcav"
     random = _sets(who, x, concepts, random)
