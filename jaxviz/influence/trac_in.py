@@ -48,8 +48,8 @@ def trac_in(
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, batch first. Compiled once per function.
-      checkpoints: A list of params, of one structure, from along the training; the last one alone
-        is `[params]`.
+      checkpoints: A list of params, of one structure, from along the training, such as
+        `jaxviz.training.load_checkpoints` reads; the last one alone is `[params]`.
       train: `(x, y)`, N examples and their labels.
       test: `(x, y)`, T of them.
       learning_rates: One for each checkpoint, at the steps it stands for; None is 1 for all.

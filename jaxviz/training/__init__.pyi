@@ -1,4 +1,5 @@
 from jaxviz.training.augmentation import pad_crop_flip as pad_crop_flip
+from jaxviz.training.checkpoint import load_checkpoints as load_checkpoints
 from jaxviz.training.epoch import Metrics as Metrics, State as State
 from jaxviz.training.evaluation import (
     confusion_matrix as confusion_matrix,

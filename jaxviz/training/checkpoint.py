@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxviz.calls.naming import is_ours
+from jaxviz.calls.public import public
 
 
 class Checkpoints:
@@ -22,6 +23,7 @@ class Checkpoints:
     Args:
       folder: Made if it is not there.
       options: What a continued training must share with the one saved; JSON values.
+      keep: How many of the newest stay.
 
     Example:
       >>> import tempfile, jax.numpy as jnp
@@ -32,8 +34,8 @@ class Checkpoints:
       ([1.0, 1.0, 1.0], [[0.5]], 0)
     """
 
-    def __init__(self, folder: str | os.PathLike, options: dict[str, Any]):
-        self._folder = Path(folder).absolute()
+    def __init__(self, folder: str | os.PathLike, options: dict[str, Any], keep: int = 1):
+        self._folder, self._keep = Path(folder).absolute(), keep
         self._options = json.loads(json.dumps(options))
 
     def save(self, epoch: int, tree: Any, rows: list[list[float]], best_epoch: int) -> None:
@@ -72,7 +74,9 @@ class Checkpoints:
         return _rebuilt(like, arrays), notes["rows"], notes["best_epoch"]
 
     def _manager(self):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, enable_async_checkpointing=False
+        )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
@@ -84,6 +88,59 @@ class Checkpoints:
                     f"{saved.get(name)}, this training {value}. Use another folder, or the same "
                     "options."
                 )
+
+
+@public()
+def load_checkpoints(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """The variables after each epoch that `fit(..., checkpoint=folder, num_checkpoints=...)` kept.
+
+    Args:
+      folder: As given to `fit`.
+
+    Returns:
+      A list of what `net.apply` takes, the earliest epoch first: `checkpoints` of
+      `jaxviz.influence.trac_in` and `trak`.
+
+    Raises:
+      FileNotFoundError: There is no checkpoint in the folder.
+      ValueError: Files of one were lost or changed.
+
+    Example:
+      >>> load_checkpoints("/no/such/folder")
+      Traceback (most recent call last):
+      FileNotFoundError: load_checkpoints: folder must hold a training's checkpoints; ...
+    """
+    place = Path(folder).absolute()
+    found = []
+    if place.is_dir():
+        with Checkpoints(place, {})._manager() as manager, _reading(place):
+            for epoch in sorted(manager.all_steps()):
+                shapes = manager.item_metadata(epoch)["arrays"]
+                wanted = _like(
+                    {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in shapes.items()}
+                )
+                restore = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
+                found.append(_variables(manager.restore(epoch, args=restore)["arrays"]))
+    if not found:
+        raise FileNotFoundError(
+            f"load_checkpoints: folder must hold a training's checkpoints; {place} has none. Pass "
+            "the `checkpoint` of a fit."
+        )
+    return found
+
+
+def _variables(arrays):
+    """The variables of a state, from the names that `_named` gave to `(state, best)`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in arrays.items():
+        place, *path = name[4:].split(".")
+        if place == "0" and path[0] in ("params", "collections"):
+            part = tree
+            path = path if path[0] == "params" else path[1:]
+            for key in path[:-1]:
+                part = part.setdefault(key, {})
+            part[path[-1]] = leaf
+    return tree
 
 
 def write_arrays(path: str | os.PathLike, tree: Any) -> None:
@@ -140,10 +197,14 @@ def _reading(path):
 
 def _wanted(like):
     # Onto a device that exists here: the checkpoint may come from a machine with others.
+    return _like(_named(like))
+
+
+def _like(named):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-        for name, leaf in _named(like).items()
+        for name, leaf in named.items()
     }
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.calls.options import maybe, refused
+from jaxviz.calls.options import maybe, refused, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.data import Dataset
@@ -47,7 +47,7 @@ class Fit(NamedTuple):
     _repr_html_ = shown_html
 
 
-@public(train=trainable, validation=maybe(trainable))
+@public(train=trainable, validation=maybe(trainable), num_checkpoints=whole(1))
 def fit(
     net: nn.Module,
     train: Dataset,
@@ -62,6 +62,7 @@ def fit(
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     initial: dict[str, Any] | None = None,
     checkpoint: str | os.PathLike | None = None,
+    num_checkpoints: int = 1,
     fast: bool = True,
     on_epoch: Callable[[int, History], None] | None = None,
 ) -> Fit:
@@ -89,6 +90,8 @@ def fit(
       checkpoint: Folder where the whole state is saved after each epoch. If it already holds one,
         of the same data and options, training goes on from there to the same numbers as if it had
         never been interrupted (`num_epochs` may have grown).
+      num_checkpoints: How many of the newest epochs' states stay in `checkpoint`;
+        `load_checkpoints` reads their variables, which `jaxviz.influence.trac_in` takes.
       fast: Replace operations whose gradients compile badly on this device by faster ones of the
         same value up to float rounding.
       on_epoch: `(epoch, history so far)`, called after each epoch, its checkpoint already written.
@@ -142,7 +145,7 @@ def fit(
         }
         from jaxviz.training.checkpoint import Checkpoints  # orbax takes its time to import
 
-        checkpoints = Checkpoints(checkpoint, options)
+        checkpoints = Checkpoints(checkpoint, options, num_checkpoints)
         saved = checkpoints.latest((state, start))
         if saved is not None:
             (state, best), rows, best_epoch = saved
