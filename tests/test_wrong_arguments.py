@@ -707,7 +707,7 @@ CHOSEN = {
     "plot": "architecture graphviz stitched filters feature_maps image_grid overlay "
     "confusion_matrix training_history ranks curves token_sheet token_html "
     "attention_grid token_layer_map sequence_logo interactions attribution_graph "
-    "data_attribution attention_grid token_layer_map sequence_logo interactions "
+    "data_attribution "
     "waterfall force bar beeswarm dependence".split(),
     "training": "confusion_matrix per_class_accuracy pad_crop_flip predict evaluate".split(),
     "data": "train_validation_split normalize read_idx read_cifar10 planted_mark planted_blob "
