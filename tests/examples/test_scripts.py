@@ -255,3 +255,14 @@ def test_the_wiring_of_a_digit_is_true(tmp_path):
     assert errors["1 % weaker"] < 0.02  # float32's difference of two logits
     assert (tmp_path / "wiring_of_a_digit.png").stat().st_size > 10_000
     np.testing.assert_allclose(graph.gap, 0, atol=1e-4)
+
+
+@slow
+def test_the_units_of_a_digit_net_keep_what_it_does(tmp_path):
+    pytest.importorskip("sklearn")
+    with jax.numpy_dtype_promotion("standard"):
+        options = ["--out", str(tmp_path), "--data", "digits", "--epochs", "4", "--units", "4"]
+        found, recovered = load("units_of_a_digit_net").main(options)
+    assert (found.explained_variance > 0.8).all()
+    assert (recovered > 0.8).all()
+    assert (tmp_path / "units_of_a_digit_net.png").stat().st_size > 10_000
