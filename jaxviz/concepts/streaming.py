@@ -167,7 +167,7 @@ class Rows:
         self.steps = max(1, len(first[0]) // batch_size) if self.moves else 0
         digest = 0
         for a in first:
-            digest = zlib.crc32(np.ascontiguousarray(a), digest)
+            digest = zlib.crc32(np.ascontiguousarray(a).data, digest)
         self.digest = digest
 
     @property

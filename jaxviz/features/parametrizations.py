@@ -234,7 +234,8 @@ def _of_waves(v, shape, decay):
 
 def _to_waves(flat, decay):
     waves = jnp.fft.rfft2(4 * flat)
-    strengths = _strengths(*flat.shape[2:], decay)
+    _, _, height, width = flat.shape
+    strengths = _strengths(height, width, decay)
     return jnp.stack([waves.real, waves.imag], -1) / strengths[..., None]
 
 

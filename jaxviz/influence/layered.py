@@ -119,8 +119,9 @@ def _plan(traced: Traced, params: Any, places: tuple[int, ...]) -> Plan:
         if other[weight].any() or (alone[weight] != 1).any():
             continue
         said = [biases.get(id(use.node)) for use, _ in group]
-        same = all(b is not None and np.array_equal(b, said[0]) for b in said)
-        bias = said[0] if same else None
+        first = said[0]
+        same = first is not None and all(b is not None and np.array_equal(b, first) for b in said)
+        bias = first if same else None
         layers.append(Layer("", weight, bias, tuple(use for use, _ in group)))
     # A bias that anything else reads, another layer's add too, is no layer's own.
     reads = other.astype(int)
