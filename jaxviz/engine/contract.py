@@ -70,6 +70,7 @@ def explanation(
         read = reader(name, method, checks)
         parameters = inspect.signature(method).parameters
         takes_target, takes_layer = "target" in parameters, "layer" in parameters
+        takes_layers = "layers" in parameters  # which `at_layer` would look for in a tail
 
         def run(apply_fn, target_fn, fixed, params, x, target, options):
             chosen = target if target_fn is None else target_fn
@@ -94,7 +95,7 @@ def explanation(
                     real(name, "x", x)
                 else:
                     # A method that reads a layer itself has no use for another.
-                    method_told = "gradient" if takes_layer else name
+                    method_told = "gradient" if takes_layer else None if takes_layers else name
                     floating(name, "x", x, lambda: first_floating(method_told, apply_fn, params, x))
                 if bound.get("fill") is not None and not callable(bound["fill"]):
                     bound["fill"] = fill_for(name, bound["fill"], x)
@@ -123,15 +124,20 @@ def explanation(
     return decorate
 
 
-def first_floating(method: str, apply_fn: Callable, params: Any, x: Any) -> str:
+def first_floating(method: str | None, apply_fn: Callable, params: Any, x: Any) -> str:
     """Where whole numbers become floating ones, and how a method explains that, in words."""
-    if "at_layer(" in method:
+    if method and "at_layer(" in method:
         return (
             " Put at_layer outside of what moves its input: at_layer(smooth_grad(method), layer)."
         )
     layer = where_floating(apply_fn, params, x)
     if layer is None:
         return ""
+    if method is None:
+        return (
+            " Token ids are explained from where they become floating: "
+            f"`head, tail = jaxviz.split(apply_fn, params, x, {layer!r})`, then the tail."
+        )
     return (
         " Token ids are explained where they become floating: "
         f"`jaxviz.at_layer({method if '(' in method else f'jaxviz.{method}'}, {layer!r})"
