@@ -19,6 +19,8 @@ OPTIMIZERS = ("adam", "nadam", "sgd")  # of optax
 STORED = ("float32", "float16", "bfloat16", "int8")
 DEFAULT_METHODS = ("saliency", "integrated_gradients", "smooth_grad", "grad_cam")
 DEFAULT_METRICS = ("deletion", "insertion")
+INFLUENCES = ("magic", "ek_fac", "trak", "trac_in")  # of jaxviz.influence
+DEFAULT_INFLUENCES = ("ek_fac", "trac_in")
 
 _FEW = 40  # names that an error lists
 

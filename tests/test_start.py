@@ -58,6 +58,7 @@ def test_words_of_the_command_line_are_those_of_the_library():
     assert words.STORED == STORED
     assert all(callable(getattr(optax, name)) for name in words.OPTIMIZERS)
     assert set(words.DEFAULT_METHODS) < set(catalogue.METHODS)
+    assert set(words.DEFAULT_INFLUENCES) < set(words.INFLUENCES) < set(jv.influence.__all__)
 
 
 PACKAGES = [

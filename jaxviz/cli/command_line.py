@@ -16,10 +16,12 @@ from jaxviz.catalogue import METHODS
 from jaxviz.metrics.catalogue import METRICS
 from jaxviz.words import (
     DATA,
+    DEFAULT_INFLUENCES,
     DEFAULT_METHODS,
     DEFAULT_METRICS,
     DIAGRAMS,
     FOLDER,
+    INFLUENCES,
     NETS,
     OPTIMIZERS,
     SMALL_NETS,
@@ -42,6 +44,8 @@ jaxviz explains what a neural network in JAX looks at.
   jaxviz sweep runs/mnist_a-digits          explain every test image, into a store
   jaxviz show runs/mnist_a-digits/sweep     draw what the sweep found
   jaxviz evaluate runs/mnist_a-digits       rank methods by metrics on the test images
+  jaxviz influence runs/mnist_a-digits --examples 17 23
+                                            which training images made it answer so
   jaxviz report runs/mnist_a-digits         all of it as one HTML file
 
 Each command explains itself: jaxviz demo --help"""
@@ -270,6 +274,31 @@ def _parser() -> _Parser:
     evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     _data_options(evaluate)
 
+    influence = _command(
+        sub, "commands_influence", "influence", "which training images made it answer so",
+        "Draws, for each test image, the training images that helped the right answer most and "
+        "those that harmed it most. All scores are kept in scores.npz, [test, training images], in "
+        "the order of the run's own training images.",
+    )  # fmt: skip
+    influence.add_argument("model", metavar="RUN", help="folder that 'jaxviz train' wrote")
+    influence.add_argument(
+        "--examples", nargs="+", type=_index, required=True, metavar="N",
+        help="test images, the first is 0",
+    )  # fmt: skip
+    influence.add_argument(
+        "--methods", nargs="+", type=_several("method", INFLUENCES), metavar="NAME", action=_Flat,
+        default=list(DEFAULT_INFLUENCES),
+        help=f"{_list(INFLUENCES)}; magic goes through the whole training again, which takes about "
+        f"seven times as long as that; default: {' '.join(DEFAULT_INFLUENCES)}",
+    )  # fmt: skip
+    influence.add_argument(
+        "--shown", dest="num_shown", type=_count, default=10, metavar="N",
+        help="training images of a kind; default: %(default)s",
+    )  # fmt: skip
+    influence.add_argument("--out", metavar="FOLDER", help="default: RUN/influence")
+    influence.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    _data_options(influence)
+
     _command(
         sub, "catalogue", "methods", "list the methods with their cost and needs",
         "Lists every method: its family, how many passes through the net it takes, and what it "
@@ -420,6 +449,10 @@ def _number(text: str, kind: Callable, fits: Callable, wanted: str):
 
 def _count(text: str) -> int:
     return _number(text, int, lambda n: n >= 1, "a whole number, 1 or more")
+
+
+def _index(text: str) -> int:
+    return _number(text, int, lambda n: n >= 0, "a whole number, 0 or more")
 
 
 def _positive(text: str) -> float:

@@ -58,7 +58,7 @@ def demo(*, out: str, epochs: int, seed: int) -> None:
         train_set,
         data="digits",
         key=jax.random.key(seed),
-        optimizer=_optimizer("adam", 2e-3),
+        optimizer=optimizer_of("adam", 2e-3),
         num_epochs=epochs,
         batch_size=64,
         checkpoints=None,
@@ -125,7 +125,7 @@ def train(
         train_set,
         data=data,
         key=jax.random.key(seed),
-        optimizer=_optimizer(optimizer, learning_rate),
+        optimizer=optimizer_of(optimizer, learning_rate),
         num_epochs=epochs,
         batch_size=min(batch_size, count - round(count * validation)),
         validation=validation,
@@ -262,7 +262,8 @@ def explain(
 
 
 @functools.cache  # equal words give the same object, for which nothing is compiled twice
-def _optimizer(name: str, learning_rate: float) -> Any:
+def optimizer_of(name: str, learning_rate: float) -> Any:
+    """An optimizer of Optax by its name."""
     import optax  # takes its time to import; explanations need none of it
 
     return getattr(optax, name)(learning_rate)
