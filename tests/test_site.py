@@ -151,6 +151,15 @@ def resolved(name):
     return True
 
 
+def test_each_paper_stands_once_and_whole():
+    entries = re.split(r"\n\n(?=@)", (DOCS / "references.bib").read_text().strip())
+    keys = [re.match(r"@\w+\{(\w+),\n", entry)[1] for entry in entries]
+    assert len(keys) > 90
+    assert len(set(keys)) == len(keys)
+    broken = [e for e in entries if e.count("{") != e.count("}") or not e.endswith("\n}")]
+    assert not broken
+
+
 def test_pages_name_functions_that_exist():
     for page in ("which_method.md", "coming_from.md", "troubleshooting.md"):
         text = (DOCS / page).read_text()
