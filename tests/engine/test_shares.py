@@ -13,7 +13,7 @@ import pytest
 
 import jaxviz as jv
 from jaxviz import models
-from jaxviz.engine import copies, shares
+from jaxviz.engine import contract, copies, shares
 from jaxviz.engine.contract import explanation, select
 from jaxviz.engine.copies import running_sum, stacked
 from jaxviz.engine.progress import in_turns
@@ -169,7 +169,9 @@ def divided(monkeypatch):
         return shares.shared(function, given)
 
     monkeypatch.setattr("jaxviz.engine.copies.shared", counted)
-    return parts
+    contract._program.cache_clear()  # what was compiled for other cores is made anew
+    yield parts
+    contract._program.cache_clear()
 
 
 NUMBERS = [(7, None, 3), (7, 2, 2), (7, 1, 1), (2, 5, 2), (4, None, 2), (12, None, 3)]

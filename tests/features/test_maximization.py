@@ -126,7 +126,7 @@ def test_the_same_key_gives_the_same_images(small, climbed):
 def test_steps_in_runs_and_images_in_chunks_change_nothing(small, climbed, monkeypatch):
     monkeypatch.setattr(  # what a terminal gets: a few steps at a time
         maximization,
-        "chunks",
+        "spans",
         lambda last, first, size, what: [(i, min(i + 3, last)) for i in range(first, last, 3)],
     )
     objective = objectives.channel("deep", [0, 1, 2])
