@@ -58,6 +58,7 @@ OTHERS = {
             "dave",
             "occlusion_scores",
             "completeness_gap",
+            "lrp_conservation",
             "path_integrated_gradients",
             "full_gradient",
         ],

@@ -57,6 +57,7 @@ from jaxviz.attribution.conductance import (
     layer_conductance as layer_conductance,
     neuron_conductance as neuron_conductance,
 )
+from jaxviz.attribution.conservation import lrp_conservation as lrp_conservation
 from jaxviz.attribution.dependence import (
     Dependence as Dependence,
     Importance as Importance,

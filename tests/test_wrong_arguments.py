@@ -313,6 +313,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "blur_integrated_gradients": {"rule": ("choice", "middle")},
     "lrp": {"rules": ("table", "epsilon")},
     "concept_relevance": {"rules": ("table", "epsilon")},
+    "lrp_conservation": {"rules": ("table", "epsilon")},
     "top_projections": {"num_images": ("count!", 1)},
 }
 
