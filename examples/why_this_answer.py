@@ -17,7 +17,7 @@ import optax
 
 from jaxviz import data, influence, models, plot, training
 from jaxviz.folders import out_folder
-from jaxviz.influence.losses import cross_entropy
+from jaxviz.parts.losses import cross_entropy
 
 KEY = jax.random.key(0)
 

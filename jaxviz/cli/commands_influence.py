@@ -22,7 +22,7 @@ from jaxviz.cli.run_tools import (
     writable,
     write_pictures,
 )
-from jaxviz.influence.losses import cross_entropy
+from jaxviz.parts.losses import cross_entropy
 
 _PARAMS = ["params"]  # of Linen's variables: batch statistics are no weights
 

@@ -5,11 +5,7 @@ from jaxviz.concepts.attribution_graph import (
 from jaxviz.concepts.autoencoder import (
     AutoencoderHistory as AutoencoderHistory,
     SparseAutoencoders as SparseAutoencoders,
-    Transcoded as Transcoded,
-    Transcoder as Transcoder,
     sparse_autoencoder as sparse_autoencoder,
-    transcode as transcode,
-    transcoder as transcoder,
 )
 from jaxviz.concepts.cav import Cav as Cav, cav as cav
 from jaxviz.concepts.counterfactual import (
@@ -61,3 +57,9 @@ from jaxviz.concepts.tcav import (
     tcav as tcav,
 )
 from jaxviz.concepts.through import through as through
+from jaxviz.concepts.transcoder import (
+    Transcoded as Transcoded,
+    Transcoder as Transcoder,
+    transcode as transcode,
+    transcoder as transcoder,
+)

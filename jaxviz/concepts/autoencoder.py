@@ -1,6 +1,5 @@
-"""Sparse autoencoders and transcoders: many units for a layer, of which few are active at once."""
+"""Sparse autoencoders: many units for a layer, of which few are active at once."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,31 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.calls.options import instance, maybe, path, real, rows as finite_rows, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
-from jaxviz.concepts.autoencoder_losses import KEEPING, Fixed
-from jaxviz.concepts.autoencoder_training import (
-    Data,
-    Grid,
-    Measured,
-    Recipe,
-    learned,
-    measured,
-    trained,
+from jaxviz.concepts.autoencoder_options import (
+    ADAM,
+    CHECKS,
+    NOT_TOLD,
+    Kind,
+    Options,
+    fixed_of,
+    grids_of,
+    points_of,
 )
-from jaxviz.concepts.dictionary import Dictionary, decode, encode
-from jaxviz.concepts.matching import matched_atoms
+from jaxviz.concepts.autoencoder_training import Data, Measured, Recipe, learned, measured, trained
+from jaxviz.concepts.dictionary import Dictionary
+from jaxviz.concepts.matching import steadiness
 from jaxviz.concepts.streaming import Rows, source
 from jaxviz.engine.contract import program
-
-# SAELens' rate and clipping.
-ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-4))
-_MOST_POINTS = 1_024  # archetypes drawn from the data, where none are given
-
-Kind = Literal[
-    "top_k", "batch_top_k", "matryoshka", "archetypal", "standard", "gated", "jump_relu"
-]  # fmt: skip
 
 
 class AutoencoderHistory(NamedTuple):
@@ -53,26 +44,6 @@ class AutoencoderHistory(NamedTuple):
 
     __repr__ = shown
     _repr_html_ = shown_html
-
-
-class Transcoder(NamedTuple):
-    """What reads one layer and writes another: `relu`-like codes of the first, atoms in the second.
-
-    Attributes:
-      atoms: `[K, D]`, directions in the layer that is written, of norm 1.
-      encoder: `[C, K]`, of the layer that is read.
-      encoder_bias: `[K]`.
-      bias: `[D]`, added to what is written.
-      threshold: `[K]`: a code that is not above it is 0.
-      keep: So many codes of a row stay, or None for all.
-    """
-
-    atoms: jax.Array
-    encoder: jax.Array
-    encoder_bias: jax.Array
-    bias: jax.Array
-    threshold: jax.Array
-    keep: jax.Array | None = None
 
 
 class SparseAutoencoders(NamedTuple):
@@ -106,35 +77,7 @@ class SparseAutoencoders(NamedTuple):
     _repr_html_ = shown_html
 
 
-def _one_or_several(check, what):
-    many = several(check, what)
-
-    def checked(who, option, value):
-        if isinstance(value, (list, tuple, range)) or np.ndim(value) == 1:
-            return many(who, option, tuple(value) if isinstance(value, range) else value)
-        return (check(who, option, value),)
-
-    return checked
-
-
-_CHECKS = {
-    "num_units": _one_or_several(whole(1), "whole numbers, at least 1"),
-    "keep": maybe(_one_or_several(real(0, above=True), "numbers above 0")),
-    "penalty": maybe(_one_or_several(real(0), "numbers, at least 0")),
-    "num_seeds": whole(1),
-    "dead_after": whole(1),
-    "bandwidth": real(0, above=True),
-    "relaxation": real(0),
-    "auxiliary_weight": maybe(real(0)),
-    "prefixes": several(real(0, 1, above=True, below=True), "shares between 0 and 1"),
-    "points": maybe(finite_rows(2, "points [P, C]")),
-    "validation": maybe(finite_rows(2, "rows [..., C]")),
-    "optimizer": instance(optax.GradientTransformation),
-    "checkpoint": maybe(path),
-}
-
-
-@public(**_CHECKS, activations=source)
+@public(**CHECKS, activations=source)
 def sparse_autoencoder(
     activations: Any,
     *,
@@ -232,177 +175,26 @@ def sparse_autoencoder(
       auxiliary decodes with the bias, too), on values moved and scaled as said; means over
       channels, as overcomplete has them, are these divided by C.
     """
-    options = _Options(
+    options = Options(
         *(kind, num_units, keep, penalty, num_seeds, num_steps, batch_size, optimizer, auxiliary),
         *(auxiliary_weight, dead_after, bandwidth, tuple(prefixes), points, relaxation, validation),
         checkpoint,
     )
-    return _found("sparse_autoencoder", (activations,), key, options)
+    return trained_together("sparse_autoencoder", (activations,), key, options)
 
 
-@public(**_CHECKS, inputs=source, outputs=maybe(source))
-def transcoder(
-    inputs: Any,
-    outputs: Any = None,
-    *,
-    key: jax.Array,
-    num_units: int | Sequence[int],
-    kind: Kind = "top_k",
-    keep: float | Sequence[float] | None = None,
-    penalty: float | Sequence[float] | None = None,
-    num_seeds: int = 1,
-    num_steps: int = 2_000,
-    batch_size: int = 4_096,
-    optimizer: optax.GradientTransformation = ADAM,
-    auxiliary_weight: float | None = None,
-    dead_after: int = 1_000,
-    bandwidth: float = 0.05,
-    checkpoint: Any = None,
+def trained_together(
+    who: str, given: tuple[Any, ...], key: jax.Array, options: Options
 ) -> SparseAutoencoders:
-    """Learns units, few active at once, that do what lies between two layers: read one, write one.
-
-    As `sparse_autoencoder`, but codes of `inputs`, `sigma(x @ E + e)`, are decoded to `outputs`:
-    `z @ D + b`. What is between the layers, an MLP say, is then a sum of few units' directions.
-
-    Args:
-      inputs: `[..., C]`, values of the layer that is read; or a function `number -> ([rows, C],
-        [rows, D])` of a block, as `activations_of` makes for two layers.
-      outputs: `[..., D]`, those of the layer that is written, at the same places; None where the
-        function gives both.
-      key: PRNG key.
-      num_units: K, or several widths.
-      kind: As for `sparse_autoencoder`.
-      keep: Likewise.
-      penalty: Likewise.
-      num_seeds: How many of each.
-      num_steps: Steps, >= 1.
-      batch_size: Rows of a step.
-      optimizer: Any optax transformation.
-      auxiliary_weight: As for `sparse_autoencoder`, of "dead".
-      dead_after: Steps.
-      bandwidth: Of "jump_relu".
-      checkpoint: A file, as for `sparse_autoencoder`.
-
-    Returns:
-      A `SparseAutoencoders` whose dictionaries are `Transcoder`s; explained variance is that of the
-      outputs. `transcode` applies one.
-
-    Raises:
-      ValueError: As for `sparse_autoencoder`, or places that differ.
-      TypeError: Arrays without outputs, or a function with them.
-
-    Example:
-      >>> x = jax.random.normal(jax.random.key(0), (64, 3))
-      >>> found = transcoder(
-      ...     x, jax.nn.relu(x[:, :2]), key=jax.random.key(1), num_units=4, num_steps=2,
-      ...     batch_size=8,
-      ... )
-      >>> transcode(found.dictionaries[0], x).outputs.shape
-      (64, 2)
-
-    Reference:
-      Dunefsky et al. 2024, arXiv:2406.11944, eq. 3-5; there with an L1 penalty ("standard").
-    """
-    who = "transcoder"
-    if callable(outputs):
-        raise TypeError(
-            f"{who}: outputs must be an array [..., D]; got a function. Let inputs be one that "
-            "gives pairs."
-        )
-    if callable(inputs) != (outputs is None):
-        got = "a function and outputs" if callable(inputs) else "an array and none"
-        raise TypeError(
-            f"{who}: outputs must be given beside an array of inputs, and only then; got {got}. A "
-            "function gives pairs."
-        )
-    options = _Options(
-        *(kind, num_units, keep, penalty, num_seeds, num_steps, batch_size, optimizer, "dead"),
-        *(auxiliary_weight, dead_after, bandwidth, (1 / 16, 1 / 8, 1 / 4, 1 / 2)),
-        *(None, 1.0, None, checkpoint),
-    )
-    return _found(who, (inputs,) if outputs is None else (inputs, outputs), key, options)
-
-
-class Transcoded(NamedTuple):
-    """What a transcoder makes of values.
-
-    Attributes:
-      codes: `[..., K]`.
-      outputs: `[..., D]`, of the layer that it writes.
-    """
-
-    codes: jax.Array
-    outputs: jax.Array
-
-
-@public(a=finite_rows(1, "an array [..., C]"))
-def transcode(transcoder: Transcoder, a: jax.Array) -> Transcoded:
-    """Applies a transcoder: codes of one layer's values, and what they write into another.
-
-    Args:
-      transcoder: Of C channels to D.
-      a: `[..., C]`, floating, values of the layer that it reads.
-
-    Returns:
-      A `Transcoded`.
-
-    Raises:
-      ValueError: `a` has another number of channels.
-
-    Example:
-      >>> one = Transcoder(
-      ...     jnp.array([[0.0, 2.0]]), jnp.ones((1, 1)), jnp.zeros(1), jnp.ones(2), jnp.zeros(1)
-      ... )
-      >>> transcode(one, jnp.array([[3.0]])).outputs.tolist()
-      [[1.0, 7.0]]
-    """
-    size = transcoder.encoder.shape[0]
-    if a.shape[-1] != size:
-        raise ValueError(
-            f"transcode: a must be [..., {size}], as the transcoder reads {size} channels; got "
-            f"{a.shape}. Put the axis of channels last."
-        )
-    codes = encode(_reader(transcoder), a)
-    return Transcoded(codes, decode(Dictionary(transcoder.atoms, bias=transcoder.bias), codes))
-
-
-def _reader(made: Transcoder) -> Dictionary:
-    """The part that codes."""
-    encoder = jnp.asarray(made.encoder)
-    return Dictionary(
-        encoder.T, encoder, made.encoder_bias, threshold=made.threshold, keep=made.keep
-    )
-
-
-class _Options(NamedTuple):
-    kind: str
-    num_units: Any  # tuples, once they are checked
-    keep: Any
-    penalty: Any
-    num_seeds: int
-    num_steps: int
-    batch_size: int
-    optimizer: Any
-    auxiliary: str
-    auxiliary_weight: float | None
-    dead_after: int
-    bandwidth: float
-    prefixes: tuple[float, ...]
-    points: Any
-    relaxation: float
-    validation: Any
-    checkpoint: Any
-
-
-def _found(who: str, given: tuple[Any, ...], key: jax.Array, options: Any) -> SparseAutoencoders:
-    fixed = _fixed(who, options, len(given) > 1 or who == "transcoder")
-    grids = _grids(who, options)
+    """Those of all widths, sparsities and seeds; of a transcoder, what codes and what decodes."""
+    fixed = fixed_of(who, options, len(given) > 1 or who == "transcoder")
+    grids = grids_of(who, options)
     rows = Rows(who, given, key, options.batch_size)
     first = rows.block(0)
     sizes = first[0].shape[1], first[-1].shape[1]
     moments = [program(_moments, (), False, False)(a) for a in first]
     mean, scale = zip(*[moments[0], moments[-1]], strict=True)
-    points = _points(who, options, first[-1], key)
+    points = points_of(who, options, first[-1], key)
     if points is not None:
         points = (points - mean[1][None]) * scale[1]
     validation = first
@@ -416,7 +208,7 @@ def _found(who: str, given: tuple[Any, ...], key: jax.Array, options: Any) -> Sp
     recipe = Recipe(fixed, grids, sizes, options.batch_size, options.optimizer)
     data = Data(key, first, mean, scale, points)
     told = {
-        **{k: v for k, v in options._asdict().items() if k not in _NOT_TOLD},
+        **{k: v for k, v in options._asdict().items() if k not in NOT_TOLD},
         **{"rows": rows.digest, "key": np.asarray(jax.random.key_data(key)).tolist()},
         "points": None if points is None else float(jnp.abs(points).sum()),
     }
@@ -425,15 +217,13 @@ def _found(who: str, given: tuple[Any, ...], key: jax.Array, options: Any) -> Sp
     stacks = learned(recipe, state, data, steps)
     numbers_of = [measured(stack, validation) for stack in stacks]
     found = Measured(*map(np.concatenate, zip(*numbers_of, strict=True)))
-    dictionaries: list[Any] = [one for stack in stacks for one in _apart(stack)]
+    dictionaries = [one for stack in stacks for one in _apart(stack)]
     settings = [
         (grid.num_units, limit, seed)
         for grid in grids
         for limit, seed in zip(grid.limits, grid.seeds, strict=True)
     ]
     columns = [np.asarray(column) for column in zip(*settings, strict=True)]
-    if who == "transcoder":
-        dictionaries = [Transcoder(*one) for one in dictionaries]
     return SparseAutoencoders(
         tuple(dictionaries),
         columns[0],
@@ -442,60 +232,9 @@ def _found(who: str, given: tuple[Any, ...], key: jax.Array, options: Any) -> Sp
         found.explained_variance,
         found.l0,
         found.dead,
-        _stability(dictionaries, settings),
+        np.array([_stability(dictionaries, settings, n) for n in range(len(settings))], np.float32),
         AutoencoderHistory(*np.moveaxis(np.concatenate(numbers), -1, 0)),
     )
-
-
-# What may differ when a training goes on, or is told otherwise.
-_NOT_TOLD = {"num_steps", "optimizer", "validation", "checkpoint", "points"}
-
-
-def _fixed(who: str, options: _Options, transcodes: bool) -> Fixed:
-    keeping, weight = options.kind in KEEPING, options.auxiliary_weight
-    strange = {
-        "keep": not keeping and options.keep is not None,
-        "penalty": keeping and options.penalty is not None,
-        "auxiliary_weight": options.kind in ("standard", "gated") and weight is not None,
-        "points": options.kind != "archetypal" and options.points is not None,
-    }
-    for option, wrong in strange.items():
-        if wrong:
-            raise ValueError(
-                f"{who}: {option} must be left out for kind {options.kind!r}, which has no use for "
-                "it; got one. `keep` is of those kinds that choose, `penalty` of the others."
-            )
-    if weight is None:
-        usual = {"dead": 1.0, "unused": 0.1}[options.auxiliary]
-        weight = 0.0 if options.kind == "jump_relu" else usual
-    return Fixed(
-        *(options.kind, transcodes, options.auxiliary, float(weight), options.bandwidth),
-        *(options.prefixes, options.relaxation, options.dead_after),
-    )
-
-
-def _grids(who: str, options: _Options) -> tuple[Grid, ...]:
-    grids = []
-    for width in options.num_units:
-        if options.kind in KEEPING:
-            limits = (max(1, width // 10),) if options.keep is None else options.keep
-        else:
-            limits = (1.0,) if options.penalty is None else options.penalty
-        if options.kind in KEEPING:
-            whole_numbers = options.kind in ("top_k", "archetypal")
-            if whole_numbers and any(int(limit) != limit for limit in limits):
-                raise ValueError(
-                    f"{who}: keep must be whole for kind {options.kind!r}, which chooses row by "
-                    f'row; got {limits}. "batch_top_k" keeps so many in the mean.'
-                )
-            if max(limits) > width:
-                raise ValueError(
-                    f"{who}: keep must be at most num_units, {width}; got {max(limits)}."
-                )
-        each = list(itertools.product(limits, range(options.num_seeds)))
-        most = int(max(limits)) if options.kind in KEEPING else 0
-        grids.append(Grid(width, most, tuple(float(k) for k, _ in each), tuple(s for _, s in each)))
-    return tuple(grids)
 
 
 def _moments(a: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -505,20 +244,6 @@ def _moments(a: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, 1 / jnp.maximum(spread, 1e-12)
 
 
-def _points(who: str, options: _Options, rows: jax.Array, key: jax.Array) -> jax.Array | None:
-    if options.kind != "archetypal":
-        return None
-    if options.points is None:
-        count = min(len(rows), max(_MOST_POINTS, *options.num_units))
-        return rows[jax.random.choice(key, len(rows), (count,), replace=False)]
-    points = jnp.asarray(options.points, jnp.float32)
-    if points.ndim != 2 or points.shape[1] != rows.shape[1]:
-        raise ValueError(
-            f"{who}: points must be [P, {rows.shape[1]}], values of the layer; got {points.shape}."
-        )
-    return points
-
-
 def _apart(stack: Dictionary) -> list[Dictionary]:
     """One by one; cut on the host, where no number of them is another program."""
     stack = jax.device_get(stack)
@@ -526,13 +251,6 @@ def _apart(stack: Dictionary) -> list[Dictionary]:
     return jax.device_put(each)
 
 
-def _stability(dictionaries: list, settings: list) -> np.ndarray:
-    found = np.full(len(settings), np.nan, np.float32)
-    for n, (width, limit, seed) in enumerate(settings):
-        others = [
-            m for m, (w, k, s) in enumerate(settings) if (w, k) == (width, limit) and s != seed
-        ]
-        if others:
-            each = [matched_atoms(dictionaries[n], dictionaries[m]).mean() for m in others]
-            found[n] = np.mean(each)
-    return found
+def _stability(dictionaries: list, settings: list, at: int) -> np.floating:
+    others = [n for n, s in enumerate(settings) if s[:2] == settings[at][:2] and n != at]
+    return steadiness(dictionaries[at].atoms, [dictionaries[n].atoms for n in others]).mean()

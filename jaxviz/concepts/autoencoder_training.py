@@ -23,7 +23,6 @@ from jaxviz.concepts.autoencoder_losses import (
     losses,
 )
 from jaxviz.concepts.dictionary import Dictionary, encode
-from jaxviz.concepts.largest import largest
 from jaxviz.concepts.streaming import Rows
 from jaxviz.engine.contract import program
 from jaxviz.engine.progress import spans
@@ -245,10 +244,7 @@ def _sums(transcodes, dictionaries, a, target, there):
         reader = dictionary
         if transcodes:
             reader = dictionary._replace(atoms=dictionary.encoder.T, bias=None)
-        codes = encode(reader._replace(keep=None), a)
-        if dictionary.keep is not None:
-            codes = jnp.where(largest(codes, dictionary.keep), codes, 0)
-        codes = jnp.where(there[:, None], codes, 0)
+        codes = jnp.where(there[:, None], encode(reader, a), 0)
         off = codes @ dictionary.atoms + dictionary.bias[None] - target
         active = codes != 0
         squares = jnp.where(there, (off * off).sum(-1), 0)

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxviz.calls.options import real, rows
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
+from jaxviz.concepts.pooled import wide
 from jaxviz.engine.contract import same_when_batched
 
 Probe = Literal["logistic", "ridge", "pattern"]
@@ -120,7 +121,7 @@ def cav(
 
 
 def _checked(who: str, concept: Any, random: Any) -> tuple[jax.Array, jax.Array]:
-    concept, random = (wide(jnp.asarray(a)) for a in (concept, random))
+    concept, random = (wide(a) for a in (concept, random))
     if concept.shape[1:] != random.shape[2:]:
         raise ValueError(
             f"{who}: random must be [R, L, ...] with examples of the concept's shape, "
@@ -132,12 +133,6 @@ def _checked(who: str, concept: Any, random: Any) -> tuple[jax.Array, jax.Array]
             f"out; got {len(concept)} and {random.shape[1]}. Pass more."
         )
     return concept, random.astype(concept.dtype)
-
-
-def wide(a: jax.Array) -> jax.Array:
-    """In float32 at least."""
-    narrow = not jnp.issubdtype(a.dtype, jnp.floating) or a.dtype.itemsize < 4
-    return a.astype(jnp.float32) if narrow else a
 
 
 def probes(

@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from jaxviz.calls.options import real_array
 from jaxviz.calls.public import public
+from jaxviz.concepts.largest import largest
 
 
 class Dictionary(NamedTuple):
@@ -83,9 +84,8 @@ def encode(dictionary: Dictionary, a: jax.Array) -> jax.Array:
     if dictionary.threshold is not None:
         codes = jnp.where(codes > _like(dictionary.threshold, a), codes, jnp.zeros_like(codes))
     if dictionary.keep is not None:
-        order = jnp.argsort(-codes, axis=-1, stable=True)
-        rank = jnp.argsort(order, axis=-1)
-        codes = jnp.where(rank < dictionary.keep, codes, jnp.zeros_like(codes))
+        kept = largest(codes, dictionary.keep, exact=True)
+        codes = jnp.where(kept, codes, jnp.zeros_like(codes))
     return codes
 
 

@@ -11,7 +11,8 @@ from jaxviz.calls.options import maybe, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary
-from jaxviz.concepts.matching import matched_atoms
+from jaxviz.concepts.matching import steadiness
+from jaxviz.concepts.pooled import wide
 from jaxviz.engine.contract import same_when_batched
 
 _A = rows(2, "activations [n, C] or [B, n, C]")
@@ -148,7 +149,7 @@ def pca(a: Any, num_concepts: int) -> Factorization:
       >>> found.dictionary.bias.tolist(), found.dictionary.atoms.round(3).tolist()
       ([3.0, 3.0], [[0.7070000171661377, 0.7070000171661377]])
     """
-    a = _floats(a)
+    a = wide(a)
     if num_concepts > min(a.shape[-2:]):
         raise ValueError(
             f"pca: num_concepts must be at most {min(a.shape[-2:])} for a {a.shape}; got "
@@ -169,13 +170,8 @@ def pca(a: Any, num_concepts: int) -> Factorization:
     return Factorization(dictionary, codes, errors, np.ones(atoms.shape[:-1]), every)
 
 
-def _floats(a: Any) -> jax.Array:
-    a = jnp.asarray(a)
-    return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.float32)
-
-
 def _factorised(who, a, num_concepts, key, num_seeds, solver, num_steps, init) -> Factorization:
-    a = _floats(a)
+    a = wide(a)
     if a.ndim not in (2, 3):
         raise ValueError(f"{who}: a must be [n, C] or [B, n, C]; got {a.shape}.")
     sets = a if a.ndim == 3 else a[None]
@@ -191,17 +187,11 @@ def _factorised(who, a, num_concepts, key, num_seeds, solver, num_steps, init) -
             )
     codes, atoms, errors = _run(sets, codes, atoms, solver, num_steps)
     best = np.asarray(errors).argmin(1)
-    stability = np.stack([_stability(w, int(b)) for w, b in zip(atoms, best, strict=True)])
+    every = zip(np.asarray(atoms), best, strict=True)
+    stability = np.stack([steadiness(w[b], np.delete(w, b, 0)) for w, b in every])
     chosen = lambda part: jnp.stack([one[int(b)] for one, b in zip(part, best, strict=True)])
     found = Factorization(Dictionary(chosen(atoms)), chosen(codes), errors, stability, atoms)
     return found if a.ndim == 3 else jax.tree.map(lambda part: part[0], found)
-
-
-def _stability(every, at):
-    """`[K]` of atoms `[S, K, C]`: the mean over the other seeds of the cosine to the partner."""
-    others = np.delete(np.asarray(every), at, 0)
-    found = [matched_atoms(every[at], jnp.asarray(other)) for other in others]
-    return np.mean(found, 0) if found else np.full(every.shape[1], np.nan)
 
 
 def _drawn(sets, count, key, num_seeds):

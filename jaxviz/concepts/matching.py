@@ -1,5 +1,8 @@
 """Which atoms of one dictionary are those of another: what stays from seed to seed."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -64,6 +67,12 @@ def matched_atoms(
     rows, columns = linear_sum_assignment(cosines, maximize=True)
     found[rows] = cosines[rows, columns]
     return found.astype(np.float32)
+
+
+def steadiness(atoms: Any, others: Sequence[Any]) -> np.ndarray:
+    """`[K]`: of each atom the mean of `matched_atoms` to those of other seeds; NaN of none."""
+    found = [matched_atoms(atoms, other) for other in others]
+    return np.mean(found, 0) if found else np.full(len(atoms), np.nan, np.float32)
 
 
 def _units(atoms: np.ndarray) -> np.ndarray:

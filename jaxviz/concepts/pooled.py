@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.engine.copies import at_least_float32, is_floating
 from jaxviz.graph.held import hold
 from jaxviz.graph.split import Values, run_values
 
@@ -17,6 +18,13 @@ def layer_values(
     apply_fn, params = hold(who, apply_fn, params)
     found = run_values(Values(apply_fn, tuple(layers), who, channels_last=pooled), params, x)
     return {k: places_mean(a) for k, a in found.items()} if pooled else found
+
+
+def wide(a: Any) -> jax.Array:
+    """Floating numbers, in float32 at least."""
+    a = jnp.asarray(a)
+    a = a if is_floating(a) else a.astype(jnp.float32)
+    return a.astype(at_least_float32(a))
 
 
 def places_mean(a: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxviz.calls.models import batch, real as real_batch
 from jaxviz.calls.options import numbers_list
@@ -17,6 +16,7 @@ from jaxviz.engine.contract import program
 from jaxviz.graph.held import hold
 from jaxviz.graph.layers import layer_named
 from jaxviz.interventions.patched import patched
+from jaxviz.parts.losses import check_labels, cross_entropy
 from jaxviz.rules.fast import is_large
 
 
@@ -90,6 +90,8 @@ def loss_recovered(
             f"{who}: labels must be one for each of {count} examples; got {np.shape(labels)}."
         )
     held, arrays = hold(who, apply_fn, params)
+    if loss_fn is None:
+        check_labels(who, "labels", jax.eval_shape(held, arrays, x), np.asarray(labels))
     row = layer_named(who, held, arrays, x, layer)
     if row.shape[row.channel_axis] != dictionary.atoms.shape[1]:
         raise ValueError(
@@ -106,7 +108,7 @@ def loss_recovered(
             few, some = jax.tree.map(
                 lambda a, s=start: a[s : s + batch_size], (x, np.asarray(labels))
             )
-            sums[n] += float(run(held, loss_fn or _cross_entropy, arrays, few, some))
+            sums[n] += float(run(held, loss_fn or cross_entropy, arrays, few, some))
     loss, reconstructed, ablated = (sums / count).tolist()
     lost = ablated - loss
     recovered = (ablated - reconstructed) / lost if lost else float("nan")
@@ -122,15 +124,6 @@ class _Rebuilt:
     def __call__(self, dictionary: Dictionary, a: jax.Array) -> jax.Array:
         moved = jnp.moveaxis(a, self.axis, -1)
         return jnp.moveaxis(decode(dictionary, encode(dictionary, moved)), -1, self.axis)
-
-
-def _cross_entropy(outputs, labels):
-    if getattr(outputs, "ndim", 0) != 2 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            "loss_recovered: loss_fn must be given where outputs are not [N, classes] and labels "
-            "whole numbers [N]; got None."
-        )
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
 
 
 def _loss(apply_fn, loss_fn, params, x, labels):

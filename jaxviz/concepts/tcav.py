@@ -10,8 +10,8 @@ import numpy as np
 from jaxviz.calls.options import numbers_list, real, refused, rows
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
-from jaxviz.concepts.cav import Cav, Probe, probes, wide
-from jaxviz.concepts.pooled import layer_values, places_summed
+from jaxviz.concepts.cav import Cav, Probe, probes
+from jaxviz.concepts.pooled import layer_values, places_summed, wide
 from jaxviz.engine.contract import Target, explanation, same_when_batched
 from jaxviz.graph.split import split
 from jaxviz.parts.channels import channel_axis
@@ -291,7 +291,7 @@ class _Batches:
         run = lambda x: layer_values(who, apply_fn, params, x, layers, pooled)
         parts = list(self.each(run))
         join = lambda name: np.concatenate([part[name] for part in parts])
-        return {name: np.asarray(wide(jnp.asarray(join(name)))) for name in layers}
+        return {name: np.asarray(wide(join(name))) for name in layers}
 
     def slopes(self, apply_fn, params, target, layer, vectors):
         listed = hasattr(target, "__len__") and np.shape(target) == (len(self.x),)

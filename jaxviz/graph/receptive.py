@@ -125,6 +125,8 @@ def _walk(program: Program, nodes: Sequence[Node], env: dict[Value, Sight]) -> N
             }
             _walk(body, body.nodes, inner)
             seen = [inner.get(v, {}) for v in body.outputs[: len(node.outputs)]]
+        elif name == "scan" and not _read_in_turn(node, env):
+            seen = _looped(node, env)
         elif not node.bodies and name in _RULES:
             seen = [_RULES[name](node, program, env)] * len(shapes)
         elif node.kind in ACTIVATION_KINDS or _placewise(node, program, name):
@@ -133,6 +135,37 @@ def _walk(program: Program, nodes: Sequence[Node], env: dict[Value, Sight]) -> N
         else:
             seen = [_union([_whole(s) for s in sights])] * len(shapes)
         env.update(zip(node.outputs, seen, strict=True))
+
+
+def _read_in_turn(node: Node, env: dict[Value, Sight]) -> bool:
+    """Whether a loop takes apart what sees `x`, or stacks what it makes."""
+    p = equation_of(node).params
+    fixed = p["num_consts"] + p["num_carry"]
+    apart = [o for o in node.operands[fixed:] if isinstance(o, Value) and o in env]
+    return bool(apart) or len(node.outputs) > p["num_carry"]
+
+
+def _looped(node: Node, env: dict[Value, Sight]) -> list[Sight]:
+    """What the values see that a loop of so many turns hands on."""
+    (body,) = node.bodies
+    p = equation_of(node).params
+    first = p["num_consts"]
+    inner = {i: _at(o, env) for i, o in zip(body.inputs, node.operands, strict=True)}
+    carried = body.inputs[first : first + len(node.outputs)]
+    seen = [inner[v] for v in carried]
+    for _ in range(p["length"]):
+        before = seen
+        _walk(body, body.nodes, inner)
+        seen = [_union([_at(v, inner), s]) for v, s in zip(body.outputs, before, strict=True)]
+        if all(map(_same, seen, before)):  # no more comes
+            break
+        inner = {i: inner[i] for i in body.inputs} | dict(zip(carried, seen, strict=True))
+    return seen
+
+
+def _same(one: Sight, other: Sight) -> bool:
+    alike = lambda a, b: a.axis == b.axis and all(map(np.array_equal, a[1:], b[1:]))
+    return one.keys() == other.keys() and all(alike(one[k], other[k]) for k in one)
 
 
 # Of operations whose output has the shape of their inputs, those that do move places.

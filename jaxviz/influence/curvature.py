@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 from jaxviz.influence.examples import Model, batch_of_one, chunks, num_rows
 from jaxviz.influence.gradients import output_gradient
-from jaxviz.influence.losses import cross_entropy
 from jaxviz.influence.parameters import replaced, taken
+from jaxviz.parts.losses import cross_entropy
 
 Curvature = Literal["hessian", "gauss_newton"]
 Squares = Literal["gauss_newton", "empirical_fisher"]

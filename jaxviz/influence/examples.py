@@ -12,8 +12,8 @@ from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import array, described, refused
 from jaxviz.engine.targets import output_shape
 from jaxviz.graph.held import hold
-from jaxviz.influence.losses import check_labels, cross_entropy, margin
 from jaxviz.influence.parameters import chosen
+from jaxviz.parts.losses import check_labels, cross_entropy, margin
 
 # Numbers of gradients that are alive at once where nobody said.
 _ALIVE = {"cpu": 2**24}

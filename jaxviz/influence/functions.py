@@ -12,8 +12,8 @@ from jaxviz.engine.contract import same_when_batched
 from jaxviz.influence.curvature import Curvature, operator
 from jaxviz.influence.examples import Model, default_chunk, num_rows, over_rows, pair, prepared
 from jaxviz.influence.gradients import LAYERS, compiled, gradient
-from jaxviz.influence.losses import cross_entropy
 from jaxviz.influence.solvers import Solver, conjugate_gradients
+from jaxviz.parts.losses import cross_entropy
 
 
 @public(train=pair, test=pair, layers=LAYERS, solver=instance(Solver), damping=real(0))

@@ -22,9 +22,9 @@ from jaxviz.influence.examples import (
     prepared,
 )
 from jaxviz.influence.layered import leaf_gradients, plan_of, read, weight_gradients
-from jaxviz.influence.losses import cross_entropy
 from jaxviz.influence.parameters import replaced, taken
 from jaxviz.influence.projections import Projection, projected
+from jaxviz.parts.losses import cross_entropy
 from jaxviz.rules.fast import is_large
 
 Dtype = Literal["float32", "bfloat16", "int8"]

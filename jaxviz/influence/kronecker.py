@@ -22,7 +22,7 @@ from jaxviz.influence.examples import (
 )
 from jaxviz.influence.gradients import LAYERS, compiled, output_gradient
 from jaxviz.influence.layered import Plan, plan_of, read, weight_gradients
-from jaxviz.influence.losses import cross_entropy
+from jaxviz.parts.losses import cross_entropy
 
 
 class KroneckerFactors(NamedTuple):

@@ -15,7 +15,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.indices import widened
 from jaxviz.graph.split import split
 from jaxviz.influence.examples import num_rows, pair
-from jaxviz.influence.losses import check_labels, cross_entropy
+from jaxviz.parts.losses import check_labels, cross_entropy
 
 
 def _features(who: str, option: str, value: Any) -> tuple[jax.Array, jax.Array]:

@@ -10,8 +10,8 @@ from jaxviz.calls.options import real, refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.influence.examples import Model, default_chunk, over_rows, pair, prepared
 from jaxviz.influence.gradients import LAYERS, check_projection, compiled, dots, feature_of
-from jaxviz.influence.losses import cross_entropy
 from jaxviz.influence.projections import Projection
+from jaxviz.parts.losses import cross_entropy
 
 
 def checkpoint_list(who: str, option: str, value: Any) -> Any:

@@ -21,9 +21,9 @@ from jaxviz.influence.examples import (
 from jaxviz.influence.gradients import LAYERS, compiled, feature_of, output_gradient
 from jaxviz.influence.kronecker import planned
 from jaxviz.influence.layered import plan_of, read
-from jaxviz.influence.losses import cross_entropy, margin, probability
 from jaxviz.influence.projections import Projection
 from jaxviz.influence.trac_in import checkpoint_list
+from jaxviz.parts.losses import cross_entropy, margin, probability
 
 
 @public(checkpoints=checkpoint_list, train=pair, test=pair, layers=LAYERS, dim=whole(1),

@@ -1,7 +1,5 @@
 """Attribution graphs against weights multiplied by hand, interventions, and the whole score."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,10 +34,15 @@ def inputs():
     return p, drawn(2, 4, 4, 1)
 
 
+def explained(*given, **options):
+    """The graph, in NumPy: its numbers are then compared without a program for each step."""
+    return jax.tree.map(np.asarray, attribution_graph(*given, **options))
+
+
 @pytest.fixture(scope="module")
 def graph(inputs):
     """Every number of every layer: 16 + 48 + 16 + 5 units."""
-    return attribution_graph(net, *inputs, 1, layers=LAYERS, by="place", num_units=None)
+    return explained(net, *inputs, 1, layers=LAYERS, by="place", num_units=None)
 
 
 def nodes(graph, layer, kind="unit"):
@@ -63,7 +66,9 @@ def test_edges_are_weights_times_values(graph, inputs):
     p, x = inputs
     a = jv.activations(net, p, x, layers=list(LAYERS[1:]))
     flat = np.asarray(a["relu_1"]).reshape(2, -1)
-    slope = np.where(a["relu_2"] > 0, np.asarray(p["w3"])[:, 1], 0)  # of the score by what enters
+    slope = np.where(
+        np.asarray(a["relu_2"]) > 0, np.asarray(p["w3"])[:, 1], 0
+    )  # of the score by what enters
     one, two = nodes(graph, "relu_1"), nodes(graph, "relu_2")
     got = graph.edges[:, two[:, None], one]
     asked = flat[:, None] * np.asarray(p["w2"]).T * slope[:, :, None]
@@ -72,7 +77,9 @@ def test_edges_are_weights_times_values(graph, inputs):
     np.testing.assert_allclose(
         graph.edges[:, two, bias], np.asarray(p["b2"]) * slope, rtol=1e-4, atol=1e-5
     )
-    np.testing.assert_allclose(graph.edges[:, -1, -2], np.full(2, p["b3"][1]), rtol=1e-5)
+    np.testing.assert_allclose(
+        graph.edges[:, -1, -2], np.full(2, np.asarray(p["b3"])[1]), rtol=1e-5
+    )
     np.testing.assert_array_equal(graph.units[0, one], np.arange(16))
     np.testing.assert_allclose(graph.activation[:, one], flat, rtol=1e-5)
 
@@ -81,7 +88,7 @@ def test_interventions_do_what_edges_say_where_no_gate_changes(graph, inputs):
     """Each unit of the second layer set to zero: the score, and each unit of the third."""
     p, x = inputs
 
-    mask = jnp.eye(16, dtype=bool).reshape(16, 1, 2, 2, 4)
+    mask = np.eye(17, 16, dtype=bool).reshape(17, 1, 2, 2, 4)  # the last one: none of them
 
     @jax.jit
     @jax.vmap
@@ -90,8 +97,7 @@ def test_interventions_do_what_edges_say_where_no_gate_changes(graph, inputs):
         return changed(p, x)[:, 1], jv.activations(changed, p, x, layers=["relu_2"])["relu_2"]
 
     score, third = map(np.asarray, cut(mask))
-    before = np.asarray(jv.activations(net, p, x, layers=["relu_2"])["relu_2"])
-    whole = np.asarray(net(p, x)[:, 1])
+    score, third, whole, before = score[:-1], third[:-1], score[-1], third[-1]
     same = ((third > 0) == (before > 0)).all(2)  # [units, N]
     one, two = nodes(graph, "relu_1"), nodes(graph, "relu_2")
     assert 0.3 < same.mean() < 1
@@ -103,7 +109,7 @@ def test_interventions_do_what_edges_say_where_no_gate_changes(graph, inputs):
 
 
 def test_channels_are_their_places_together(graph, inputs):
-    few = attribution_graph(net, *inputs, 1, layers=LAYERS[::-1], num_units=2)
+    few = explained(net, *inputs, 1, layers=LAYERS[::-1], num_units=2)
     assert few.layers == graph.layers
     assert few.kinds[:5] == ("unit", "bias", "unit", "unit", "rest")
     for layer, channels in zip(LAYERS, (3, 4, 5), strict=True):
@@ -149,28 +155,34 @@ def test_influence_and_pruning_are_those_of_the_papers(graph):
 def test_codes_of_dictionaries_are_nodes_with_what_they_leave(graph, inputs):
     p, x = inputs
     rng = np.random.default_rng(1)
-    explained = functools.partial(attribution_graph, net, p, x, 1, layers=LAYERS)
-    # Atoms that are the channels, by least squares; a transcoder that is the layer itself.
+    drawn = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    options = {"layers": LAYERS}
+    # Atoms that are the channels, by least squares; a transcoder that is the layer itself; and
+    # before both two of six units that have nothing to do with their layer's channels.
     name = next(layer.name for layer in jv.layers(net, p, x) if layer.shape == (2, 16))
-    layer = Dictionary(jnp.eye(5), p["w2"], p["b2"], jnp.zeros(5), jnp.zeros(5))
-    same = explained(dictionaries={"relu_1": Dictionary(jnp.eye(4)), (name, "relu_2"): layer})
-    for at in LAYERS:
-        by_place = np.asarray(graph.relevance)[:, nodes(graph, at)]
-        whole = by_place.reshape(2, -1, len(nodes(same, at))).sum(1)
-        np.testing.assert_allclose(same.relevance[:, nodes(same, at)], whole, atol=1e-4)
+    zeros = np.zeros(5, np.float32)
+    layer = Dictionary(np.eye(5, dtype="f4"), p["w2"], p["b2"], zeros, zeros)
+    atoms, threshold = drawn(6, 3), np.full(6, 0.3, np.float32)
+    few = Dictionary(atoms, atoms.T, drawn(6), drawn(3), threshold, np.asarray(2))
+    channels = Dictionary(np.eye(4, dtype="f4"))
+    few, channels, layer = jax.device_put((few, channels, layer))
+    dictionaries = {"relu_0": few, "relu_1": channels, (name, "relu_2"): layer}
+    coded = explained(net, p, x, 1, dictionaries=dictionaries, **options)
+    for at in ("relu_1", "relu_2"):
+        by_place = graph.relevance[:, nodes(graph, at)]
+        whole = by_place.reshape(2, -1, len(nodes(coded, at))).sum(1)
+        np.testing.assert_allclose(coded.relevance[:, nodes(coded, at)], whole, atol=1e-4)
     third, bias = nodes(graph, "relu_2"), nodes(graph, "relu_2", "bias")
-    got = same.edges[:, nodes(same, "relu_2"), nodes(same, "relu_2", "bias")]
+    got = coded.edges[:, nodes(coded, "relu_2"), nodes(coded, "relu_2", "bias")]
     np.testing.assert_allclose(got, graph.edges[:, third, bias], atol=1e-4)
-    np.testing.assert_allclose(same.gap, 0, atol=1e-4)
-    atoms, bias = rng.normal(size=(6, 4)), rng.normal(size=4)
-    found = Dictionary(*(jnp.asarray(a, jnp.float32) for a in (atoms, atoms.T, rng.normal(size=6))))
-    found = found._replace(bias=jnp.asarray(bias, jnp.float32), threshold=jnp.full(6, 0.3))
-    coded = explained(dictionaries={"relu_1": found._replace(keep=jnp.asarray(2))})
     scale = np.abs(coded.edges).max()
     np.testing.assert_allclose(coded.gap, 0, atol=1e-5 * scale)
-    assert (np.abs(coded.relevance[:, nodes(coded, "relu_1", "error")]) > 1e-3 * scale).all()
+    np.testing.assert_allclose(
+        coded.edges.sum(1)[:, :-1], coded.relevance[:, :-1], atol=1e-5 * scale
+    )
+    assert (np.abs(coded.relevance[:, nodes(coded, "relu_0", "error")]) > 1e-3 * scale).all()
     with pytest.raises(ValueError, match="attribution_graph: dictionaries must be as wide"):
-        explained(dictionaries={"relu_2": Dictionary(jnp.eye(4))})
+        explained(net, p, x, dictionaries={"relu_2": Dictionary(jnp.eye(4))}, **options)
 
 
 class Block(nn.Module):
@@ -192,10 +204,13 @@ _some = nn.initializers.normal(1.0)
 
 
 def test_a_transformer_is_linear_between_what_is_held():
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
-    p = jax.jit(Block().init)(jax.random.key(0), x)
-    graph = attribution_graph(Block().apply, p, x, layers=["attention", "gelu_0"], num_units=3)
-    np.testing.assert_allclose(graph.edges[:, -1].sum(1), Block().apply(p, x).max(1), rtol=1e-4)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    shapes = jax.eval_shape(Block().init, jax.random.key(0), x)
+    p = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes)
+    graph = explained(Block().apply, p, x, layers=["attention", "gelu_0"], num_units=3)
+    logits = np.asarray(jax.jit(Block().apply)(p, x))
+    np.testing.assert_allclose(graph.edges[:, -1].sum(1), logits.max(1), rtol=1e-4)
     np.testing.assert_allclose(graph.gap, 0, atol=2e-5 * np.abs(graph.relevance).max())
     np.testing.assert_allclose(graph.edges.sum(1)[:, :-1], graph.relevance[:, :-1], atol=1e-4)
 

@@ -167,8 +167,8 @@ def test_the_loss_recovered_is_that_of_the_model_with_its_layer_decoded():
     w = {"a": RNG.normal(size=(3, 4)), "b": RNG.normal(size=(4, 3))}
     w = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), w)
     net = lambda w, x: (jax.nn.relu(jnp.moveaxis(x, 1, -1) @ w["a"]) @ w["b"]).mean((1, 2))
-    x = RNG.normal(size=(9, 3, 2, 2)).astype(np.float32)
-    labels = np.arange(9) % 3
+    x = RNG.normal(size=(10, 3, 2, 2)).astype(np.float32)
+    labels = np.arange(10) % 3
     encoder = jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32)
     dictionary = concepts.Dictionary(encoder.T, encoder, threshold=jnp.zeros(()))
     found = concepts.loss_recovered(net, w, x, labels, dictionary, layer="relu_0", batch_size=5)
@@ -177,7 +177,7 @@ def test_the_loss_recovered_is_that_of_the_model_with_its_layer_decoded():
 
     def loss(a):
         logits = (a @ np.asarray(w["b"])).mean((1, 2))
-        return -(logits - np.log(np.exp(logits).sum(1))[:, None])[np.arange(9), labels].mean()
+        return -(logits - np.log(np.exp(logits).sum(1))[:, None])[np.arange(10), labels].mean()
 
     expected = [loss(a), loss(rebuilt), loss(0 * a)]
     np.testing.assert_allclose(found[1:], expected, rtol=1e-5)
@@ -185,3 +185,7 @@ def test_the_loss_recovered_is_that_of_the_model_with_its_layer_decoded():
     np.testing.assert_allclose(found.recovered, share, rtol=1e-4)
     with pytest.raises(ValueError, match="dictionary must have the layer's 4 channels"):
         concepts.loss_recovered(net, w, x, labels, concepts.Dictionary(jnp.eye(3)), layer="relu_0")
+    with pytest.raises(
+        ValueError, match=r"loss_recovered: labels must hold labels \[N\], integers"
+    ):
+        concepts.loss_recovered(net, w, x, labels / 2, dictionary, layer="relu_0")

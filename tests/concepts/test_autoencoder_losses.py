@@ -40,11 +40,6 @@ def weights(kind):
     return Weights(**{name: jnp.asarray(PEERS[name]) for name in names})
 
 
-def run(kind, given, a, limit, dead):
-    call = lambda w: losses(fixed(kind), w, a, a, jnp.float32(limit), KEEP, dead, dead[0], None)
-    return jax.jit(call)(given)
-
-
 @pytest.mark.parametrize(
     "kind", ["top_k", "batch_top_k", "matryoshka", "standard", "gated", "jump_relu"]
 )
@@ -88,48 +83,59 @@ def test_losses_are_overcompletes_times_the_channels():
     a = jnp.asarray(PEERS["a"])
     none = jnp.zeros(len(PEERS["dead"]), bool)
     unit = PEERS["decoder"] / np.linalg.norm(PEERS["decoder"], axis=1, keepdims=True)
-    plain = weights("standard")._replace(bias=jnp.zeros(8), decoder=jnp.asarray(unit))
+    plain = weights("standard")._replace(bias=np.zeros(8, "f4"), decoder=unit)
     codes = np.maximum(PEERS["a"] @ PEERS["encoder"] + PEERS["encoder_bias"], 0)
-    found, _ = run("standard", plain, a, 0.7, none)
-    mean = ((codes @ unit - PEERS["a"]) ** 2).mean()
-    np.testing.assert_allclose(found.reconstruction / 8, mean, rtol=1e-5)
-    # Its penalty is summed over the batch, though its squares are averaged: 12 times ours.
-    theirs = PEERS["overcomplete/standard"] - mean
-    np.testing.assert_allclose(theirs, 12 * found.sparsity, rtol=1e-5)
 
+    options = fixed("archetypal", auxiliary="unused", auxiliary_weight=0.1)
     archetypal = Weights(
         jnp.asarray(PEERS["encoder"]),
         jnp.asarray(PEERS["encoder_bias"]),
-        jnp.zeros(8),
+        np.zeros(8, "f4"),
         mixture=jnp.asarray(PEERS["mixture"]),
         residue=jnp.asarray(PEERS["residue"]),
-        log_scale=jnp.zeros(()),
+        log_scale=np.float32(0),
     )
-    options = fixed("archetypal", auxiliary="unused", auxiliary_weight=0.1)
-    inside, points = kept_within(options, archetypal), jnp.asarray(PEERS["points"])
-    np.testing.assert_allclose(
-        atoms_of(inside, points), PEERS["overcomplete/archetypal/atoms"], atol=1e-5
-    )
-    found, _ = jax.jit(
-        lambda given: losses(options, given, a, a, jnp.float32(KEEP), KEEP, none, none[0], points)
-    )(inside)
-    np.testing.assert_allclose(found.total() / 8, PEERS["overcomplete/archetypal"], rtol=1e-6)
+
+    @jax.jit
+    def both(plain, archetypal, points):
+        more = jnp.float32(KEEP), KEEP, none, none[0]
+        inside = kept_within(options, archetypal)
+        of_plain, _ = losses(fixed("standard"), plain, a, a, jnp.float32(0.7), *more[1:], None)
+        of_other, _ = losses(options, inside, a, a, *more, points)
+        return of_plain, of_other.total(), atoms_of(inside, points)
+
+    found, total, atoms = both(plain, archetypal, PEERS["points"])
+    mean = ((codes @ unit - PEERS["a"]) ** 2).mean()
+    np.testing.assert_allclose(np.asarray(found.reconstruction) / 8, mean, rtol=1e-5)
+    # Its penalty is summed over the batch, though its squares are averaged: 12 times ours.
+    theirs = PEERS["overcomplete/standard"] - mean
+    np.testing.assert_allclose(theirs, 12 * np.asarray(found.sparsity), rtol=1e-5)
+    np.testing.assert_allclose(atoms, PEERS["overcomplete/archetypal/atoms"], atol=1e-5)
+    np.testing.assert_allclose(total / 8, PEERS["overcomplete/archetypal"], rtol=1e-6)
 
 
 def test_the_largest_are_those_of_a_sort():
     values = np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
     values[:, 3::4] = np.round(values[:, 3::4])  # some equal ones, zeros of both signs
     values[0, :3] = -np.inf
-    together = jax.jit(largest)
-    exactly = jax.jit(functools.partial(largest, exact=True))
+    both = jax.jit(
+        lambda values, count: (largest(values, count), largest(values, count, exact=True))
+    )
     for count in (0, 1, 7, 33, 40):
         order = np.argsort(-values, axis=-1, kind="stable")
         rank = np.argsort(order, axis=-1)
-        found = exactly(values, count)
-        np.testing.assert_array_equal(found, rank < count)
+        together, exactly = both(values, count)
+        np.testing.assert_array_equal(exactly, rank < count)
         border = np.sort(values, -1)[:, ::-1][:, min(max(count, 1), 33) - 1, None]
         expected = (values >= border) & (count > 0)
-        np.testing.assert_array_equal(together(values, count), expected)
+        np.testing.assert_array_equal(together, expected)
+
+
+def test_the_largest_of_numbers_that_differ_in_64_bits_alone():
+    values = 1 + 1e-12 * np.random.default_rng(0).permutation(9).reshape(1, 9)
+    with jax.enable_x64(True):
+        found = np.asarray(jax.jit(functools.partial(largest, exact=True))(values, 4))
+    np.testing.assert_array_equal(found, values > np.sort(values)[:, -5:-4])
 
 
 def test_widths_inside_one_another():

@@ -79,6 +79,19 @@ def test_what_has_no_rule_sees_all():
     assert boxes[2, 1, 0].tolist() == [0, 0, 5, 4]
 
 
+def test_loops_are_walked_as_often_as_they_turn():
+    """Three turns of a window of three, that of the places alone, and one whose end is unknown."""
+    wide = lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 1, 1), (1, 1, 1, 1), "SAME")
+    x = jnp.zeros((1, 20, 2, 1))
+    loop = lambda turn: lambda _, x: jax.nn.relu(jax.lax.fori_loop(0, 3, turn, x))
+    boxes = receptive_field(loop(lambda n, x: wide(x)), None, x, "relu_0")
+    assert boxes[10, 1, 0].tolist() == [7, 1, 14, 2]
+    boxes = receptive_field(loop(lambda n, x: x * n.astype(x.dtype)), None, x, "relu_0")
+    assert boxes[10, 1, 0].tolist() == [10, 1, 11, 2]
+    ends = lambda _, x: jax.nn.relu(jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x))
+    assert receptive_field(ends, None, x, "relu_0")[10, 1, 0].tolist() == [0, 0, 20, 2]
+
+
 def test_a_layer_of_padding_alone_sees_nothing():
     net = lambda _, x: jnp.tanh(jnp.pad(x, ((0, 0), (2, 0), (0, 0), (0, 0))))
     boxes = receptive_field(net, None, jnp.zeros((1, 3, 3, 1)), "tanh_0")

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from jaxviz import data, influence, training
-from jaxviz.influence.losses import cross_entropy
 from jaxviz.influence.magic import planned
 from jaxviz.influence.steps import divided
+from jaxviz.parts.losses import cross_entropy
 
 WEIGHED = np.array([0, 3, 7])
 
