@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from jaxviz.attention.gradients import by_examples, reduced_gradients, weights_shape, wide
 from jaxviz.attention.laid import alike, laid_out, map_of, told
+from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, real, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.graph.changed import run
-from jaxviz.graph.trace import trace
 from jaxviz.parts.feature_maps import Resize
 
 _LAYERS = maybe(layer_list)
@@ -80,7 +80,7 @@ def attention_rollout(
     fuse = {"mean": jnp.mean, "max": jnp.max, "min": jnp.min}[fusion]
 
     def some(x, _):
-        traced = trace(apply_fn, params, x)
+        traced = attended(apply_fn, params, x)
         taken = alike(name, traced, chosen(name, traced, layers))
         env = run(traced, jax.tree.leaves((params, x)), {})
         total: Any = None
@@ -142,7 +142,7 @@ def attention_x_gradient(
     name = "attention_x_gradient"
 
     def some(x, target):
-        traced = trace(apply_fn, params, x)
+        traced = attended(apply_fn, params, x)
         every = chosen(name, traced, layers)
         taken = every[-1:] if layers is None else every
         if len({weights_shape(traced, one)[-1] for one in taken}) > 1:

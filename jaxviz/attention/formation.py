@@ -10,12 +10,12 @@ from jaxviz.attention.blocks import blocks, ways
 from jaxviz.attention.found import found
 from jaxviz.attention.gradients import by_examples, wide
 from jaxviz.attention.laid import alike, laid_out
+from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.attention.zeroing import after, handed_on
 from jaxviz.calls.options import layer_list, maybe
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.graph.changed import run, run_changed
-from jaxviz.graph.trace import trace
 from jaxviz.parts.feature_maps import Resize
 
 
@@ -70,7 +70,7 @@ def le_grad(
     name = "le_grad"
 
     def some(x, target):
-        traced = trace(apply_fn, params, x)
+        traced = attended(apply_fn, params, x)
         taken = alike(name, traced, chosen(name, traced, layers))
         env = run(traced, jax.tree.leaves((params, x)), {})
         known, around = ways(traced), blocks(traced)

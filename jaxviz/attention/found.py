@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxviz.attention.moves import moved
 from jaxviz.graph.axes import CHANNELS, Tokens, axes
 from jaxviz.graph.facts import fact
-from jaxviz.graph.interpreter import Node, Program, Value, equation_of, source
+from jaxviz.graph.interpreter import Node, Scalar, Value, equation_of
 from jaxviz.graph.names import join_scope
 from jaxviz.graph.roles import leaves
 from jaxviz.graph.trace import Traced
 
-_COPIES = frozenset(
+COPIES = frozenset(
     "convert_element_type copy copy_p stop_gradient optimization_barrier name reduce_precision"
     " device_put sharding_constraint reshard pvary".split()
 )
-_SHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims"})
-_FUSED = frozenset({"pallas_call", "custom_call", "ffi_call", "tpu_custom_call", "triton_call"})
+SHAPING = frozenset({"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims"})
+ROOTS = COPIES | SHAPING | {"abs", "max", "add", "select_n"}
 
 
 class Mixed(NamedTuple):
@@ -96,7 +97,7 @@ def _written(a: jax.Array, order: Sequence[int], like: jax.Array) -> jax.Array:
 @fact
 def found(traced: Traced) -> tuple[Attention, ...]:
     """The attentions of a traced model in the order in which they run."""
-    search = _Search(traced)
+    search = Search(traced)
     rows = [one for node in search.nodes if (one := search.attention(node)) is not None]
     paths = [path for path, _ in rows]
     numbers: dict[str, int] = {}
@@ -108,23 +109,14 @@ def found(traced: Traced) -> tuple[Attention, ...]:
     return tuple(named)
 
 
-def hidden(traced: Traced) -> str | None:
-    """Where a kernel may hide an attention: what it is called and its line."""
-    for name, node in _kernels(traced.program):
-        return f"{name} at {source(node)}"
-    return None
+def name_of(node: Node) -> str:
+    """Of its primitive; nothing for a loop or branch."""
+    return "" if node.bodies else equation_of(node).primitive.name
 
 
-def _kernels(program: Program):
-    for node in leaves(program.nodes):
-        name = equation_of(node).primitive.name
-        if name in _FUSED or "dot_product_attention" in name:
-            yield name, node
-        for body in node.bodies:
-            yield from _kernels(body)
+class Search:
+    """A program's operations, who makes and reads each value, and what attention looks like."""
 
-
-class _Search:
     def __init__(self, traced: Traced):
         self.program = traced.program
         self.known = axes(traced)
@@ -163,8 +155,9 @@ class _Search:
         free = [a for a in rest if a not in batched]
         placed = [a for a in free if isinstance(labels[a], (tuple, Tokens))]
         query = (placed or free or [None])[-1]
-        # Heads that share keys follow one another, as they do in what the queries were cut from.
-        heads = sorted((a for a in rest if a != query), key=lambda a: a not in batched)
+        heads = [a for a in rest if a != query]
+        # As the model joins them; else heads that share keys follow one another.
+        heads = self.joined(made, heads) or sorted(heads, key=lambda a: a not in batched)
         order = tuple(a for a in (batch, *heads, query, key) if a is not None)
         label = labels[key]
         attention = Attention(
@@ -178,6 +171,31 @@ class _Search:
             mixed=self.mixed(made, (batch, *heads), query, shape),
         )
         return join_scope(node.scope), attention
+
+    def joined(self, made, heads) -> list[int] | None:
+        """The weights' axes of heads in the order in which the model makes one axis of them."""
+        value, parts = made
+        of = lambda sides: [a for p in sides for a in p if len(p) == 1 and a in heads]
+        while len(readers := self.readers.get(value, ())) == 1:
+            (node,) = readers
+            name, params = name_of(node), equation_of(node).params
+            if name == "dot_general" and node.operands[0] != node.operands[1]:
+                side = node.operands.index(value)
+                ours, theirs = (params["dimension_numbers"][0][i] for i in (side, 1 - side))
+                pairs = sorted(zip(theirs, ours, strict=True))
+                order = of(parts[a] for _, a in pairs)
+                return order if set(order) == set(heads) else None
+            if name not in COPIES | SHAPING or len(node.outputs) != 1:
+                return None
+            out = node.outputs[0]
+            before, after = (self.program.avals[v].shape for v in (value, out))
+            found = parts if name in COPIES else moved(name, params, parts, before, after)
+            if found is None:
+                return None
+            if any(set(heads) <= p for p in found):
+                return of(parts)
+            value, parts = out, found
+        return None
 
     def mixed(self, made, leading, query, shape) -> Mixed | None:
         """The product with the values, if its axes are those of the weights one by one."""
@@ -202,34 +220,57 @@ class _Search:
             return self.share_of(*node.operands)
         if name == "mul" and len(self.moving(node)) == 2:  # exp(x) * (1 / sum)
             for part, other in (node.operands, node.operands[::-1]):
-                inverse = self.made.get(self.root(other))
-                if inverse is None:
-                    continue
-                made, params = equation_of(inverse).primitive.name, equation_of(inverse).params
-                if made == "div" and isinstance(inverse.operands[1], int):
-                    if self.moving(inverse) == [inverse.operands[1]]:
-                        return self.share_of(part, inverse.operands[1])
-                if made == "integer_pow" and params["y"] == -1:
-                    return self.share_of(part, inverse.operands[0])
+                divisor = self.inverted(other)
+                if divisor is not None:
+                    return self.share_of(part, divisor)
         if name in ("exp", "exp2"):  # of the scores less the logarithm of their sum
             return self.log_share(node)
+        return None
+
+    def inverted(self, value: Any) -> Any:
+        """What a value is one over; None if it is not."""
+        inverse = self.made.get(self.root(value))
+        if inverse is None:
+            return None
+        if name_of(inverse) == "div" and self.moving(inverse) == [inverse.operands[1]]:
+            return inverse.operands[1]
+        if name_of(inverse) == "integer_pow" and equation_of(inverse).params["y"] == -1:
+            return inverse.operands[0]
         return None
 
     def log_share(self, node: Node) -> int | None:
         less = self.made.get(self.copied(node.operands[0]))
         if less is None or less.kind != "sub" or len(self.moving(less)) != 2:
             return None
-        scores, log = less.operands[0], self.made.get(self.root(less.operands[1]))
-        if log is None or equation_of(log).primitive.name != "log":
+        scores, taken = less.operands
+        shift = None
+        log = self.made.get(self.back(taken, COPIES | SHAPING)[0])
+        if log is not None and log.kind == "add" and len(self.moving(log)) == 2:
+            # The maximum that was taken off ahead of the exponentials comes back.
+            ends = [self.back(v, COPIES | SHAPING)[0] for v in log.operands]
+            made = [self.made.get(v) for v in ends]
+            logs = [i for i, n in enumerate(made) if n is not None and name_of(n) == "log"]
+            if len(logs) != 1:
+                return None
+            log, shift = made[logs[0]], ends[1 - logs[0]]
+        if log is None or name_of(log) != "log":
             return None
         total = self.made.get(self.root(log.operands[0]))
-        if total is None or equation_of(total).primitive.name != "reduce_sum":
+        if total is None or name_of(total) != "reduce_sum":
             return None
         exp = self.made.get(self.copied(total.operands[0]))
         gone = equation_of(total).params["axes"]
-        if exp is None or equation_of(exp).primitive.name != "exp" or len(gone) != 1:
+        if exp is None or name_of(exp) != "exp" or len(gone) != 1:
             return None
-        return gone[0] if self.copied(exp.operands[0]) == self.copied(scores) else None
+        inside = self.copied(exp.operands[0])
+        if shift is not None:
+            off = self.made.get(inside)
+            if off is None or off.kind != "sub" or len(off.operands) != 2:
+                return None
+            if self.back(off.operands[1], COPIES | SHAPING)[0] != shift:
+                return None
+            inside = self.copied(off.operands[0])
+        return gone[0] if inside == self.copied(scores) else None
 
     def share_of(self, part: Any, total: Any) -> int | None:
         """The one axis that a value, made by an exponential, is summed over to its divisor."""
@@ -248,23 +289,35 @@ class _Search:
         return gone[0]
 
     def copied(self, value: Any) -> Any:
-        return self._back(value, _COPIES)
+        return self.back(value, COPIES)[0]
 
     def masked(self, value: Any) -> Any:
         """What was masked, by a choice or zeros and ones, in the places where it was."""
-        return self._back(value, _COPIES | {"select_n", "mul"})
+        return self.back(value, COPIES | {"select_n", "mul"})[0]
 
     def root(self, value: Any) -> Any:
         """What was stretched, and kept above zero."""
-        return self._back(value, _COPIES | _SHAPING | {"max", "add", "select_n"})
+        return self.back(value, ROOTS)[0]
 
-    def _back(self, value: Any, through: frozenset[str]) -> Any:
+    def back(self, value: Any, through: frozenset[str]) -> tuple[Any, list[Node]]:
+        """What was made into a value by such operations, and these, the last one first."""
+        way = []
         while (node := self.made.get(value)) is not None and not node.bodies:
-            floats = self.numbers(node)
-            if equation_of(node).primitive.name not in through or len(floats) != 1:
+            name, floats = equation_of(node).primitive.name, self.numbers(node)
+            if name == "add" and len(floats) == 2:  # a place beside the keys: one exponential more
+                floats = [v for v in floats if not self.is_exponential(v)]
+            if name not in through or len(floats) != 1:
                 break
             value = floats[0]
-        return value
+            way.append(node)
+        return value, way
+
+    def is_exponential(self, value: Value) -> bool:
+        while (node := self.made.get(value)) is not None and not node.bodies:
+            if equation_of(node).primitive.name not in COPIES | SHAPING:
+                return equation_of(node).primitive.name in ("exp", "exp2")
+            value = node.inputs[0]
+        return False
 
     def numbers(self, node: Node) -> list[Value]:
         """What of x a node reads, but for choices: masks, made into zeros and ones or not."""
@@ -272,7 +325,7 @@ class _Search:
         for value in filter(self.is_float, self.moving(node)):
             start = value
             while (made := self.made.get(start)) is not None and len(made.inputs) == 1:
-                if equation_of(made).primitive.name not in _SHAPING | {"convert_element_type"}:
+                if equation_of(made).primitive.name not in SHAPING | {"convert_element_type"}:
                     break
                 start = made.inputs[0]
             if self.is_float(start):
@@ -286,6 +339,22 @@ class _Search:
         """Whether the keys are something of x: not the classes or experts of a dense layer."""
         labels = self.known.labels.get(value)
         return not (labels and labels[key] == CHANNELS)
+
+    def sums_keys(self, node: Node) -> bool:
+        """Whether a product sums over the tokens of keys and of values, and no token is left."""
+        if name_of(node) != "dot_general" or len(self.moving(node)) != 2:
+            return False
+        labels = self.known.labels
+        (gone, _), made = equation_of(node).params["dimension_numbers"], node.outputs[0]
+        told = [
+            (labels.get(v) or (None,) * 9)[side[0]] if len(side) == 1 else None
+            for v, side in zip(node.operands, gone, strict=True)
+        ]
+        if not isinstance(told[0], (tuple, Tokens)) or told[0] != told[1]:
+            return False
+        readers = self.readers.get(made, ())
+        multiplied = any(name_of(n) == "dot_general" for n in readers)
+        return multiplied and told[0] not in (labels.get(made) or ())
 
     def product(
         self, value: Value, parts: tuple[frozenset[int], ...], key: int, whole: bool = True
@@ -313,10 +382,13 @@ class _Search:
             if node.bodies or len(node.outputs) != 1 or not self.is_float(node.outputs[0]):
                 continue
             out = node.outputs[0]
+            if name == "mul" and (found := self.summed(node, value, parts, key)) is not None:
+                return value, *found
             if self.numbers(node) != [value]:
                 continue
             cut = name == "slice" and whole  # a place that no value is for, which takes the rest
-            if name in _COPIES or name in ("mul", "div", "select_n") or cut:
+            nothing = name in ("add", "sub") and _adds_nothing(node)
+            if name in COPIES or name in ("mul", "div", "select_n") or cut or nothing:
                 sides = zip(avals[out].shape, avals[value].shape, strict=False)
                 if [a for a, (n, m) in enumerate(sides) if n != m] not in (
                     [],
@@ -327,10 +399,10 @@ class _Search:
                 if met is not None:
                     return met if whole else (value, *met[1:])
                 continue
-            moved = _moved(name, params, parts, avals[value].shape, avals[out].shape)
-            if moved is None:
+            there = moved(name, params, parts, avals[value].shape, avals[out].shape)
+            if there is None:
                 continue
-            met = self.product(out, moved, key, False)
+            met = self.product(out, there, key, False)
             if met is not None:
                 return value, *met[1:]
         return None
@@ -353,39 +425,33 @@ class _Search:
                 return set().union(*shared), (node.outputs[0], made)
         return None
 
+    def summed(self, node, value, parts, key):
+        """As `contracted`, of a product written as numbers multiplied one by one, then summed."""
+        floats = self.numbers(node)
+        readers = self.readers.get(node.outputs[0], ())
+        if value not in floats or len(floats) != 2 or len(readers) != 1:
+            return None
+        (total,) = readers
+        gone = equation_of(total).params["axes"] if name_of(total) == "reduce_sum" else ()
+        if len(gone) != 1 or parts[gone[0]] != {key}:
+            return None
+        (other,) = (v for v in floats if v != value)
+        maker = self.made.get(other)
+        stretched = set()
+        if maker is not None and name_of(maker) == "broadcast_in_dim":
+            before = self.program.avals[maker.inputs[0]].shape
+            own = equation_of(maker).params["broadcast_dimensions"]
+            shape = self.program.avals[other].shape
+            has = {p for p, n in zip(own, before, strict=True) if n == shape[p]}
+            stretched = set(range(len(shape))) - has
+        if gone[0] in stretched:
+            return None
+        kept = [a for a in range(len(parts)) if a != gone[0]]
+        shared = [parts[a] for a in kept if a not in stretched]
+        return set().union(*shared), (total.outputs[0], tuple(parts[a] for a in kept))
 
-def _moved(name, params, parts, before, after):
-    """The parts of a value's axes after it was moved about; None where that is not known."""
-    if name == "transpose":
-        return tuple(parts[a] for a in params["permutation"])
-    if name == "squeeze":
-        return tuple(p for a, p in enumerate(parts) if a not in params["dimensions"])
-    if name == "broadcast_in_dim":
-        found = [frozenset()] * len(after)
-        for a, place in enumerate(params["broadcast_dimensions"]):
-            found[place] = parts[a] if before[a] == after[place] else frozenset()
-        return tuple(found)
-    if name == "reshape" and params.get("dimensions") is None:
-        return _regrouped(parts, before, after)
-    return None
 
-
-def _regrouped(parts, before, after):
-    """Axes joined or divided by a reshape: each has a part of all that were joined."""
-    found = [frozenset()] * len(after)
-    i = j = 0
-    while i < len(before) and j < len(after):
-        first, start, a, b = i, j, before[i], after[j]
-        while a != b:
-            if a < b:
-                i += 1
-                a *= before[i]
-            else:
-                j += 1
-                b *= after[j]
-        i, j = i + 1, j + 1
-        joint = frozenset().union(*parts[first:i])
-        for k in range(start, j):
-            if j - start == 1 or after[k] > 1:
-                found[k] = joint
-    return tuple(found)
+def _adds_nothing(node: Node) -> bool:
+    rest = [o.value for o in node.operands if isinstance(o, Scalar)]
+    first = not isinstance(node.operands[0], Scalar)
+    return len(rest) == 1 and first and not rest[0].any()

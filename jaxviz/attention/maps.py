@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 
-from jaxviz.attention.found import Attention, found, hidden
+from jaxviz.attention.found import Attention, found
+from jaxviz.attention.late import attended
+from jaxviz.attention.unread import hidden, unread
 from jaxviz.calls.public import public
 from jaxviz.graph.changed import run
 from jaxviz.graph.held import hold
-from jaxviz.graph.trace import Traced, trace
+from jaxviz.graph.trace import Traced
 
 
 @public()
@@ -31,12 +33,15 @@ def attentions(apply_fn: Callable, params: Any, x: Any) -> dict[str, jax.Array]:
       From name to `[N, heads, queries, keys]`, in the order in which they run: the weights as they
       multiply the values, so rows sum to 1 where none are masked or dropped afterwards. The name is
       that of the module or scope as in `jaxviz.layers`; `attention_0` and so on where there is
-      none, or several in one. Heads that share keys follow one another. Windows count as heads:
-      those of the first window come first. One query alone has an axis of 1. Attention inside a
-      loop over time or a branch, or divided only after the product, is not found.
+      none, or several in one. Heads are numbered as the model joins them; where it does not show
+      that, those that share keys follow one another. Windows count as heads: those of the first
+      window come first. One query alone has an axis of 1. Weights that are divided by their sum
+      after the product come as if divided before it. Attention inside a loop over time or a branch
+      is not found.
 
     Raises:
-      ValueError: There is none. If a fused kernel may hide it, its line is named.
+      ValueError: There is none. A fused kernel or a loop that may hide it, and linear attention,
+        are named with their line.
 
     Example:
       >>> def net(w, x):  # [N, tokens, width]
@@ -51,7 +56,7 @@ def attentions(apply_fn: Callable, params: Any, x: Any) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(apply_fn, params, x):
-    traced = trace(apply_fn, params, x)
+    traced = attended(apply_fn, params, x)
     all_found = chosen("attentions", traced, None)
     env = run(traced, jax.tree.leaves((params, x)), {})
     return {one.name: one.read(env[one.value]) for one in all_found}
@@ -66,8 +71,12 @@ def chosen(who: str, traced: Traced, layers: Sequence[str] | None) -> tuple[Atte
             f"{kernel} may hide one. Build the model with the plain implementation, "
             'such as jax.nn.dot_product_attention(..., implementation="xla").'
             if kernel
-            else "no softmax's axis is the one that a product with values contracts. "
-            "One in a loop over time or a branch cannot be read; write it as a scan over layers."
+            else "no softmax's axis is the one that a product with values contracts; "
+            + (
+                unread(traced)
+                or "one in a loop over time or a branch cannot be read. Write it as a scan over "
+                "layers."
+            )
         )
         raise ValueError(f"{who}: the model must have an attention; {why}")
     names = [one.name for one in every]

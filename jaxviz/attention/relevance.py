@@ -10,11 +10,12 @@ from jaxviz.attention.blocks import ways
 from jaxviz.attention.found import Attention
 from jaxviz.attention.gradients import by_examples, reduced_gradients, weights_shape
 from jaxviz.attention.laid import laid_out, map_of, row_of, told
+from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.graph.axes import Tokens, axes
-from jaxviz.graph.trace import Traced, trace
+from jaxviz.graph.trace import Traced
 from jaxviz.parts.feature_maps import Resize
 
 
@@ -78,7 +79,7 @@ def attention_relevance(
     name = "attention_relevance"
 
     def some(x, target):
-        traced = trace(apply_fn, params, x)
+        traced = attended(apply_fn, params, x)
         taken = chosen(name, traced, layers)
         speaks = lambda a, g: jax.nn.relu(a * g).mean(1)
         steps = reduced_gradients(traced, taken, params, x, target, speaks)

@@ -10,12 +10,12 @@ from jaxviz.attention.blocks import Stream, Ways, blocks, ways
 from jaxviz.attention.found import Attention
 from jaxviz.attention.gradients import weights_shape, wide
 from jaxviz.attention.laid import alike, map_of
+from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import stacked
 from jaxviz.graph.changed import run, run_changed
-from jaxviz.graph.trace import trace
 from jaxviz.parts.feature_maps import Resize
 
 
@@ -74,7 +74,7 @@ def value_zeroing(
       together, as there. With one attention alone, z is the last sum of two values behind it.
     """
     name = "value_zeroing"
-    traced = trace(apply_fn, params, x)
+    traced = attended(apply_fn, params, x)
     taken = alike(name, traced, chosen(name, traced, layers))
     env = run(traced, jax.tree.leaves((params, x)), {})
     known, around = ways(traced), blocks(traced)

@@ -112,6 +112,11 @@ def build(
         depends=frozenset(builder.depends),
         tags=tuple(builder.tags),
     )
+    return recognised(program)
+
+
+def recognised(program: Program) -> Program:
+    """A program with its operations' kinds, and groups of them that are known as one."""
     return dataclasses.replace(program, nodes=kinds.recognise(program, _through))
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.attention.late import attended
 from jaxviz.calls.models import batch, real as real_batch, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import (
@@ -23,7 +24,6 @@ from jaxviz.calls.public import public
 from jaxviz.graph.changed import run
 from jaxviz.graph.held import Held, as_given, as_tree, hold
 from jaxviz.graph.towers import without_turns
-from jaxviz.graph.trace import trace
 from jaxviz.interventions.places import Place, places
 from jaxviz.interventions.where import mask_of, normalised, replaced
 
@@ -79,7 +79,7 @@ class Patched:
 
     def _run(self, apply_fn: Callable, params: Any, x: Any, count: int, layers: tuple[str, ...]):
         """The model with the first `count` things replaced, run for its outputs or some layers."""
-        traced = trace(apply_fn, params, x)
+        traced = attended(apply_fn, params, x)
         change: dict[int, Callable] = {}
         for i, (who, names) in enumerate(self._steps[:count]):
             source, value, where = self._given[i]

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxviz.attention.late import attended
 from jaxviz.calls.models import batch
 from jaxviz.calls.options import either, layer_list, maybe, several, whole
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, stacked
 from jaxviz.graph.changed import after, run, run_changed
-from jaxviz.graph.trace import Traced, trace
+from jaxviz.graph.trace import Traced
 from jaxviz.interventions.patched import check_source, like_x, read
 from jaxviz.interventions.places import Place, heads_of_all, places
 
@@ -231,7 +232,7 @@ def layer_ablation(
         new = [jnp.zeros((1, *place.shape[1:]), place.dtype) for place in cut.found]
     else:
         like_x(name, "reference", x, reference, "inputs like x")
-        known = trace(apply_fn, params, reference)
+        known = attended(apply_fn, params, reference)
         found = places(name, known, cut.names)
         env = run(known, jax.tree.leaves((params, reference)), {}, [p.value for p in found])
         seen = list(read(found, env).values())
@@ -244,7 +245,7 @@ class _Cut:
 
     def __init__(self, name, apply_fn, params, x, target, layers, axis):
         self.name, self.apply_fn, self.params, self.x = name, apply_fn, params, x
-        self.traced: Traced = trace(apply_fn, params, x)
+        self.traced: Traced = attended(apply_fn, params, x)
         self.names = layers or heads_of_all(name, self.traced)
         self.found = places(name, self.traced, self.names)
         axes = {_axes(name, place, axis) for place in self.found}
@@ -272,7 +273,7 @@ class _Cut:
         check_source(self.name, self.x, source)
         like = lambda a, b: jnp.broadcast_to(jnp.asarray(b), jnp.shape(a))
         source = jax.tree.map(like, self.x, source)
-        known = trace(self.apply_fn, self.params, source)
+        known = attended(self.apply_fn, self.params, source)
         found = places(self.name, known, self.names)
         wanted = [*known.program.outputs, *(place.value for place in found)]
         env = run(known, jax.tree.leaves((self.params, source)), {}, wanted)

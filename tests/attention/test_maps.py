@@ -174,8 +174,60 @@ def sink():  # a place beside the keys takes what attention is not needed
     return net, None, None, softmax(scores)[:, None, :, :-1]
 
 
+def capped():  # the scores go no further than 2; divided only after the product, in a scan
+    def net(w, x):
+        def block(x, w):
+            scores = 2 * jnp.tanh(x @ w @ x.mT / 2)
+            e = jnp.exp(scores - scores.max(-1, keepdims=True))
+            return (e @ x) * (1 / (e.sum(-1, keepdims=True) + 1e-9)), None
+
+        return jax.lax.scan(block, x, w)[0]
+
+    scores = np.einsum("nqd,de,nke->nqk", X, W[0], X)
+    return net, W[:2], "scan_0[0]", softmax(2 * np.tanh(scores / 2))[:, None]
+
+
+def flash():  # heads; sums beside the product, moved about before they divide; a sink of its own
+    def net(_, x):
+        q = x.reshape(3, 5, 2, 4)
+        scores = jnp.einsum("nqhd,nkhd->nhqk", q, q)
+        most = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), 0.5))
+        e = jnp.exp(scores - most)
+        e = jnp.where(np.tri(5, dtype=bool)[None, None], e, 0)
+        o = jnp.einsum("nhqk,nkhd->nqhd", e, q)
+        total = e.sum(-1) + jnp.exp(0.5 - most)[..., 0]
+        return (o / jnp.swapaxes(total, 1, 2)[..., None]).reshape(3, 5, 8)
+
+    q = np.asarray(X).reshape(3, 5, 2, 4)
+    scores = np.einsum("nqhd,nkhd->nhqk", q, q)
+    scores = np.where(np.tri(5, dtype=bool), scores, -1e30)
+    sink = np.full((3, 2, 5, 1), 0.5)
+    return net, None, None, softmax(np.concatenate([scores, sink], -1))[..., :-1]
+
+
+def interleaved():  # heads numbered as the model joins them, those that share keys apart
+    def net(_, x):
+        q, k = x.reshape(3, 5, 2, 2, 2), x[..., :4].reshape(3, 5, 2, 2)
+        weights = jax.nn.softmax(jnp.einsum("nqgkd,ntkd->ngkqt", q, k))
+        return jnp.einsum("ngkqt,ntkd->nqgkd", weights, k).reshape(3, 5, 8)
+
+    q = np.asarray(X).reshape(3, 5, 4, 2)
+    k = np.asarray(X)[..., :4].reshape(3, 5, 2, 2)[:, :, [0, 1, 0, 1]]
+    return net, None, None, softmax(np.einsum("nqhd,nkhd->nhqk", q, k))
+
+
+def pooled_by_hand():  # weights times values, added up; scores less a log-sum-exp; a + 0
+    def net(w, x):
+        scores = x @ w
+        weights = jnp.exp(scores - jax.nn.logsumexp(scores, -1, keepdims=True)) + 0.0
+        return (weights[..., None] * x).sum(1)
+
+    return net, W[0, 0], None, softmax(np.asarray(X) @ np.asarray(W[0, 0]))[:, None, None]
+
+
 ALL = [linen, nnx_, equinox, keras, haiku, by_hand, scanned, library, one_head_of_keys]
 ALL += [windows, where, pooled, masked_by_numbers, sink]
+ALL += [capped, flash, interleaved, pooled_by_hand]
 
 
 @pytest.mark.parametrize("made", ALL, ids=lambda made: made.__name__)
@@ -185,7 +237,7 @@ def test_attention_is_found_and_has_the_same_numbers(made, stack):
             stack.enter_context(setting)
     apply_fn, params, name, weights = made()
     found = jv.attentions(apply_fn, params, X)
-    assert len(found) == (3 if made is scanned else 1)
+    assert len(found) == {scanned: 3, capped: 2}.get(made, 1)
     assert name is None or next(iter(found)) == name
     np.testing.assert_allclose(next(iter(found.values())), weights, atol=2e-6)
 
@@ -220,6 +272,52 @@ NONE = {
 def test_what_only_looks_like_attention_is_none(name):
     with pytest.raises(ValueError, match="attentions: the model must have an attention; no soft"):
         jv.attentions(NONE[name], None, X)
+
+
+def test_attention_divided_late_is_changed_as_if_it_had_been_divided_first():
+    """Oracle: the same function as it is usually written."""
+
+    def first(w, x):
+        for _ in range(2):
+            weights = jax.nn.softmax(x @ w @ x.mT)
+            x = x + jnp.tanh(weights @ x)
+        return x.mean(1)
+
+    def late(w, x):
+        for _ in range(2):
+            e = jnp.exp(x @ w @ x.mT)
+            x = x + jnp.tanh((e @ x) / e.sum(-1, keepdims=True))
+        return x.mean(1)
+
+    def every(net, x):
+        places = ("attention_0:weights", "attention_1:heads")
+        gone = jv.patched(net, places, 0.5, where=np.s_[:, 2])
+        return gone(W[0] / 9, x), [
+            m(net, W[0] / 9, x, 0) for m in (jv.attention_relevance, jv.le_grad)
+        ]
+
+    pairs = jax.jit(lambda x: (every(late, x), every(first, x)))(X)
+    for ours, theirs in zip(*map(jax.tree.leaves, pairs), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+UNREAD = {
+    "linear attention": (
+        lambda _, x: jnp.exp(x @ W[0]) @ (jnp.exp(x @ W[1]).mT @ x),
+        r"the product at .*test_maps\.py:\d+ mixes keys with values .* as linear attention does",
+    ),
+    "a loop": (
+        lambda _, x: jax.lax.map(lambda x: jax.nn.softmax(x @ x.T) @ x, x),
+        r"stand within a loop or branch, .* at .*test_maps\.py:\d+",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_cannot_be_read_is_named_with_its_line(name):
+    net, told = UNREAD[name]
+    with pytest.raises(ValueError, match=told):
+        jv.attentions(net, None, X)
 
 
 def test_a_kernel_that_may_hide_one_is_named_with_its_line():

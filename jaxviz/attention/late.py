@@ -1,0 +1,186 @@
+"""Attention divided by its sum after the product with values, as if it had been divided before.
+
+(e v) / sum e is (e / sum e) v: the same numbers, with weights that can be read and replaced. So a
+traced model is given a program that divides first.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxviz.attention.found import COPIES, ROOTS, SHAPING, Search, name_of
+from jaxviz.graph.facts import fact
+from jaxviz.graph.interpreter import Node, Program, Value, build, equation_of, recognised
+from jaxviz.graph.roles import leaves
+from jaxviz.graph.trace import Traced, trace
+
+
+class _Late(NamedTuple):
+    """A quotient after a product.
+
+    Attributes:
+      weights: The exponentials, masked or not, as they are summed.
+      kept: Their shape, 1 along the axis of keys.
+      total: What they are divided by, in their layout.
+      first: The first operation on the way to the product.
+      mixed: What the product made, as it is divided.
+      quotient: The division.
+    """
+
+    weights: Value
+    kept: tuple[int, ...]
+    total: Value
+    first: Node
+    mixed: Value
+    quotient: Node
+
+
+def attended(apply_fn: Any, params: Any, x: Any) -> Traced:
+    """`trace`, with every attention divided by its sum ahead of its product with values."""
+    return _divided_first(trace(apply_fn, params, x))
+
+
+@fact
+def _divided_first(traced: Traced) -> Traced:
+    search = Search(traced)
+    found = [late for node in search.nodes if (late := _late(search, node)) is not None]
+    if not found:
+        return traced
+    nodes, program = search.nodes, traced.program
+    known = dataclasses.replace(
+        program, avals=dict(program.avals), constants=dict(program.constants)
+    )
+    new: dict[Value, Value] = {}  # what stands for what in readers
+    depends = set(program.depends)
+    for late in found:
+        divided, weights = _division(known, late)
+        depends.update(v for node in divided for v in node.outputs)
+        at = nodes.index(late.first)
+        first = _read(late.first, {late.weights: weights})
+        nodes = [n for n in (*nodes[:at], *divided, first, *nodes[at + 1 :]) if n != late.quotient]
+        new[late.quotient.outputs[0]] = late.mixed
+    for old, one in new.items():  # of a block whose values were another one's quotient
+        while one in new:
+            one = new[one]
+        new[old] = one
+    stands = lambda v: new.get(v, v)
+    nodes = list(_in_order([_read(node, new) for node in nodes]))
+    changed = dataclasses.replace(
+        known,
+        nodes=tuple(nodes),
+        outputs=tuple(map(stands, program.outputs)),
+        depends=frozenset(depends),
+        tags=tuple((path, kind, stands(v)) for path, kind, v in program.tags),
+    )
+    changed = recognised(changed)
+    return dataclasses.replace(
+        traced, program=changed, outputs=jax.tree.map(stands, traced.outputs)
+    )
+
+
+def _late(search: Search, node: Node) -> _Late | None:
+    """The attention whose exponentials a node sums, if it is divided after its product."""
+    if node.bodies or equation_of(node).primitive.name != "reduce_sum":
+        return None
+    gone = equation_of(node).params["axes"]
+    summed: Any = node.operands[0]
+    weights = search.copied(summed)
+    exp = search.made.get(search.masked(weights))
+    if len(gone) != 1 or exp is None or equation_of(exp).primitive.name not in ("exp", "exp2"):
+        return None
+    (key,) = gone
+    to_sum = [*search.back(summed, COPIES)[1], node]
+    others = [n for n in search.readers.get(weights, ()) if n not in to_sum]
+    if len(others) != 1 or weights in search.program.outputs or not search.compares(weights, key):
+        return None
+    shape = search.program.avals[weights].shape
+    met = search.product(weights, tuple(frozenset({a}) for a in range(len(shape))), key)
+    found = None if met is None else _quotient(search, met[2][0])
+    if found is None:
+        return None
+    mixed, quotient, divisor = found
+    total, _ = search.back(divisor, COPIES | SHAPING)
+    own, way = search.back(total, ROOTS)
+    if own != node.outputs[0] or any(name_of(n) == "transpose" for n in way):
+        return None
+    kept = tuple(1 if a == key else n for a, n in enumerate(shape))
+    if search.program.avals[total].shape not in (kept, search.program.avals[own].shape):
+        return None
+    return _Late(weights, kept, total, others[0], mixed, quotient)
+
+
+def _quotient(search: Search, value: Value) -> tuple[Value, Node, Any] | None:
+    """Where a product is divided, if nothing else is made of it: the value, by which node, and by
+    what."""
+    while value not in search.program.outputs:
+        readers = search.readers.get(value, ())
+        if len(readers) != 1 or readers[0].bodies:
+            return None
+        (node,) = readers
+        name = name_of(node)
+        if name == "div" and node.operands[0] == value and isinstance(node.operands[1], Value):
+            return value, node, node.operands[1]
+        if name == "mul" and len(search.moving(node)) == 2:
+            (other,) = (v for v in node.inputs if v != value)
+            divisor = search.inverted(other)
+            return None if divisor is None else (value, node, divisor)
+        if name not in COPIES | SHAPING:
+            return None
+        value = node.outputs[0]
+    return None
+
+
+def _division(program: Program, late: _Late) -> tuple[list[Node], Value]:
+    """The operations that divide weights by their sum, their values made known in the program."""
+    avals: dict[Value, Any] = program.avals
+    given = (late.weights, late.total)
+
+    def divided(weights, total):
+        return weights / total.reshape(late.kept).astype(weights.dtype)
+
+    shapes = [jax.ShapeDtypeStruct(avals[v].shape, avals[v].dtype) for v in given]
+    with jax.numpy_rank_promotion("allow"):
+        closed = jax.make_jaxpr(divided)(*shapes)
+    own = build(closed.jaxpr, closed.consts, (True, True), flat=True)
+    new = dict(zip(own.inputs, given, strict=True))
+    for value, aval in own.avals.items():
+        if value not in new:
+            new[value] = len(avals)
+            avals[new[value]] = aval
+    named = late.quotient.scope
+    nodes = [_read(n, new)._replace(scope=named, callers=late.quotient.callers)
+             for n in leaves(own.nodes)]  # fmt: skip
+    return nodes, new[own.outputs[0]]
+
+
+def _read(node: Node, new: dict[Value, Value]) -> Node:
+    """A node of other values."""
+    if new.keys().isdisjoint((*node.inputs, *node.outputs)):
+        return node
+    stands = lambda o: new.get(o, o) if isinstance(o, Value) else o
+    return node._replace(
+        operands=tuple(map(stands, node.operands)),
+        inputs=tuple(map(stands, node.inputs)),
+        outputs=tuple(map(stands, node.outputs)),
+    )
+
+
+def _in_order(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Each after what it reads, else as they stand."""
+    made = {v: i for i, node in enumerate(nodes) for v in node.outputs}
+    waits = [{made[v] for v in node.inputs if v in made} for node in nodes]
+    then: dict[int, list[int]] = {}
+    for i, before in enumerate(waits):
+        for j in before:
+            then.setdefault(j, []).append(i)
+    ready = [i for i, before in enumerate(waits) if not before]
+    while ready:
+        i = heapq.heappop(ready)
+        yield nodes[i]
+        for j in then.get(i, ()):
+            waits[j].discard(i)
+            if not waits[j]:
+                heapq.heappush(ready, j)
