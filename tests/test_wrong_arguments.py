@@ -264,7 +264,8 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
         **{"found": ("object", None), "out": ("object", "never.html")},
         **dict.fromkeys(["images", "labels"], ("any", None)),  # tests/report
         **dict.fromkeys(["classes", "names"], ("texts", None)),
-        **dict.fromkeys(["graph", "evaluation"], ("object", None)),
+        **dict.fromkeys(["graph", "evaluation", "attribution_graph"], ("object", None)),
+        "tokens": ("object", None),
     },
     "evaluate": {  # tests/sweep
         **{"methods": ("any", "gradient"), "metrics": ("any", lambda attribution: attribution)},

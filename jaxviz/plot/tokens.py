@@ -140,7 +140,7 @@ def token_html(
             spans = [
                 f"{'' if glued else ' '}"
                 f'<span style="background:{back};color:{front};padding:0.15em 0.1em"'
-                f' title="{number:.3g}">{html.escape(_shown(text))}</span>'
+                f' title="{number:.3g}">{html.escape(shown_token(text))}</span>'
                 for (glued, text), (back, front), number in zip(
                     pieces(example), colours, given, strict=True
                 )
@@ -220,7 +220,7 @@ def pieces(tokens: Sequence[str]) -> list[tuple[bool, str]]:
     return [(False, t or "␣") for t in tokens]
 
 
-def _shown(text):
+def shown_token(text: str) -> str:
     """A token as it can be seen: nothing in it moves to another line or vanishes."""
     for mark, sign in (("\n", "↵"), ("\t", "→"), ("Ċ", "↵"), ("ĉ", "→")):
         text = text.replace(mark, sign)
@@ -231,7 +231,7 @@ def _rows(tokens, room):
     """Lines of `(place, left, width, text)`, in inches, none wider than there is room."""
     lines, line, at = [], [], 0.0
     for place, (glued, text) in enumerate(pieces(tokens)):
-        text = fit(_shown(text), room - 0.08, POINTS)
+        text = fit(shown_token(text), room - 0.08, POINTS)
         width = text_width(text, POINTS) + 0.06
         left = at + (0.0 if glued or not line else SPACE)
         if line and left + width > room:

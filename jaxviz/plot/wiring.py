@@ -121,6 +121,17 @@ def attribution_graph(
     return figure
 
 
+def node_names(graph: Any, example: int) -> list[str]:
+    """Of each node its layer and what it is there: "relu_0 3", "relu_0 bias", "score"."""
+    units = np.asarray(graph.units)[example]
+    return [
+        label if kind == "score" else f"{graph.layers[i]} {label}"
+        for label, kind, i in zip(
+            _labels("attribution_graph", graph, units, {}), graph.kinds, graph.layer_of, strict=True
+        )
+    ]
+
+
 def _labels(who: str, graph: Any, units: np.ndarray, names: Mapping[str, Sequence[str]]) -> list:
     labels = []
     for v, kind in enumerate(graph.kinds):

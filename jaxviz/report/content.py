@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxviz.calls.options import described, refused
@@ -43,6 +44,7 @@ class Content(NamedTuple):
       classes: K names, or ().
       views: One a choice of what is explained.
       manifest: How it was made.
+      words: Of texts the tokens of each, else None.
     """
 
     count: int
@@ -53,15 +55,19 @@ class Content(NamedTuple):
     classes: tuple[str, ...]
     views: tuple[View, ...]
     manifest: dict[str, Any]
+    words: list[list[str]] | None = None
 
 
-def content_of(found: Any) -> Content:
-    """Of an `Explanation`, a `Sweep`, a folder of either, or of several by label."""
+def content_of(found: Any, words: list[list[str]] | None = None) -> Content:
+    """Of an `Explanation`, a `Sweep`, a folder of either, or of several by label.
+
+    With tokens it is their maps, a number for each, that count.
+    """
     if not isinstance(found, Mapping):
-        return _one("", found)
+        return _one("", found, words)
     if not found:
         raise ValueError("report: found must hold one result at least; got an empty dictionary.")
-    several = [_one(str(label), one) for label, one in found.items()]
+    several = [_one(str(label), one, words) for label, one in found.items()]
     first = several[0]
     counts = {label: one.count for label, one in zip(found, several, strict=True)}
     if len(set(counts.values())) > 1:
@@ -82,15 +88,18 @@ def content_of(found: Any) -> Content:
     return first._replace(views=views, manifest=manifests)
 
 
-def _one(label: str, found: Any) -> Content:
+def _one(label: str, found: Any, words: list[list[str]] | None) -> Content:
     if isinstance(found, (str, os.PathLike)) and os.fspath(found):
         saved = (Path(found) / _MAPS).is_file() and (Path(found) / _MANIFEST).is_file()
         found = _saved(Path(found)) if saved else _swept(found)
     if isinstance(found, Explanation):
-        return _of_explanation(label, found)
+        return _of_explanation(label, found, words)
     if isinstance(found, Sweep):
-        return _of_sweep(label, found)
-    must = "an Explanation, a Sweep, an Evaluation, the folder of one, or a dict of such by label"
+        return _of_sweep(label, found, words)
+    must = (
+        "an Explanation, a Sweep, an Evaluation, an AttributionGraph, the folder of one of the "
+        "first three, or a dict of the first two by label"
+    )
     raise refused("report", "found", must, found)
 
 
@@ -125,18 +134,23 @@ def _saved(folder: Path) -> Explanation:
     )
 
 
-def _of_explanation(label: str, found: Explanation) -> Content:
-    x, maps = as_pictures(found.x, found.maps)
-    left_out = {name: "no map of what is drawn" for name in found.maps.keys() - maps.keys()}
+def _of_explanation(label: str, found: Explanation, words: list[list[str]] | None) -> Content:
+    if words is None:
+        x, maps = as_pictures(found.x, found.maps)
+        left_out = {name: "no map of what is drawn" for name in found.maps if name not in maps}
+        count = len(x)
+    else:
+        x, count = None, len(jax.tree.leaves(found.x)[0])
+        maps, left_out = _of_tokens(found.maps, words, count)
     shares = found.probabilities
     predicted = None if shares is None or shares.shape[1] < 2 else shares.argmax(1)
     view = View(label, found.target, dict(maps), left_out)
     manifest = dict(found.manifest)
     classes = tuple(found.classes)
-    return Content(len(x), x, None, predicted, shares, classes, (view,), manifest)
+    return Content(count, x, None, predicted, shares, classes, (view,), manifest, words)
 
 
-def _of_sweep(label: str, found: Sweep) -> Content:
+def _of_sweep(label: str, found: Sweep, words: list[list[str]] | None) -> Content:
     maps = {name: values for name, values in found.maps.items() if values.ndim in (2, 3, 4)}
     left_out = {
         name: f"no map: {list(values.shape)}"
@@ -144,12 +158,42 @@ def _of_sweep(label: str, found: Sweep) -> Content:
         if name not in maps
     }
     count, asked = len(found.rows), found.about.get("target")
+    if words is not None:
+        maps, left_out = _of_tokens(found.maps, words, count)
     target = {None: found.predicted, "label": found.labels}.get(asked)
     if isinstance(asked, int):
         target = np.full(count, asked)
     view = View(label, target, maps, left_out)
     answers = found.labels, found.predicted, found.probabilities
-    return Content(count, None, *answers, (), (view,), dict(found.about))
+    return Content(count, None, *answers, (), (view,), dict(found.about), words)
+
+
+def _of_tokens(
+    given: Mapping[str, Any], words: list[list[str]], count: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What has a number, or a vector, for each token; and what has not."""
+    if len(words) != count:
+        raise ValueError(f"report: tokens must be {count} lists, one a text; got {len(words)}.")
+    longest = max(map(len, words))
+    maps, left_out = {}, {}
+    for name, values in given.items():
+        fits = [
+            a
+            for a in jax.tree.leaves(values)
+            if a.ndim in (2, 3) and a.shape[0] == count and a.shape[1] >= longest
+        ]
+        if len(fits) == 1:
+            maps[name] = fits[0]
+        else:
+            shapes = ", ".join(str(list(a.shape)) for a in jax.tree.leaves(values))
+            left_out[name] = f"no number for each token: {shapes}"
+    if given and not maps:
+        raise ValueError(
+            f"report: tokens must fit maps [{count}, L] or [{count}, L, D] with L >= {longest}; "
+            f"none does: {'; '.join(f'{k}: {v}' for k, v in left_out.items())}. Explain the layer "
+            "of the embedding: explain(..., layer=...)."
+        )
+    return maps, left_out
 
 
 def named(classes: Sequence[str] | None, content: Content) -> tuple[str, ...]:

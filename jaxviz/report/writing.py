@@ -16,11 +16,13 @@ import jaxviz
 from jaxviz.calls.options import instance, maybe, refused, several, text
 from jaxviz.calls.public import public
 from jaxviz.catalogue import METHODS
+from jaxviz.concepts.attribution_graph import AttributionGraph
 from jaxviz.graph.layer_graph import LayerGraph
 from jaxviz.plot.inputs import check_array, check_vector
 from jaxviz.report.content import Content, content_of, manifest_text, named
 from jaxviz.report.packing import Blocks, packed, parts, rows_of
 from jaxviz.report.pictures import group_means, packed_images, packed_map
+from jaxviz.report.texts import packed_tokens, pairs, wirings
 from jaxviz.sweep.evaluation import Evaluation
 
 LIMIT = 32 * 2**20  # bytes of blocks in one file; browsers read some hundred, but mail does not
@@ -40,6 +42,8 @@ def _any(who: str, option: str, value: Any) -> Any:
     names=maybe(several(text, "names")),
     graph=maybe(instance(LayerGraph)),
     evaluation=maybe(instance(Evaluation)),
+    tokens=_any,
+    attribution_graph=maybe(instance(AttributionGraph)),
 )
 def report(
     found: Any,
@@ -51,6 +55,8 @@ def report(
     names: Sequence[str] | None = None,
     graph: LayerGraph | None = None,
     evaluation: Evaluation | None = None,
+    tokens: Any = None,
+    attribution_graph: AttributionGraph | None = None,
     title: str | None = None,
 ) -> Path:
     """Writes what was found as one HTML file, to be looked through, sent and printed.
@@ -59,8 +65,9 @@ def report(
     has, as far as there are data: accuracy and a confusion matrix that filters; a gallery by class,
     by right or wrong and by confidence; of an example its probabilities and its maps side by side,
     with the values under the pointer, sign, percentile and overlay to choose, and two methods
-    compared; mean maps; layers and diagram; metrics; and how all was made. Its arrays can be saved
-    from it as an .npz file.
+    compared; mean maps; layers and diagram; metrics; attribution graphs; and how all was made. Of
+    texts it has the tokens, coloured, with a number each. Its arrays can be saved from it as an
+    .npz file.
 
     Maps are kept in float32, one number a place: channels are summed where a map has a sign, else
     the largest counts, as in `plot.explanation_sheet`. Up to 32 MiB of packed arrays stand in the
@@ -70,8 +77,8 @@ def report(
 
     Args:
       found: What `explain` or `sweep` returned, or the folder where it was saved; an `Evaluation`
-        alone; or a dict of label -> one of the first two, of the same examples with other classes
-        explained: the page switches between them.
+        or an `AttributionGraph` alone; or a dict of label -> one of the first two, of the same
+        examples with other classes explained: the page switches between them.
       out: The file, ending in .html; one that is there is replaced.
       images: `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`, 0 to 1 or uint8, or series `[N, L]`.
         None shows what `explain` was given; a sweep keeps none, and is shown without.
@@ -80,6 +87,11 @@ def report(
       names: N names of the examples, such as files.
       graph: Of `layer_graph`: shown as a diagram and as a table of layers.
       evaluation: Of `evaluate`: shown as tables and pictures.
+      tokens: N lists of texts, as for `plot.token_sheet`: the page shows these in place of images.
+        Maps are `[N, L]` or `[N, L, D]` then, at least as long; the last axis is summed, and places
+        past a text's end are left out. What is no such map is not drawn.
+      attribution_graph: Of `concepts.attribution_graph`, of 16 inputs at most: each a picture, with
+        its largest edges as a table.
       title: Of the page.
 
     Returns:
@@ -106,8 +118,15 @@ def report(
                 "report: evaluation must not come twice; found is one too. Leave one out."
             )
         content, evaluation = None, found
+    elif isinstance(found, AttributionGraph):
+        if attribution_graph is not None:
+            raise ValueError(
+                "report: attribution_graph must not come twice; found is one too. Leave one out."
+            )
+        content, attribution_graph = None, found
     else:
-        content = _joined(content_of(found), images, labels)
+        words = None if tokens is None else _words(tokens, images)
+        content = _joined(content_of(found, words), images, labels)
     blocks: Blocks = {}
     meta: dict[str, Any] = {"count": 0}
     if content is not None:
@@ -116,18 +135,23 @@ def report(
         meta["names"] = _names(names, content.count)
         manifest = content.manifest
     else:
-        for option, value in (("images", images), ("labels", labels), ("names", names)):
-            if value is not None:
-                raise ValueError(f"report: {option} must be left out of a report of metrics alone.")
+        given = {"images": images, "labels": labels, "names": names, "tokens": tokens}
+        for option in (option for option, value in given.items() if value is not None):
+            raise ValueError(f"report: {option} must be left out of a report without explanations.")
         manifest = {}
     if evaluation is not None:
         manifest = {"explanations": manifest, "evaluation": evaluation.about}
         if content is None:
             manifest = evaluation.about
+    drawn = [] if attribution_graph is None else wirings(attribution_graph, meta.get("names"))
     what = title or (
-        f"{content.count} examples explained" if content else "Methods judged by metrics"
+        f"{content.count} examples explained"
+        if content
+        else "Methods judged by metrics"
+        if evaluation is not None
+        else "How units make a score"
     )
-    _write(out, what, meta, blocks, content, graph, evaluation, manifest_text(manifest))
+    _write(out, what, meta, blocks, content, graph, evaluation, drawn, manifest_text(manifest))
     return out
 
 
@@ -160,6 +184,14 @@ def _joined(content: Content, images: Any, labels: Any) -> Content:
     return content
 
 
+def _words(tokens: Any, images: Any) -> list[list[str]]:
+    from jaxviz.plot.tokens import token_lists  # matplotlib takes its time to import
+
+    if images is not None:
+        raise ValueError("report: images must be left out where tokens are shown in their place.")
+    return token_lists("report", tokens)
+
+
 def _names(names: Sequence[str] | None, count: int) -> list[str] | None:
     if names is not None and len(names) != count:
         raise ValueError(f"report: names must be {count}, one an example; got {len(names)}.")
@@ -178,7 +210,8 @@ def _data(content: Content, stretched: bool) -> tuple[dict[str, Any], Blocks]:
         return about
 
     known = content.labels if content.labels is not None else content.predicted
-    groups = None if known is None else np.asarray(known)
+    # Mean maps are of places that mean the same in all: pixels do, tokens of texts do not.
+    groups = None if known is None or content.words is not None else np.asarray(known)
     shape = np.shape(content.images)
     images = mean_images = None
     if content.images is not None:
@@ -193,12 +226,16 @@ def _data(content: Content, stretched: bool) -> tuple[dict[str, Any], Blocks]:
         for m, (name, values) in enumerate(view.maps.items()):
             if values.shape[0] != count:
                 raise ValueError(f"report: map {name!r} must be of {count} examples.")
-            laid = shape or values.shape
-            about, made, reduced = packed_map(f"map-{v}-{m}", values, laid)
+            block = f"map-{v}-{m}"
+            if content.words is not None:
+                about, made = packed_tokens(block, values, content.words)
+                reduced = None
+            else:
+                about, made, reduced = packed_map(block, values, shape or values.shape)
             blocks.update(made)
             told = METHODS[name].title if name in METHODS else name
             mean = None
-            if groups is not None:
+            if groups is not None and reduced is not None:
                 means = group_means(values, reduced, groups, classes)
                 mean = array(f"mean-{v}-{m}", means.astype(np.float32), "float32")
             maps.append({"name": name, "title": told, "array": about, "mean": mean})
@@ -218,6 +255,7 @@ def _data(content: Content, stretched: bool) -> tuple[dict[str, Any], Blocks]:
         **{k: None if a is None else array(k, np.asarray(a), "int32") for k, a in answers.items()},
         "confidence": None if shares is None else array("confidence", shares.max(1), "float32"),
         "probabilities": None if shares is None else array("probabilities", shares, "float32"),
+        "tokens": None if content.words is None else pairs(content.words),
         "images": images,
         "mean_images": mean_images,
         "groups": None if groups is None else np.bincount(groups, minlength=classes).tolist(),
@@ -250,6 +288,7 @@ def _write(
     content: Content | None,
     graph: LayerGraph | None,
     evaluation: Evaluation | None,
+    drawn: list[dict[str, Any]],
     manifest: str,
 ) -> None:
     import jinja2  # takes its time to import
@@ -283,6 +322,8 @@ def _write(
         facts=_facts(content),
         left_out={} if content is None else content.views[0].left_out,
         examples=content is not None,
+        tokens=content is not None and content.words is not None,
+        wirings=[{**one, "picture": _svg(one["picture"])} for one in drawn],
         layers=None if graph is None else _layers(graph),
         diagram=None if graph is None else _diagram(graph),
         metrics=None if evaluation is None else _metrics(evaluation),

@@ -7,10 +7,12 @@ import json
 import shutil
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxviz as jv
+from jaxviz.concepts.attribution_graph import AttributionGraph
 from jaxviz.explanation import Explanation
 from jaxviz.graph.layer_graph import Box, LayerGraph
 from jaxviz.graph.layers import Layer
@@ -190,6 +192,84 @@ def test_series_and_inputs_made_for_a_net_are_shown(tmp_path):
     assert meta["views"][0]["target"] is None
 
 
+TEXTS = [["un", "##seen", "<b>"], ["a"], ["not", "bad", "at", "all", "\n"]]
+OF_TOKENS = RNG.normal(size=(3, 6, 2)).astype(np.float32)  # an embedding's; the sixth is padding
+OF_TOKENS[0, 1, 0] = np.inf
+
+
+def of_texts():
+    shares = RNG.dirichlet(np.ones(3), 3)
+    maps = {"gradient": OF_TOKENS, "lrp": OF_TOKENS[..., 0], "pixels": IMAGES[:3]}
+    return Explanation(np.ones((3, 6), int), shares, shares, shares.argmax(1), maps, CLASSES, {})
+
+
+def wiring(count=1):
+    """The score is unit 1 of a layer, half as much less the bias there."""
+    edges = np.zeros((count, 4, 4))
+    edges[:, 3, 1:3] = 2.0, -0.5
+    ones, kept = np.ones((count, 4)), np.arange(4) > 0
+    relevance, units = (
+        np.tile([0.0, 2.0, -0.5, 1.5], (count, 1)),
+        np.tile([0, 1, -1, -1], (count, 1)),
+    )
+    arrays = (
+        *(edges, relevance, ones, units, 0 * ones, ones),
+        *(np.tile(kept, (count, 1)), edges != 0),
+    )
+    layers, kinds = ("<input>", EVIL, "<score>"), ("unit", "unit", "bias", "score")
+    nodes = {"layers": layers, "layer_of": (0, 1, 1, 2), "kinds": kinds}
+    return AttributionGraph(*map(jnp.asarray, arrays), **nodes)
+
+
+def test_texts_and_wirings_are_shown(tmp_path):
+    out = jv.report(
+        of_texts(), tmp_path / "texts.html", tokens=TEXTS, labels=[0, 1, 2],
+        attribution_graph=wiring(3), names=["a", EVIL, "c"],
+    )  # fmt: skip
+    page = Read(out)
+    assert page.meta["tokens"] == [
+        [["un", "seen", "<b>"], "010"], [["a"], "0"], [["not", "bad", "at", "all", "↵"], "00000"],
+    ]  # fmt: skip
+    gradient, lrp = page.meta["views"][0]["maps"]
+    for about, expected in ((gradient, OF_TOKENS.sum(-1)), (lrp, OF_TOKENS[..., 0])):
+        expected = np.where(np.isfinite(expected), expected, np.nan)[:, :5]
+        for row, length in enumerate((3, 1, 5)):
+            expected[row, length:] = np.nan
+        np.testing.assert_allclose(page.array(about["array"]), expected, rtol=1e-5)
+        assert about["mean"] is None
+    text = out.read_text()
+    assert "pixels: no number for each token" in text
+    evil = EVIL.replace("<", "&lt;").replace(">", "&gt;")
+    assert f'<th scope="row">{evil} 1</th><td class="text">score</td><td>+2</td>' in text
+    assert f'<th scope="row">{evil} bias</th><td class="text">score</td><td>-0.5</td>' in text
+    assert f"<summary>{evil}: a score of 1.5, 3 of 4 nodes kept</summary>" in text
+
+    alone = jv.report(wiring(), tmp_path / "graph.html").read_text()
+    assert "How units make a score" in alone
+    assert alone.count("data:image/svg+xml") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": ["a b"]}, r"report: tokens must be a list of texts for each example"),
+        ({"tokens": TEXTS[:2]}, r"report: tokens must be 3 lists, one a text; got 2"),
+        ({"tokens": [["a"] * 7] * 3}, r"report: tokens must fit maps \[3, L\].*L >= 7; none does"),
+        ({"tokens": TEXTS, "images": IMAGES[:3]}, r"report: images must be left out where tokens"),
+        ({"attribution_graph": wiring(17)}, r"report: attribution_graph must be of 16 inputs"),
+        ({"found": wiring(), "attribution_graph": wiring()}, r"attribution_graph must not come tw"),
+        ({"found": wiring(), "tokens": TEXTS}, r"report: tokens must be left out of a report with"),
+    ],
+)
+def test_texts_that_do_not_belong_together_are_refused(tmp_path, change, words):
+    given = {"found": of_texts(), "out": tmp_path / "report.html", "tokens": TEXTS} | change
+    if isinstance(given["found"], AttributionGraph):
+        given["tokens"] = change.get("tokens")
+    with pytest.raises((TypeError, ValueError), match=words):
+        jv.report(**given)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -354,3 +434,52 @@ def test_what_is_too_large_for_a_file_is_read_from_a_folder(opened, tmp_path, mo
     page.wait_for_selector("#values tr")
     assert float(page.inner_text("#values td")) == pytest.approx(SIGNED[0, 0, 0].sum(), rel=1e-3)
     assert any(url.endswith("large_blocks/map-0-0-0.js") for url in asked)
+
+
+def test_tokens_are_walked_through_with_keys_and_pointer(opened, tmp_path):
+    open_, _ = opened
+    graph = wiring(3)
+    page = open_(jv.report(of_texts(), tmp_path / "t.html", tokens=TEXTS, attribution_graph=graph))
+    page.click("#cards li:nth-child(3) button")
+    page.wait_for_selector("#maps [data-token='4']")
+    tokens = page.get_by_role("listbox").nth(1).get_by_role("option")
+    said = [tokens.nth(t).get_attribute("aria-label") for t in range(5)]
+    assert [one.split(": ")[0] for one in said] == [*TEXTS[2][:4], "↵"]
+    numbers = [float(one.split(": ")[1]) for one in said]
+    np.testing.assert_allclose(numbers, OF_TOKENS[2, :5, 0], rtol=1e-3)
+
+    # One stop of the tab key, from which arrows go on; the table follows in both maps.
+    assert [tokens.nth(t).get_attribute("tabindex") for t in range(5)] == ["0", *["-1"] * 4]
+    tokens.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("End")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#token-told") == "all"
+    value = lambda row: float(page.inner_text(f"#values tr:nth-child({row}) td"))
+    assert value(1) == pytest.approx(OF_TOKENS[2, 3].sum(), rel=1e-3)
+    tokens.nth(1).hover()
+    assert page.inner_text("#token-told") == "bad"
+    assert value(2) == pytest.approx(OF_TOKENS[2, 1, 0], rel=1e-3)
+    assert page.locator("#maps [aria-selected=true]").all_inner_texts() == ["bad", "bad"]
+
+    # Full colour is the largest at percentile 100; red is above zero and blue below it.
+    page.fill("#percentile", "100")
+    strongest = int(np.abs(OF_TOKENS[2, :5, 0]).argmax())
+    page.wait_for_function(
+        "v => Math.abs(v - document.querySelector('#values tr + tr td + td').textContent) < v / 99",
+        arg=float(np.abs(OF_TOKENS[2, :5, 0]).max()),
+    )
+    red, _, blue = (
+        int(c) for c in tokens.nth(strongest).evaluate(
+            "node => getComputedStyle(node).backgroundColor").strip("rgb()").split(",")
+    )  # fmt: skip
+    assert (red > blue) == (OF_TOKENS[2, strongest, 0] > 0)
+    page.get_by_text("All tokens as a table").click()
+    assert page.locator("#token-table tbody tr").count() == 5
+
+    with page.expect_download() as saving:
+        page.click("#save")
+    saving.value.save_as(tmp_path / "again.npz")
+    with np.load(tmp_path / "again.npz") as again:
+        np.testing.assert_allclose(again["map_lrp"][2], OF_TOKENS[2, :5, 0], rtol=1e-5)
+        assert json.loads(again["tokens.json"])[2] == [*TEXTS[2][:4], "↵"]

@@ -3,7 +3,7 @@
 (() => {
   const meta = JSON.parse(document.getElementById("meta").textContent);
   const $ = (id) => document.getElementById(id);
-  const PAGE = 48, MOST_CLASSES = 30, PAIRS = 60, BARS = 10, KEPT = 64;
+  const PAGE = 48, MOST_CLASSES = 30, PAIRS = 60, BARS = 10, KEPT = 64, SNIPPET = 16;
   const now = { page: 0, example: -1, view: 0, place: [0, 0], chosen: [] };
 
   function make(tag, attributes = {}, ...children) {
@@ -145,21 +145,73 @@
     paint(canvas, [height, width], at);
   }
 
+  const shareOf = (value, limit) => Math.min(Math.max(limit ? value / limit : value, -1), 1);
+
+  function colourOf(value, signed, limit) {
+    if (!Number.isFinite(value)) return [115, 191, 115];
+    const at = 3 * Math.round(255 * (signed ? (shareOf(value, limit) + 1) / 2 : shareOf(value, limit)));
+    return (signed ? signedColours : unsignedColours).subarray(at, at + 3);
+  }
+
   function paintHeat(canvas, values, extent, signed, limit, cover, grey) {
-    const colours = signed ? signedColours : unsignedColours;
     paint(canvas, extent, (i) => {
-      const value = values[i];
-      if (!Number.isFinite(value)) return [115, 191, 115];
-      const scaled = Math.min(Math.max(limit ? value / limit : value, -1), 1);
-      const at = 3 * Math.round(255 * (signed ? (scaled + 1) / 2 : scaled));
-      const strength = 0.9 * Math.abs(scaled) ** (signed ? 0.6 : 0.8);
+      const own = colourOf(values[i], signed, limit);
+      if (!grey || !cover || !Number.isFinite(values[i])) return own;
+      const strength = 0.9 * Math.abs(shareOf(values[i], limit)) ** (signed ? 0.6 : 0.8);
       return [0, 1, 2].map((c) => {
-        const own = colours[at + c];
-        if (!grey || !cover) return own;
-        const over = strength * own + (1 - strength) * (38 + 0.8 * grey[i]);
-        return (1 - cover) * own + cover * over;
+        const over = strength * own[c] + (1 - strength) * (38 + 0.8 * grey[i]);
+        return (1 - cover) * own[c] + cover * over;
       });
     });
+  }
+
+  // ---- texts: a token is a span, coloured; blanks stand between words
+
+  function paintToken(node, value, limit) {
+    const colour = colourOf(value, true, limit);
+    const linear = Array.from(colour, (c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+    const light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    node.style.background = `rgb(${colour.join()})`;
+    node.style.color = light > 0.179 ? "#000" : "#fff"; // a contrast of 4.58 at least, whatever the colour
+  }
+
+  // The first `most` tokens of an example, as nodes; `dress` makes more of each.
+  function spans(n, values, limit, dress, most = Infinity) {
+    const [texts, glued] = meta.tokens[n];
+    return texts.slice(0, most).flatMap((text, t) => {
+      const node = make("span", { class: "token" }, text);
+      paintToken(node, values[t], limit);
+      dress?.(node, text, t);
+      return t && glued[t] === "0" ? [" ", node] : [node];
+    });
+  }
+
+  // Tokens that the arrow keys go through: one stop of the tab key, each with its number.
+  function paragraph(title, map) {
+    const list = make("div", { class: "text", role: "listbox", "aria-orientation": "horizontal", "aria-label": `${title}: tokens, full colour at ${number(map.limit)}` });
+    list.append(...spans(now.example, map.values, map.limit, (node, text, t) => {
+      const said = number(map.values[t]);
+      const more = { role: "option", "aria-label": `${text}: ${said}`, title: said, "data-token": t };
+      for (const [name, value] of Object.entries(more)) node.setAttribute(name, value);
+    }));
+    const tokenOf = (event) => event.target.closest("[data-token]")?.dataset.token;
+    const follow = (event) => { const t = tokenOf(event); if (t !== undefined) moveTo(0, Number(t)); };
+    for (const kind of ["pointerover", "pointerdown", "focusin"]) list.addEventListener(kind, follow);
+    list.addEventListener("keydown", (event) => {
+      const last = list.children.length - 1, at = now.place[1];
+      const to = { ArrowLeft: at - 1, ArrowUp: at - 1, ArrowRight: at + 1, ArrowDown: at + 1, Home: 0, End: last }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      list.children[Math.min(Math.max(to, 0), last)].focus();
+    });
+    return make("div", { class: "of-map" }, make("p", {}, title, make("span", { class: "hint" }, ` full colour at ${number(map.limit)}`)), list);
+  }
+
+  function tokenTable() {
+    const heads = ["token", ...drawn.map((map) => map.title)].map((text) => make("th", { scope: "col" }, text));
+    const rows = meta.tokens[now.example][0].map((text, t) => make("tr", {}, make("th", { scope: "row" }, text),
+      ...drawn.map((map) => make("td", {}, number(map.raw[t])))));
+    $("token-table").replaceChildren(make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
   }
 
   function greyOf(pixels, [height, width, channels]) {
@@ -220,7 +272,7 @@
     $("page-back").disabled = now.page === 0;
     $("page-on").disabled = now.page + 1 >= pages;
     const canvases = rows.map((n) => {
-      const canvas = make("canvas", { "aria-hidden": "true", width: 1, height: 1 });
+      const canvas = meta.tokens ? make("span", { class: "snippet" }) : make("canvas", { "aria-hidden": "true", width: 1, height: 1 });
       const button = make("button", { type: "button", "data-example": n }, canvas, ...caption(n));
       if (n === now.example) button.setAttribute("aria-current", "true");
       button.addEventListener("click", () => { open(n); $("example-title").focus(); });
@@ -237,7 +289,8 @@
         } else {
           const map = meta.views[now.view].maps[Number(shows)], values = await row(map.array, n);
           if (!mine()) return;
-          paintHeat(canvas, values, map.array.shape.slice(1), map.array.signed, limitOf(values, 99));
+          if (meta.tokens) canvas.replaceChildren(...spans(n, values, limitOf(values, 99), null, SNIPPET));
+          else paintHeat(canvas, values, map.array.shape.slice(1), map.array.signed, limitOf(values, 99));
         }
       }
     });
@@ -301,6 +354,7 @@
   // All of an example is drawn as large as its image, or as its largest map.
   function size() {
     if (meta.images) return meta.images.shape.slice(1, 3);
+    if (meta.tokens) return [1, meta.tokens[now.example][0].length];
     const sizes = meta.views[now.view].maps.map((map) => map.array.shape.slice(1));
     return [0, 1].map((axis) => Math.max(1, ...sizes.map((one) => one[axis])));
   }
@@ -351,6 +405,13 @@
         make("td", {}, number(map.raw[y * w + x])), make("td", {}, number(map.limit)));
     });
     $("values").replaceChildren(...rows);
+    if (!meta.tokens) return;
+    $("token-told").textContent = meta.tokens[now.example][0][now.place[1]];
+    for (const node of document.querySelectorAll("#maps [data-token]")) {
+      const here = Number(node.dataset.token) === now.place[1];
+      node.setAttribute("aria-selected", String(here));
+      node.tabIndex = here ? 0 : -1;
+    }
   }
 
   function bars(shares, target, label) {
@@ -386,10 +447,12 @@
 
       const sign = $("sign").value, percentile = Number($("percentile").value), cover = Number($("overlay").value) / 100;
       const grey = pixels && greyOf(pixels, meta.images.shape.slice(1));
-      drawn = view.maps.map((map, m) => ({
-        title: map.title, raw: found[m], size: map.array.shape.slice(1),
-        values: signOf(found[m], sign), signed: map.array.signed && sign === "both",
-      }));
+      const length = meta.tokens?.[n][0].length;
+      drawn = view.maps.map((map, m) => {
+        const raw = meta.tokens ? found[m].subarray(0, length) : found[m];
+        const extent = meta.tokens ? [1, length] : map.array.shape.slice(1);
+        return { title: map.title, raw, size: extent, values: signOf(raw, sign), signed: map.array.signed && sign === "both" };
+      });
       for (const map of drawn) map.limit = limitOf(map.values, percentile);
       const figures = [];
       if (pixels) {
@@ -399,6 +462,10 @@
         figures.push(whole);
       }
       for (const map of drawn) {
+        if (meta.tokens) {
+          figures.push(paragraph(map.title, map));
+          continue;
+        }
         const [canvas, whole] = figure(map.title);
         canvas.setAttribute("aria-label", `${map.title}: full colour at ${number(map.limit)}`);
         heat(canvas, map, cover, grey);
@@ -410,6 +477,7 @@
       $("row").max = height - 1;
       $("column").max = width - 1;
       moveTo(Math.min(now.place[0], height - 1), Math.min(now.place[1], width - 1));
+      if (meta.tokens) tokenTable();
       compare(cover, grey);
     });
   }
@@ -461,14 +529,21 @@
     $("compared-told").textContent = finite.length
       ? `Spearman's rank correlation ${Number.isFinite(rho) ? rho.toFixed(3) : "undefined, for one is constant"}; of the strongest tenth of places ${percent(common)} are common.`
       : "No place has finite numbers in both.";
+    const share = (map, v, i) => shareOf(v[i], map.limit);
+    const less = a.map((_, i) => share(chosen[0], a, i) - share(chosen[1], b, i));
+    const lessTitle = `${chosen[0].title} less ${chosen[1].title}, each as shares of its full colour`;
+    if (meta.tokens) {
+      const told = (title, values, limit) => make("div", { class: "of-map" }, make("p", {}, title), make("p", { class: "text" }, ...spans(now.example, values, limit)));
+      $("pair").replaceChildren(...chosen.map((map) => told(map.title, map.values, map.limit)), told(lessTitle, less, 1));
+      return;
+    }
     const figures = chosen.map((map) => {
       const [canvas, whole] = figure(map.title);
       heat(canvas, map, cover, grey);
       return whole;
     });
-    const [canvas, whole] = figure(`${chosen[0].title} less ${chosen[1].title}, each as shares of its full colour`);
-    const share = (map, v, i) => Math.min(Math.max(map.limit ? v[i] / map.limit : v[i], -1), 1);
-    paintHeat(canvas, a.map((_, i) => share(chosen[0], a, i) - share(chosen[1], b, i)), size(), true, 1, 0, null);
+    const [canvas, whole] = figure(lessTitle);
+    paintHeat(canvas, less, size(), true, 1, 0, null);
     $("pair").replaceChildren(...figures, whole);
   }
 
@@ -574,9 +649,11 @@
         await add(`${before}target`, view.target);
         for (const map of view.maps) await add(`${before}map_${map.name}`, map.array);
       }
+      const arrays = files.length;
+      if (meta.tokens) files.push(["tokens.json", new TextEncoder().encode(JSON.stringify(meta.tokens.map(([texts]) => texts)))]);
       const link = make("a", { href: URL.createObjectURL(zip(files)), download: "report.npz" });
       link.click();
-      $("saved").textContent = `saved: ${files.length} arrays`;
+      $("saved").textContent = `saved: ${arrays} arrays${meta.tokens ? " and the tokens" : ""}`;
     } catch (error) {
       failed(error);
     }
@@ -588,7 +665,7 @@
   async function start() {
     [labels, predicted, confidence] = await Promise.all([meta.labels, meta.predicted, meta.confidence].map(whole));
     for (const view of meta.views) targets.push(await whole(view.target));
-    const there = { labels, predicted, confidence, right: labels && predicted, probabilities: meta.probabilities };
+    const there = { places: !meta.tokens, labels, predicted, confidence, right: labels && predicted, probabilities: meta.probabilities };
     for (const node of document.querySelectorAll("[data-needs]")) node.hidden = !there[node.dataset.needs];
     const occurring = (values) => [...new Set(values)].sort((a, b) => a - b).map((c) => [c, className(c)]);
     options($("by-label"), [["", "all"], ...occurring(labels ?? [])]);
