@@ -207,7 +207,7 @@ def test_the_usual_number_of_samples_is_enough_for_many_features():
     assert out.standard_errors.max() < 1e-4
 
 
-@pytest.mark.parametrize("num_samples", [60, 62, 70, 90, 200])
+@pytest.mark.parametrize("num_samples", [60, 70, 200])
 def test_what_too_few_samples_leave_open_is_said(num_samples):  # 30 unknowns, pairs count once
     w, x, expected = rows(30)
     out = kernel_shap(lambda w, x: x @ w, w, x, 0, key=KEY, num_samples=num_samples)
@@ -249,39 +249,47 @@ def test_few_samples_state_no_smaller_error_than_they_have(name):
 def test_keys_of_either_make_draw_the_same():
     w, x = data()
     model = lambda w, x: (x * w).sum((1, 2))
-    for method in (shapley_sampling, lime):
-        explain = functools.partial(method, model, w, x, 0, segments=SEGMENTS, num_samples=20)
-        old, new = (explain(key=make(3)) for make in (jax.random.PRNGKey, jax.random.key))
-        np.testing.assert_array_equal(old.values, new.values)
+    explain = functools.partial(shapley_sampling, model, w, x, 0, segments=SEGMENTS, num_samples=2)
+    old, new = (explain(key=make(3)) for make in (jax.random.PRNGKey, jax.random.key))
+    np.testing.assert_array_equal(old.values, new.values)
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", "unsafe_rbg"])
 def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
     w, x = data()
-    key = jax.random.key(3, impl=impl)
     model = lambda w, x: (x * w).sum((1, 2))
-    explain = {
-        "rise": lambda c: rise(curved, w, x, 0, key=key, num_samples=6, cells=2, chunk_size=c),
-        "smooth": lambda c: smooth_grad(gradient, num_samples=6, chunk_size=c)(
-            curved, w, x, 0, key=key
-        ),
-        "expected": lambda c: expected_gradients(
-            curved, w, x, 0, baselines=x, key=key, num_samples=6, noise_scale=0.1, chunk_size=c
-        ),
-        "lime": lambda c: (
-            lime(model, w, x, 0, key=key, segments=SEGMENTS, num_samples=20, chunk_size=c).map
-        ),
-    }
-    for method in explain.values():
-        np.testing.assert_allclose(method(1), method(6), rtol=1e-4, atol=1e-5)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def explain(key, c):
+        draw = {"key": key, "num_samples": 6}
+        several = {"num_samples": 20, "segments": SEGMENTS}
+        first = [
+            rise(model, w, x, 0, cells=2, chunk_size=c, **draw),
+            smooth_grad(gradient, num_samples=6, chunk_size=c)(curved, w, x, 0, key=key),
+        ]
+        if impl != "threefry2x32":  # a key of which is made of others, before anything is drawn
+            return first
+        return [
+            *first,
+            expected_gradients(curved, w, x, 0, baselines=x, noise_scale=0.1, chunk_size=c, **draw),
+            lime(model, w, x, 0, key=key, chunk_size=c, **several).map,
+        ]
+
+    key = jax.random.key(3, impl=impl)
+    for one, six in zip(explain(key, 1), explain(key, 6), strict=True):
+        np.testing.assert_allclose(one, six, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [kernel_shap, lime, shapley_sampling])
-def test_of_a_class_that_is_not_there_nothing_is_known(method):
-    keys = jax.random.split(jax.random.key(0), 2)
-    w, x = jax.random.normal(keys[0], (4, 3)), jax.random.normal(keys[1], (2, 4))
-    run = lambda t: method(lambda w, x: x @ w, w, x, t, key=keys[0], num_samples=32)
-    for found in jax.jit(run)(jnp.array([7, 1])):
-        if jnp.shape(found)[:1] == (2,):
-            assert jnp.isnan(found[0]).all()
-            assert jnp.isfinite(found[1]).all()
+def test_of_a_class_that_is_not_there_nothing_is_known():
+    rng = np.random.default_rng(0)
+    w, x = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 3), (2, 4)))
+    draw = {"key": KEY, "num_samples": 8}
+    methods = kernel_shap, lime, shapley_sampling
+
+    @jax.jit
+    def run(t):
+        return [method(lambda w, x: x @ w, w, x, t, **draw) for method in methods]
+
+    for found in jax.tree.leaves(run(jnp.array([7, 1]))):
+        assert jnp.isnan(found[0]).all()
+        assert jnp.isfinite(found[1]).all()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import jaxviz as jv
-from jaxviz import models
 from jaxviz.engine import contract, copies, shares
 from jaxviz.engine.contract import explanation, select
 from jaxviz.engine.copies import running_sum, stacked
@@ -190,8 +189,9 @@ def test_copies_are_shared_within_the_chunk_size(divided, num, chunk_size, lanes
     expected = np.arange(num)[:, None] * np.array([[2.0, 4.0, 6.0]])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert divided == [lanes] or (divided == [] and lanes == 1)
-    nested = jax.jit(lambda x: method(net, w, x, 1, chunk_size=chunk_size))(x)
-    np.testing.assert_allclose(nested, expected, rtol=1e-6)
+    if chunk_size == 2:
+        nested = jax.jit(lambda x: method(net, w, x, 1, chunk_size=chunk_size))(x)
+        np.testing.assert_allclose(nested, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("more", [0, 1])  # with the class told, or found at the input
@@ -244,8 +244,9 @@ def test_the_terms_of_a_sum_are_shared_within_the_chunk_size(divided, num, chunk
     net = lambda w, x: x * w
     chex.assert_trees_all_close(method(net, 3.0, x, chunk_size=chunk_size), expected, rtol=1e-6)
     assert divided == [lanes]
-    nested = jax.jit(lambda x: method(net, 3.0, x, chunk_size=chunk_size))(x)
-    chex.assert_trees_all_close(nested, expected, rtol=1e-6)
+    if chunk_size == 2:
+        nested = jax.jit(lambda x: method(net, 3.0, x, chunk_size=chunk_size))(x)
+        chex.assert_trees_all_close(nested, expected, rtol=1e-6)
 
 
 def _draws(x):
@@ -264,10 +265,17 @@ def _draws(x):
     ],
 )
 def test_methods_that_add_up_give_the_same_shared(divided, method, options):
-    net = models.nets["mnist_c"]()
-    x = jax.random.uniform(jax.random.key(0), (3, 28, 28, 1))
-    params = jax.jit(net.init)(jax.random.key(1), x)
-    apply_fn = models.apply_fn(net)
+    rng = np.random.default_rng(0)
+    x, *params = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((3, 6, 6, 1), (3, 3, 1, 4), (4, 3))
+    )
+
+    def apply_fn(params, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        a = jax.lax.conv_general_dilated(x, params[0], (1, 1), "SAME", dimension_numbers=numbers)
+        return jnp.tanh(jax.nn.relu(a).mean((1, 2))) @ params[1]
+
     whole = jax.jit(lambda params, x: method(apply_fn, params, x, **options(x)))(params, x)
     divided.clear()
     found = method(apply_fn, params, x, **options(x))
