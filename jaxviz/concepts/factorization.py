@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import maybe, rows, whole
+from jaxviz.calls.options import maybe, real, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary
@@ -47,7 +47,14 @@ def _start(who: str, option: str, value: Any) -> tuple[Any, Any]:
     return _CODES(who, option, value[0]), _ATOMS(who, option, value[1])
 
 
-@public(a=_A, num_concepts=whole(1), num_seeds=whole(1), init=maybe(_start))
+@public(
+    a=_A,
+    num_concepts=whole(1),
+    num_seeds=whole(1),
+    num_steps=whole(1),
+    tolerance=real(0),
+    init=maybe(_start),
+)
 def nmf(
     a: Any,
     num_concepts: int,
@@ -56,6 +63,7 @@ def nmf(
     num_seeds: int = 5,
     solver: Literal["hals", "multiplicative"] = "hals",
     num_steps: int = 200,
+    tolerance: float = 1e-4,
     init: tuple[Any, Any] | None = None,
 ) -> Factorization:
     """Non-negative matrix factorisation, `a ~ codes @ atoms`, from several starts in one program.
@@ -70,7 +78,9 @@ def nmf(
       key: Key of the starts: normal numbers without their signs, as large as fit `a`.
       num_seeds: S, how many starts, whose agreement is `stability`.
       solver: How a step is made.
-      num_steps: Of which each moves all codes, then all atoms.
+      num_steps: Of which each moves all codes, then all atoms; at most so many.
+      tolerance: A set's starts are done when their projected gradients are so small a part of what
+        they were at first.
       init: `(codes [n, K], atoms [K, C])` to start from, in place of drawn ones; then S is 1.
 
     Returns:
@@ -88,15 +98,18 @@ def nmf(
 
     Reference:
       Cichocki and Phan 2009, doi:10.1587/transfun.E92.A.708 (HALS); Lee and Seung 2001
-      (multiplicative). Step by step the same as scikit-learn's `NMF(solver="cd", shuffle=False)`
-      and `solver="mu"`; there atoms are not scaled to length 1, and there is one seed.
+      (multiplicative). Step by step the same as scikit-learn's `NMF(solver="cd", shuffle=False)`,
+      which stops by the same rule, and `solver="mu"`; there atoms are not scaled to length 1, and
+      there is one seed.
     """
-    if np.asarray(jnp.min(jnp.asarray(a))) < 0:
+    if (least := np.min(np.asarray(a))) < 0:
         raise ValueError(
-            "nmf: a must have no negative numbers; its least is "
-            f"{float(jnp.min(jnp.asarray(a))):.3g}. Take a layer after a ReLU, or semi_nmf."
+            f"nmf: a must have no negative numbers; its least is {float(least):.3g}. Take a layer "
+            "after a ReLU, or semi_nmf."
         )
-    return _factorised("nmf", a, num_concepts, key, num_seeds, solver, num_steps, init)
+    return _factorised(
+        *("nmf", a, num_concepts, key, num_seeds, solver, num_steps, init, tolerance)
+    )
 
 
 @public(a=_A, num_concepts=whole(1), num_seeds=whole(1))
@@ -125,7 +138,7 @@ def semi_nmf(
       Ding et al. 2010, doi:10.1109/TPAMI.2008.277, section 3; here by HALS, without the bound on
       atoms.
     """
-    return _factorised("semi_nmf", a, num_concepts, key, num_seeds, "semi", num_steps, None)
+    return _factorised("semi_nmf", a, num_concepts, key, num_seeds, "semi", num_steps)
 
 
 @public(a=_A, num_concepts=whole(1))
@@ -170,89 +183,113 @@ def pca(a: Any, num_concepts: int) -> Factorization:
     return Factorization(dictionary, codes, errors, np.ones(atoms.shape[:-1]), every)
 
 
-def _factorised(who, a, num_concepts, key, num_seeds, solver, num_steps, init) -> Factorization:
+def _factorised(
+    who, a, num_concepts, key, num_seeds, solver, num_steps, init=None, tolerance=1e-4
+) -> Factorization:
     a = wide(a)
     if a.ndim not in (2, 3):
         raise ValueError(f"{who}: a must be [n, C] or [B, n, C]; got {a.shape}.")
     sets = a if a.ndim == 3 else a[None]
-    if init is None:
-        codes, atoms = _drawn(sets, num_concepts, same_when_batched(key), num_seeds)
-    else:
-        codes, atoms = (jnp.asarray(part, a.dtype)[None, None] for part in init)
+    if init is not None:
+        codes, atoms = (jnp.asarray(part, a.dtype)[None] for part in init)
         wanted = (len(sets), *sets.shape[1:2], num_concepts), (num_concepts, sets.shape[2])
-        if len(sets) > 1 or (codes.shape[2:], atoms.shape[2:]) != (wanted[0][1:], wanted[1]):
+        if len(sets) > 1 or (codes.shape[1:], atoms.shape[1:]) != (wanted[0][1:], wanted[1]):
             raise ValueError(
                 f"{who}: init must be codes {wanted[0][1:]} and atoms {wanted[1]} of one set; got "
-                f"{codes.shape[2:]} and {atoms.shape[2:]}."
+                f"{codes.shape[1:]} and {atoms.shape[1:]}."
             )
-    codes, atoms, errors = _run(sets, codes, atoms, solver, num_steps)
-    best = np.asarray(errors).argmin(1)
-    every = zip(np.asarray(atoms), best, strict=True)
-    stability = np.stack([steadiness(w[b], np.delete(w, b, 0)) for w, b in every])
-    chosen = lambda part: jnp.stack([one[int(b)] for one, b in zip(part, best, strict=True)])
-    found = Factorization(Dictionary(chosen(atoms)), chosen(codes), errors, stability, atoms)
+        init = codes, atoms
+    sizes, numbers = (num_concepts, num_seeds), (num_steps, tolerance)
+    key = same_when_batched(key)
+    codes, best, errors, every = _run(sets, key, init, solver, sizes, *numbers)
+    at = np.asarray(errors).argmin(1)
+    pairs = zip(np.asarray(every), at, strict=True)
+    stability = np.stack([steadiness(w[b], np.delete(w, b, 0)) for w, b in pairs])
+    found = Factorization(Dictionary(best), codes, errors, stability, every)
     return found if a.ndim == 3 else jax.tree.map(lambda part: part[0], found)
 
 
-def _drawn(sets, count, key, num_seeds):
-    """Starts `[B, S, n, K]` and `[B, S, K, C]`, as large as fit each set."""
-    shapes = [(num_seeds, sets.shape[1], count), (num_seeds, count, sets.shape[2])]
+def _drawn(a, key, count, num_seeds):
+    """Starts `[S, n, K]` and `[S, K, C]`, as large as fit a set."""
+    shapes = [(num_seeds, len(a), count), (num_seeds, count, a.shape[1])]
     codes, atoms = (
-        jnp.abs(jax.random.normal(k, shape, sets.dtype))
+        jnp.abs(jax.random.normal(k, shape, a.dtype))
         for k, shape in zip(jax.random.split(key), shapes, strict=True)
     )
-    scale = jnp.sqrt(jnp.abs(sets).mean((1, 2)) / count)[:, None, None, None]
-    return codes[None] * scale, atoms[None] * scale
+    scale = jnp.sqrt(jnp.abs(a).mean() / count)
+    return codes * scale, atoms * scale
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _run(sets, codes, atoms, solver, num_steps):
+def _run(sets, key, init, solver, sizes, num_steps, tolerance):
+    """Of each set the best codes and atoms, the errors of all starts, and their atoms."""
     step = {"multiplicative": _multiplicative, "hals": _hals, "semi": _semi}[solver]
 
-    def one(a, codes, atoms):
-        u, w = jnp.swapaxes(codes, 0, 1), atoms  # [K, n] and [K, C]: rows lie together
-        u, w = jax.lax.fori_loop(0, num_steps, lambda _, both: step(a, *both), (u, w))
-        size = jnp.sqrt(jnp.square(w).sum(1, keepdims=True))
+    def one(a):
+        codes, atoms = _drawn(a, key, *sizes) if init is None else init
+        # [S, K, n] and [S, K, C]: rows lie together. The starts of a set share its products.
+        all_of = jax.vmap(step, (None, 0, 0))
+
+        def turn(state):
+            u, w, _, first, number = state
+            u, w, off = all_of(a, u, w)
+            return u, w, off, jnp.where(number == 0, off, first), number + 1
+
+        def goes_on(state):
+            return (state[4] < num_steps) & (state[2] > tolerance * state[3]).any()
+
+        none = jnp.zeros(len(codes), a.dtype)
+        state = (jnp.swapaxes(codes, 1, 2), atoms, none + 1, none, 0)
+        u, w, *_ = jax.lax.while_loop(goes_on, turn, state)
+        size = jnp.sqrt(jnp.square(w).sum(2, keepdims=True))
         size = jnp.where(size > 0, size, 1)
-        return jnp.swapaxes(u * size, 0, 1), w / size
+        u, w = u * size, w / size
+        whole = jnp.sqrt(jnp.square(a).sum())
+        left = jax.lax.map(lambda uw: jnp.sqrt(jnp.square(a - uw[0].T @ uw[1]).sum()), (u, w))
+        errors = left / jnp.where(whole > 0, whole, 1)
+        best = errors.argmin()
+        return u[best].T, w[best], errors, w
 
-    codes, atoms = jax.vmap(jax.vmap(one, (None, 0, 0)))(sets, codes, atoms)
-
-    def error(given):
-        a, codes, atoms = given
-        length = lambda b: jnp.sqrt(jnp.square(b).sum())
-        whole = length(a)
-        left = jax.lax.map(lambda both: length(a - both[0] @ both[1]), (codes, atoms))
-        return left / jnp.where(whole > 0, whole, 1)
-
-    return codes, atoms, jax.lax.map(error, (sets, codes, atoms))
+    # A processor has one set in its caches at a time; each stops on its own.
+    return jax.lax.map(one, sets) if jax.default_backend() == "cpu" else jax.vmap(one)(sets)
 
 
 def _hals(a, u, w):
-    u = _each_row(u, w @ a.T, w @ w.T)
-    return u, _each_row(w, u @ a, u @ u.T)
+    u, off = _each_row(u, w @ a.T, w @ w.T)
+    w, more = _each_row(w, u @ a, u @ u.T)
+    return u, w, off + more
 
 
 def _semi(a, u, w):
     # Atoms first: codes of atoms on the wrong side would all be 0, and stay so.
-    w = _each_row(w, u @ a, u @ u.T, bound=False)
-    return _each_row(u, w @ a.T, w @ w.T), w
+    w, off = _each_row(w, u @ a, u @ u.T, bound=False)
+    u, more = _each_row(u, w @ a.T, w @ w.T)
+    return u, w, off + more
 
 
 def _each_row(rows, wanted, gram, bound=True):
-    """Each row in turn at its best value, given the others."""
+    """Each row in turn at its best value, given the others; and how far from it they were."""
 
-    def one(k, rows):
-        size = gram[k, k]
-        new = rows[k] + (wanted[k] - gram[k] @ rows) / jnp.where(size > 0, size, 1)
+    def one(k, state):
+        rows, off = state
+        way, size = wanted[k] - gram[k] @ rows, gram[k, k]
+        new = rows[k] + way / jnp.where(size > 0, size, 1)
+        free = rows[k] > 0 if bound else True  # to go down
+        moves = jnp.where(free | (way > 0), jnp.abs(way), 0).sum()
         new = jnp.maximum(new, 0) if bound else new
-        return rows.at[k].set(jnp.where(size > 0, new, rows[k]))
+        rows = rows.at[k].set(jnp.where(size > 0, new, rows[k]))
+        return rows, off + moves
 
-    return jax.lax.fori_loop(0, len(rows), one, rows)
+    return jax.lax.fori_loop(0, len(rows), one, (rows, jnp.zeros((), rows.dtype)))
 
 
 def _multiplicative(a, u, w):
-    least = jnp.finfo(a.dtype).eps
-    ratio = lambda above, below: above / jnp.where(below == 0, least, below)
-    u = u * ratio(w @ a.T, w @ w.T @ u)
-    return u, w * ratio(u @ a, u @ u.T @ w)
+    u, off = _scaled(u, w @ a.T, w @ w.T)
+    w, more = _scaled(w, u @ a, u @ u.T)
+    return u, w, off + more
+
+
+def _scaled(rows, wanted, gram):
+    below = gram @ rows
+    ratio = wanted / jnp.where(below == 0, jnp.finfo(rows.dtype).eps, below)
+    return rows * ratio, (rows * jnp.abs(wanted - below)).sum()

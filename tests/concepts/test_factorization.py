@@ -18,7 +18,8 @@ KEY = jax.random.key(0)
 @pytest.mark.parametrize(("solver", "theirs"), [("hals", "cd"), ("multiplicative", "mu")])
 def test_it_is_scikit_learns_from_the_same_start(solver, theirs):
     u, w = (RNG.uniform(0.1, 1, shape).astype(np.float32) for shape in ((30, 3), (3, 8)))
-    found = nmf(A, 3, key=KEY, solver=solver, num_steps=40, init=(u, w))
+    exactly = {"num_steps": 40, "tolerance": 0.0, "init": (u, w)}
+    found = nmf(A, 3, key=KEY, solver=solver, **exactly)
     peer = non_negative_factorization(
         A.astype(np.float64), u.astype(np.float64), w.astype(np.float64), 3,
         init="custom", solver=theirs, max_iter=40, tol=0,
@@ -31,7 +32,7 @@ def test_it_is_scikit_learns_from_the_same_start(solver, theirs):
 
 @pytest.fixture(scope="module")
 def two():
-    other = RNG.uniform(0, 1, (30, 8)).astype(np.float32)  # without any structure
+    other = np.abs(np.random.default_rng(1).normal(size=(30, 8))).astype(np.float32)  # of no parts
     return nmf(np.stack([CODES @ ATOMS, other]), 3, key=KEY, num_seeds=4, num_steps=300), other
 
 
@@ -41,7 +42,7 @@ def test_planted_atoms_are_found_by_all_seeds_and_noise_is_not_stable(two):
     assert found.every.shape == (2, 4, 3, 8)
     assert (matched_atoms(found.dictionary.atoms[0], ATOMS) > 0.97).all()
     assert found.stability[0].min() > 0.97
-    assert found.stability[1].min() < found.stability[0].min()
+    assert found.stability[1].min() < 0.9
     assert (np.asarray(found.errors)[0] < 0.05).all()
     np.testing.assert_allclose(np.linalg.norm(found.every, axis=-1), 1, rtol=1e-5)
 
