@@ -110,6 +110,20 @@ def axes(traced: Any) -> Axes:
     return Axes(labels, walk.fed, count)
 
 
+@fact
+def apart(traced: Any) -> bool:
+    """Whether no example has a part in the results of another: surely, or else False.
+
+    One axis of each value on the way is then the batch's, and nothing moves along it. That an
+    operation counts the examples, and treats them by their number, is not seen.
+    """
+    known = axes(traced)
+    values = jax.tree.leaves(traced.x)
+    walk = _Apart(known.count, {leaf: set() for leaf in range(len(values))})
+    walk.run(traced.program, traced.program.nodes, {v: known.labels[v] for v in values})
+    return known.count == 1 or walk.found
+
+
 class _Walk:
     """The walk: how many examples there are, and what convolutions have said of `x`."""
 
@@ -170,6 +184,43 @@ class _Walk:
         made = self.call(body, [*fixed, *grown, *rest])
         same = _agreed([grown, made[: len(grown)]])
         return [*same, *made[len(grown) :]]
+
+
+class _Apart(_Walk):
+    """The walk, which looks at each value for an example's way into another."""
+
+    found = True
+
+    def run(self, program: Program, nodes: Sequence[Node], env: dict[Value, Any]) -> None:
+        super().run(program, nodes, env)
+        for node in nodes:
+            reached = [v in env for v in node.inputs]
+            if node.members or not any(reached):
+                continue
+            made = [env[v] for v in node.outputs]
+            single = all(
+                labels is not None and sum(a in (BATCH, ROWS) for a in labels) == 1
+                for labels in made
+            )
+            primitive, params = equation_of(node).primitive.name, equation_of(node).params
+            kernels = primitive == "conv_general_dilated" and len(reached) > 1 and all(reached)
+            self.found &= single and not kernels and not _moves_along(primitive, params, made)
+
+
+def _moves_along(primitive: str, params: dict, made: list) -> bool:
+    """Whether an operation takes places of the batch's axis for one another."""
+    batch = next((a for a, label in enumerate(made[0] or ()) if label in (BATCH, ROWS)), None)
+    if primitive in ("rev", "sort", *_CUMULATIVE):
+        told = params.get("dimensions", params.get("dimension", params.get("axis")))
+        return batch in (told if isinstance(told, tuple) else (told,))
+    if "window_dimensions" in params:
+        return batch is not None and params["window_dimensions"][batch] > 1
+    if primitive == "pad":
+        return batch is not None and tuple(params["padding_config"][batch]) != (0, 0, 0)
+    return primitive in ("fft", "top_k")  # along the last axes, which few batches are
+
+
+_CUMULATIVE = ("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum")
 
 
 def _given(program, operand, env):

@@ -17,12 +17,14 @@ from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import (
     at_least_float32,
     check_one_array,
+    fixed_target,
     outputs_of_copies,
     stacked_scores,
 )
 from jaxviz.engine.layout import hint
 from jaxviz.graph.indices import unless
 from jaxviz.parts.regions import fill_like, per_place, segments_like
+from jaxviz.parts.successive import Places, successive
 
 Order = Literal["most_first", "least_first"]
 Unit = Literal["place", "number"]
@@ -38,6 +40,7 @@ class Units(NamedTuple):
       numbers: The unit of each place, with the axes of `x`; None where each place is its own.
       shape: Of one value a place, with the axes of `x`.
       known: `[N]`: 1, and NaN where the attribution holds a NaN, for that has no rank.
+      places: Where units lie, if that is known when the program is made and no unit is empty.
     """
 
     scores: jax.Array
@@ -46,6 +49,7 @@ class Units(NamedTuple):
     numbers: jax.Array | None
     shape: tuple[int, ...]
     known: jax.Array
+    places: Places | None = None
 
     def laid(self, values: jax.Array) -> jax.Array:
         """`[N, G]` values of units at their places; 0 where there is no unit."""
@@ -86,7 +90,8 @@ def units_of(
         else:
             map_of_x = jnp.broadcast_to(map_of_x, x.shape)
         scores = map_of_x.reshape(len(x), -1)
-        return Units(scores, scores.shape[1], None, None, map_of_x.shape, known)
+        each = np.arange(scores.shape[1]).reshape(1, *map_of_x.shape[1:])
+        return Units(scores, scores.shape[1], None, None, map_of_x.shape, known, Places(each))
     found = segments_like(name, segments, x, num_segments)
     numbers, count = found.numbers, found.count
     by_place = with_channels and numbers.shape[-1] == 1 < x.shape[-1]
@@ -101,6 +106,9 @@ def units_of(
     present = sizes > 0
     if mean:
         scores = scores / jnp.maximum(sizes, 1)
+    if isinstance(segments, np.ndarray) and set(range(count)) <= set(segments.ravel().tolist()):
+        places = Places(segments.reshape(numbers.shape))
+        return Units(scores, count, None, numbers, shape, known, places)
     counts = present.sum(1, keepdims=True, dtype=jnp.int32)
     return Units(scores, counts, present, numbers, shape, known)
 
@@ -156,6 +164,57 @@ def thresholds(counts: Any, num_steps: int) -> Any:
     k = jnp.asarray(k, jnp.int32)
     counts = counts.reshape(1, -1)
     return k * (counts // num_steps) + k * (counts % num_steps) // num_steps
+
+
+def at_most_one(units: Units, num_steps: int) -> bool:
+    """Whether each of `num_steps` equal steps changes one unit or none."""
+    return isinstance(units.counts, int) and num_steps >= units.counts
+
+
+def one_by_one(
+    name: str,
+    apply_fn: Callable,
+    params: Any,
+    x: jax.Array,
+    units: Units,
+    order: Order,
+    fill: Any,
+    target: Target,
+    num_steps: int,
+    chunk_size: int | None,
+    *,
+    insert: bool = False,
+) -> jax.Array | None:
+    """The score before any step and after each, `[num_steps + 1, N]`, by what each step changes.
+
+    None where a step changes more than one unit, where nobody knows when the program is made what
+    it changes, or where whole passes are as cheap.
+
+    Args:
+      name, apply_fn, params, x, units, fill, target: As for the metrics.
+      order: In which units go.
+      num_steps: Units, or more steps, of which some change nothing; or so many units.
+      chunk_size: As for the metrics.
+      insert: Whether `x` comes into the fill, not the fill into `x`.
+    """
+    if units.places is None or callable(fill):
+        return None
+    count = units.counts
+    steps = np.arange(num_steps + 1, dtype=np.int64)
+    steps = steps if num_steps <= count else steps * count // num_steps
+    found = jnp.argsort(ranks(units, order), axis=1).astype(jnp.int32)
+    none = jnp.full((len(found), 1), -1, jnp.int32)
+    at = np.where(np.diff(steps) > 0, steps[:-1], count)
+    units_in_turn = jnp.concatenate([found, none], axis=1)[:, at]
+    filled = fill_like(name, fill, x)
+    if insert:
+        target, x, filled = fixed_target(apply_fn, params, x, target), filled, x
+    found = successive(apply_fn, params, x, filled, target, units.places, units_in_turn, chunk_size)
+    if found is None:
+        return None
+    scores, clean = found
+    scores = jnp.concatenate([clean[None], scores])
+    return scores.astype(at_least_float32(scores))
 
 
 def area(curve: jax.Array, steps: jax.Array) -> jax.Array:

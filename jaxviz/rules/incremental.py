@@ -86,8 +86,46 @@ def before_and_after(
         still=unchanged,
         each=whole,
     )
+    return _both(outputs)
+
+
+def _both(outputs: Any) -> tuple[Any, Any]:
     each = lambda take: jax.tree.map(take, outputs, is_leaf=lambda v: isinstance(v, Changed))
     return each(_clean), each(after)
+
+
+def every_change(
+    apply_fn: Callable, params: Any, x: jax.Array, part: jax.Array, spans: Spans
+) -> tuple[Any, Any, list[tuple[jax.Array, jax.Array]]]:
+    """`before_and_after`, and both for each value on the way, `x` first: a link of a `graph.chain`.
+
+    Differences are not added up: over many steps their rounding would, and a NaN would stay.
+    """
+    found: list[Changed] = []
+
+    def noting(rule):
+        def noted(op):
+            replaced = rule(op)
+            return replaced and (lambda *inputs: note(replaced(*inputs)))
+
+        return noted
+
+    def note(made):
+        found.extend([made] if isinstance(made, Changed) else made)
+        return made
+
+    own = {"conv_general_dilated": _convolution_by_window, "dot_general": _product_by_row}
+    rows = {kind: noting(own.get(kind, rule)) for kind, rule in incremental.table}
+    outputs = lift(
+        apply_fn,
+        RuleSet("incremental", rows, named=False),
+        params,
+        x,
+        bundle=lambda i, leaf: note(Changed(leaf, part, spans)),
+        still=unchanged,
+        each=noting(whole),
+    )
+    return *_both(outputs), [(v.clean, after(v)) for v in found]
 
 
 def unchanged(array: jax.Array) -> Changed:
@@ -188,6 +226,13 @@ _CONV_OPTIONS = (
 
 def convolution(op: Op) -> Callable | None:
     """A convolution of a changed input with a fixed kernel."""
+    by_window = _convolution_by_window(op)
+    if by_window is None:
+        return None
+    return lambda v, kernel: _by_difference(op, v, kernel) or by_window(v, kernel)
+
+
+def _convolution_by_window(op: Op) -> Callable | None:
     numbers = op.options["dimension_numbers"]
     if op.operands != (0, 1) or op.depends != (True, False) or op.options["batch_group_count"] > 1:
         return None
@@ -209,8 +254,7 @@ def convolution(op: Op) -> Callable | None:
         options = {k: op.options[k] for k in _CONV_OPTIONS}
         return lax.conv_general_dilated(region, kernel, padding=padding, **options), tuple(spans)
 
-    by_window = _locally(op, find)
-    return lambda v, kernel: _by_difference(op, v, kernel) or by_window(v, kernel)
+    return _locally(op, find)
 
 
 def _slides(op: Op, kernel: Any) -> dict[int, Slide]:
@@ -448,6 +492,13 @@ _REDUCTIONS = {
 
 def product(op: Op) -> Callable | None:
     """A matrix product with fixed weights that contracts axes the stretch has whole."""
+    by_row = _product_by_row(op)
+    if by_row is None:
+        return None
+    return lambda v, weights: _product_by_difference(op, v, weights) or by_row(v, weights)
+
+
+def _product_by_row(op: Op) -> Callable | None:
     (contracted, _), (batch, _) = op.options["dimension_numbers"]
     if op.operands != (0, 1) or op.depends != (True, False) or batch:
         return None
@@ -462,8 +513,7 @@ def product(op: Op) -> Callable | None:
         part = lax.dot_general(v.part, weights, op.options["dimension_numbers"], **options)
         return part, spans + (None,) * (part.ndim - len(spans))
 
-    local = _locally(op, find)
-    return lambda v, weights: _product_by_difference(op, v, weights) or local(v, weights)
+    return _locally(op, find)
 
 
 def _product_by_difference(op: Op, v: Changed, weights: jax.Array) -> Changed | None:
