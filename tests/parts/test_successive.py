@@ -62,14 +62,14 @@ def test_every_step_is_that_of_a_whole_pass(net):
     order[0, 0] = 0
     broken = np.array(x)
     broken[0, 1, 1] = np.nan  # in unit 0, which goes first
-    filled = np.random.RandomState(3).randn(*x.shape).astype(np.float32)
+    filled = jnp.asarray(np.random.RandomState(3).randn(*x.shape), jnp.float32)
     target = np.array([2, 0, 3])
     run = jax.jit(
         lambda x: successive(
             apply_fn, params, x, filled, target, Places(numbers), jnp.asarray(order, jnp.int32), 2
         )
     )
-    scores, clean = run(broken)
+    scores, clean = run(jnp.asarray(broken))
     masks = numbers[None] == order.T[:, :, None, None, None]
     expected = by_hand(forward, broken, filled, masks, target)
     assert np.isnan(clean[0])
