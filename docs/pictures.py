@@ -57,8 +57,8 @@ def maps(method, apply_fn, variables, usual, x):
         options |= {"layer": jv.default_layer(apply_fn, variables, x), "channel": 0}
     if method.needs in ("layer", "neuron"):
         options["layer"] = jv.default_layer(apply_fn, variables, x)
-    if method.needs == "neuron":  # that through which most flows
-        flows = jv.layer_conductance(apply_fn, variables, x, **options).mean(0)
+    if method.needs == "neuron":  # one that is at work in all of them
+        flows = jv.layer_conductance(apply_fn, variables, x, **options).min(0)
         options["neuron"] = tuple(map(int, np.unravel_index(flows.argmax(), flows.shape)))
     if method.needs == "segments":
         options["segments"] = jv.grid_segments(x.shape[1:3], (3, 3))

@@ -1,6 +1,7 @@
 """Where relevance is lost on its way down: LRP's sum at every layer."""
 
 import dataclasses
+import html
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ class Conservation(NamedTuple):
             lines.append(f"{name:{wide}}  {a:11.4f}  {b:10.2e}".rstrip())
         examples = f"{len(score)} example{'' if len(score) == 1 else 's'}"
         return "\n".join([f"LRP's relevance, mean of {examples}, the outputs last", *lines])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
 
 @public()

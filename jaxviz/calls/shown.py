@@ -31,6 +31,18 @@ class Text(str):
     def _repr_html_(self) -> str:
         return self.html or f"<pre>{html.escape(self)}</pre>"
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """The same lines where treescope shows results: of a text it takes that for one line."""
+        from treescope import rendering_parts as parts  # the caller's, who has it
+
+        lines = parts.indented_children([parts.text(line) for line in self.splitlines()])
+        return parts.build_custom_foldable_tree_node(
+            label=parts.text(type(self).__name__),
+            contents=parts.fold_condition(collapsed=parts.text("(...)"), expanded=lines),
+            path=path,
+            expand_state=parts.ExpandState.EXPANDED,
+        )
+
 
 def html_table(
     caption: str, heads: Sequence[str], rows: Iterable[Sequence[Any]], *, more: str = ""

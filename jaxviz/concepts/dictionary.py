@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from jaxviz.calls.options import real_array
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.largest import largest
 
 
@@ -44,6 +45,9 @@ class Dictionary(NamedTuple):
     bias: jax.Array | None = None
     threshold: jax.Array | None = None
     keep: jax.Array | None = None
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(a=real_array)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.calls.models import batch, real as real_batch
 from jaxviz.calls.options import numbers_list
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
 from jaxviz.engine.contract import program
 from jaxviz.graph.held import hold
@@ -35,6 +36,9 @@ class LossRecovered(NamedTuple):
     loss: float
     reconstructed: float
     ablated: float
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 def _reals(who, option, value):

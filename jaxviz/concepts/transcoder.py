@@ -9,6 +9,7 @@ import optax
 
 from jaxviz.calls.options import maybe, rows
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.autoencoder import SparseAutoencoders, trained_together
 from jaxviz.concepts.autoencoder_options import ADAM, CHECKS, Kind, Options
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
@@ -33,6 +34,9 @@ class Transcoder(NamedTuple):
     bias: jax.Array
     threshold: jax.Array
     keep: jax.Array | None = None
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(**CHECKS, inputs=source, outputs=maybe(source))
@@ -131,6 +135,9 @@ class Transcoded(NamedTuple):
 
     codes: jax.Array
     outputs: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(a=rows(1, "an array [..., C]"))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxviz.attention.late import attended
 from jaxviz.calls.models import batch
 from jaxviz.calls.options import either, layer_list, maybe, several, whole
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, stacked
 from jaxviz.graph.changed import after, run, run_changed
@@ -33,6 +34,9 @@ class Patching(NamedTuple):
 
     effect: jax.Array
     gap: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
     @property
     def share(self) -> jax.Array:

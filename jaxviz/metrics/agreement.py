@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import real, several, tree, whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import same_when_batched
 from jaxviz.metrics.maps import share
 from jaxviz.metrics.similarity import Similarity, similarity_of
@@ -30,6 +31,9 @@ class Agreement(NamedTuple):
     low: jax.Array
     high: jax.Array
     count: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(

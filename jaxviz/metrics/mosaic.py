@@ -11,6 +11,7 @@ import numpy as np
 from jaxviz.calls.models import batch, floating
 from jaxviz.calls.options import integers, several, whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, same_when_batched
 from jaxviz.engine.copies import check_one_array, fixed_target
 from jaxviz.metrics.explaining import explainer
@@ -31,6 +32,9 @@ class Mosaics(NamedTuple):
     x: jax.Array
     mask: jax.Array
     target: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @public(x=lambda who, option, value: floating(who, option, batch(who, option, value)), grid=_grid)

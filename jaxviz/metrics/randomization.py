@@ -11,6 +11,7 @@ from jaxviz.attribution.smooth import smooth_grad
 from jaxviz.calls.models import batch_or_shapes, shapes_of
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import default_chunk, fixed_target, outputs_of, stacked
 from jaxviz.graph.held import hold
@@ -40,6 +41,9 @@ class Randomization(NamedTuple):
     curve: jax.Array
     area: jax.Array
     spread: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 _compiled = explanation(

@@ -85,9 +85,10 @@ def influential_examples(
     figure = Figure(figsize=size, facecolor="white")
     put_title(figure, title)
     heads = ("test", "helpful: without it the loss rises", "harmful: without it the loss falls")
+    if max(text_width(head, 7.5) for head in heads) > count * (_CELL + GAP):
+        heads = tuple(head.split(":")[0] for head in heads)
     for start, head, colour in zip(starts, heads, (INK, ACCENT, WRONG), strict=True):
-        room = _CELL if head == "test" else count * (_CELL + GAP)
-        write(figure, start, size[1] - 0.55, fit(head, room, 7.5), fontsize=7.5, color=colour)
+        write(figure, start, size[1] - 0.55, head, fontsize=7.5, color=colour)
 
     def draw(image, left, bottom, first, second, colour):
         ax = frame(figure, left, bottom, _CELL, height)

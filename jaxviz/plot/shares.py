@@ -60,7 +60,7 @@ def waterfall(
     values, told = _of_one(who, values, inputs, names)
     end = base + float(values.sum())
     _adds_up(who, score, base, values)
-    steps, labels = _largest(values, told, max_features)
+    steps, labels, _ = _largest(values, told, max_features)
     figure, ax = _rows(len(steps), title)
     at = end
     for row, step in enumerate(steps):
@@ -114,7 +114,7 @@ def force(
     values, told = _of_one(who, values, inputs, names)
     end = base + float(values.sum())
     _adds_up(who, score, base, values)
-    steps, labels = _largest(values, told, max_features)
+    steps, labels, _ = _largest(values, told, max_features)
     figure = titled(_WIDE, 2.3, title)
     ax = figure.subplots()
     shown = []
@@ -204,20 +204,19 @@ def bar(
         errors = np.abs(values).std(0, ddof=1) / np.sqrt(len(values))
     values = np.abs(values).mean(0) if over_a_set else values
     told = _told(who, values, None, names)
-    order = np.argsort(-np.abs(values), kind="stable")[:max_features]
-    steps, labels = _largest(values, told, max_features)
+    steps, labels, shown = _largest(values, told, max_features)
     figure, ax = _rows(len(steps), title)
     ax.barh(
         range(len(steps)), steps, height=0.62, color=[FOR if s >= 0 else AGAINST for s in steps]
     )
     if errors is not None:
-        ends = values[order]
         ax.errorbar(
-            ends, range(len(order)), xerr=errors[order], fmt="none", ecolor=INK, elinewidth=0.9
-        )
+            values[shown], range(len(shown)), xerr=errors[shown], fmt="none", ecolor=INK,
+            elinewidth=0.9,
+        )  # fmt: skip
     reach = np.maximum(steps, 0)
     if errors is not None:
-        reach[: len(order)] += errors[order]
+        reach[: len(shown)] += errors[shown]
     for row, step in enumerate(steps):
         ax.annotate(
             f"{step:.3g}", (reach[row], row), (4, 0), textcoords="offset points", va="center",
@@ -424,14 +423,16 @@ def _adds_up(who: str, score: float | None, base: float, values: np.ndarray) -> 
         )
 
 
-def _largest(values: np.ndarray, told: list[str], most: int) -> tuple[list[float], list[str]]:
-    """The largest first, and the sum of all others."""
+def _largest(
+    values: np.ndarray, told: list[str], most: int
+) -> tuple[list[float], list[str], np.ndarray]:
+    """The largest first, and the sum of all others; then which the largest are."""
     order = np.argsort(-np.abs(values), kind="stable")
     steps, labels = [float(v) for v in values[order[:most]]], [told[i] for i in order[:most]]
     if len(order) > most:
         steps.append(float(values[order[most:]].sum()))
         labels.append(f"{len(order) - most} others")
-    return steps, labels
+    return steps, labels, order[:most]
 
 
 def _rows(count: int, title: str | None):

@@ -32,7 +32,16 @@ from jaxviz.plot.inputs import (
     first_words,
     has_channels_first,
 )
-from jaxviz.plot.page import bare, cell_height, fit, fit_among, frame, put_title, text_width
+from jaxviz.plot.page import (
+    bare,
+    cell_height,
+    fit,
+    fit_among,
+    fitting_points,
+    frame,
+    put_title,
+    text_width,
+)
 from jaxviz.plot.signals import signal_sheet
 
 # Inches. A cell holds an image or a map; the bars get a wider one.
@@ -235,8 +244,9 @@ def overlay(image, attribution, *, percentile: float = 99.0, title: str | None =
 
 
 def _head(ax: Axes, text: str) -> None:
-    text = fit(text, CELL + GAP - 0.04, 9.5)
-    ax.set_title(text, fontsize=9.5, color=INK, pad=5, parse_math=False)
+    room = CELL + GAP - 0.04
+    size = max(fitting_points(text, room, 9.5), 7.5)
+    ax.set_title(fit(text, room, size), fontsize=size, color=INK, pad=5, parse_math=False)
 
 
 def _under(ax: Axes, text: str, colour: str) -> None:

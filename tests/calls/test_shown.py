@@ -1,14 +1,17 @@
 """What a notebook shows of a result: names, shapes and types in one screen, never all numbers."""
 
 import html.parser
+import inspect
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import treescope
 
 import jaxviz as jv
-from jaxviz import data
+from jaxviz import data, training
 from jaxviz.attribution.learned_mask import LearnedMask
 from jaxviz.calls.public import public
 from jaxviz.features.maximization import Maximization
@@ -24,12 +27,16 @@ def net(w, x):
     return x @ w
 
 
+@pytest.mark.filterwarnings("ignore:The chararray class")  # treescope lists NumPy's names
 def test_summary_shows_itself_as_it_is_printed():
     told = jv.summary(net, jnp.ones((6, 3)), X)
     assert isinstance(told, str)
     assert repr(told) == str(told)
     assert len(repr(told).splitlines()) > 5
     assert "Parameters: 18 trained" in repr(told)
+    text = treescope.render_to_text(told)
+    assert all(line in text for line in told.splitlines())
+    assert len(treescope.render_to_html(told)) > 1000  # of a text alone it fails
 
 
 def test_a_sweep_is_its_arrays_by_name_and_the_rows_that_it_lacks(tmp_path):
@@ -139,3 +146,21 @@ def test_where_memory_ran_out_the_way_out_is_named():
         many_copies(chunk_size=9)
     (note,) = told.value.__notes__
     assert note.startswith("many_copies: memory ran out. Pass a smaller chunk_size")
+
+
+# What is no result: layers by number, rules, solvers and the like are said in one line.
+OF_ONE_LINE = {"Layer", "RuleSet", "Solver", "Steps", "Objective", "Perturbation"}
+
+
+def test_every_result_shows_itself_in_a_notebook():
+    found = set()
+    for module in (jv, jv.concepts, jv.metrics, jv.influence, data, training):
+        for name in dir(module):
+            function = inspect.unwrap(getattr(module, name))
+            if inspect.isfunction(function):
+                told = typing.get_type_hints(function).get("return")
+                found |= {c for c in (told, *typing.get_args(told)) if inspect.isclass(c)}
+    results = {c for c in found if hasattr(c, "_fields") or hasattr(c, "__dataclass_fields__")}
+    assert len(results) > 50
+    lacking = {c.__name__ for c in results if not hasattr(c, "_repr_html_")}
+    assert {name for name in lacking - OF_ONE_LINE if not name.endswith("Apply")} == set()

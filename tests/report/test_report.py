@@ -217,8 +217,10 @@ def wiring(count=1):
         *(np.tile(kept, (count, 1)), edges != 0),
     )
     layers, kinds = ("<input>", EVIL, "<score>"), ("unit", "unit", "bias", "score")
-    nodes = {"layers": layers, "layer_of": (0, 1, 1, 2), "kinds": kinds}
-    return AttributionGraph(*map(jnp.asarray, arrays), **nodes)
+    parts = {"layers": layers, "layer_of": (0, 1, 1, 2), "kinds": kinds}
+    names = "edges relevance activation units gap influence kept kept_edges".split()
+    given = dict(zip(names, map(jnp.asarray, arrays), strict=True))
+    return AttributionGraph(**given, **parts)  # type: ignore[arg-type]
 
 
 def test_texts_and_wirings_are_shown(tmp_path):
