@@ -54,6 +54,17 @@ def test_the_planted_word_is_found(tmp_path):
     assert min(shares[name] for name in ("integrated gradients", "feature ablation")) > 0.9
 
 
+@slow
+def test_heads_that_copy_are_found_by_patching(tmp_path):
+    with jax.numpy_dtype_promotion("standard"):
+        found = load("induction_heads").main(["--out", str(tmp_path), "--num-steps", "400"])
+    assert (tmp_path / "induction_heads.png").stat().st_size > 10_000
+    assert found["copying"]
+    assert {block for block, _ in found["copying"]} == {1}
+    assert found["agree"] > 0.7
+    assert found["before"][1] > 0.7 > 0.5 > found["after"][1]
+
+
 def test_the_sentence_encoder_says_what_it_needs(tmp_path, capsys):
     with pytest.raises(SystemExit):
         load("what_a_sentence_encoder_reads").main(["--out", str(tmp_path)])
