@@ -164,6 +164,7 @@ from jaxviz.interventions.patching import (
 )
 from jaxviz.parts import targets as targets
 from jaxviz.parts.feature_maps import default_layer as default_layer
+from jaxviz.parts.imputation import inpainted as inpainted
 from jaxviz.parts.regions import (
     blurred as blurred,
     grid_segments as grid_segments,

@@ -283,6 +283,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "pixels": {"low": ("number", 0.0), "high": ("number", 1.0)},
     "fourier": {"low": ("number", 0.0), "high": ("number", 1.0), "decay": ("positive0", 1.0)},
     "blurred": {"x": ("rows", ONES)},
+    "inpainted": {"hidden": ("array", ONES[..., 0])},
     "accentuate": {"weight": ("number", 1.0)},
     "pad": {"value": ("number", None)},
     "shapley_values": {"segments": ("array!", CELLS)},

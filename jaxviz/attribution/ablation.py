@@ -14,10 +14,10 @@ from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32
 from jaxviz.engine.layout import of_places
 from jaxviz.parts.covered import Method, covered
+from jaxviz.parts.fills import filling
 from jaxviz.parts.regions import (
     Segmented,
     each_number,
-    fill_like,
     laid_out,
     numbered,
     segments_like,
@@ -58,6 +58,7 @@ def feature_ablation(
         `segments`. Give it to have maps of different numbers share a program.
       fill: What stands in place of a segment: anything that broadcasts to `x`, whole numbers for
         whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
       chunk_size: Segments at once, for all N examples. None goes by `x` and the cores.
       method: As for `occlusion`; where segments are local (a grid, superpixels), evaluating only
         what each changes costs less. Traced segments (under `jit`) are evaluated in full.
@@ -125,7 +126,8 @@ def _ablated(
     method,
 ):
     name = "feature_ablation"
-    filled = fill_like(name, fill, x)
+    fills = filling(name, fill, x)
+    mask = lambda k: jax.tree.map(lambda numbers: numbers == k, segments)
 
     def spans(k):
         found = [
@@ -139,10 +141,10 @@ def _ablated(
         apply_fn,
         params,
         x,
-        filled,
+        lambda k: fills(mask(k)),
         target,
         select,
-        mask=lambda k: jax.tree.map(lambda numbers: numbers == k, segments),
+        mask=mask,
         spans=None if starts is None else spans,
         num=num_segments,
         chunk_size=chunk_size,

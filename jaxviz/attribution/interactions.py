@@ -86,6 +86,7 @@ def shapley_interactions(
         which are all evaluated; of at most 12 segments all others are. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -344,6 +345,7 @@ def occlusion_interactions(
       num_segments: Their number G; None reads it off `segments`.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.calls.options import maybe, real
+from jaxviz.calls.options import fill as array_fill, maybe, real
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
@@ -55,7 +55,16 @@ class LearnedMask(NamedTuple):
     _repr_html_ = shown_html
 
 
-@explanation("goal", "area", "cells", "num_steps", "optimizer", places=True, area=maybe(_SHARE))
+@explanation(
+    "goal",
+    "area",
+    "cells",
+    "num_steps",
+    "optimizer",
+    places=True,
+    area=maybe(_SHARE),
+    fill=maybe(array_fill),
+)
 def learned_mask(
     apply_fn: Callable,
     params: Any,

@@ -13,7 +13,8 @@ from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.engine.layout import hint
 from jaxviz.engine.targets import output_shape
 from jaxviz.parts.covered import Method, covered
-from jaxviz.parts.regions import fill_like, like_input
+from jaxviz.parts.fills import filling
+from jaxviz.parts.regions import like_input
 from jaxviz.rules.spans import span
 
 
@@ -66,7 +67,8 @@ def occlusion(
         covered. The last window of an axis is cut at the edge.
       fill: What stands in place of what is covered: anything that broadcasts to `x`: a number, one
         a channel `[C]`, an image, images (`blurred(x, 8.0)`, noise). Whole numbers for whole
-        numbers: the id of padding or of a mask.
+        numbers: the id of padding or of a mask. Or a function `(x, hidden) -> x` of the batch and
+        booleans that broadcast to it, such as `inpainted`.
       chunk_size: Windows at once, for all N examples. None goes by `x` and the cores.
       method: "full" evaluates the net for each window; "incremental" only what each window
         changes, cut out of the clean activations, which is exact and keeps these in memory; "auto"
@@ -178,7 +180,7 @@ def _heat_map(apply_fn, params, x, target, window, stride, fill, chunk_size, met
 
 def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size, method):
     _check(name, x, window, stride)
-    filled = fill_like(name, fill, x)
+    fills = filling(name, fill, x)
     grid = [
         _starts(n, size, step) for n, size, step in zip(x.shape[1:], window, stride, strict=False)
     ]
@@ -215,7 +217,7 @@ def _scores(name, apply_fn, params, x, target, window, stride, fill, chunk_size,
         apply_fn,
         params,
         x,
-        filled,
+        lambda k: fills(mask(k)),
         target,
         said,
         mask=mask,

@@ -85,6 +85,7 @@ def owen_values(
         Where none is left it stops.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:

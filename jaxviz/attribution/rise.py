@@ -16,10 +16,9 @@ from jaxviz.engine.copies import (
     running_sum,
     score_of,
 )
+from jaxviz.parts.fills import fading
 from jaxviz.parts.regions import (
     blend,
-    fadeable,
-    fill_like,
     like_input,
     over_channels,
     space_of,
@@ -57,8 +56,9 @@ def rise(
       num_samples: Masks for each example, >= 1. Time is linear in it, memory constant.
       cells: Cells of the coarse grid along each axis, >= 1.
       keep: Probability that a cell is left to be seen, in (0, 1).
-      fill: What stands where the mask hides: anything that broadcasts to `x`. Masks fade, so one
-        that is not finite gives NaN; `occlusion` and `kernel_shap` hide by selecting.
+      fill: What stands where the mask hides: anything that broadcasts to `x`, or a function
+        `(x, hidden) -> x` of what is hidden by more than half, such as `inpainted`. Masks fade, so
+        one that is not finite gives NaN; `occlusion` and `kernel_shap` hide by selecting.
       chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -87,7 +87,7 @@ def rise(
         raise ValueError(
             f"{name}: x must be [N, *space, C] or [N, L]; got {x.shape}. Give it places."
         )
-    filled = fill_like(name, fill, x)
+    fills, known = fading(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
     fades = is_floating(x)
     resize, wide = ("bilinear", at_least_float32(x)) if fades else ("nearest", jnp.float32)
@@ -95,12 +95,13 @@ def rise(
     def term(k):
         own = jax.random.fold_in(key, k)
         masks = random_masks(own, (len(x), *space), cells, keep, wide, resize)
-        seen = blend(filled, over_channels(masks, x), x)
+        shown = over_channels(masks, x)
+        seen = blend(fills(shown), shown, x)
         score = score_of(apply_fn, params, seen, target)
         return masks * _per_example(score.astype(wide), masks)
 
     total = running_sum(name, term, num_samples, chunk_size, x)
-    share = _per_example(fadeable(filled), total) / (num_samples * keep)
+    share = _per_example(known, total) / (num_samples * keep)
     return like_input(total * share, x)
 
 

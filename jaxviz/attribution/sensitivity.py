@@ -16,10 +16,9 @@ from jaxviz.engine.copies import (
 )
 from jaxviz.engine.layout import hint
 from jaxviz.parts import designs
+from jaxviz.parts.fills import fading
 from jaxviz.parts.regions import (
     blend,
-    fadeable,
-    fill_like,
     like_input,
     over_channels,
     space_of,
@@ -59,7 +58,8 @@ def sobol(
       cells: Cells of the grid along each axis, >= 1; all of them together at most 10,000. None is
         8, or as many as the smallest axis has.
       num_designs: Pairs (a, b) of masks, a power of two, >= 2.
-      fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say). One
+      fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say), or a
+        function `(x, hidden) -> x` of what is hidden by half or more, such as `inpainted`. One
         that is not finite cannot be faded to and gives NaN.
       resize: How masks become as large as `x`.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
@@ -87,14 +87,14 @@ def sobol(
     axes, cells = _check(name, x, cells)
     designs.check_designs(name, num_designs)
     count = cells**axes
-    filled = fill_like(name, fill, x)
+    fills, known = fading(name, fill, x)
     mask = designs.masks(key, count, num_designs)
-    masked = lambda k: _seen(x, filled, mask(k), cells, resize)
+    masked = lambda k: _seen(x, fills, mask(k), cells, resize)
     outputs = outputs_of_copies(apply_fn, params, x, masked)
     num = designs.num_masks(count, num_designs)
     scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
     indices = designs.total_indices(scores, count, num_designs)
-    return like_input(_large(indices * fadeable(filled)[:, None], x, cells, resize), x)
+    return like_input(_large(indices * known[:, None], x, cells, resize), x)
 
 
 @explanation(
@@ -137,8 +137,9 @@ def hsic(
       cells: Cells of the grid along each axis, >= 1. None is 8, or as many as the smallest axis
         has.
       num_samples: Masks, >= 2, the same for all N examples. Time is linear in it.
-      fill: What a hidden cell shows: anything that broadcasts to `x`; finite unless masks are
-        "nearest", which select and do not fade.
+      fill: What a hidden cell shows: anything that broadcasts to `x`, or a function
+        `(x, hidden) -> x`, such as `inpainted`; finite unless masks are "nearest", which select and
+        do not fade.
       resize: How masks become as large as `x`.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
@@ -162,9 +163,9 @@ def hsic(
     """
     name = "hsic"
     axes, cells = _check(name, x, cells)
-    filled = fill_like(name, fill, x)
+    fills, known = fading(name, fill, x)
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
-    masked = lambda k: _seen(x, filled, masks[k], cells, resize)
+    masked = lambda k: _seen(x, fills, masks[k], cells, resize)
     outputs = outputs_of_copies(apply_fn, params, x, masked)
     scores, _ = stacked_scores(name, outputs, select, num_samples, chunk_size, x, target)
     scores = scores.astype(at_least_float32(scores))
@@ -183,7 +184,7 @@ def hsic(
 
     found = jax.lax.map(dependence, scores.T)
     if resize != "nearest":  # nearest masks are 0 or 1: they select
-        found = found * fadeable(filled)[:, None].astype(found.dtype)
+        found = found * known[:, None].astype(found.dtype)
     return _large(found, x, cells, resize)
 
 
@@ -201,9 +202,9 @@ def _check(name: str, x: jax.Array, cells: int | None) -> tuple[int, int]:
     return axes, cells
 
 
-def _seen(x, filled, mask, cells, resize):
-    mask = _large(mask[None], x, cells, resize)
-    return blend(filled, over_channels(mask, x), x)
+def _seen(x, fills, mask, cells, resize):
+    shown = over_channels(_large(mask[None], x, cells, resize), x)
+    return blend(fills(shown), shown, x)
 
 
 def _large(values, x, cells, resize):

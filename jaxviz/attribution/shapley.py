@@ -54,6 +54,7 @@ def shapley_values(
       num_segments: Their number, at most 20; None reads it off `segments`.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
@@ -162,6 +163,7 @@ def shapley_sampling(
       num_samples: Pairs of orders, >= 2. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.

@@ -481,6 +481,8 @@ def is_jax(kind: type) -> bool:
 
 # A number or an array of numbers that stands for what is not there, or a pytree of such.
 fill = leaves_of(numbers_list)
+# It may depend on what is hidden.
+fill_or_function = either("a number, an array, or a function (x, hidden) -> x", function, fill)
 
 
 def size(who: str, option: str, value: Any) -> Any:

@@ -59,7 +59,7 @@ OPTIONS: dict[str, Check] = {
     "window": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
     "stride": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
     "resize": options.size,
-    "fill": options.fill,
+    "fill": options.fill_or_function,
     "baseline": maybe(options.tree),
     "baselines": options.tree,
     "attribution": options.tree,

@@ -27,9 +27,6 @@ from jaxviz.metrics.curves import (
     pixel_flipping as pixel_flipping,
     srg as srg,
 )
-from jaxviz.metrics.imputation import (
-    noisy_linear_imputation as noisy_linear_imputation,
-)
 from jaxviz.metrics.infidelities import (
     gaussian_noise as gaussian_noise,
     infidelity as infidelity,
@@ -104,4 +101,7 @@ from jaxviz.metrics.subsets import (
 )
 from jaxviz.metrics.sufficient import (
     sufficiency as sufficiency,
+)
+from jaxviz.parts.imputation import (
+    noisy_linear_imputation as noisy_linear_imputation,
 )

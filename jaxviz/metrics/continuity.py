@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import whole
+from jaxviz.calls.options import fill as array_fill, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, outputs_of, stacked
 from jaxviz.metrics.explaining import explainer, norm, numbers
@@ -16,7 +16,9 @@ from jaxviz.metrics.robustness import largest
 from jaxviz.parts.regions import fill_like
 
 
-@explanation(*("method", "num_steps", "normalize", "chunk_size"), sweeps=True, places=True)
+@explanation(
+    *("method", "num_steps", "normalize", "chunk_size"), sweeps=True, places=True, fill=array_fill
+)
 def continuity(
     method: Callable,
     apply_fn: Callable,

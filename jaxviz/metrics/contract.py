@@ -10,15 +10,12 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.calls.naming import calling
-from jaxviz.calls.options import Check, either, fill, function
+from jaxviz.calls.options import Check
 from jaxviz.calls.public import OPTIONS
 from jaxviz.engine.contract import explanation
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# A fill may depend on what is hidden.
-_FILL = either("a number, an array, or a function (x, hidden) -> x", function, fill)
 
 
 def metric(
@@ -38,8 +35,7 @@ def metric(
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         name = method.__name__
-        checked = {"fill": _FILL} | checks
-        compiled = explanation(*static, sweeps=True, places=True, integers=integers, **checked)(
+        compiled = explanation(*static, sweeps=True, places=True, integers=integers, **checks)(
             method
         )
         if "segments" not in inspect.signature(method).parameters:

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.naming import is_ours
-from jaxviz.calls.options import described
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -23,6 +21,7 @@ from jaxviz.engine.copies import (
 )
 from jaxviz.engine.layout import hint
 from jaxviz.graph.indices import unless
+from jaxviz.parts.fills import filling
 from jaxviz.parts.regions import fill_like, per_place, segments_like
 from jaxviz.parts.successive import Places, successive
 
@@ -232,25 +231,8 @@ def area(curve: jax.Array, steps: jax.Array) -> jax.Array:
 
 def covers(name: str, fill: Any, x: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """From what is hidden, booleans that broadcast to `x`, to `x` with the fill there."""
-    if not callable(fill):
-        filled = fill_like(name, fill, x)
-        return lambda hidden: jnp.where(hidden, filled, x)
-
-    def covered(hidden):
-        must = f"{name}: fill must be a function (x, hidden) -> x, of the shape of x, {x.shape}; it"
-        try:
-            found: Any = fill(x, hidden)
-        except Exception as error:  # the function's own, of whatever kind
-            if is_ours(error):
-                raise
-            told = " ".join(str(error).split())[:200].rstrip(".")
-            raise ValueError(f"{must} fails with {type(error).__name__}: {told}.") from error
-        if getattr(found, "shape", None) != x.shape:
-            told = described(found) if not hasattr(found, "shape") else f"shape {found.shape}"
-            raise ValueError(f"{must} gave {told}. Return the whole batch.")
-        return jnp.where(hidden, found.astype(x.dtype), x)
-
-    return covered
+    fills = filling(name, fill, x)
+    return lambda hidden: jnp.where(hidden, fills(hidden), x)
 
 
 def scores_of(

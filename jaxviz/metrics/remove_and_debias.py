@@ -14,8 +14,8 @@ from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import check_one_array
 from jaxviz.engine.targets import output_shape
 from jaxviz.metrics.contract import metric
-from jaxviz.metrics.imputation import noisy_linear_imputation
 from jaxviz.metrics.ranked import Order, ranks, scores_of, units_of
+from jaxviz.parts.imputation import noisy_linear_imputation
 
 
 class Road(NamedTuple):

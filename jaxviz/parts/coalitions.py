@@ -17,11 +17,11 @@ from jaxviz.engine.copies import (
     outputs_of_copies,
     stacked_scores,
 )
+from jaxviz.parts.fills import filling
 from jaxviz.parts.regions import (
     Segmented,
     count_baselines,
     each_number,
-    fill_like,
     grid_segments,
     laid_out,
     like_input,
@@ -128,7 +128,7 @@ def coalition_scores(
     What belongs to no segment is always left. With `baselines` they stand in the place of what is
     hidden, one after another, and scores are their means.
     """
-    filled = fill_like(name, fill, x)
+    fills = filling(name, fill, x)
     rows = jnp.shape(jax.tree.leaves(x)[0])[0]
     count = 1 if baselines is None else count_baselines(name, baselines, x)
 
@@ -137,7 +137,7 @@ def coalition_scores(
         kept = jnp.broadcast_to(kept, (rows, kept.shape[1])).astype(jnp.float32)
         hidden = jax.tree.map(lambda numbers: per_place(1 - kept, numbers) > 0.5, numbers)
         if baselines is None:
-            return jax.tree.map(jnp.where, hidden, filled, x)
+            return jax.tree.map(jnp.where, hidden, fills(hidden), x)
         other = one_baseline(baselines, x, k % count)
         shown = lambda h, b, a: jnp.where(h, jnp.asarray(b).astype(jnp.result_type(a)), a)
         return jax.tree.map(shown, hidden, other, x)

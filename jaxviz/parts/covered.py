@@ -31,7 +31,7 @@ def covered(
     apply_fn: Callable,
     params: Any,
     x: Any,
-    filled: Any,
+    fill: Callable[[Any], Any],
     target: Target,
     read: Callable[[Any, Target], Any],
     *,
@@ -49,7 +49,7 @@ def covered(
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree.
       x: One array, or a pytree, of which no stretch is known.
-      filled: The shapes of `x`: what stands in the place of what is covered; or of k, such.
+      fill: Of k, in the shapes of `x`, what stands in the place of what is covered.
       target: As for every method.
       read: Of outputs and a target other than None, what to keep of them.
       mask: Of k, what is covered: in the structure of `x` booleans with its axes, each full or 1.
@@ -63,7 +63,6 @@ def covered(
             f"{name}: method must be 'auto', 'full' or 'incremental'; got {method!r}. Leave it out."
         )
 
-    fill: Callable[[Any], Any] = filled if callable(filled) else lambda k: filled
     hidden = lambda k: jax.tree.map(jnp.where, mask(k), fill(k), x)
     full = outputs_of_copies(apply_fn, params, x, hidden)
 

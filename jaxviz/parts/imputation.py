@@ -1,5 +1,7 @@
 """Fills that depend on what is hidden: each hidden place a weighted mean of its neighbours."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,7 +49,45 @@ def noisy_linear_imputation(
     Reference:
       Rong et al. 2022, arXiv:2202.00449, section 4.2 and appendix.
     """
-    name, x = "noisy_linear_imputation", jnp.asarray(x)
+    x = jnp.asarray(x)
+    found, hidden = _imputed("noisy_linear_imputation", x, hidden)
+    drawn = jax.random.normal(key, x.shape[1:], found.dtype)[None]
+    return jnp.where(hidden, (found + noise * drawn).astype(x.dtype), x)
+
+
+@public(x=moving, hidden=real_array)
+def inpainted(x: jax.Array, hidden: Any) -> jax.Array:
+    """What stands in hidden places if each is the weighted mean of its neighbours: a smooth patch.
+
+    A fill for `occlusion`, `rise`, `kernel_shap` and all who hide: `fill=jaxviz.inpainted`. It is
+    `metrics.noisy_linear_imputation` without noise, which says how.
+
+    Args:
+      x: `[N, H, W, C]`, or `[N, L, C]`, floating.
+      hidden: Booleans `[N, *space]`, or with the axes of `x`, each full or 1.
+
+    Returns:
+      The shape of `x`: what is not hidden is as it was. Where nothing is left to be seen, 0. Costs
+      some hundred sums over neighbours, far less than a pass of most nets; gradients go through it.
+
+    Raises:
+      ValueError: Shapes that do not fit.
+
+    Example:
+      >>> x = jnp.array([1.0, 9.0, 3.0]).reshape(1, 3, 1)
+      >>> inpainted(x, jnp.array([[False, True, False]]))[0, :, 0].tolist()
+      [1.0, 2.0, 3.0]
+
+    Reference:
+      Rong et al. 2022, arXiv:2202.00449, section 4.2 and appendix.
+    """
+    x = jnp.asarray(x)
+    found, hidden = _imputed("inpainted", x, hidden)
+    return jnp.where(hidden, found.astype(x.dtype), x)
+
+
+def _imputed(name: str, x: jax.Array, hidden: Any) -> tuple[jax.Array, jax.Array]:
+    """Values of hidden places, in float32 at least, and `hidden` with the axes of `x`."""
     space = space_of(x)
     if x.ndim not in (3, 4) or not is_floating(x):
         raise ValueError(
@@ -67,9 +107,7 @@ def noisy_linear_imputation(
     mask = one.astype(wide)
     # What is hidden may be anything, NaN too, and is not looked at.
     seen = jnp.where(hidden, 0, x).astype(wide)
-    found = _solved(mask, mask * _neighbours(seen), seen)
-    drawn = jax.random.normal(key, x.shape[1:], wide)[None]
-    return jnp.where(hidden, (found + noise * drawn).astype(x.dtype), x)
+    return _solved(mask, mask * _neighbours(seen), seen), hidden
 
 
 def _neighbours(v: jax.Array) -> jax.Array:
@@ -93,16 +131,21 @@ def _solved(mask: jax.Array, known: jax.Array, like: jax.Array) -> jax.Array:
     The matrix is symmetric and positive definite unless nothing is seen at all, where 0 solves it.
     """
     weights = _neighbours(jnp.ones((1, *like.shape[1:-1], 1), like.dtype))
-    axes = tuple(range(1, like.ndim - 1))
+    system = lambda v: mask * (weights * v - _neighbours(mask * v))
+    solve = functools.partial(_conjugate_gradients, weights=weights)
+    return jax.lax.custom_linear_solve(system, known, solve, symmetric=True)
+
+
+def _conjugate_gradients(apply: Callable, known: jax.Array, weights: jax.Array) -> jax.Array:
+    axes = tuple(range(1, known.ndim - 1))
     dot = lambda a, b: (a * b).sum(axes, keepdims=True)  # each example and channel is its own
-    apply = lambda v: mask * (weights * v - _neighbours(v))
     enough = _TOLERANCE**2 * dot(known, known)
     start = jnp.zeros_like(known)
     direction = known / weights
 
     def unsolved(state):
         step, _, left, *_ = state
-        return (step < _MOST * sum(like.shape[1:-1])) & (dot(left, left) > enough).any()
+        return (step < _MOST * sum(known.shape[1:-1])) & (dot(left, left) > enough).any()
 
     def improve(state):
         step, v, left, direction, size = state

@@ -1,0 +1,58 @@
+"""What stands where something is hidden: an array, or a function of what is hidden."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.calls.naming import is_ours
+from jaxviz.calls.options import described
+from jaxviz.engine.copies import at_least_float32, is_floating
+from jaxviz.parts.regions import fadeable, fill_like
+
+
+def filling(name: str, fill: Any, x: Any) -> Callable[[Any], Any]:
+    """From what is hidden, in the structure of `x` booleans that broadcast to it, to what stands
+    there, in the shapes and dtypes of `x`.
+
+    Args:
+      name: Of the method, for errors.
+      fill: As for `regions.fill_like`, or a function `(x, hidden) -> x`.
+      x: One array, or a pytree.
+    """
+    if not callable(fill):
+        filled = fill_like(name, fill, x)
+        return lambda hidden: filled
+    shapes = jax.tree.map(jnp.shape, x)
+
+    def found(hidden):
+        must = f"{name}: fill must be a function (x, hidden) -> x, of the shape of x, {shapes}; it"
+        try:
+            given: Any = fill(x, hidden)
+        except Exception as error:  # the function's own, of whatever kind
+            if is_ours(error):
+                raise
+            told = " ".join(str(error).split())[:200].rstrip(".")
+            raise ValueError(f"{must} fails with {type(error).__name__}: {told}.") from error
+        is_arrays = all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(given))
+        if not is_arrays or jax.tree.map(jnp.shape, given) != shapes:
+            told = f"shape {jax.tree.map(jnp.shape, given)}" if is_arrays else described(given)
+            raise ValueError(f"{must} gave {told}. Return the whole batch.")
+        return jax.tree.map(lambda a, b: jnp.asarray(a).astype(jnp.result_type(b)), given, x)
+
+    return found
+
+
+def fading(
+    name: str, fill: Any, x: jax.Array
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """`filling` of soft masks, more than half hidden being hidden; and what `fadeable` says of it.
+
+    Of a function that is 1: its numbers are known only where it is called.
+    """
+    fills = filling(name, fill, x)
+    of_mask = lambda mask: fills(jnp.broadcast_to(mask <= 0.5, (len(x), *mask.shape[1:])))
+    if callable(fill):
+        return of_mask, jnp.ones(len(x), at_least_float32(x) if is_floating(x) else jnp.float32)
+    return of_mask, fadeable(fills(None))
