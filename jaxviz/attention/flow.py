@@ -21,7 +21,7 @@ _SHARE = real(0, 1, below=True)
 
 @explanation(
     "layers", "fusion", "discard", "query", "resize", "chunk_size",
-    integers=True, layers=_LAYERS, discard=_SHARE, query=maybe(whole(0)),
+    integers=True, classless=True, layers=_LAYERS, discard=_SHARE, query=maybe(whole(0)),
 )  # fmt: skip
 def attention_rollout(
     apply_fn: Callable,

@@ -140,7 +140,8 @@ class Search:
         met = self.product(value, tuple(frozenset({a}) for a in range(rank)), key)
         if met is None:
             return None
-        value, batched, made = met
+        entering, batched, made = met
+        value = value if entering is None else entering
         labels = self.known.labels.get(value) or (None,) * rank
         shape = self.program.avals[value].shape
         batch = self.known.batch(value)
@@ -357,36 +358,37 @@ class Search:
         return multiplied and told[0] not in (labels.get(made) or ())
 
     def product(
-        self, value: Value, parts: tuple[frozenset[int], ...], key: int, whole: bool = True
-    ) -> tuple[Value, set[int], tuple[Value, tuple]] | None:
+        self, value: Value, parts: tuple[frozenset[int], ...], key: int, own: tuple | None = None
+    ) -> tuple[Value | None, set[int], tuple[Value, tuple]] | None:
         """Follows weights to their product with values.
 
         Args:
           value: The weights, or what was made of them by moving them about.
           parts: For each of its axes, of which of the weights' own it is a part or is made.
           key: The weights' axis of keys.
-          whole: Whether it still has the weights' own axes.
+          own: `parts` of the weights themselves.
 
         Returns:
-          `(value, axes, product)`: the weights as they enter the product but for their layout,
-          those of their axes that the values have too, and what it makes, with the parts of its
-          axes.
+          `(value, axes, product)`: the weights as they enter the product but for their layout
+          (None where nothing from here on has theirs), those of their axes that the values have
+          too, and what it makes, with the parts of its axes.
         """
-        avals = self.program.avals
+        avals, own = self.program.avals, own or parts
+        laid = value if parts == own else None  # as the weights themselves
         for node in self.readers.get(value, ()):
             name, params = equation_of(node).primitive.name, equation_of(node).params
             if name == "dot_general":
                 if (found := self.contracted(node, value, parts, key)) is not None:
-                    return value, *found
-                continue
+                    return laid, *found
             if node.bodies or len(node.outputs) != 1 or not self.is_float(node.outputs[0]):
                 continue
             out = node.outputs[0]
             if name == "mul" and (found := self.summed(node, value, parts, key)) is not None:
-                return value, *found
+                return laid, *found
             if self.numbers(node) != [value]:
                 continue
-            cut = name == "slice" and whole  # a place that no value is for, which takes the rest
+            # A place that no value is for takes the rest.
+            cut = name == "slice" and laid is not None
             nothing = name in ("add", "sub") and _adds_nothing(node)
             if name in COPIES or name in ("mul", "div", "select_n") or cut or nothing:
                 sides = zip(avals[out].shape, avals[value].shape, strict=False)
@@ -395,17 +397,25 @@ class Search:
                     [key] if cut else [],
                 ):
                     continue
-                met = self.product(out, parts, key, whole)
-                if met is not None:
-                    return met if whole else (value, *met[1:])
-                continue
-            there = moved(name, params, parts, avals[value].shape, avals[out].shape)
-            if there is None:
-                continue
-            met = self.product(out, there, key, False)
+                there: Any = parts
+            elif name == "dot_general":
+                there = self.scaled(node, value, parts)
+            else:
+                there = moved(name, params, parts, avals[value].shape, avals[out].shape)
+            met = None if there is None else self.product(out, there, key, own)
             if met is not None:
-                return value, *met[1:]
+                return met if met[0] is not None else (laid, *met[1:])
         return None
+
+    def scaled(self, node, value, parts):
+        """The parts of weights after a product that only scales them, as a head by its mask."""
+        gone, batched = equation_of(node).params["dimension_numbers"]
+        side = node.operands.index(value)
+        other = self.program.avals[node.operands[1 - side]].shape
+        if gone[0] or len(other) != len(batched[0]):
+            return None
+        rest = [p for a, p in enumerate(parts) if a not in batched[side]]
+        return (*(parts[a] for a in batched[side]), *rest)
 
     def contracted(self, node, value, parts, key):
         """Of the weights' axes those that a product shares, if it sums over the keys alone, and

@@ -21,7 +21,7 @@ from jaxviz.parts.feature_maps import Resize
 
 @explanation(
     "layers", "query", "resize", "chunk_size", sweeps=True,
-    integers=True, layers=maybe(layer_list), query=maybe(whole(0)),
+    integers=True, classless=True, layers=maybe(layer_list), query=maybe(whole(0)),
 )  # fmt: skip
 def value_zeroing(
     apply_fn: Callable,

@@ -14,7 +14,7 @@ from jaxviz.parts.feature_maps import Layers, Resize, class_activation_map, map_
 _SHARED = ("layer", "relu", "resize", "reshape")
 
 
-@explanation(*_SHARED, places=True)
+@explanation(*_SHARED, places=True, classless=True)
 def eigen_cam(
     apply_fn: Callable,
     params: Any,
@@ -165,7 +165,7 @@ def seg_eigen_cam(
     return class_activation_map("seg_eigen_cam", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED, "kernel", places=True, gamma=maybe(real(0, above=True)))
+@explanation(*_SHARED, "kernel", places=True, classless=True, gamma=maybe(real(0, above=True)))
 def kpca_cam(
     apply_fn: Callable,
     params: Any,

@@ -221,7 +221,7 @@ def smooth_grad_cam_pp(
     return class_activation_map(name, one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED, "num_deviations", places=True, num_deviations=real(0))
+@explanation(*_SHARED, "num_deviations", places=True, classless=True, num_deviations=real(0))
 def fem(
     apply_fn: Callable,
     params: Any,
@@ -278,7 +278,7 @@ def fem(
     return class_activation_map("fem", one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED, places=True)
+@explanation(*_SHARED, places=True, classless=True)
 def random_cam(
     apply_fn: Callable,
     params: Any,

@@ -42,6 +42,7 @@ def explanation(
     sweeps: bool = False,
     places: bool = False,
     integers: bool = False,
+    classless: bool = False,
     **checks: Check,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public method of a function `(apply_fn, params, x, target=None, *, options)`.
@@ -59,6 +60,7 @@ def explanation(
       places: Whether the method knows axes of space, the last being channels: models with channels
         elsewhere are then explained as their twins (`layout`).
       integers: Whether whole numbers will do for `x`: the method replaces, and moves nothing.
+      classless: Whether the method never reads its target: nets without classes will do.
       **checks: Of options that mean something else here than `calls.public.OPTIONS` says.
 
     Returns:
@@ -111,7 +113,7 @@ def explanation(
                 outputs = output_shape(apply_fn, params, x)
                 if target_fn is not None:
                     check_function(name, x, outputs, target_fn)
-                elif takes_target:
+                elif takes_target and not (classless and target is None):
                     target = check_target(name, apply_fn, params, x, outputs, target)
                 traced = None if target_fn is not None else target
                 nested = under_trace((params, x, traced, bound))

@@ -275,6 +275,13 @@ def reaches(traced: Traced, layer: str) -> bool:
 
 
 @fact
+def used(traced: Traced) -> frozenset[Value]:
+    """The values that outputs are made of: what is made beside them, or instead, is not."""
+    wanted = needed(traced.program.nodes, traced.program.outputs)
+    return frozenset(traced.program.outputs).union(*(node.inputs for node in wanted))
+
+
+@fact
 def _cut(traced: Traced, value: Value) -> tuple[list[Node], list[Node], dict[Value, int]] | None:
     program, known = traced.program, axes(traced)
     from_x = _reached(program, jax.tree.leaves(traced.x))

@@ -16,8 +16,8 @@ from jaxviz.graph.axes import Tokens, axes
 from jaxviz.graph.held import hold
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import Layer, Row, find, rows
-from jaxviz.graph.split import split
-from jaxviz.graph.trace import trace
+from jaxviz.graph.split import split, used
+from jaxviz.graph.trace import Traced, trace
 from jaxviz.parts.channels import channel_axis
 from jaxviz.parts.gradients import input_gradient
 
@@ -111,7 +111,7 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
 
     Returns:
       The name of the last layer whose output has as many axes as `x`, or `[N, tokens, C]`, and more
-      than one place.
+      than one place, and which the outputs are made of.
 
     Raises:
       ValueError: There is none; or the last one is what cuts the image into tokens, ahead of all
@@ -131,7 +131,7 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
     """`default_layer` for the method `name`."""
     shape, rank = jnp.shape(jax.tree.leaves(x)[0]), _rank(x)
     traced = trace(apply_fn, params, x)
-    all_rows = rows(traced)
+    all_rows = _rows_read(traced)
     found = [row.layer for row in all_rows]
     sizes = [_shape_of_maps(one, rank) for one in found]
     places = [i for i in range(len(found)) if found[i].can_cut and _has_places(sizes[i], rank)]
@@ -180,7 +180,8 @@ def spatial_stages(name: str, apply_fn: Callable, params: Any, x: Any) -> tuple[
     """The last layer of each size of maps, up to `default_layer`; of tokens that alone."""
     last = last_spatial_layer(name, apply_fn, params, x)
     rank = _rank(x)
-    known = [row.layer for row in rows(trace(*hold(name, apply_fn, params), x))]
+    traced = trace(*hold(name, apply_fn, params), x)
+    known = [row.layer for row in _rows_read(traced)]
     end = next(i for i, layer in enumerate(known) if layer.name == last)
     if not _has_places(size := _shape_of_maps(known[end], rank), rank):
         return (last,)
@@ -191,6 +192,12 @@ def spatial_stages(name: str, apply_fn: Callable, params: Any, x: Any) -> tuple[
             found.pop(shape[1:-1], None)  # to stand in the order of the last of each
             found[shape[1:-1]] = layer.name
     return (*found.values(), last)
+
+
+def _rows_read(traced: Traced) -> list[Row]:
+    """The layers but for those that outputs do not read, whose maps would be zero."""
+    live = used(traced)
+    return [row for row in rows(traced) if row.value in live or not row.layer.can_cut]
 
 
 def _tokens_of(name: str, apply_fn: Callable, params: Any, x: Any, layer: str) -> Tokens | None:

@@ -225,8 +225,20 @@ def pooled_by_hand():  # weights times values, added up; scores less a log-sum-e
     return net, W[0, 0], None, softmax(np.asarray(X) @ np.asarray(W[0, 0]))[:, None, None]
 
 
+def head_mask():  # a number of params for each head, by an einsum that sums over nothing
+    def net(w, x):
+        q = x.reshape(3, 5, 2, 4)
+        weights = jax.nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", q, q))
+        weights = jnp.einsum("...hqk,h->...hqk", weights, w)
+        return jnp.einsum("nhqk,nkhd->nqhd", weights, q)
+
+    q, mask = np.asarray(X).reshape(3, 5, 2, 4), np.array([1, 0.5])
+    weights = softmax(np.einsum("nqhd,nkhd->nhqk", q, q)) * mask[:, None, None]
+    return net, jnp.asarray(mask, jnp.float32), None, weights
+
+
 ALL = [linen, nnx_, equinox, keras, haiku, by_hand, scanned, library, one_head_of_keys]
-ALL += [windows, where, pooled, masked_by_numbers, sink]
+ALL += [windows, where, pooled, masked_by_numbers, sink, head_mask]
 ALL += [capped, flash, interleaved, pooled_by_hand]
 
 

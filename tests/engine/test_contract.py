@@ -176,3 +176,19 @@ def test_the_docstring_says_all(name):
     method = method.func if isinstance(method, functools.partial) else method
     for part in ("Args:", "Returns:", "Example", "Reference:"):
         assert part in method.__doc__, f"{name} lacks {part}"
+
+
+@pytest.mark.parametrize("name", ["eigen_cam", "fem", "random_cam", "attention_rollout"])
+def test_methods_that_read_no_class_take_nets_without_classes(name):  # encoders and backbones
+    x = jax.random.normal(jax.random.key(0), (2, 2, 4, 3))
+
+    def encoder(_, x):
+        x = jax.nn.relu(x.reshape(2, 8, 3) if name == "attention_rollout" else x)
+        return jax.nn.softmax(x @ x.mT) @ x if name == "attention_rollout" else x
+
+    head = lambda _, x: encoder(_, x).reshape(2, -1)
+    explain = getattr(jv, name)
+    options = {"key": jax.random.key(1)} if name == "random_cam" else {}
+    chex.assert_trees_all_equal(*(explain(f, None, x, **options) for f in (encoder, head)))
+    with pytest.raises(ValueError, match=rf"{name}: a target index .* needs outputs \[N, K\]"):
+        explain(encoder, None, x, 1, **options)

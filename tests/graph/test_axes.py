@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxviz as jv
 from jaxviz.graph.axes import BATCH, CHANNELS, ROWS, axes
@@ -182,6 +183,13 @@ def test_the_default_layer_is_the_last_with_places():
     net, params = mapped(Small())
     x = jnp.ones((2, 3, 8, 8))
     assert jv.default_layer(net, params, x) == "conv_1"
+
+    def beside(params, x):  # maps that are handed to others too, as many nets write them
+        h = jax.nn.relu(x)
+        checkpoint_name(h.transpose(0, 3, 1, 2), "handed")
+        return h.mean((1, 2)) @ params
+
+    assert jv.default_layer(beside, jnp.ones((3, 2)), jnp.ones((2, 4, 4, 3))) == "relu_0"
 
     def vision_transformer(p, x, order=None):
         h = jax.lax.conv_general_dilated(
