@@ -22,7 +22,7 @@ _EXTREME = frozenset(
     "reduce_max reduce_min scatter-max scatter-min cummax cummin reduce_window_max max min".split()
 )
 _JOINING = frozenset("add add_any concatenate dynamic_update_slice select_n scatter-add".split())
-_KEPT = frozenset({"softmax", "log_softmax"})
+KEPT = frozenset({"softmax", "log_softmax"})
 
 IN, INSIDE, OUT = "softmax_in", "softmax_inside", "softmax_out"
 SHIFT, ALONE, LOGGED = "shift", "unnormalised", "logged"
@@ -53,13 +53,13 @@ class Part(NamedTuple):
     role: str = ""
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     exponential: Node
     path: tuple[Node, ...]  # from the difference, which comes first, up to the exponential
     shift: Value | None  # the maximum that the difference is from
 
 
-class _Search:
+class Search:
     """What is made from exponentials alone, followed forward through a program."""
 
     def __init__(self, program: Program, reached: Mapping[Value, str]):
@@ -71,7 +71,7 @@ class _Search:
         for node in self.nodes:
             for value in node.inputs:
                 self.readers.setdefault(value, []).append(node)
-        self.entries: list[_Entry] = []
+        self.entries: list[Entry] = []
         self.sets: dict[Value, frozenset[int]] = {}  # which exponentials a value is made from
         self.summed: set[Value] = set()
         self.inverse: set[Value] = set()
@@ -180,7 +180,7 @@ class _Search:
                 return
         self.broken |= ids
 
-    def entry(self, node: Node) -> _Entry:
+    def entry(self, node: Node) -> Entry:
         """The maximum that was taken off what an exponential reads, and the way from there."""
         path, value = [node], node.operands[0]
         while isinstance(value, Value) and (made := self.made.get(value)) is not None:
@@ -192,12 +192,12 @@ class _Search:
                 for shift in reversed(carrying):
                     top = self.made.get(self.root(shift))
                     if top is not None and top.equation.primitive.name in _EXTREME:
-                        return _Entry(node, tuple(reversed(path)), shift)
+                        return Entry(node, tuple(reversed(path)), shift)
                 break
             if len(carrying) != 1 or name not in REARRANGING | {"mul", "div", "neg", "select_n"}:
                 break
             value = carrying[0]
-        return _Entry(node, (node,), None)
+        return Entry(node, (node,), None)
 
     def root(self, value: Any) -> Any:
         """Where a value comes from, moved about, kept finite and with its gradient stopped."""
@@ -222,7 +222,7 @@ class _Search:
         options = str(one.equation.params) == str(two.equation.params)
         return same and options and one.operands == two.operands
 
-    def only_for(self, entry: _Entry, leaving: Iterable[Node]) -> bool:
+    def only_for(self, entry: Entry, leaving: Iterable[Node]) -> bool:
         """Whether what is between the shift and the exponential is read by nothing else."""
         allowed = {id(n) for n in (*entry.path, *leaving)}
         steps = entry.path[:-1]
@@ -239,7 +239,7 @@ def parts(program: Program, reached: Mapping[Value, str]) -> dict[int, Part]:
     Returns:
       The part of each operation; a group that holds one has the part "softmax_inside".
     """
-    search = _Search(program, reached)
+    search = Search(program, reached)
     found: dict[int, Part] = {}
     for together in _components(search):
         entries = [search.entries[i] for i in together]
@@ -274,7 +274,7 @@ def parts(program: Program, reached: Mapping[Value, str]) -> dict[int, Part]:
     return found
 
 
-def _logarithms(program: Program, search: _Search, found: dict[int, Part]) -> None:
+def _logarithms(program: Program, search: Search, found: dict[int, Part]) -> None:
     """The logarithms of what a softmax made, clipped or raised a little, picked or added up."""
     made = {v for n in program.nodes if n.kind == "softmax" for v in n.outputs}
     made |= {
@@ -294,7 +294,7 @@ def _logarithms(program: Program, search: _Search, found: dict[int, Part]) -> No
             made.update(node.outputs)
 
 
-def _components(search: _Search) -> list[frozenset[int]]:
+def _components(search: Search) -> list[frozenset[int]]:
     """Exponentials that meet somewhere."""
     together = [frozenset({i}) for i in range(len(search.entries))]
     links = [ids for ids, *_ in (*search.inside, *search.weighing, *search.leaving, *search.added)]
@@ -307,7 +307,7 @@ def _components(search: _Search) -> list[frozenset[int]]:
 
 def _mark_groups(nodes: Iterable[Node], found: dict[int, Part]) -> None:
     for node in nodes:
-        if node.members and node.kind not in _KEPT:
+        if node.members and node.kind not in KEPT:
             _mark_groups(node.members, found)
             if any(id(member) in found for member in node.members):
                 found[id(node)] = Part(INSIDE)

@@ -21,6 +21,7 @@ from jaxviz.graph.interpreter import (
     scan_arity,
     source,
 )
+from jaxviz.graph.quotients import with_quotients
 from jaxviz.graph.rewrite import Op, RuleSet, make_op
 from jaxviz.graph.trace import trace
 
@@ -80,6 +81,7 @@ class _Runner:
         self.each = each
 
     def run(self, program: Program, arguments: Sequence[Any]) -> list[Any]:
+        program = with_quotients(program)
         env: dict[int, Any] = dict(program.constants)
         makers: dict[int, Op] = {}
         for value, argument in zip(program.inputs, arguments, strict=True):

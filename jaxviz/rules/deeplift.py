@@ -28,6 +28,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from jaxviz.graph import quotients
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules.deeplift_choice import (
     COMPARISONS,
@@ -40,6 +41,7 @@ from jaxviz.rules.deeplift_choice import (
     moved,
     no_difference,
 )
+from jaxviz.rules.deeplift_exponentials import in_rows, in_sums
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
 from jaxviz.rules.deeplift_softmax import softmax
 from jaxviz.rules.differences import (
@@ -266,6 +268,8 @@ LUMPED = {
     **_rows(maximum, MAXIMA),
     **_rows(product, PRODUCTS),
     **_rows(softmax, ["softmax", "log_softmax"]),
+    quotients.ROWS: in_rows,
+    quotients.SUMS: in_sums,
     **_rows(compared, COMPARISONS),
     **_rows(logical, [name for name in LOGIC if name not in COMPARISONS]),
     **_rows(ordered, ["sort", "top_k"]),

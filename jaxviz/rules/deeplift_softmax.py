@@ -73,7 +73,17 @@ def layout(op: Op, at: int) -> tuple[Sequence[Op], tuple[int, ...], Sequence[Op]
 def _weights_of(x: jax.Array, x0: jax.Array, axes: Sequence[int]):
     """w and 1 - w of each place, and -log s at both ends."""
     (top, rest, losses), (top0, rest0, losses0) = (_losses(a, axes) for a in (x, x0))
-    run, rise = gap(x, x0), gap(top, top0) + (rest - rest0)
+    rise = gap(top, top0) + (rest - rest0)
+    return *mean_weights(gap(x, x0), rise, losses, losses0), (losses, losses0)
+
+
+def mean_weights(
+    run: jax.Array, rise: jax.Array, losses: jax.Array, losses0: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """w and 1 - w of what went by `run`, of a sum whose logarithm rose by `rise`.
+
+    `losses` are how far each is below that logarithm, at the input and at the baseline.
+    """
     grew = run > 0
     near, far = (jnp.where(grew, *pair) for pair in ((losses, losses0), (losses0, losses)))
     both = jnp.isfinite(near) & jnp.isfinite(far)  # else exp x is 0 at an end, and w as well
@@ -81,7 +91,7 @@ def _weights_of(x: jax.Array, x0: jax.Array, axes: Sequence[int]):
     t, end = (jnp.where(both, jnp.where(grew, a, -a), 1) for a in (run, rise))
     k = _mean_fall(t, end, near - far)
     log_w = jnp.where(both, -((1 - k) * near + k * far), -jnp.inf)
-    return jnp.exp(log_w), -jnp.expm1(log_w), (losses, losses0)
+    return jnp.exp(log_w), -jnp.expm1(log_w)
 
 
 def _losses(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,0 +1,451 @@
+"""What exponentials come to in the end, as one operation with all that leads to it.
+
+Of a softmax that is not known to be one (behind a mask, over segments, with a sink, divided late)
+or a log-sum-exp, the last step: a quotient of two sums of exponentials, or the logarithm of one.
+With the steps from the exponents on it is a function of the exponents alone, to which no maximum
+belongs that was taken off against overflow. What is between may be read by others too: it stays.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+from jaxviz.graph.exponentials import KEPT, Entry, Search
+from jaxviz.graph.facts import fact
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value
+from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.roles import REARRANGING, roles, start
+
+# Whether each exponential is known to be divided by the sum of those of its own row.
+ROWS, SUMS = "exponential_rows", "exponential_sums"
+SHIFTED = "shifted"  # the step that takes the maximum off
+_WHOLE = frozenset((*KEPT, *ACTIVATION_KINDS))
+_STILL = frozenset(
+    "name copy copy_p convert_element_type stop_gradient optimization_barrier".split()
+)
+_PLACE_BY_PLACE = frozenset(
+    "abs add add_any clamp div exp exp2 integer_pow log max min mul neg select_n sub".split()
+)
+_LARGEST_READ = 2**16  # numbers of a constant array
+_PLACED = frozenset("reshape squeeze expand_dims".split())
+
+
+@fact
+def with_quotients(program: Program) -> Program:
+    """The program with each such end as one node, members and all.
+
+    Its kind is `ROWS` or `SUMS`, that of the member that takes a maximum off `SHIFTED`.
+    """
+    if not any(_has_exponential(node) for node in program.nodes):
+        return program
+    search = Search(program, roles(program, start(program)))
+    ends = [(n, ids) for ids, n, _ in search.leaving] + [(n, ids) for ids, n, _ in search.added]
+    groups = {id(n): group for n, ids in ends if (group := _group(program, search, n, ids))}
+    return dataclasses.replace(program, nodes=_replaced(program.nodes, groups))
+
+
+def _has_exponential(node: Node) -> bool:
+    if node.members:
+        return node.kind not in _WHOLE and any(map(_has_exponential, node.members))
+    return node.kind in ("exp", "exp2")
+
+
+def _replaced(nodes: Sequence[Node], groups: dict[int, Node]) -> tuple[Node, ...]:
+    return tuple(
+        node._replace(members=_replaced(node.members, groups))
+        if node.members and node.kind not in _WHOLE
+        else groups.get(id(node), node)
+        for node in nodes
+    )
+
+
+def _group(program: Program, search: Search, end: Node, ids: frozenset[int]) -> Node | None:
+    entries = [search.entries[i] for i in ids]
+    paths = _without_shift(program, search, end, entries)
+    if paths is None and end.equation.primitive.name == "add":
+        return None  # the maximum that is added back is not the one that was taken off
+    starts = [(e.exponential,) for e in entries] if paths is None else paths
+    shifted = set() if paths is None else {id(path[0]) for path in paths}
+    parts = _slice(search, end, starts)
+    inside = {v for n in parts for v in n.outputs}
+    for n in parts:  # what a mask hides must not depend on the explained input
+        for v in n.inputs:
+            if v in program.depends and v not in inside and v not in search.reached:
+                return None
+    rows = _in_rows(program, search, end, entries, starts)
+    members = tuple(n._replace(kind=SHIFTED) if id(n) in shifted else n for n in parts)
+    read = dict.fromkeys(v for m in members for v in m.inputs if v not in inside)
+    inputs = (
+        *(v for v in read if v in program.depends),
+        *(v for v in read if v not in program.depends),
+    )
+    kind = ROWS if rows else SUMS
+    return end._replace(kind=kind, inputs=inputs, operands=inputs, equation=None, members=members)
+
+
+def _slice(search: Search, end: Node, starts: Sequence[tuple[Node, ...]]) -> list[Node]:
+    """The operations from the exponents to the end, in order."""
+    paths = {id(path[-1]): path for path in starts}
+    needed: dict[int, Node] = {}
+    todo = [end]
+    while todo:
+        node = todo.pop()
+        if id(node) not in needed:
+            path = paths.get(id(node))
+            needed.update((id(n), n) for n in path or (node,))
+            if path is None:
+                todo += [search.made[v] for v in node.inputs if v in search.sets]
+    return [n for n in search.nodes if id(n) in needed]
+
+
+def _without_shift(program: Program, search: Search, end: Node, entries: Sequence[Entry]) -> Any:
+    """The ways from where the maximum is taken off to each exponential, if it has no share.
+
+    That is where all have taken off the same one, and the end is of the same place of it above and
+    below: then it cancels. None otherwise, or where there is none.
+    """
+    shifts = [entry.shift for entry in entries if entry.shift is not None]
+    if not shifts:
+        return None
+    root = _root(search, shifts[0])
+    if not all(search.equal(_root(search, shift), root) for shift in shifts):
+        return None
+    paths = [e.path if e.shift is not None else _sink(search, e, root) for e in entries]
+    paths = [path for path in paths if path is not None]
+    if len(paths) < len(entries):
+        return None
+    frames = _Labels(program, search, root, rows=False)
+    for path in paths:
+        taken = [o for o in path[0].operands if isinstance(o, Value) and o in search.reached]
+        shift = next(o for o in taken if search.equal(_root(search, o), root))
+        frames.starts[path[0].outputs[0]] = shift
+    one, other = (frames.of(o) for o in end.operands)
+    return paths if one is not None and one == other else None
+
+
+def _root(search: Search, value: Any) -> Any:
+    """Where a value comes from, moved about."""
+    while (made := search.made.get(value)) is not None and made.equation is not None:
+        carrying = search.carrying(made)
+        if len(carrying) != 1 or made.equation.primitive.name not in REARRANGING:
+            break
+        value = carrying[0]
+    return value
+
+
+def _sink(search: Search, entry: Entry, root: Value) -> tuple[Node, ...] | None:
+    """The way of exp(c - max), where nothing but the maximum depends on the explained input."""
+    path, value = [entry.exponential], entry.exponential.operands[0]
+    while (made := search.made.get(value)) is not None and not made.bodies:  # type: ignore[arg-type]
+        carrying = search.carrying(made)
+        if made.equation is None or len(carrying) != 1:
+            return None
+        path.append(made)
+        name = made.equation.primitive.name
+        if name == "neg" or (name == "sub" and made.operands[1] == carrying[0]):
+            of_it = search.equal(_root(search, carrying[0]), root)
+            return tuple(reversed(path)) if of_it else None
+        if name not in REARRANGING:
+            return None
+        value = carrying[0]
+    return None
+
+
+def _in_rows(program: Program, search: Search, end: Node, entries: Any, paths: Any) -> bool:
+    """Whether the end is e / (sum of its row + what else there is), or the logarithm of that."""
+    name = end.equation.primitive.name
+    if name == "add" or any(not isinstance(o, Value) for o in end.operands):
+        return False
+    own = {e.exponential.outputs[0]: path for e, path in zip(entries, paths, strict=True)}
+    for top in end.operands if name == "mul" else end.operands[:1]:
+        if name == "sub":
+            found = [e.exponential for e in entries if e.exponential.operands[0] == top]
+            value = exponential = found[0].outputs[0] if found else None
+        else:
+            value, exponential = top, _weighed(program, search, top)
+        if exponential in own:
+            break
+    else:
+        return False
+    assert isinstance(value, Value)
+    if not all(value == exponential or _is_still(search, path) for value, path in own.items()):
+        return False
+    if end.operands.count(top) > 1:
+        return False
+    (bottom,) = (o for o in end.operands if o != top)
+    shape = program.avals[value].shape
+    labels = _Labels(program, search, value, rows=True)
+    found = labels.of(bottom)
+    if program.avals[end.outputs[0]].shape != shape or found is None or len(found) != len(shape):
+        return False
+    expected = [None if i in labels.summed else i for i in range(len(shape))]
+    return labels.whole and all(
+        n == 1 or a == b for n, a, b in zip(shape, found, expected, strict=True)
+    )
+
+
+def _is_still(search: Search, path: tuple[Node, ...]) -> bool:
+    """Whether an exponential is of a number that stays, less the maximum."""
+    reads = [o for o in path[0].operands if isinstance(o, Value) and o in search.reached]
+    return len(path) > 1 and len(reads) == 1
+
+
+def _weighed(program: Program, search: Search, value: Any) -> Any:
+    """The exponential that a value is, times numbers >= 0."""
+    while value in search.sets:
+        made = search.made[value]
+        if made.kind in ("exp", "exp2"):
+            return value
+        reading = [o for o in made.operands if isinstance(o, Value) and o in search.sets]
+        if len(reading) != 1 or not _weighs(program, search, made, reading[0]):
+            return None
+        value = reading[0]
+    return None
+
+
+def _weighs(program: Program, search: Search, made: Node, value: Value) -> bool:
+    """Whether a step multiplies a value by numbers >= 0 that stay."""
+    name = made.equation.primitive.name if made.equation is not None else ""
+    others = [o for o in made.operands if o != value]
+    if name in _STILL:
+        return True
+    if len(others) != len(made.operands) - 1:
+        return False
+    known = lambda operand, least: _known(program, search, operand, least)
+    if name == "select_n":
+        return made.operands[0] != value and len(others) == 2 and known(others[1], False)
+    return name == "mul" and known(others[0], True)
+
+
+def _known(program: Program, search: Search, operand: Any, positive: bool) -> bool:
+    """Whether an operand is 0 everywhere, or may be positive but nowhere below."""
+    allowed = lambda a: bool(np.all(a >= 0 if positive else a == 0))
+    while isinstance(operand, Value):
+        made = search.made.get(operand)
+        if made is None:
+            held = program.constants.get(operand)
+            if held is None or isinstance(held, Tracer) or held.size > _LARGEST_READ:
+                return False
+            return allowed(np.asarray(held))
+        name = made.equation.primitive.name if made.equation is not None else ""
+        if name not in ("broadcast_in_dim", "convert_element_type", "reshape", "expand_dims"):
+            return False
+        operand = made.operands[0]
+        if isinstance(operand, Value) and program.avals[operand].dtype == bool:
+            return positive
+    return allowed(np.asarray(operand.value))
+
+
+Axes = tuple[Any, ...]
+
+
+class _Labels:
+    """Which axis of a first value each axis of what is made from it is; None where it is the same.
+
+    Where `rows` are looked for, sums drop axes, which `summed` then has, and `whole` says whether
+    there is one sum, in which each number counts. Else no axis is summed along which the first
+    value differs. Axes of numbers that were fetched by ids are (axis, ids).
+    """
+
+    def __init__(self, program: Program, search: Search, first: Value, *, rows: bool):
+        self.program, self.search, self.first, self.rows = program, search, first, rows
+        self.starts: dict[Value, Value] = {}  # what takes the first value off, and how it reads it
+        self.summed: set[int] = set()
+        self.sums = 0
+        self.whole = True
+        self.found: dict[Value, Axes | None] = {}
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        return self.program.avals[value].shape
+
+    def of(self, value: Any) -> Axes | None:
+        """The labels of a value's axes; None where nobody knows."""
+        if not isinstance(value, Value):
+            return None
+        if value not in self.found:
+            first = value == self.first
+            axes = tuple(range(len(self.shape(value)))) if first else self.labels(value)
+            self.found[value] = None if axes is None else self.told(axes, value)
+        return self.found[value]
+
+    def told(self, axes: Axes, value: Value) -> Axes:
+        """Along one place nothing differs."""
+        pairs = zip(axes, self.shape(value), strict=True)
+        return tuple(None if n == 1 else a for a, n in pairs)
+
+    def labels(self, value: Value) -> Axes | None:
+        made = self.search.made.get(value)
+        if made is None or made.equation is None or made.bodies:
+            return None
+        if value in self.starts:
+            read = [self.starts[value]]
+        elif self.rows or value in self.search.sets:
+            read = [o for o in made.operands if isinstance(o, Value) and o in self.search.sets]
+            if made.kind in ("exp", "exp2"):
+                read = [] if self.rows else list(made.operands)
+        else:
+            read = self.search.carrying(made)
+        if self.rows:
+            read = [o for o in read if isinstance(o, Value) and self.reads(o)]
+        known = [self.of(o) for o in dict.fromkeys(read)]
+        if not known or any(axes is None for axes in known):
+            return None
+        shape = self.shape(value)
+        pairs = zip(dict.fromkeys(read), known, strict=True)
+        steps = [self.step(made, o, axes, shape) for o, axes in pairs]  # type: ignore[arg-type]
+        self.whole &= len(read) == 1
+        if any(axes is None for axes in steps):
+            return None
+        same = {self.told(axes, value) for axes in steps if axes is not None}
+        return same.pop() if len(same) == 1 else None
+
+    def reads(self, value: Value) -> bool:
+        """Whether a value is made from the first one."""
+        if value == self.first:
+            return True
+        made = self.search.made.get(value) if value in self.search.sets else None
+        if made is None or made.kind in ("exp", "exp2"):
+            return False
+        return any(map(self.reads, made.inputs))
+
+    def step(self, made: Node, value: Value, axes: Axes, shape: tuple[int, ...]) -> Axes | None:
+        name, params = made.equation.primitive.name, made.equation.params
+        before = self.shape(value)
+        if name in _STILL:
+            return axes
+        if name in _PLACE_BY_PLACE or value == self.starts.get(made.outputs[0]):
+            turned = name == "integer_pow" and params["y"] == -1
+            turned |= name == "div" and made.operands[0] == Scalar(1.0)
+            plain = turned or (name in ("add", "log") and self.sums > 0)
+            weighs = self.sums == 0 and _weighs(self.program, self.search, made, value)
+            self.whole &= plain or weighs
+            if len(before) != len(shape):
+                return None
+            pairs = zip(axes, before, shape, strict=True)
+            return tuple(a if n == m else None for a, n, m in pairs)
+        if name == "broadcast_in_dim":
+            places = dict(zip(params["broadcast_dimensions"], range(len(axes)), strict=True))
+            return tuple(
+                axes[places[i]] if i in places and before[places[i]] == n else None
+                for i, n in enumerate(shape)
+            )
+        if name in _PLACED:
+            long = [(a, n) for a, n in zip(axes, before, strict=True) if n != 1]
+            if [n for _, n in long] != [n for n in shape if n != 1]:
+                return None
+            rest = iter(a for a, _ in long)
+            return tuple(None if n == 1 else next(rest) for n in shape)
+        if name == "transpose":
+            return tuple(axes[i] for i in params["permutation"])
+        if name == "reduce_sum":
+            return self.without(axes, params["axes"])
+        if name == "dot_general":
+            return self.contracted(made, value, axes)
+        if name == "scatter-add":
+            return self.scattered(made, value, axes)
+        if name == "gather":
+            return self.gathered(made, value, axes, shape)
+        return None
+
+    def without(self, axes: Axes, gone: Sequence[int]) -> Axes | None:
+        """After a sum over axes."""
+        if self.rows:
+            self.whole &= self.sums == 0
+            self.sums += 1
+            self.summed.update(axes[i] for i in gone if isinstance(axes[i], int))
+        elif any(axes[i] is not None for i in gone):
+            return None
+        return tuple(a for i, a in enumerate(axes) if i not in gone)
+
+    def contracted(self, made: Node, value: Value, axes: Axes) -> Axes | None:
+        if made.operands.count(value) > 1:
+            return None
+        self.whole = False
+        contracted, batch = made.equation.params["dimension_numbers"]
+        at = made.operands.index(value)
+        if not self.rows and any(axes[i] is not None for i in contracted[at]):
+            return None
+        free = lambda k: [
+            i
+            for i in range(len(self.shape(made.operands[k])))
+            if i not in (*contracted[k], *batch[k])
+        ]
+        mine = [axes[i] for i in free(at)]
+        others = [None] * len(free(1 - at))
+        sides = (mine, others) if at == 0 else (others, mine)
+        return (*(axes[i] for i in batch[at]), *sides[0], *sides[1])
+
+    def scattered(self, made: Node, value: Value, axes: Axes) -> Axes | None:
+        """Sums over segments: one axis becomes the segments'."""
+        operand, indices, updates = made.operands
+        numbers, shape = made.equation.params["dimension_numbers"], self.shape(value)
+        windows = tuple(numbers.update_window_dims)
+        along = [i for i in range(len(shape)) if i not in windows]
+        at = tuple(numbers.inserted_window_dims)
+        whole = self.shape(made.outputs[0])
+        if updates != value or len(along) != 1 or len(at) != 1:
+            return None
+        if not _known(self.program, self.search, operand, False):
+            return None
+        if tuple(numbers.scatter_dims_to_operand_dims) != at or numbers.operand_batching_dims:
+            return None
+        ids, own = self.id_root(indices), axes[along[0]]
+        if self.rows:
+            self.whole &= self.sums == 0
+            self.sums += 1
+            own = ("segments", own, ids)
+        elif own is not None:
+            if not isinstance(own, tuple) or own[1] != ids:
+                return None
+            own = own[0]
+        places = iter(windows)
+        out = tuple(own if i == at[0] else axes[next(places)] for i in range(len(whole)))
+        sizes = [n for i, n in enumerate(whole) if i != at[0]]
+        return out if sizes == [shape[i] for i in windows] else None
+
+    def gathered(self, made: Node, value: Value, axes: Axes, shape: Sequence[int]) -> Axes | None:
+        """Each place gets what its segment has."""
+        params, before = made.equation.params, self.shape(value)
+        numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+        at, offsets = tuple(numbers.collapsed_slice_dims), tuple(numbers.offset_dims)
+        if made.operands[0] != value or len(at) != 1 or tuple(numbers.start_index_map) != at:
+            return None
+        full = all(n == (1 if i in at else m) for i, (n, m) in enumerate(zip(sizes, before)))  # noqa: B905
+        if not full or numbers.operand_batching_dims or len(offsets) + 1 != len(shape):
+            return None
+        ids, own = self.id_root(made.operands[1]), axes[at[0]]
+        if self.rows:
+            if not isinstance(own, tuple) or own[0] != "segments" or own[2] != ids:
+                return None
+            own = own[1]
+        elif own is not None:
+            own = (own, ids)
+        rest = iter(a for i, a in enumerate(axes) if i not in at)
+        return tuple(next(rest) if i in offsets else own for i in range(len(shape)))
+
+    def id_root(self, operand: Any) -> Any:
+        """Where ids come from; that negative ones count from the end changes nothing."""
+        while (made := self.search.made.get(operand)) is not None and made.equation is not None:
+            name, operands = made.equation.primitive.name, made.operands
+            if name in (*_PLACED, "broadcast_in_dim", "convert_element_type"):
+                operand = operands[0]
+                continue
+            if name != "select_n" or len(operands) != 3:
+                break
+            least, added = (self.search.made.get(o) for o in operands[::2])  # type: ignore[arg-type]
+            wraps = (
+                least is not None
+                and added is not None
+                and least.kind == "lt"
+                and added.kind == "add"
+                and least.operands[0] == operands[1] == added.operands[0]
+                and isinstance(least.operands[1], Scalar)
+                and least.operands[1].value == 0
+            )
+            if not wraps:
+                break
+            operand = operands[1]
+        return operand

@@ -1,0 +1,266 @@
+"""DeepLIFT through quotients and logarithms of sums of exponentials, however they are spelled.
+
+A softmax behind a mask, over the segments of a graph, with a sink or a number in its denominator,
+divided after it weighed something. Exponents are taken as they are before a maximum was taken off,
+so that it has no share, and exponentials in a frame that both ends have in common, where none is
+above 1. There e changes by its logarithmic mean times the change of the exponent, less than 1 in
+all, and y = a / b by the product y b = a: complete at any distance.
+
+Where each exponential is divided by the sum of its own row, the numbers are those of `softmax`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.graph.quotients import SHIFTED
+from jaxviz.graph.rewrite import Op
+from jaxviz.rules.deeplift_softmax import mean_weights
+from jaxviz.rules.differences import along, column, divided, finite, gap, halfway, shrink, wide
+
+_CLIPPING = frozenset({"max", "min", "clamp"})
+_ADDING = frozenset("add sub concatenate dynamic_update_slice pad select_n scatter-add".split())
+
+
+class _Exponential(NamedTuple):
+    """One kind of exponentials: e' as the net has it, and log e without the maximum."""
+
+    here: jax.Array  # log e' at the input, at the baseline
+    there: jax.Array
+    run: jax.Array  # of log e from baseline to input
+    carried: jax.Array
+    shift: jax.Array  # how much more was taken off at the input, and what that carries
+    shift_carried: jax.Array
+
+    def frame(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """e at both ends in their common frame, and the logarithmic mean of both."""
+        e = jnp.exp(self.here + jnp.minimum(self.shift, 0))
+        e0 = jnp.exp(self.there - jnp.maximum(self.shift, 0))
+        return e, e0, jnp.maximum(e, e0) * shrink(self.run)
+
+
+class _Sums:
+    """What a group makes of its exponentials: a top and a bottom, linear in them."""
+
+    def __init__(self, op: Op):
+        self.op = op
+        self.first = len(op.inputs)
+        members = list(enumerate(op.members, self.first))
+        self.places = {i: m for i, (m, _) in members if m.primitive in ("exp", "exp2")}
+        self.shifted = any(m.kind == SHIFTED for m, _ in op.members)
+        made, turned = set(self.places), set[int]()
+        self.adds = self.clips = False
+        for i, (m, reads) in members[:-1]:
+            if made.isdisjoint(reads):
+                continue
+            made.add(i)
+            given = [isinstance(o, int) and reads[o] in made for o in m.operands]
+            reciprocal = m.options.get("y") == -1 or (m.primitive == "div" and not given[0])
+            if reciprocal or not turned.isdisjoint(reads):
+                turned.add(i)
+            self.adds |= m.primitive in _ADDING
+            self.clips |= m.primitive in _CLIPPING
+        end, reads = op.members[-1]
+        self.how = end.primitive
+        one, other = (reads[o] for o in end.operands if isinstance(o, int))
+        below = one in turned if self.how == "mul" else self.how == "add" and one in made
+        self.top, self.bottom = (other, one) if below else (one, other)
+
+    def row(self) -> tuple[int, int, int]:
+        """The exponential that is divided, the value that is, and what of it is summed."""
+        members = list(enumerate(self.op.members, self.first))
+        if self.how == "sub":
+            (own,) = (i for i in self.places if self.op.members[i - self.first][1][0] == self.top)
+            top = own
+        else:
+            top = self.top
+            before = {top}
+            for i, (_, reads) in reversed(members):
+                if i in before and i not in self.places:
+                    before.update(reads)
+            (own,) = before.intersection(self.places)
+        after = {top}
+        for i, (m, reads) in members:
+            found = [r for r in reads if r in after]
+            if found and m.primitive in ("reduce_sum", "scatter-add"):
+                return own, top, found[0]
+            if found:
+                after.add(i)
+        raise AssertionError("a row without a sum")
+
+    def values(
+        self, inputs: Sequence[jax.Array], fixed: Mapping[int, jax.Array], bare: bool = False
+    ) -> list[jax.Array]:
+        """All values of the group, some `fixed`; `bare` where no maximum is taken off."""
+        values = list(inputs)
+        for i, (m, reads) in enumerate(self.op.members, self.first):
+            given = [values[r] for r in reads]
+            if bare and m.kind == SHIFTED:
+                less = m.operands[-1]
+                given[less] = jnp.zeros_like(given[less])  # type: ignore[index]
+            values.append(fixed[i] if i in fixed else m.evaluate(*given))
+        return values
+
+    def exponentials(self, inputs: Sequence[Any]) -> dict[int, _Exponential]:
+        reads = {i: self.op.members[i - self.first][1][0] for i in self.places}
+        unit = {i: math.log(2) if m.primitive == "exp2" else 1 for i, m in self.places.items()}
+
+        def exponents(bare, inputs):
+            values = self.values(inputs, {}, bare)
+            return [wide(values[reads[i]]) * unit[i] for i in self.places]
+
+        ends = [column(inputs, k) for k in (0, 1)]
+        (here, there), (one, other) = (
+            [exponents(bare, end) for end in ends] for bare in (False, True)
+        )
+        carried = along(lambda *a: exponents(True, a), inputs, ends[0])[1]
+        less = {r[m.operands[-1]] for m, r in self.op.members if m.kind == SHIFTED}  # type: ignore[index]
+        tops = [v if i in less else column([v], 0)[0] for i, v in enumerate(inputs)]
+        runs = [
+            (*v[:2], gap(*v[:2]).astype(v[0].dtype)) if isinstance(v, tuple) else v for v in tops
+        ]
+        shift, shift_carried = (
+            along(lambda *a: exponents(False, a), given, ends[0])[1] for given in (runs, tops)
+        )
+        rows = zip(here, there, one, other, carried, shift, shift_carried, strict=True)
+        return {
+            i: _Exponential(h, t, finite(gap(a, b)), finite(c), -s, -sc)
+            for i, (h, t, a, b, c, s, sc) in zip(self.places, rows, strict=True)
+        }
+
+    def ends(self, inputs: Sequence[jax.Array], given: Mapping[int, jax.Array]) -> tuple:
+        """The top and the bottom as sums, of such exponentials."""
+        made = lambda i: self.op.members[i - self.first][0].outputs[0]
+        fixed = {i: a.astype(made(i).dtype) for i, a in given.items()}
+        values = self.values(inputs, fixed)
+        turn = {"mul": lambda a: 1 / a, "sub": jnp.exp, "add": jnp.exp, "div": lambda a: a}
+        return wide(values[self.top]), turn[self.how](wide(values[self.bottom]))
+
+
+def in_sums(op: Op) -> Callable:
+    """A quotient of sums of exponentials, or the logarithm of one."""
+    sums = _Sums(op)
+    order, count = list(sums.places), len(sums.places)
+
+    def replaced(*inputs):
+        of = lambda *a: sums.ends(a[count:], dict(zip(order, a[:count], strict=True)))
+        here, there = (sums.values(column(inputs, k), {})[-1] for k in (0, 1))
+        known = list(sums.exponentials(inputs).values())
+        frames = [e.frame() for e in known]
+        bundles = [
+            *((e, e0, mean * k.carried) for (e, e0, mean), k in zip(frames, known, strict=True)),
+            *inputs,
+        ]
+        middle, carried = along(of, bundles, halfway(bundles))
+        bottoms = [of(*column(bundles, k))[1] for k in (0, 1)]
+        shift = jnp.zeros_like(bottoms[0])
+        if sums.shifted:
+            own = [jnp.exp(k.here) for k in known], [jnp.exp(k.there) for k in known]
+            mean = lambda name: _mean_over(of, own[0], [getattr(k, name) for k in known], inputs)
+            shift = mean("shift")
+            if sums.adds or sums.clips:
+                # What is added to e' is less beside e the more was taken off.
+                scales = jnp.exp(jnp.minimum(shift, 0)), jnp.exp(-jnp.maximum(shift, 0))
+                by = shrink(shift) * mean("shift_carried")
+                added = _added(of, own[0], column(inputs, 0), sums.clips)
+                part = lambda a, c, scale: a + jnp.where(c == 0, 0, c * scale)
+                half = scales[0] / 2 + scales[1] / 2 - 1
+                middle = [part(a, c, half) for a, c in zip(middle, added, strict=True)]
+                carried = [part(a, c, by) for a, c in zip(carried, added, strict=True)]
+                bottoms = [part(a, added[1], s - 1) for a, s in zip(bottoms, scales, strict=True)]
+        if sums.how in ("div", "mul"):
+            y, y0 = wide(here), wide(there)
+            moved = (carried[0] - carried[1] * (y / 2 + y0 / 2)) / middle[1]
+        else:
+            own = [[jnp.exp(getattr(k, end)) for k in known] for end in ("here", "there")]
+            logs = [jnp.log(of(*e, *column(inputs, k))[1]) for k, e in enumerate(own)]
+            mean = jnp.maximum(*bottoms) * shrink(finite(gap(*logs)) + shift)
+            moved = -carried[1] / mean
+            if sums.how == "add":
+                moved = -moved
+            else:
+                moved = known[0].carried + moved
+        return here, there, finite(moved).astype(here.dtype)
+
+    return replaced
+
+
+def _mean_over(of: Callable, e: Sequence[jax.Array], a: Sequence[jax.Array], inputs: Any):
+    """The mean of a over the exponentials of each sum, weighed by them."""
+    rest = column(inputs, 0)
+    total = lambda *e: of(*e, *rest)[1]
+    tangents = [e, [jnp.where(e == 0, 0, e * a) for e, a in zip(e, a, strict=True)]]
+    whole, part = (jax.jvp(total, tuple(e), tuple(t))[1] for t in tangents)
+    return divided(part, whole)
+
+
+def _added(of: Callable, e: Sequence[jax.Array], rest: Sequence[jax.Array], clips: bool):
+    """What of the top and the bottom is no exponential."""
+    if not clips:
+        return of(*map(jnp.zeros_like, e), *rest)
+    sums = lambda *e: of(*e, *rest)
+    whole, linear = jax.jvp(sums, tuple(e), tuple(e))
+    return [a - b for a, b in zip(whole, linear, strict=True)]
+
+
+def in_rows(op: Op) -> Callable:
+    """e / (sum of its row + what else there is), or the logarithm of that, as in `softmax`."""
+    sums = _Sums(op)
+    own, top, summed = sums.row()
+    order = list(sums.places)
+    others = [i for i in order if i != own]
+    dtype = op.members[top - sums.first][0].outputs[0].dtype
+
+    def replaced(*inputs):
+        ends = [column(inputs, k) for k in (0, 1)]
+        known = sums.exponentials(inputs)
+        e, shift = known[own], known[own].shift
+        left = [{i: jnp.exp(getattr(known[i], end)) for i in others} for end in ("here", "there")]
+
+        def bottom(value, k, left):
+            return sums.ends(ends[k], {top: value, **left})[1]
+
+        ones = jnp.ones(e.here.shape, dtype)
+        weight = wide(sums.values(ends[0], {own: ones})[top])  # of the numerator
+        counted = wide(sums.values(ends[0], {top: ones})[summed])  # how often it is in the sum
+        tops = [jnp.exp(log) * weight for log in (e.here, e.there)]
+        total = lambda a: jax.jvp(lambda t: bottom(t, 0, left[0]), (tops[0],), (a,))[1]
+        wholes, losses, losses_of_top = [], [], []
+        for k, log in enumerate((e.here, e.there)):
+            whole = bottom(tops[k], k, left[k])
+            rest = bottom(jnp.zeros_like(ones), k, left[k]) if others or sums.adds else 0
+            most = tops[k] * counted > whole / 2
+            rest = total(jnp.where(most, 0, tops[k])) + rest
+            log = log + jnp.log(weight)
+            near = jnp.log1p(rest / jnp.where(most, tops[k] * counted, 1))
+            loss = jnp.where(most, near, gap(jnp.log(whole), log + jnp.log(counted)))
+            wholes.append(whole)
+            losses.append(loss)
+            losses_of_top.append(jnp.where(counted == 1, loss, gap(jnp.log(whole), log)))
+        rise = shift + gap(*map(jnp.log, wholes))
+        w, rest = mean_weights(e.run, rise, *losses)
+        parts, big = divided(w * e.carried, counted), w > 0.5
+        fixed = jnp.zeros_like(w)
+        if sums.shifted and sums.adds:
+            # What is added to e' is less beside e the more was taken off.
+            nothing = {i: jnp.zeros_like(a) for i, a in left[0].items()}
+            added = bottom(jnp.zeros_like(ones), 0, nothing)
+            framed = jnp.maximum(
+                wholes[0] * jnp.exp(jnp.minimum(shift, 0)),
+                wholes[1] * jnp.exp(-jnp.maximum(shift, 0)),
+            )
+            fixed = added * shrink(shift) / (framed * shrink(rise)) * e.shift_carried
+        others_part = total(jnp.where(big, 0, parts)) + fixed
+        mean = others_part + total(jnp.where(big, parts, 0))
+        carried = jnp.where(big, rest * e.carried - others_part, e.carried - mean)
+        here, there = (sums.values(end, {})[-1] for end in ends)
+        if sums.how != "sub":
+            one, other = losses_of_top
+            change = jnp.where(one == other, 0, one - other)
+            carried = jnp.exp(-jnp.minimum(one, other)) * shrink(change) * carried
+        return here, there, finite(carried).astype(here.dtype)
+
+    return replaced

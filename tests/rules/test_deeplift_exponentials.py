@@ -1,0 +1,178 @@
+"""DeepLIFT of softmaxes behind masks, over segments, with sinks, divided late: as of plain ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+
+KEEP, IDS = jnp.array([True, True, False, True, True]), jnp.array([0, 0, 1, 1, 1])
+SINK = 0.3
+
+
+def by_where(x):
+    return jax.nn.softmax(x, where=KEEP)
+
+
+def by_factor(x):
+    e = jnp.exp(x - x.max(-1, keepdims=True)) * KEEP.astype(x.dtype)[None]
+    return e / e.sum(-1, keepdims=True)
+
+
+def of_kept(x):
+    s = jax.nn.softmax(x[:, KEEP])
+    return jnp.zeros_like(x).at[:, KEEP].set(s)
+
+
+def over_segments(x):
+    def one(x):
+        top = jax.ops.segment_max(x, IDS, 2)[IDS]
+        e = jnp.exp(x - jax.lax.stop_gradient(top))
+        return e / (jax.ops.segment_sum(e, IDS, 2)[IDS])
+
+    return jax.vmap(one)(x)
+
+
+def of_each_segment(x):
+    return jnp.concatenate([jax.nn.softmax(x[:, :2]), jax.nn.softmax(x[:, 2:])], 1)
+
+
+def with_sink(x):
+    top = jnp.maximum(x.max(-1, keepdims=True), SINK)
+    e = jnp.exp(x - top)
+    return e * (1 / (e.sum(-1, keepdims=True) + jnp.exp(SINK - top)))
+
+
+def with_column(x):
+    column = jnp.full((len(x), 1), SINK, x.dtype)
+    return jax.nn.softmax(jnp.concatenate([x, column], 1))[:, :-1]
+
+
+def logarithm_where(x):
+    return jnp.where(KEEP, jax.nn.log_softmax(x, where=KEEP), 0)
+
+
+def logarithm_of_kept(x):
+    s = jax.nn.log_softmax(x[:, KEEP])
+    return jnp.zeros_like(x).at[:, KEEP].set(s)
+
+
+SAME = {
+    "where": (by_where, of_kept),
+    "factor": (by_factor, of_kept),
+    "segments": (over_segments, of_each_segment),
+    "sink": (with_sink, with_column),
+    "logarithm": (logarithm_where, logarithm_of_kept),
+}
+
+
+def drawn(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def logits():
+    """Near each other, far from each other, far from the baseline; x and baseline."""
+    rows, starts = drawn(3, 5), drawn(3, 5, seed=1)
+    x = jnp.concatenate([rows * s for s in (1e-3, 1.0, 20.0)] + [rows + 1e4])
+    return x, jnp.concatenate([starts * s for s in (1e-3, 1.0, 20.0)] + [rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), list(zip(SAME, ("rescale", "reveal_cancel") * len(SAME), strict=False))
+)
+def test_shares_are_those_of_the_plain_softmax(name, rule):
+    x, x0 = logits()
+    if name == "factor":  # what is masked must not be so far above that all others vanish
+        x, x0 = x[:6], x0[:6]
+    found, plain = (
+        jv.deep_lift(lambda _, x, f=f: f(x)[:, 1:2], None, x, 0, baseline=x0, rule=rule)
+        for f in SAME[name]
+    )
+    np.testing.assert_allclose(found, plain, rtol=2e-4, atol=1e-7 * np.abs(plain).max())
+    assert np.abs(plain).max() > 0.1
+
+
+def weights(i):
+    return drawn(4, 4, seed=7 + i)
+
+
+def attention(normal, late=False):
+    def f(_, x):
+        q, k, v = (x @ weights(i) for i in range(3))
+        z = jnp.einsum("nqd,nkd->nqk", q, k)
+        if late:
+            return (normal(z, v)).sum(1)
+        return (normal(z) @ v).sum(1)
+
+    return f
+
+
+def late(z, v):
+    e = jnp.exp(z - z.max(-1, keepdims=True))
+    return (e @ v) / e.sum(-1, keepdims=True)
+
+
+def tiny_in_the_sum(z):
+    e = jnp.exp(z - z.max(-1, keepdims=True))
+    return e / (e.sum(-1, keepdims=True) + 1e-3)
+
+
+def one_in_the_sum(z):
+    e = jnp.exp(z)
+    return e / (1 + e.sum(-1, keepdims=True))
+
+
+def clipped_sum(z):
+    e = jnp.exp(z - z.max(-1, keepdims=True))
+    return e / jnp.clip(e.sum(-1, keepdims=True), 1e-9)
+
+
+def causal(z):
+    return jax.nn.softmax(z, where=jnp.tril(jnp.ones(z.shape[1:], bool)))
+
+
+def wrong_axis(z):  # divided by sums that are not of their own rows
+    e = jnp.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1)[:, None, :]
+
+
+def banded(z):  # each by the sum of its neighbours, in base 2
+    e = jnp.exp2(z - z.max(-1, keepdims=True))
+    window = jnp.convolve
+    return e / jax.vmap(jax.vmap(lambda a: window(a, jnp.ones(3, a.dtype), "same")))(e)
+
+
+def pooled(z):
+    return z - jax.nn.logsumexp(z, -1, b=jnp.array([[[1.0, 0.5, 2.0, 1.0, 0.1]]]), keepdims=True)
+
+
+NETS = {
+    "causal": attention(causal),
+    "late": attention(late, late=True),
+    "tiny in the sum": attention(tiny_in_the_sum),
+    "one in the sum": attention(one_in_the_sum),
+    "clipped sum": attention(clipped_sum),
+    "wrong axis": attention(wrong_axis),
+    "banded": attention(banded),
+    "weighted log-sum-exp": attention(pooled),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), list(zip(NETS, ("reveal_cancel", "rescale") * len(NETS), strict=False))
+)
+def test_complete_at_any_distance(name, rule):
+    f, x, start = NETS[name], drawn(2, 5, 4, seed=3), drawn(2, 5, 4, seed=4)
+    bare = name in ("one in the sum", "banded", "wrong axis")  # overflows, or divides by nothing
+    # Near the baseline, far from it, and where all but the largest vanish.
+    cases = ((1e-4, 1.0), (1.0, 0.0), (1.0, 1.0), (1.0 if bare else 30.0, 0.0))
+    x = jnp.concatenate([scale * x for scale, _ in cases])
+    start = jnp.concatenate([scale * b * start for scale, b in cases])
+    found = jv.deep_lift(f, None, x, 0, baseline=start, rule=rule)
+    one, other = (np.asarray(f(None, a), np.float64)[:, 0] for a in (x, start))
+    size = np.abs(one) + np.abs(other) + 0.1 * np.abs(found).sum((1, 2))
+    gap = np.abs(np.asarray(found, np.float64).sum((1, 2)) - (one - other))
+    assert (gap <= 3e-6 * size).all(), gap / size
+    near = slice(0, 6)  # beyond, shares of a softmax may be as large as its logits
+    assert (size <= 10 * (np.abs(one) + np.abs(other)))[near].all()
