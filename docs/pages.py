@@ -190,7 +190,7 @@ def _method(name, known, notes):
 def _picture(name):
     if not (HERE / "pictures" / f"{name}.png").exists():
         return ""
-    return f"![Four digits and what `{name}` shows of them](../pictures/{name}.png)"
+    return f"![What `{name}` shows of handwritten digits](../pictures/{name}.png)"
 
 
 def _described(module, name):

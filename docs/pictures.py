@@ -105,6 +105,63 @@ def main(names):
         apply_fn, variables, _, x = trained()
         for name, images in features(apply_fn, variables, x).items():
             save(plot.stitched(images, title=name.replace("_", " ")), name)
+    for draw in (*PAGES, shapley_interactions):
+        if not names or draw.__name__ in names:
+            save(draw(), f"../{draw.__name__}" if draw in PAGES else draw.__name__)
+
+
+def concepts():
+    """What a convolutional net makes of threes: crops of its concepts, by importance."""
+    apply_fn, variables, images, _ = trained()
+    labels = np.asarray(data.load("digits", "train").labels)
+    layer = jv.default_layer(apply_fn, variables, images[:1])
+    threes = images[np.flatnonzero(labels == 3)]
+    found = jv.concepts.craft(
+        apply_fn, variables, threes, 3, layer=layer, window=(14, 14), num_concepts=4, key=KEY
+    )
+    return plot.concepts(found, num_crops=7, title="Four concepts of a three, by importance")
+
+
+def influence():
+    """Test digits, two that the net gets wrong among them, and who made it so."""
+    apply_fn, variables, _, _ = trained()
+    train, test = (data.load("digits", split) for split in ("train", "test"))
+    predicted = np.asarray(apply_fn(variables, jnp.asarray(test.images)).argmax(1))
+    right = predicted == np.asarray(test.labels)
+    rows = np.concatenate([np.flatnonzero(~right)[:2], np.flatnonzero(right)[:1]])
+    known, some = (
+        (jnp.asarray(a.images)[index], jnp.asarray(a.labels)[index])
+        for a, index in ((train, slice(600)), (test, rows))
+    )
+    scores = jv.influence.ek_fac(apply_fn, variables, known, some, key=KEY)
+    return plot.influential_examples(
+        some[0], known[0], scores, labels=some[1], predicted=predicted[rows],
+        train_labels=known[1], num_examples=4, title="Which of 600 training digits made it so",
+    )  # fmt: skip
+
+
+def graphs():
+    """The wiring of one prediction."""
+    apply_fn, variables, _, x = trained()
+    layers = [n.name for n in jv.layers(apply_fn, variables, x) if n.kind == "relu"]
+    graph = jv.concepts.attribution_graph(
+        apply_fn, variables, x[1:2], 3, layers=layers, num_units=12
+    )
+    return plot.attribution_graph(graph)
+
+
+def shapley_interactions():
+    """Which parts of a digit need one another."""
+    apply_fn, variables, _, x = trained()
+    segments = jv.grid_segments(x.shape[1:3], (3, 3))
+    found = jv.shapley_interactions(apply_fn, variables, x[1:2], segments=segments)
+    return plot.interactions(
+        found.pairs[0], values=found.values[0], image=x[1], segments=segments,
+        title="What pairs of nine parts of a three do together",
+    )  # fmt: skip
+
+
+PAGES = (concepts, influence, graphs)  # docs/NAME.png; of methods docs/pictures/NAME.png
 
 
 def how_it_works():

@@ -245,7 +245,7 @@ def overlay(image, attribution, *, percentile: float = 99.0, title: str | None =
 
 def _head(ax: Axes, text: str) -> None:
     room = CELL + GAP - 0.04
-    size = max(fitting_points(text, room, 9.5), 7.5)
+    size = max(fitting_points(text, 0.97 * room, 9.5), 7.5)  # widths are not quite proportional
     ax.set_title(fit(text, room, size), fontsize=size, color=INK, pad=5, parse_math=False)
 
 

@@ -193,3 +193,10 @@ def test_an_overlay_is_its_column_of_the_sheet(size):
         np.testing.assert_array_equal(np.asarray(figure.axes[0].images[0].get_array()), wanted)
     grey = overlay((255 * image[..., 0]).astype(np.uint8), np.abs(one[..., 0]))
     assert texts(grey.axes[1]) == ["none", "much"]
+
+
+def test_a_title_is_set_smaller_before_it_is_cut():
+    maps = dict.fromkeys(["information bottleneck", "a title far too long for any column"], IMAGE)
+    titles = [ax.get_title() for ax in explanation_sheet(IMAGE, maps).axes]
+    assert "information bottleneck" in titles
+    assert any(title.startswith("a title") and "…" in title for title in titles)
