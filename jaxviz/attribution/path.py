@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.options import real
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
@@ -19,6 +20,7 @@ from jaxviz.engine.copies import (
     score_of,
     with_noise,
 )
+from jaxviz.engine.rounds import mean_until
 from jaxviz.parts.gradients import PULLED, gradient_sum, input_gradient
 from jaxviz.parts.regions import count_baselines, one_baseline
 
@@ -91,7 +93,9 @@ def integrated_gradients(
     return _like(times_difference(x, start, total), x)
 
 
-@explanation("num_samples", "noise_scale", "chunk_size", sweeps=True)
+@explanation(
+    *("num_samples", "noise_scale", "chunk_size", "tolerance"), sweeps=True, tolerance=real(0)
+)
 def expected_gradients(
     apply_fn: Callable,
     params: Any,
@@ -102,6 +106,7 @@ def expected_gradients(
     key: jax.Array,
     num_samples: int = 50,
     noise_scale: float = 0.0,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Any:
     """Integrated gradients averaged over many baselines (GradientSHAP).
@@ -121,6 +126,9 @@ def expected_gradients(
       num_samples: Draws for each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of Gaussian noise added to each draw's `x`, as a share of the
         example's range (max - min).
+      tolerance: Above 0, it stops after a round of 32 draws when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_samples` is the
+        most. The same key draws the same. 0 takes all; reverse differentiation needs that.
       chunk_size: Draws at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -158,7 +166,8 @@ def expected_gradients(
     def point(k):
         return between(*ends(k), where[k])
 
-    if count == 1 and not noise_scale:  # every draw has the same difference from its baseline
+    # Where every draw has the same difference from its baseline.
+    if count == 1 and not noise_scale and not tolerance:
         along = lambda begin: lambda k: (begin(point(k)), 1 / num_samples)
         given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
         total = gradient_sum(*given, PULLED)
@@ -170,6 +179,9 @@ def expected_gradients(
         gradient = input_gradient(apply_fn, params, point(k), target)
         return times_difference(end, start, gradient)  # in float32 at least, to be added up
 
+    if tolerance:
+        mean = mean_until(name, share, num_samples, chunk_size, x, tolerance).mean
+        return _like(mean, x)
     total = running_sum(name, share, num_samples, chunk_size, x)
     return _like(jax.tree.map(lambda t: t / num_samples, total), x)
 

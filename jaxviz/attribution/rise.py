@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxviz.calls.options import real
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -16,6 +17,7 @@ from jaxviz.engine.copies import (
     running_sum,
     score_of,
 )
+from jaxviz.engine.rounds import mean_until
 from jaxviz.parts.fills import fading
 from jaxviz.parts.regions import (
     blend,
@@ -25,7 +27,13 @@ from jaxviz.parts.regions import (
 )
 
 
-@explanation("num_samples", "cells", "keep", "chunk_size", sweeps=True, places=True, integers=True)
+@explanation(
+    *("num_samples", "cells", "keep", "chunk_size", "tolerance"),
+    sweeps=True,
+    places=True,
+    integers=True,
+    tolerance=real(0),
+)
 def rise(
     apply_fn: Callable,
     params: Any,
@@ -37,6 +45,7 @@ def rise(
     cells: int = 7,
     keep: float = 0.5,
     fill: Any = 0.0,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Where the score is high on average when a place is left to be seen through a random mask.
@@ -59,6 +68,9 @@ def rise(
       fill: What stands where the mask hides: anything that broadcasts to `x`, or a function
         `(x, hidden) -> x` of what is hidden by more than half, such as `inpainted`. Masks fade, so
         one that is not finite gives NaN; `occlusion` and `kernel_shap` hide by selecting.
+      tolerance: Above 0, it stops after a round of 32 masks when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_samples` is the
+        most. The same key draws the same. 0 takes all; reverse differentiation needs that.
       chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -100,9 +112,11 @@ def rise(
         score = score_of(apply_fn, params, seen, target)
         return masks * _per_example(score.astype(wide), masks)
 
-    total = running_sum(name, term, num_samples, chunk_size, x)
-    share = _per_example(known, total) / (num_samples * keep)
-    return like_input(total * share, x)
+    if tolerance:
+        mean = mean_until(name, term, num_samples, chunk_size, x, tolerance).mean
+    else:
+        mean = running_sum(name, term, num_samples, chunk_size, x) / num_samples
+    return like_input(mean * (_per_example(known, mean) / keep), x)
 
 
 def _per_example(a, like):

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import whole
+from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import rows_of
+from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
+from jaxviz.engine.rounds import Moments, in_rounds, merged, moments
 from jaxviz.parts.coalitions import (
     SegmentScores,
     as_scores,
@@ -21,6 +22,7 @@ from jaxviz.parts.coalitions import (
 )
 from jaxviz.parts.regions import Segmented
 
+_ROUND = 4  # pairs of orders, between which it may stop
 _LARGEST = 20  # segments of which all coalitions are evaluated: a million forward passes
 
 
@@ -127,7 +129,7 @@ _exact.__name__ = "shapley_values"  # the name that its errors begin with
 _shapley_values = explanation("count", "shapes", "chunk_size", sweeps=True, integers=True)(_exact)
 
 
-@public(num_samples=whole(2))
+@public(num_samples=whole(2), tolerance=real(0))
 @of_places
 def shapley_sampling(
     apply_fn: Callable,
@@ -141,6 +143,7 @@ def shapley_sampling(
     num_samples: int = 25,
     fill: Any = 0.0,
     baselines: Any = None,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> SegmentScores:
     """Each segment's fair share of the score gained over the fill, estimated from random orders.
@@ -167,6 +170,9 @@ def shapley_sampling(
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
+      tolerance: Above 0, it stops after a round of 4 pairs when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_samples` is the
+        most. The same key draws the same. 0 takes all; reverse differentiation needs that.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -201,6 +207,7 @@ def shapley_sampling(
         num_samples=num_samples,
         fill=fill,
         baselines=baselines,
+        tolerance=tolerance,
         chunk_size=chunk_size,
     )
 
@@ -218,32 +225,61 @@ def _sampled(
     num_samples,
     fill,
     baselines,
+    tolerance,
     chunk_size,
 ):
     name, rows = "shapley_sampling", rows_of(x)
+    if tolerance:  # of each round, and the same in all
+        target = fixed_target(apply_fn, params, x, target)
     keys = jax.random.split(key, num_samples * rows).reshape(num_samples, rows)
     ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, count)))(keys)  # [S, N, G]
     ranks = jnp.stack([ranks, count - 1 - ranks], 1).reshape(2 * num_samples, rows, count)
     inner = count - 1  # coalitions between the empty and the full one, which all orders share
 
-    def coalition(k):
-        order, size = (k - 2) // max(inner, 1), (k - 2) % max(inner, 1) + 1
-        some = ranks[jnp.maximum(order, 0)] < size
-        return jnp.where(k < 2, jnp.broadcast_to(k == 1, some.shape), some)
-
-    arguments = (apply_fn, params, x, target, numbers, fill, coalition)
-    scores = coalition_scores(name, *arguments, 2 + 2 * num_samples * inner, chunk_size, baselines)
-    none, every = (jnp.broadcast_to(s, (2 * num_samples, 1, rows)) for s in scores[:2])
-    walks = scores[2:].reshape(2 * num_samples, inner, rows)
-    gains = jnp.diff(jnp.concatenate([none, walks, every], 1), axis=1)  # by place in the order
-    gains = jnp.take_along_axis(gains.swapaxes(1, 2), ranks, axis=2)  # by segment
-    pairs = gains.reshape(num_samples, 2, rows, count).mean(1)
-    errors = pairs.std(0, ddof=1) / math.sqrt(num_samples)
     found = Segmented(numbers, count, shapes)
-    return as_scores(pairs.mean(0), errors, scores[0], found, x)
+
+    def scored(own, first, num):
+        """Scores of coalitions from `first` on: none, all, then those of the orders `own`."""
+
+        def coalition(k):
+            k = k + first
+            order, size = (k - 2) // max(inner, 1), (k - 2) % max(inner, 1) + 1
+            some = own[jnp.maximum(order, 0)] < size
+            return jnp.where(k < 2, jnp.broadcast_to(k == 1, some.shape), some)
+
+        arguments = (apply_fn, params, x, target, numbers, fill, coalition)
+        return coalition_scores(name, *arguments, num, chunk_size, baselines)
+
+    def gained(own, ends, walks):
+        """By pairs of orders, `[P, N, G]`."""
+        none, every = (jnp.broadcast_to(s, (len(own), 1, rows)) for s in ends)
+        walks = walks.reshape(len(own), inner, rows)
+        gains = jnp.diff(jnp.concatenate([none, walks, every], 1), axis=1)  # by place in the order
+        gains = jnp.take_along_axis(gains.swapaxes(1, 2), own, axis=2)  # by segment
+        return gains.reshape(-1, 2, rows, count).mean(1)
+
+    if not tolerance or not inner:
+        scores = scored(ranks, 0, 2 + 2 * num_samples * inner)
+        pairs = gained(ranks, scores[:2], scores[2:])
+        errors = pairs.std(0, ddof=1) / math.sqrt(num_samples)
+        return as_scores(pairs.mean(0), errors, scores[0], found, x)
+    ends, at_once = scored(ranks, 0, 2), min(_ROUND, num_samples)
+
+    def draw(so_far, turn):
+        pair = turn * at_once + jnp.arange(at_once, dtype=jnp.int32)
+        own = ranks.reshape(num_samples, 2, rows, count)[jnp.minimum(pair, num_samples - 1)]
+        own = own.reshape(-1, rows, count)
+        gains = gained(own, ends, scored(own, 2, len(own) * inner))
+        return merged(so_far, moments(gains, pair < num_samples))
+
+    nothing = jnp.zeros((rows, count), ends.dtype)
+    told = lambda so_far: (so_far.mean, so_far.errors)
+    rounds = -(-num_samples // at_once)
+    seen = in_rounds(Moments(jnp.int32(0), nothing, nothing), draw, told, rounds, tolerance)
+    return as_scores(seen.mean, seen.errors, ends[0], found, x)
 
 
 _sampled.__name__ = "shapley_sampling"
 _shapley_sampling = explanation(
-    "count", "shapes", "num_samples", "chunk_size", sweeps=True, integers=True
+    *("count", "shapes", "num_samples", "chunk_size", "tolerance"), sweeps=True, integers=True
 )(_sampled)

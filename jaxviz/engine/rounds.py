@@ -1,0 +1,146 @@
+"""Draws in rounds, until what they estimate is known well enough: sampled methods stop early."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxviz.engine.copies import at_least_float32, chunk_length, default_chunk
+from jaxviz.rules.fast import serving
+
+# Draws in a round: what an error is told from at the least, whatever `chunk_size` is.
+ROUND = 32
+
+
+class Moments(NamedTuple):
+    """What draws say so far.
+
+    Attributes:
+      count: How many there were.
+      mean: A pytree, its leaves with examples first.
+      squares: The sums of squared differences from the mean.
+    """
+
+    count: jax.Array
+    mean: Any
+    squares: Any
+
+    @property
+    def errors(self) -> Any:
+        """Standard errors of the mean; infinite for fewer than two draws."""
+        few, n = self.count < 2, jnp.maximum(self.count, 2)
+
+        def error(squares):
+            found = jnp.sqrt(squares / (n * (n - 1)).astype(squares.dtype))
+            return jnp.where(few, jnp.inf, found)
+
+        return jax.tree.map(error, self.squares)
+
+
+def in_rounds(
+    state: Any,
+    draw: Callable[[Any, jax.Array], Any],
+    estimate: Callable[[Any], tuple[Any, Any]],
+    rounds: int,
+    tolerance: float,
+) -> Any:
+    """The state after so many rounds that no error is above `tolerance` times its map's range.
+
+    All examples go on until the last of them is known: one program, the same for each of them.
+
+    Args:
+      state: Before the first round, a pytree.
+      draw: Of a state and a round's number, the state after it.
+      estimate: Of a state what it says and the standard errors, pytrees with examples first.
+      rounds: How many there may be.
+      tolerance: > 0.
+    """
+
+    def open_(carry):
+        turn, state = carry
+        known = small_enough(*estimate(state), tolerance)
+        return (turn < rounds) & ((turn == 0) | ~known)
+
+    step = lambda carry: (carry[0] + 1, draw(carry[1], carry[0]))
+    return jax.lax.while_loop(open_, step, (jnp.int32(0), state))[1]
+
+
+def small_enough(values: Any, errors: Any, tolerance: float) -> jax.Array:
+    """Whether each example's largest error is at most `tolerance` times the range of its values."""
+
+    def known(value, error):
+        value, error = (a.reshape(len(a), -1) for a in (value, error))
+        room = tolerance * (value.max(1) - value.min(1)).astype(error.dtype)
+        return (error.max(1) <= room).all()
+
+    return jnp.stack(jax.tree.leaves(jax.tree.map(known, values, errors))).all()
+
+
+def mean_until(
+    name: str,
+    term: Callable[[jax.Array], Any],
+    num: int,
+    chunk_size: int | None,
+    x: Any,
+    tolerance: float,
+) -> Moments:
+    """The moments of `term(k)`, k < `num`, drawn in rounds until their mean is known well enough.
+
+    Args:
+      name: Of the method, for errors.
+      term: Of an integer, a pytree with examples first.
+      num: Number of terms at most.
+      chunk_size: Terms alive at once; None chooses by `x`.
+      x: Of what each term has a copy.
+      tolerance: As for `in_rounds`.
+    """
+
+    def one(k):
+        with serving(num):
+            found = term(k)
+        return jax.tree.map(lambda a: a.astype(at_least_float32(a)), found)
+
+    size = min(ROUND, num)
+    chunk = chunk_length(name, size, default_chunk(x) if chunk_size is None else chunk_size)
+
+    def draw(so_far, turn):
+        # Rounds are the same whatever the chunks: what a last one has too many is not counted.
+        start, end = turn * size, jnp.minimum((turn + 1) * size, num)
+
+        def chunked(so_far, first):
+            k = first + jnp.arange(chunk, dtype=jnp.int32)
+            found = moments(jax.vmap(one)(jnp.minimum(k, num - 1)), k < end)
+            return merged(so_far, found), None
+
+        firsts = start + chunk * jnp.arange(-(-size // chunk), dtype=jnp.int32)
+        return jax.lax.scan(chunked, so_far, firsts)[0]
+
+    shapes = jax.eval_shape(one, jnp.int32(0))
+    nothing = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    start = Moments(jnp.int32(0), nothing(), nothing())
+    told = lambda so_far: (so_far.mean, so_far.errors)
+    return in_rounds(start, draw, told, -(-num // size), tolerance)
+
+
+def moments(terms: Any, live: jax.Array) -> Moments:
+    """Of those terms along the first axis that are `live`."""
+    count = live.sum(dtype=jnp.int32)
+    column = lambda a: live.reshape(-1, *[1] * (a.ndim - 1))
+    whole = lambda a: jnp.where(column(a), a, 0).sum(0) / jnp.maximum(count, 1).astype(a.dtype)
+    mean = jax.tree.map(whole, terms)
+    around = lambda a, m: jnp.where(column(a), jnp.square(a - m[None]), 0).sum(0)
+    return Moments(count, mean, jax.tree.map(around, terms, mean))
+
+
+def merged(one: Moments, other: Moments) -> Moments:
+    """Of the draws of both (Chan, Golub and LeVeque 1983): no difference of large sums is taken."""
+    count = one.count + other.count
+    share = lambda a: (other.count / jnp.maximum(count, 1)).astype(a.dtype)
+    apart = jax.tree.map(lambda a, b: b - a, one.mean, other.mean)
+    mean = jax.tree.map(lambda a, d: a + d * share(a), one.mean, apart)
+
+    def squares(a, b, d):
+        return a + b + jnp.square(d) * share(a) * one.count.astype(a.dtype)
+
+    return Moments(count, mean, jax.tree.map(squares, one.squares, other.squares, apart))

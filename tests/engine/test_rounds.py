@@ -1,0 +1,84 @@
+"""An early stop: after which round, and that the numbers are those of as many draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+from jaxviz.engine.rounds import ROUND, mean_until
+
+KEY = jax.random.key(1)
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(2, 4, 4, 1)).astype(np.float32)
+W = RNG.normal(size=(4, 4, 1)).astype(np.float32)
+
+
+def net(w, x):
+    return jnp.tanh((x * w[None]).sum((1, 2)))
+
+
+def rounds_needed(terms, tolerance):
+    """How many draws are taken, in NumPy: rounds until all examples' errors are small."""
+    for n in range(ROUND, len(terms) + ROUND, ROUND):
+        some = terms[:n].astype(np.float64).reshape(min(n, len(terms)), terms.shape[1], -1)
+        mean, error = some.mean(0), some.std(0, ddof=1) / np.sqrt(len(some))
+        if (error.max(1) <= tolerance * np.ptp(mean, axis=1)).all():
+            break
+    return min(n, len(terms))
+
+
+def test_moments_are_numpys_and_the_round_is_the_first_that_will_do():
+    terms = RNG.normal(size=(150, 2, 3)) + 1e4 + np.array([0.0, 1.0, 2.0])  # far from 0
+    terms = terms.astype(np.float32)
+
+    @jax.jit
+    def all_of(terms):
+        term = lambda k: terms[k]
+        tolerances = (0.06, 1e-9, 1.0)
+        return [
+            mean_until("any", term, 150, chunk, X, tolerance)
+            for tolerance in tolerances
+            for chunk in (1, 7, 64)
+        ]
+
+    found = all_of(terms)
+    counts = [int(one.count) for one in found]
+    needed = rounds_needed(terms, 0.06)
+    assert ROUND < needed < 150
+    assert counts == [needed] * 3 + [150] * 3 + [ROUND] * 3  # whatever the chunks
+    for one in found:
+        some = terms[: int(one.count)].astype(np.float64)
+        np.testing.assert_allclose(one.mean, some.mean(0), rtol=1e-6)
+        error = some.std(0, ddof=1) / np.sqrt(len(some))
+        np.testing.assert_allclose(one.errors, error, rtol=1e-3)
+
+
+def test_a_method_that_stops_gives_what_so_many_draws_give():
+    small = {"key": KEY, "cells": 2, "num_samples": 2000}
+    plain = jv.rise(net, W, X, 0, **small | {"num_samples": 2 * ROUND})
+    stopped = jv.rise(net, W, X, 0, tolerance=0.5, **small)
+    once = jv.rise(net, W, X, 0, **small | {"num_samples": ROUND})
+    assert any(np.allclose(stopped, one, atol=1e-6) for one in (plain, once))
+    # A tolerance that nothing meets takes all.
+    draw = {"baselines": 0 * X[:1], "key": KEY, "num_samples": 40}
+    every = jv.expected_gradients(net, W, X, 0, tolerance=1e-12, **draw)
+    np.testing.assert_allclose(every, jv.expected_gradients(net, W, X, 0, **draw), atol=1e-6)
+
+
+@pytest.mark.parametrize("tolerance", [1e-9, 0.1])
+def test_orders_in_rounds(tolerance):
+    segments = jv.grid_segments((4, 4), (2, 2))
+    draw = {"key": KEY, "segments": segments, "num_samples": 22}
+    out = jv.shapley_sampling(net, W, X, None, tolerance=tolerance, **draw)
+    gained = net(W, X)[:, 0] - net(W, 0 * X)[:, 0]
+    np.testing.assert_allclose(out.values.sum(1), gained, atol=1e-5)
+    if tolerance == 1e-9:  # all 22 of them, the last round half full
+        whole = jv.shapley_sampling(net, W, X, None, **draw)
+        np.testing.assert_allclose(out.values, whole.values, atol=1e-6)
+        np.testing.assert_allclose(out.standard_errors, whole.standard_errors, rtol=1e-3, atol=1e-7)
+    else:
+        exact = jv.shapley_values(net, W, X, None, segments=segments).values
+        spread = np.ptp(np.asarray(out.values), axis=1, keepdims=True)
+        assert (np.asarray(out.standard_errors) <= 0.1 * spread).all()
+        assert (np.abs(out.values - exact) <= 0.5 * spread).all()
