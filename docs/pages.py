@@ -31,7 +31,7 @@ OTHERS = {
         "What transformers attend to, found in the computation.",
         [
             *("attentions", "patched", "steered", "activation_patching", "attribution_patching"),
-            "layer_ablation",
+            *("path_patching", "layer_ablation"),
         ],
     ),
     "sets": (

@@ -139,7 +139,7 @@ def main(argv=None):
         )
     print(f"over all heads the two have a correlation of {agree:.2f}")
     print(f"without these heads: {after[0]:.0%}, {after[1]:.0%}")
-    i, j = min(alone, key=alone.get)
+    i, j = min(alone, key=lambda place: alone[place])
     print(f"the one head that repeating needs most: block {i} head {j}, {alone[i, j]:.0%} without")
     shown = {"brings back": brings, "first order": slopes, "looks there": looks}
     lost = [[before[1] - alone[i, j] for j in range(HEADS)] for i in range(BLOCKS)]

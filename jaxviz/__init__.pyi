@@ -162,6 +162,7 @@ from jaxviz.interventions.patching import (
     attribution_patching as attribution_patching,
     layer_ablation as layer_ablation,
 )
+from jaxviz.interventions.paths import path_patching as path_patching
 from jaxviz.parts import targets as targets
 from jaxviz.parts.feature_maps import default_layer as default_layer
 from jaxviz.parts.imputation import inpainted as inpainted

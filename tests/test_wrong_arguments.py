@@ -347,7 +347,11 @@ INTERVENTION = {
     "apply_fn": ("model", attends),
     "layers": ("layer", None),
 }
-OWN |= {n: INTERVENTION for n in ("activation_patching", "attribution_patching", "layer_ablation")}
+INTERVENTION |= {"receivers": ("layer", None), "receiver_axis": ("axis", None)}
+OWN |= {
+    n: INTERVENTION
+    for n in ("path_patching", "activation_patching", "attribution_patching", "layer_ablation")
+}
 _OF_LAYER = {
     "layer": ("names", "relu_0"),
     "where": ("index", None),

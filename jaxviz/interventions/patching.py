@@ -19,8 +19,8 @@ from jaxviz.graph.trace import Traced
 from jaxviz.interventions.patched import check_source, like_x, read
 from jaxviz.interventions.places import Place, heads_of_all, places
 
-_AXIS = either("an axis or a tuple of axes", whole(), several(whole(), "a tuple of axes"))
-_LAYERS = maybe(layer_list)
+AXIS = either("an axis or a tuple of axes", whole(), several(whole(), "a tuple of axes"))
+LAYERS = maybe(layer_list)
 
 
 class Patching(NamedTuple):
@@ -47,7 +47,7 @@ class Patching(NamedTuple):
 
 @explanation(
     "layers", "axis", "chunk_size",
-    sweeps=True, integers=True, source=batch, layers=_LAYERS, axis=_AXIS,
+    sweeps=True, integers=True, source=batch, layers=LAYERS, axis=AXIS,
 )  # fmt: skip
 def activation_patching(
     apply_fn: Callable,
@@ -107,13 +107,13 @@ def activation_patching(
       part, whole batches averaged; here examples are apart.
     """
     name = "activation_patching"
-    cut = _Cut(name, apply_fn, params, x, target, layers, axis)
+    cut = Cut(name, apply_fn, params, x, target, layers, axis)
     at_source, gap = cut.of_source(source)
     effect = cut.effects([at_source[place.name] for place in cut.found], chunk_size)
     return Patching(effect, gap)
 
 
-@explanation("layers", "axis", integers=True, source=batch, layers=_LAYERS, axis=_AXIS)
+@explanation("layers", "axis", integers=True, source=batch, layers=LAYERS, axis=AXIS)
 def attribution_patching(
     apply_fn: Callable,
     params: Any,
@@ -158,29 +158,21 @@ def attribution_patching(
       Nanda 2023, "Attribution patching"; Syed, Rager and Conmy 2023, arXiv:2310.10348, equation 1.
     """
     name = "attribution_patching"
-    cut = _Cut(name, apply_fn, params, x, target, layers, axis)
-    for place in cut.found:
-        if not jnp.issubdtype(place.dtype, jnp.inexact):
-            raise ValueError(
-                f"{name}: layers must be floating to have a slope; {place.name!r} is "
-                f"{place.dtype}. Take a layer after it."
-            )
+    cut = Cut(name, apply_fn, params, x, target, layers, axis)
+    cut.check_floating()
     at_source, gap = cut.of_source(source)
     at_x, slopes = cut.slopes()
     effect = []
     for place in cut.found:
         new, a, slope = (values[place.name] for values in (at_source, at_x, slopes))
         wide = at_least_float32(a)
-        product = (new.astype(wide) - a.astype(wide)) * slope.astype(wide)
-        rest = tuple(i for i in range(1, product.ndim) if i not in cut.axes)
-        effect.append(jnp.moveaxis(product.sum(rest, keepdims=True), cut.axes, cut.order))
-    sizes = (jnp.shape(gap)[0], *cut.sizes)
-    return Patching(jnp.stack([e.reshape(sizes) for e in effect], axis=1), gap)
+        effect.append(cut.moved(new.astype(wide) - a.astype(wide), slope))
+    return Patching(jnp.stack(effect, axis=1), gap)
 
 
 @explanation(
     "layers", "axis", "chunk_size",
-    sweeps=True, integers=True, reference=maybe(batch), layers=_LAYERS, axis=_AXIS,
+    sweeps=True, integers=True, reference=maybe(batch), layers=LAYERS, axis=AXIS,
 )  # fmt: skip
 def layer_ablation(
     apply_fn: Callable,
@@ -231,7 +223,7 @@ def layer_ablation(
       arXiv:2211.00593, section 2.1 (mean). "LayerFeatureAblation" of Captum, one part a pass.
     """
     name = "layer_ablation"
-    cut = _Cut(name, apply_fn, params, x, target, layers, axis)
+    cut = Cut(name, apply_fn, params, x, target, layers, axis)
     if reference is None:
         new = [jnp.zeros((1, *place.shape[1:]), place.dtype) for place in cut.found]
     else:
@@ -244,21 +236,26 @@ def layer_ablation(
     return 0 - cut.effects(new, chunk_size)  # no part without effect is -0
 
 
-class _Cut:
+class Cut:
     """A model at x with the layers whose parts are replaced."""
 
-    def __init__(self, name, apply_fn, params, x, target, layers, axis):
+    def __init__(self, name, apply_fn, params, x, target, layers, axis, said=("layers", "axis")):
         self.name, self.apply_fn, self.params, self.x = name, apply_fn, params, x
         self.traced: Traced = attended(apply_fn, params, x)
         self.names = layers or heads_of_all(name, self.traced)
-        self.found = places(name, self.traced, self.names)
-        axes = {_axes(name, place, axis) for place in self.found}
+        try:
+            self.found = places(name, self.traced, self.names)
+        except ValueError as error:
+            raise (
+                error if said[0] == "layers" else ValueError(f"{error} It is one of `{said[0]}`.")
+            ) from None
+        axes = {_axes(name, place, axis, said[1]) for place in self.found}
         sizes = {tuple(p.shape[a] for a in own) for p in self.found for own in axes}
         if len(axes) > 1 or len(sizes) > 1:
             told = ", ".join(f"{place.name!r} {place.shape}" for place in self.found)
             raise ValueError(
-                f"{name}: layers must be of one size along axis {axis}; got {told}. Take those of "
-                "one kind at a time."
+                f"{name}: {said[0]} must be of one size along {said[1]} {axis}; got {told}. "
+                "Take those of one kind at a time."
             )
         (self.axes,), (self.sizes,) = axes, sizes
         self.order = tuple(range(1, len(self.axes) + 1))
@@ -302,16 +299,36 @@ class _Cut:
     def scored(self, place: Place, new: jax.Array, nodes: Sequence[Any], k: jax.Array):
         """The score with the k-th part of a layer replaced; only what follows it is computed."""
         old = self.env[place.value]
-        seen = place.read(old)
+        changed = self.with_part(place, new, k)
+        env = {**self.env, place.value: place.written(changed, old)}
+        run_changed(nodes, env, {})
+        return select(self.outputs(env), self.target)
+
+    def with_part(self, place: Place, new: jax.Array, k: jax.Array) -> jax.Array:
+        """A layer's value with its k-th part taken from another one."""
+        seen = place.read(self.env[place.value])
         here: Any = True
         for axis, at in zip(self.axes, jnp.unravel_index(k, self.sizes), strict=True):
             shape = [-1 if a == axis else 1 for a in range(seen.ndim)]
             here = here & (jnp.arange(seen.shape[axis]) == at).reshape(shape)
         new = jnp.broadcast_to(new.astype(seen.dtype), seen.shape)
-        changed = jnp.where(jnp.broadcast_to(here, seen.shape), new, seen)
-        env = {**self.env, place.value: place.written(changed, old)}
-        run_changed(nodes, env, {})
-        return select(self.outputs(env), self.target)
+        return jnp.where(jnp.broadcast_to(here, seen.shape), new, seen)
+
+    def moved(self, step: jax.Array, slope: jax.Array) -> jax.Array:
+        """`[N, *sizes]`: what a step of a layer's value is worth, part by part, to first order."""
+        wide = at_least_float32(slope)
+        product = step.astype(wide) * slope.astype(wide)
+        rest = tuple(i for i in range(1, product.ndim) if i not in self.axes)
+        found = jnp.moveaxis(product.sum(rest, keepdims=True), self.axes, self.order)
+        return found.reshape(len(product), *self.sizes)
+
+    def check_floating(self) -> None:
+        for place in self.found:
+            if not jnp.issubdtype(place.dtype, jnp.inexact):
+                raise ValueError(
+                    f"{self.name}: layers must be floating to have a slope; {place.name!r} is "
+                    f"{place.dtype}. Take a layer after it."
+                )
 
     def slopes(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """The layers' values at x, and the derivatives of the score by them."""
@@ -335,13 +352,15 @@ def _shifted(place: Place, extra: jax.Array, before: Callable, a: Any) -> jax.Ar
     return a + place.written(extra, a)
 
 
-def _axes(name: str, place: Place, axis: int | tuple[int, ...]) -> tuple[int, ...]:
+def _axes(
+    name: str, place: Place, axis: int | tuple[int, ...], said: str = "axis"
+) -> tuple[int, ...]:
     given = (axis,) if isinstance(axis, int) else tuple(axis)
     ndim = len(place.shape)
     found = tuple(a + ndim if a < 0 else a for a in given)
     if not all(0 < a < ndim for a in found) or len(set(found)) < len(found):
         raise ValueError(
-            f"{name}: axis must be of the value of layer {place.name!r}, {place.shape}, none twice "
-            f"and not the batch's 0; got {axis}. 1 is the first after the batch."
+            f"{name}: {said} must be of the value of layer {place.name!r}, {place.shape}, none "
+            f"twice and not the batch's 0; got {axis}. 1 is the first after the batch."
         )
     return found
