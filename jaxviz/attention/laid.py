@@ -49,4 +49,7 @@ def laid_out(name: str, tokens: Any, row: jax.Array, x: Any, resize: Resize) -> 
     if tokens is None or len(tokens.sizes) < 2:
         return row
     patches = row[:, tokens.before : row.shape[1] - tokens.after]
+    if resize is True:  # the image's axes where it has them: its channels may come first
+        leaves = jax.tree.leaves(x)
+        resize = tuple(leaves[n if len(leaves) > 1 else 0].shape[a] for n, a in tokens.axes)
     return resized(name, patches.reshape(len(row), *tokens.sizes), x, resize)

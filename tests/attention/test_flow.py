@@ -98,6 +98,10 @@ def test_a_vision_transformers_maps_are_images():
         total = a / a.sum(-1, keepdims=True) @ total
     small = jv.attention_rollout(vit.apply, params, images, resize=False)
     np.testing.assert_allclose(small, total[:, 0, 2:].reshape(2, 4, 4), atol=1e-5)
+    first = lambda p, x: vit.apply(p, x.transpose(0, 2, 3, 1))  # the image's size all the same
+    large = jv.attention_rollout(first, params, images.transpose(0, 3, 1, 2))
+    resized = jax.image.resize(small, (2, 16, 16), "linear", antialias=False)
+    np.testing.assert_allclose(large, resized, atol=1e-5)
 
 
 def test_attentions_that_cannot_follow_one_another_are_refused():
