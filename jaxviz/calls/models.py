@@ -142,9 +142,10 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
     told = told if len(told) <= 200 else f"{told[:197]}..."
     advice = (
         _module_advice(apply_fn)
-        or _params_advice(params)
         or _batch_advice(x)
-        or _example_advice(apply_fn, params, x)
+        or _shape_advice(apply_fn, params, x)
+        or call_advice(error)
+        or _params_advice(apply_fn, params)
         or "See where by calling it alone: jax.eval_shape(apply_fn, params, x)."
     )
     kind = TypeError if isinstance(error, TypeError) else ValueError
@@ -182,7 +183,9 @@ def _module_advice(apply_fn):
     return adapter_of(apply_fn)
 
 
-def _params_advice(params):
+def _params_advice(apply_fn, params):
+    if type(apply_fn).__module__.startswith("jaxviz."):  # of an adapter, as it should be
+        return ""
     kinds = jax.tree.leaves(params, is_leaf=lambda a: type(a).__module__.startswith("flax.nnx"))
     if any(type(a).__module__.startswith("flax.nnx") for a in kinds):
         return "For an NNX module take both: `apply_fn, params = from_nnx(module)`."
@@ -203,14 +206,41 @@ def _batch_advice(x):
     return f"A batch of images and labels is no input: pass batch[{name!r}] as x."
 
 
-def _example_advice(apply_fn, params, x):
-    """Whether a batch of one is what it wants."""
-    try:
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)), jnp.result_type(a)), x)
-        jax.eval_shape(apply_fn, params, one)
-    except Exception:  # of whatever kind: then that is not it
-        return ""
-    return "It takes a batch of one such example: pass x[None]."
+_SHAPES = (
+    (lambda s: (1, *s), "It takes a batch of one such example: pass x[None]."),
+    (
+        lambda s: (s[0], *s[2:], s[1]) if len(s) > 2 else s,
+        "It takes channels last: pass jnp.moveaxis(x, 1, -1).",
+    ),
+    (
+        lambda s: (s[0], s[-1], *s[1:-1]) if len(s) > 2 else s,
+        "It takes channels first: pass jnp.moveaxis(x, -1, 1).",
+    ),
+)
+
+
+def _shape_advice(apply_fn, params, x):
+    """Whether a batch of one is what it wants, or channels elsewhere."""
+    for shaped, told in _SHAPES:
+        struct = lambda a, s=shaped: jax.ShapeDtypeStruct(s(np.shape(a)), jnp.result_type(a))
+        try:
+            jax.eval_shape(apply_fn, params, jax.tree.map(struct, x))
+            return told
+        except Exception:  # of whatever kind: then that is not it
+            continue
+    return ""
+
+
+_MISSING = re.compile(r"missing \d+ required .*arguments?: '(\w+)'")
+
+
+def call_advice(error):
+    """For what else a call needs: more arguments, or Linen's running statistics."""
+    if type(error).__name__ in ("ScopeCollectionNotFound", "ScopeParamNotFoundError"):
+        return 'Pass all that `init` gave: {"params": ..., "batch_stats": ...}.'
+    if isinstance(error, TypeError) and (found := _MISSING.search(str(error))):
+        return f"Fix what it takes besides: functools.partial(apply_fn, {found[1]}=...)."
+    return ""
 
 
 def shapes_of(tree: Any) -> Any:

@@ -18,10 +18,12 @@ import numpy as np
 
 import jaxviz
 from jaxviz.adapters.calls import for_inference
+from jaxviz.calls.models import call_advice
 
 _KEYS = ("model", "classes", "preprocess", "input_shape")
 _WANTED = (
-    "(apply_fn, params), (linen_module, variables), an NNX, Equinox or Keras model, or a dict of "
+    "(apply_fn, params), (linen_module, variables), (equinox_model, state), (what hk.transform "
+    "gave, params), or with a state behind them, an NNX, Equinox or Keras model, or a dict of "
     "'model' (one of these) and, if wanted, 'classes', 'preprocess' and 'input_shape'"
 )
 
@@ -44,10 +46,12 @@ class Function:
                 jax.eval_shape(candidate, params, example)
                 return candidate
             except Exception as error:  # the model's own, of whatever kind
-                errors.append(str(error).strip().split("\n")[0])
+                errors.append(error)
+        told = str(errors[0]).strip().split("\n")[0].rstrip(".")
         raise ValueError(
             f"--model: the net must take images {example.shape}, or with channels first; it fails "
-            f"with: {errors[0]}. Say what it takes: --input-shape HEIGHT WIDTH CHANNELS."
+            f"with: {told}. "
+            f"{call_advice(errors[0]) or 'Say what it takes: --input-shape HEIGHT WIDTH CHANNELS.'}"
         )
 
 
@@ -133,8 +137,14 @@ def _module(place: str) -> types.ModuleType:
 
 def _parts(name: str, made: Any) -> tuple[Function, Any, Any]:
     """The net, its params and the shape of its images where it knows it."""
+    if isinstance(made, tuple) and len(made) in (2, 3) and _is_of(made[0], "haiku."):
+        apply_fn, params = jaxviz.from_haiku(*made)
+        return Function(apply_fn), params, None
     if isinstance(made, tuple) and len(made) == 2:
         first, params = made
+        if _is_of(first, "equinox.") and _is_of(params, "equinox."):
+            apply_fn, params = jaxviz.from_equinox(first, params)
+            return Function(apply_fn), params, None
         if _is_of(first, "flax.linen."):
             flags = for_inference(first.__call__)
             return Function(functools.partial(first.apply, **flags)), params, None
@@ -154,6 +164,7 @@ def _parts(name: str, made: Any) -> tuple[Function, Any, Any]:
             return Function(apply_fn), params, shape[1:]
         return Function(apply_fn), params, None
     came = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
+    came = f"the class {made.__name__}" if isinstance(made, type) else came
     raise ValueError(f"--model: {name}() must return {_WANTED}; got {came}.")
 
 
@@ -217,7 +228,12 @@ def _read(path: str) -> dict[str, Any]:
             )
         from safetensors.numpy import load_file
 
-        return load_file(place)
+        try:
+            return load_file(place)
+        except Exception as error:  # the library's own
+            raise ValueError(
+                f"--checkpoint: {path} cannot be read as safetensors: {str(error).rstrip('.')}."
+            ) from error
     import orbax.checkpoint as ocp  # takes its time to import
 
     try:
@@ -226,7 +242,8 @@ def _read(path: str) -> dict[str, Any]:
             tree = checkpointer.restore(place.resolve())
     except Exception as error:  # of Orbax and TensorStore, of whatever kind
         raise ValueError(
-            f"--checkpoint: {path} cannot be read by Orbax: {str(error).strip().split(chr(10))[0]}."
+            f"--checkpoint: {path} cannot be read by Orbax: "
+            f"{str(error).strip().split(chr(10))[0].rstrip('.')}."
         ) from error
     found = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(keys): leaf for keys, leaf in found}

@@ -146,6 +146,20 @@ def test_a_missing_batch_axis_is_seen():
         jv.saliency(seen, jnp.ones((2, 3)), IMAGES[0])
 
 
+def test_what_a_call_would_take_instead_is_said():
+    net = linen.Conv(3, (2, 2))
+    params = net.init(KEY, IMAGES)
+    first = lambda p, x: net.apply(p, x.transpose(0, 2, 3, 1))
+    for f, x, told in (
+        (net.apply, IMAGES.transpose(0, 3, 1, 2), r"channels last: pass jnp.moveaxis\(x, 1, -1\)"),
+        (first, IMAGES, r"channels first: pass jnp.moveaxis\(x, -1, 1\)"),
+        (lambda p, x, train: x, IMAGES, r"besides: functools.partial\(apply_fn, train=\.\.\.\)"),
+        (linen.BatchNorm(True).apply, IMAGES, r"Pass all that `init` gave: .*batch_stats"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=told):
+            jv.saliency(f, params, x)
+
+
 def test_a_batch_of_a_data_set_is_no_input():
     batch = {"image": IMAGES, "label": np.zeros(2, int)}
     with pytest.raises((TypeError, ValueError), match=r"^grad_cam: .*pass batch\['image'\]"):

@@ -65,6 +65,33 @@ def equinox():
     return eqx.nn.Sequential(parts)
 
 
+class Stateful(eqx.Module):
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self):
+        self.norm = eqx.nn.BatchNorm(3, "batch", mode="batch")
+
+    def __call__(self, x, state):
+        x, state = self.norm(x, state)
+        return x.mean((1, 2)), state
+
+
+def with_state():
+    return eqx.nn.make_with_state(Stateful)()
+
+
+def haiku():
+    import haiku as hk
+
+    net = hk.transform_with_state(lambda x, is_training: hk.Linear(2)(x.mean((1, 2))))
+    return net, *net.init(jax.random.PRNGKey(0), jnp.ones((1, 8, 8, 3)), True)
+
+
+def without_statistics():
+    net = nn.BatchNorm(use_running_average=True)
+    return net, {"params": net.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))["params"]}
+
+
 def none():
     return 3
 
@@ -126,6 +153,10 @@ def test_layers_and_a_module_by_its_name(place, monkeypatch, capsys):
     monkeypatch.syspath_prepend(place)
     assert main(["layers", "--model", "nets:make"]) == 0
     assert "conv" in capsys.readouterr().out
+    for name, layer in (("with_state", "norm"), ("haiku", "linear")):
+        words = ["--model", f"nets:{name}", "--input-shape", "8", "8", "3"]
+        assert main(["layers", *words]) == 0
+        assert layer in capsys.readouterr().out
 
 
 def test_a_sweep_of_a_folder_is_drawn(place, tmp_path):
@@ -187,6 +218,8 @@ def test_a_checkpoint_of_a_whole_module_has_its_running_statistics(place, tmp_pa
 def test_wrong_words_get_one_line(place, capsys):
     nets = f"{place}/nets.py"
     image = ["--images", f"{place}/pictures"]
+    torn = f"{place}/torn.safetensors"
+    pathlib.Path(torn).write_bytes(b"torn")
     for words, told in (
         (["--model", nets], "--model must be package.module:function or file.py:function"),
         (["--model", f"{nets}:maek"], "no function 'maek'. The nearest: make"),
@@ -198,6 +231,11 @@ def test_wrong_words_get_one_line(place, capsys):
         (["--model", f"{nets}:miscounted"], "'classes' must name each of the 2 outputs; got 3"),
         (["--model", f"{nets}:by_hand"], "the shape of an image must be known"),
         (["--model", f"{nets}:by_hand", "--input-shape", "4", "8", "3"], "it fails with"),
+        (
+            ["--model", f"{nets}:without_statistics", "--input-shape", "8", "8", "3"],
+            'Pass all that `init` gave: {"params": ..., "batch_stats": ...}.',
+        ),
+        (["--model", f"{nets}:make", "--checkpoint", torn], "cannot be read as safetensors: "),
         (["--model", f"{nets}:make", "--net", "cifar"], "--model cannot go with"),
         (["--checkpoint", "a", "mnist_a"], "--checkpoint is for a net of your own"),
         (["--model", f"{nets}:make", "--checkpoint", "a"], "there is no a"),
