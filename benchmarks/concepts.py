@@ -174,7 +174,7 @@ def craft(tiny, repeats):
         shares = []
         for image in u:  # [places, count]: each mask for all places, the net from the layer on
             moved = (image[None] * masks[:, None]) @ model.components_
-            scores = np.maximum(moved, 0).mean(1) @ w[:, 0]
+            scores = moved.mean(1) @ w[:, 0]
             f = scores.reshape(count + 2, designs)
             shares.append(((f[0] - f[2:]) ** 2).mean(1) / (2 * f[0].var() + 1e-12))
         return np.array(shares), error

@@ -618,8 +618,9 @@ OWN |= {
     **{
         f"concepts.{name}": CONCEPTS
         | {"a": ("rows", ROWS), "solver": ("choice", "hals"), "init": ("object", None)}
+        | {"tolerance": ("positive0", 0.5)}
         | dict.fromkeys(["num_concepts", "num_seeds"], ("count", 1))
-        for name in ("nmf", "semi_nmf", "pca")
+        for name in ("nmf", "semi_nmf", "pca", "k_means", "archetypes")
     },
     **{
         f"concepts.{name}": {
@@ -630,7 +631,10 @@ OWN |= {
         }
         for name in ("concept_importance", "concept_maps", "dff", "craft")
     },
-    "concepts.through": {"layer": ("name", "relu_0"), "dictionary": ("object", DICTIONARY)},
+    **{
+        f"concepts.{name}": {"layer": ("name", "relu_0"), "dictionary": ("object", DICTIONARY)}
+        for name in ("through", "concept_scores")
+    },
     "concepts.concept_sensitivity": {"vectors": ("array", ROWS)},
 }
 OWN["concepts.attribution_graph"] = {

@@ -8,6 +8,7 @@ from jaxviz.concepts.autoencoder import (
     sparse_autoencoder as sparse_autoencoder,
 )
 from jaxviz.concepts.cav import Cav as Cav, cav as cav
+from jaxviz.concepts.clustering import archetypes as archetypes, k_means as k_means
 from jaxviz.concepts.counterfactual import (
     Counterfactual as Counterfactual,
     counterfactual as counterfactual,
@@ -50,6 +51,7 @@ from jaxviz.concepts.relevant import (
     channels_below as channels_below,
     relevant_examples as relevant_examples,
 )
+from jaxviz.concepts.scores import concept_scores as concept_scores
 from jaxviz.concepts.streaming import activations_of as activations_of
 from jaxviz.concepts.tcav import (
     Tcav as Tcav,

@@ -13,6 +13,8 @@ from jaxviz.graph.split import split
 from jaxviz.parts import designs
 from jaxviz.parts.channels import channel_axis
 
+_AT_ONCE, _BYTES = 16, 2**28
+
 
 @explanation("layer", "num_designs", "chunk_size", sweeps=True, integers=True)
 def concept_importance(
@@ -42,7 +44,7 @@ def concept_importance(
       dictionary: Of K atoms in the layer's channels, as `nmf` makes one.
       key: Key of the shift that makes the Sobol sequence random.
       num_designs: Pairs of masks, a power of two, >= 2.
-      chunk_size: Masked values at once, for all N examples. None goes by the layer and the cores.
+      chunk_size: Masked values at once, for all N examples. None is 16, or as many as take 256 MB.
 
     Returns:
       `[N, K]`, shares of the variance, >= 0, without a sign; with interactions they sum to more
@@ -78,6 +80,9 @@ def concept_importance(
         less = jnp.broadcast_to(1 - mask(k).astype(codes.dtype), codes.shape)
         return a - jnp.moveaxis(decode(atoms, codes * less), -1, axis)
 
+    if chunk_size is None:
+        # One at a time takes a processor three times as long: products with K columns are too thin.
+        chunk_size = max(1, min(_AT_ONCE, _BYTES // max(a.size * a.dtype.itemsize, 1)))
     outputs = outputs_of_copies(tail, (params, carry), a, faded)
     num = designs.num_masks(count, num_designs)
     scores, _ = stacked_scores(name, outputs, select, num, chunk_size, a, target)

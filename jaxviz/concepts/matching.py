@@ -1,6 +1,5 @@
 """Which atoms of one dictionary are those of another: what stays from seed to seed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -69,7 +68,7 @@ def matched_atoms(
     return found.astype(np.float32)
 
 
-def steadiness(atoms: Any, others: Sequence[Any]) -> np.ndarray:
+def steadiness(atoms: Any, others: Any) -> np.ndarray:
     """`[K]`: of each atom the mean of `matched_atoms` to those of other seeds; NaN of none."""
     found = [matched_atoms(atoms, other) for other in others]
     return np.mean(found, 0) if found else np.full(len(atoms), np.nan, np.float32)

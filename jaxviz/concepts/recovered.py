@@ -94,9 +94,9 @@ def loss_recovered(
             f"{who}: labels must be one for each of {count} examples; got {np.shape(labels)}."
         )
     held, arrays = hold(who, apply_fn, params)
+    row = layer_named(who, held, arrays, x, layer)
     if loss_fn is None:
         check_labels(who, "labels", jax.eval_shape(held, arrays, x), np.asarray(labels))
-    row = layer_named(who, held, arrays, x, layer)
     if row.shape[row.channel_axis] != dictionary.atoms.shape[1]:
         raise ValueError(
             f"{who}: dictionary must have the layer's {row.shape[row.channel_axis]} channels; got "
