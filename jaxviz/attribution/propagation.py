@@ -113,7 +113,8 @@ def lrp(
 
     Layer norm and its kin, however spelled: centred, the deviation held, scaled, shifted. Softmax:
     gradient times input; log-sum-exp: each term its part of the sum; the logarithm of a softmax, in
-    any spelling: the number less that (so it conserves); a product of activations: the same to each
+    any spelling, masked, over segments, of numbers picked or added up: the number less that (so it
+    conserves, but for a constant's part of the sum); a product of activations: the same to each
     factor, or with `{"mul": rules.lrp.signal_takes_all()}` nothing to gates; a quotient: all to the
     numerator (`rules.composite` has the whole list).
 

@@ -17,13 +17,14 @@ from jaxviz.graph.roles import REARRANGING, leaves
 _SUMMING = frozenset(
     "reduce_sum cumsum scatter-add reduce_window_sum dot_general conv_general_dilated".split()
 )
-_LINEAR = REARRANGING | _SUMMING | frozenset("add add_any mul div neg abs select_n max min".split())
+LINEAR = REARRANGING | _SUMMING | frozenset("add add_any mul div neg abs select_n max min".split())
 _EXTREME = frozenset(
     "reduce_max reduce_min scatter-max scatter-min cummax cummin reduce_window_max max min".split()
 )
 _JOINING = frozenset("add add_any concatenate dynamic_update_slice select_n scatter-add".split())
 KEPT = frozenset({"softmax", "log_softmax"})
 
+LOG_OF_QUOTIENT = "log_of_quotient"  # a group that is one logarithm: `jaxviz.graph.logarithms`
 IN, INSIDE, OUT = "softmax_in", "softmax_inside", "softmax_out"
 SHIFT, ALONE, LOGGED = "shift", "unnormalised", "logged"
 # Where weights meet what they weigh before they are normalised, and where that is made up for; by
@@ -65,7 +66,7 @@ class Search:
     def __init__(self, program: Program, reached: Mapping[Value, str]):
         self.reached = reached
         self.results = program.outputs
-        self.nodes = list(leaves(program.nodes))
+        self.nodes = list(leaves(n for n in program.nodes if n.kind != LOG_OF_QUOTIENT))
         self.made = {v: n for n in self.nodes for v in n.outputs}
         self.readers: dict[Value, list[Node]] = {}
         for node in self.nodes:
@@ -102,6 +103,8 @@ class Search:
             self.broken |= ids
             self.sets[node.outputs[0]] = frozenset({len(self.entries)})
             self.entries.append(self.entry(node))
+        elif name == "sign":
+            return  # of a sum of exponentials it stays where it is
         elif not touched or not any(v in self.reached and self.is_read(v) for v in node.outputs):
             return
         elif len(touched) < len(carrying):
@@ -137,7 +140,7 @@ class Search:
             return False
         if name == "integer_pow":
             return node.equation.params["y"] == -1
-        return name in _LINEAR and (len(touched) == 1 or name in _JOINING)
+        return name in LINEAR and (len(touched) == 1 or name in _JOINING)
 
     def keep(self, node: Node, ids: frozenset[int], touched: list[Value], logs=False) -> None:
         name, out = node.equation.primitive.name, node.outputs[0]
@@ -171,7 +174,7 @@ class Search:
         logged = value in self.logged and len(ids) == 1 and other is not None
         entry = self.entries[next(iter(ids))]
         if logged and name == "sub" and node.operands[0] == other:
-            if other == entry.exponential.operands[0]:
+            if self.equal(other, entry.exponential.operands[0]):
                 self.leaving.append((ids, node, Part(OUT)))
                 return
         if logged and name == "add" and entry.shift is not None:
@@ -290,7 +293,7 @@ def _logarithms(program: Program, search: Search, found: dict[int, Part]) -> Non
         name = node.equation.primitive.name
         if name in ("log", "log2", "log1p"):
             found[id(node)] = Part(LOGGED)
-        elif len(carrying) == 1 and name in _LINEAR | {"sub", "clamp"}:
+        elif len(carrying) == 1 and name in LINEAR | {"sub", "clamp"}:
             made.update(node.outputs)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value
+from jaxviz.graph.logarithms import with_logarithms
 
 LINEAR = frozenset({"conv", "dense"})
 MOVING = frozenset({"name", "transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
@@ -64,7 +65,8 @@ def fold(program: Program, names: Mapping[int, str]) -> tuple[Program, dict[int,
             group = _group(program, chain, "log_softmax")
             names[id(group)] = names.get(id(node), "")
             nodes[position] = group
-    return dataclasses.replace(program, nodes=tuple(n for n in nodes if n is not None)), names
+    folded = dataclasses.replace(program, nodes=tuple(n for n in nodes if n is not None))
+    return with_logarithms(folded, names)
 
 
 def kernel_axes(

@@ -7,7 +7,7 @@ belongs that was taken off against overflow. What is between may be read by othe
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxviz.graph.exponentials import KEPT, Entry, Search
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value
 from jaxviz.graph.kinds import ACTIVATION_KINDS
-from jaxviz.graph.roles import REARRANGING, roles, start
+from jaxviz.graph.roles import REARRANGING, leaves, roles, start
 
 # Whether each exponential is known to be divided by the sum of those of its own row.
 ROWS, SUMS = "exponential_rows", "exponential_sums"
@@ -43,7 +43,7 @@ def with_quotients(program: Program) -> Program:
         return program
     search = Search(program, roles(program, start(program)))
     ends = [(n, ids) for ids, n, _ in search.leaving] + [(n, ids) for ids, n, _ in search.added]
-    groups = {id(n): group for n, ids in ends if (group := _group(program, search, n, ids))}
+    groups = {id(n): joined for n, ids in ends if (joined := group(program, search, n, ids))}
     return dataclasses.replace(program, nodes=_replaced(program.nodes, groups))
 
 
@@ -62,19 +62,26 @@ def _replaced(nodes: Sequence[Node], groups: dict[int, Node]) -> tuple[Node, ...
     )
 
 
-def _group(program: Program, search: Search, end: Node, ids: frozenset[int]) -> Node | None:
+def group(
+    program: Program, search: Search, end: Node, ids: frozenset[int], *, masks: bool = False
+) -> Node | None:
+    """One end of such exponentials as one node.
+
+    None where a maximum is added back that is not the one that was taken off, or where a mask
+    depends on the explained input, unless `masks` may.
+    """
     entries = [search.entries[i] for i in ids]
+    end = _once(search, end, entries)
     paths = _without_shift(program, search, end, entries)
     if paths is None and end.equation.primitive.name == "add":
         return None  # the maximum that is added back is not the one that was taken off
     starts = [(e.exponential,) for e in entries] if paths is None else paths
     shifted = set() if paths is None else {id(path[0]) for path in paths}
-    parts = _slice(search, end, starts)
+    parts = _reachable(program, search, _slice(search, end, starts))
     inside = {v for n in parts for v in n.outputs}
-    for n in parts:  # what a mask hides must not depend on the explained input
-        for v in n.inputs:
-            if v in program.depends and v not in inside and v not in search.reached:
-                return None
+    read = {v for n in parts for v in n.inputs if v in program.depends} - inside
+    if not masks and not read <= search.reached.keys():
+        return None
     rows = _in_rows(program, search, end, entries, starts)
     members = tuple(n._replace(kind=SHIFTED) if id(n) in shifted else n for n in parts)
     read = dict.fromkeys(v for m in members for v in m.inputs if v not in inside)
@@ -84,6 +91,40 @@ def _group(program: Program, search: Search, end: Node, ids: frozenset[int]) -> 
     )
     kind = ROWS if rows else SUMS
     return end._replace(kind=kind, inputs=inputs, operands=inputs, equation=None, members=members)
+
+
+def _once(search: Search, end: Node, entries: Sequence[Entry]) -> Node:
+    """The end of a logarithm, with the exponent for what was made alike once more."""
+    if end.equation.primitive.name != "sub":
+        return end
+    other = end.operands[0]
+    same = [v for e in entries if search.equal(v := e.exponential.operands[0], other)]
+    renamed = lambda values: tuple(same[0] if v == other else v for v in values)
+    return end._replace(operands=renamed(end.operands), inputs=renamed(end.inputs))
+
+
+def _reachable(program: Program, search: Search, parts: list[Node]) -> list[Node]:
+    """The operations with those that make what they read inside of other groups."""
+    inside = {v for n in parts for v in n.outputs}
+    hidden = {v for n in _hidden(program.nodes) for v in n.outputs} - inside
+    needed = {id(n) for n in parts}
+    todo = [v for n in parts for v in n.inputs]
+    while todo:
+        value = todo.pop()
+        if value in hidden:
+            hidden.discard(value)
+            needed.add(id(search.made[value]))
+            todo += search.made[value].inputs
+    return [*(n for n in search.nodes if id(n) in needed and n is not parts[-1]), parts[-1]]
+
+
+def _hidden(nodes: Sequence[Node]) -> Iterator[Node]:
+    """The members of groups that stay whole."""
+    for node in nodes:
+        if node.members and node.kind in _WHOLE:
+            yield from leaves(node.members)
+        elif node.members:
+            yield from _hidden(node.members)
 
 
 def _slice(search: Search, end: Node, starts: Sequence[tuple[Node, ...]]) -> list[Node]:
@@ -98,7 +139,7 @@ def _slice(search: Search, end: Node, starts: Sequence[tuple[Node, ...]]) -> lis
             needed.update((id(n), n) for n in path or (node,))
             if path is None:
                 todo += [search.made[v] for v in node.inputs if v in search.sets]
-    return [n for n in search.nodes if id(n) in needed]
+    return [*(n for n in search.nodes if id(n) in needed and n is not end), end]
 
 
 def _without_shift(program: Program, search: Search, end: Node, entries: Sequence[Entry]) -> Any:

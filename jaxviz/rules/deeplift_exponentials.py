@@ -42,7 +42,7 @@ class _Exponential(NamedTuple):
         return e, e0, jnp.maximum(e, e0) * shrink(self.run)
 
 
-class _Sums:
+class Sums:
     """What a group makes of its exponentials: a top and a bottom, linear in them."""
 
     def __init__(self, op: Op):
@@ -73,7 +73,7 @@ class _Sums:
         """The exponential that is divided, the value that is, and what of it is summed."""
         members = list(enumerate(self.op.members, self.first))
         if self.how == "sub":
-            (own,) = (i for i in self.places if self.op.members[i - self.first][1][0] == self.top)
+            (own,) = (i for i in self.places if self.exponent(i) == self.top)
             top = own
         else:
             top = self.top
@@ -105,7 +105,7 @@ class _Sums:
         return values
 
     def exponentials(self, inputs: Sequence[Any]) -> dict[int, _Exponential]:
-        reads = {i: self.op.members[i - self.first][1][0] for i in self.places}
+        reads = {i: self.exponent(i) for i in self.places}
         unit = {i: math.log(2) if m.primitive == "exp2" else 1 for i, m in self.places.items()}
 
         def exponents(bare, inputs):
@@ -131,6 +131,26 @@ class _Sums:
             for i, (h, t, a, b, c, s, sc) in zip(self.places, rows, strict=True)
         }
 
+    def exponent(self, i: int) -> int:
+        """Where an exponential reads its exponent."""
+        return self.op.members[i - self.first][1][0]
+
+    def relative(self, inputs: Sequence[jax.Array], tangents: Sequence[Any]) -> tuple[dict, dict]:
+        """Each exponent without and with the maximum; and relative tangents of the latter."""
+        along = [i for i, t in enumerate(tangents) if t is not None]
+
+        def bare(*some):
+            given = dict(zip(along, some, strict=True))
+            values = self.values([given.get(i, a) for i, a in enumerate(inputs)], {}, True)
+            return {i: wide(values[self.exponent(i)]) for i in self.places}
+
+        values, at = self.values(inputs, {}), [inputs[i] for i in along]
+        here = {i: wide(values[self.exponent(i)]) for i in self.places}
+        whole, moved = jax.jvp(bare, at, [tangents[i] for i in along])
+        _, scales = jax.jvp(bare, at, list(map(jnp.ones_like, at)))
+        exponents = {i: (here[i], whole[i]) for i in self.places}
+        return exponents, {i: divided(moved[i], scales[i]) for i in self.places}
+
     def ends(self, inputs: Sequence[jax.Array], given: Mapping[int, jax.Array]) -> tuple:
         """The top and the bottom as sums, of such exponentials."""
         made = lambda i: self.op.members[i - self.first][0].outputs[0]
@@ -142,7 +162,7 @@ class _Sums:
 
 def in_sums(op: Op) -> Callable:
     """A quotient of sums of exponentials, or the logarithm of one."""
-    sums = _Sums(op)
+    sums = Sums(op)
     order, count = list(sums.places), len(sums.places)
 
     def replaced(*inputs):
@@ -208,7 +228,7 @@ def _added(of: Callable, e: Sequence[jax.Array], rest: Sequence[jax.Array], clip
 
 def in_rows(op: Op) -> Callable:
     """e / (sum of its row + what else there is), or the logarithm of that, as in `softmax`."""
-    sums = _Sums(op)
+    sums = Sums(op)
     own, top, summed = sums.row()
     order = list(sums.places)
     others = [i for i in order if i != own]

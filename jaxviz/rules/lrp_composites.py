@@ -17,6 +17,7 @@ from jaxviz.rules.lrp import (
     z_box,
     z_plus,
 )
+from jaxviz.rules.lrp_logarithms import log_of_quotient
 from jaxviz.rules.lrp_operations import (
     extremum,
     factors,
@@ -96,6 +97,7 @@ def composite(
         **dict.fromkeys((*_POINTWISE, "activation", "batch_norm"), pass_through),
         **dict.fromkeys(("softmax", exponentials.LOGGED), shared),
         "log_softmax": log_softmax(stabilizer),
+        exponentials.LOG_OF_QUOTIENT: log_of_quotient(stabilizer),
         **dict.fromkeys(("mul", "matmul", "conv_product"), product(stabilizer)),
         **dict.fromkeys(("max", "min"), extremum),
         **dict.fromkeys(("scatter-max", "scatter-min"), scattered_extremum),

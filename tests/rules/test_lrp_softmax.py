@@ -75,11 +75,85 @@ def test_masked_and_picked_logarithms():
         assert np.isfinite(found).all()
         assert (found[:, 2] == 0).all()
         np.testing.assert_allclose(found.sum(1), jax.nn.log_softmax(masked)[:, 1], rtol=1e-4)
-    # What is picked or added up before it is gradient times input of the whole.
-    for pick in (lambda s: s[:, 1:2], lambda s: s[:, 1:].sum(1, keepdims=True)):
-        f = lambda x, pick=pick: jnp.log(pick(jax.nn.softmax(x)))
-        expected = x * jax.grad(lambda x, f=f: f(x).sum())(x)
-        np.testing.assert_allclose(relevance(f, x), expected, rtol=1e-4, atol=1e-6)
+
+
+KEEP, IDS = jnp.array([True, True, False, True, True]), jnp.array([0, 0, 1, 1, 1])
+
+
+def by_segments(z):
+    def one(z):
+        top = jax.ops.segment_max(z, IDS, 2)[IDS]
+        return z - top - jnp.log(jax.ops.segment_sum(jnp.exp(z - top), IDS, 2)[IDS])
+
+    return jax.vmap(one)(z)
+
+
+def log_of_segments(z):
+    def one(z):
+        e = jnp.exp(z - jax.ops.segment_max(z, IDS, 2)[IDS])
+        return jnp.log(e / jax.ops.segment_sum(e, IDS, 2)[IDS])
+
+    return jax.vmap(one)(z)
+
+
+def soft(z):
+    return jax.nn.softmax(z, where=KEEP)
+
+
+# Which logits are in the sum for number 1, and which of them are in the numerator.
+PICKED = {
+    "masked": (lambda z: jax.nn.log_softmax(z, where=KEEP)[:, 1:2], [0, 1, 3, 4], [1]),
+    "of a masked one": (lambda z: jnp.log(soft(z)[:, 1:2] + 1e-12), [0, 1, 3, 4], [1]),
+    "clipped": (lambda z: jnp.log(jnp.clip(soft(z), 1e-9, 1.0))[:, 1:2], [0, 1, 3, 4], [1]),
+    "segments": (lambda z: by_segments(z)[:, 1:2], [0, 1], [1]),
+    "of segments": (lambda z: log_of_segments(z)[:, 1:2], [0, 1], [1]),
+    "picked": (lambda z: jnp.log(jax.nn.softmax(z)[:, 1:2]), range(5), [1]),
+    "one hot": (
+        lambda z: jnp.log(
+            (jax.nn.softmax(z) * jax.nn.one_hot(jnp.array([1]), 5)).sum(1, keepdims=True)
+        ),
+        range(5),
+        [1],
+    ),
+    "two of them": (
+        lambda z: jnp.log(jax.nn.softmax(z)[:, :2].sum(1, keepdims=True)),
+        range(5),
+        [0, 1],
+    ),
+    "by hand": (
+        lambda z: jnp.log(jnp.exp(z[:, 1:2]) / jnp.exp(z).sum(1, keepdims=True)),
+        range(5),
+        [1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICKED)
+def test_a_logarithm_of_probabilities_is_one_log_sum_exp_less_another(name):
+    f, summed, picked = PICKED[name]
+    z = 2 * drawn(3, 5) + 1
+    logits = np.asarray(z, np.float64)
+    e = np.exp(logits)
+    total = np.log(e[:, list(summed)].sum(1, keepdims=True))
+    p = e / np.exp(total)
+    p[:, [i for i in range(5) if i not in summed]] = 0
+    # Of the sum of the picked each has its part; of either log-sum-exp each exponent has its own.
+    part = p[:, picked] / p[:, picked].sum(1, keepdims=True)
+    whole = np.log(p[:, picked].sum(1, keepdims=True))
+    ratio = part * whole / (logits[:, picked] - total)
+    expected = -p * total * ratio.sum(1, keepdims=True)
+    expected[:, picked] += logits[:, picked] * ratio
+    found = relevance(f, z, 0)
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(found.sum(1), whole[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_weighted_log_sum_exp():
+    z, b = drawn(3, 5), np.array([[1.0, 2.0, 0.0, 1.0, 0.5]])
+    f = lambda z: jax.nn.logsumexp(z, -1, keepdims=True, b=jnp.asarray(b, z.dtype))
+    e = b * np.exp(np.asarray(z, np.float64))
+    total = e.sum(1, keepdims=True)
+    np.testing.assert_allclose(relevance(f, z), e / total * np.log(total), rtol=1e-4, atol=1e-6)
 
 
 def products(how):
