@@ -81,7 +81,7 @@ def main(argv=None):
     threads = str(len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         given, result = os.path.join(folder, "given.npz"), os.path.join(folder, "result.npy")
-        np.savez(given, **w, **inputs, heads=heads, steps=STEPS)
+        np.savez(given, **w, **inputs, heads=heads, steps=STEPS)  # type: ignore[arg-type]
         side = subprocess.Popen(
             [arguments.python, SIDE, given],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
