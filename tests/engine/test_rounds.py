@@ -56,10 +56,9 @@ def test_moments_are_numpys_and_the_round_is_the_first_that_will_do():
 
 def test_a_method_that_stops_gives_what_so_many_draws_give():
     small = {"key": KEY, "cells": 2, "num_samples": 2000}
-    plain = jv.rise(net, W, X, 0, **small | {"num_samples": 2 * ROUND})
-    stopped = jv.rise(net, W, X, 0, tolerance=0.5, **small)
+    stopped = jv.rise(net, W, X, 0, tolerance=100.0, **small)  # after a round
     once = jv.rise(net, W, X, 0, **small | {"num_samples": ROUND})
-    assert any(np.allclose(stopped, one, atol=1e-6) for one in (plain, once))
+    np.testing.assert_allclose(stopped, once, atol=1e-6)
     # A tolerance that nothing meets takes all.
     draw = {"baselines": 0 * X[:1], "key": KEY, "num_samples": 40}
     every = jv.expected_gradients(net, W, X, 0, tolerance=1e-12, **draw)
@@ -78,7 +77,5 @@ def test_orders_in_rounds(tolerance):
         np.testing.assert_allclose(out.values, whole.values, atol=1e-6)
         np.testing.assert_allclose(out.standard_errors, whole.standard_errors, rtol=1e-3, atol=1e-7)
     else:
-        exact = jv.shapley_values(net, W, X, None, segments=segments).values
         spread = np.ptp(np.asarray(out.values), axis=1, keepdims=True)
         assert (np.asarray(out.standard_errors) <= 0.1 * spread).all()
-        assert (np.abs(out.values - exact) <= 0.5 * spread).all()
