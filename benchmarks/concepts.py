@@ -90,11 +90,16 @@ def nmf(tiny, repeats):
 
 def autoencoders(tiny, repeats):
     """8 TopK autoencoders at once, beside torch's one after the other: 2 sparsities x 4 seeds."""
+    sizes = [(256, 16, 32, 5, 32)]
+    if not tiny:  # of a small net's layer; and where products alone are what costs
+        sizes = [(16_384, 64, 256, 1_000, 128), (16_384, 128, 512, 200, 256)]
+    for size in sizes:
+        _autoencoders(*size, repeats)
+
+
+def _autoencoders(rows, channels, units, steps, batch, repeats):
     import torch
 
-    rows, channels, units, steps, batch = (
-        (256, 16, 32, 5, 32) if tiny else (16_384, 128, 512, 200, 256)
-    )
     sizes, seeds = (4, 8), 4
     a = activations(1, rows, channels, channels)[0]
     optimizer = optax.adam(3e-4)
