@@ -24,7 +24,7 @@ from jaxviz.calls.options import described, maybe, several, text
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import html_picture, html_table
 from jaxviz.catalogue import METHODS
-from jaxviz.chosen import calls_of, classes_asked, methods_asked
+from jaxviz.chosen import Asked, calls_of, classes_asked, methods_asked
 from jaxviz.engine.targets import check_function
 from jaxviz.graph.held import hold
 from jaxviz.graph.trace import model
@@ -248,14 +248,8 @@ def explain(
         dog 73.1%, cat 26.9%; explained: dog
     """
     key = jax.random.key(0) if key is None else key
-    apply_fn, params = hold("explain", apply_fn, params)
-    model(apply_fn, params, x)  # fails, if it does, in our words
-    asked = methods_asked(methods)
-    calls = calls_of(asked, apply_fn, params, x, layer, key)
-    found = explained(apply_fn, params, x, target, calls, classes=classes)
-    options = {title: {k: _plain(v) for k, v in o.items()} for title, (_, o) in asked.items() if o}
-    more = {"layer": layer, "options": options, "key": _numbers(key).tolist()}
-    return dataclasses.replace(found, manifest={**found.manifest, **more})
+    how = {"classes": classes, "layer": layer, "key": key}
+    return explained(apply_fn, params, x, target, methods_asked(methods), **how)
 
 
 def _plain(value: Any) -> Any:
@@ -270,22 +264,28 @@ def explained(
     params: Any,
     x: Any,
     target: Any,
-    calls: Mapping[str, Callable],
+    asked: Asked,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | None,
+    key: jax.Array,
+    layer: str | None = None,
     rows: int | None = None,
     at_once: int = 1,
 ) -> Explanation:
-    """`explain`, for methods that have all they need; the command `jaxviz explain` too.
+    """`explain`, and what the command `jaxviz explain` does.
 
     Args:
-      apply_fn, params, x, target, classes: As there.
-      calls: By title `(apply_fn, params, x, target) -> map`.
+      apply_fn, params, x, target, classes, key, layer: As there.
+      asked: The methods, as `methods_asked` gives them.
       rows: Examples at a time, the last of which are filled up with the last one; None is all.
       at_once: Methods at a time: while XLA compiles or runs one, Python traces the other. Threads
         do not see the caller's configuration of JAX, so 1 is without any.
     """
     started = time.perf_counter()
+    apply_fn, params = hold("explain", apply_fn, params)
+    part = jax.tree.map(lambda a: a[:rows], x)  # of the shapes that will be compiled
+    shaped = model(apply_fn, params, part).shape  # fails, if it does, in our words
+    calls = calls_of(asked, apply_fn, params, part, layer, key)
     outputs = in_parts(lambda x, _: outputs_of(apply_fn, params, x), x, rows)
     known: tuple[str, ...] = tuple(classes or ())
     chosen, probabilities, shape = None, None, np.shape(outputs) if _is_one(outputs) else None
@@ -304,7 +304,7 @@ def explained(
         known = tuple(map(str, range(shape[1]) if classes is None else classes))
         chosen, probabilities = classes_asked(target, known, outputs), shares(outputs)
     else:
-        check_function("explain", x, model(apply_fn, params, x).shape, target)
+        check_function("explain", part, shaped, target)
 
     # None and one class for all stay what they are, for the numbers of the methods' own calls.
     each = chosen if not callable(target) and np.ndim(target) == 1 else None
@@ -329,6 +329,11 @@ def explained(
         "jax": jax.__version__,
         "python": platform.python_version(),
         "methods": list(calls),
+        "options": {
+            name: {k: _plain(v) for k, v in o.items()} for name, (_, o) in asked.items() if o
+        },
+        "layer": layer,
+        "key": _numbers(key).tolist(),
         "classes": list(known),
         "target": described(target) if chosen is None else chosen.tolist(),
         "seconds": round(time.perf_counter() - started, 3),

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxviz import data as datasets, models, plot, training
-from jaxviz.catalogue import METHODS
+from jaxviz.chosen import methods_asked
 from jaxviz.cli.run_tools import (
     Picture,
-    bound,
     class_index,
     counted,
     data_for,
@@ -27,6 +26,7 @@ from jaxviz.cli.run_tools import (
     function_of,
     inputs_of,
     is_trained,
+    layer_for,
     logits_of,
     open_model,
     pictures_in,
@@ -287,11 +287,11 @@ def _explained(
     run: training.Run, pixels: np.ndarray, methods: Sequence[str], target: int | None, seed: int
 ) -> Explanation:
     """As `jaxviz.explain` has it, a sheet's images at a time."""
-    key = {"key": jax.random.key(seed)}
-    calls = {name: bound(name, run, **(key if METHODS[name].random else {})) for name in methods}
     x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
-    how = {"classes": run.class_names, "rows": SHEET, "at_once": _AT_ONCE}
-    return explained(function_of(run), run.variables, x, target, calls, **how)
+    asked = methods_asked({name: layer_for(name, run) for name in methods})
+    how = {"classes": run.class_names, "key": jax.random.key(seed)}
+    how |= {"rows": SHEET, "at_once": _AT_ONCE}
+    return explained(function_of(run), run.variables, x, target, asked, **how)
 
 
 def _sheets(

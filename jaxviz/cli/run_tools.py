@@ -304,12 +304,18 @@ def last_maps(run: Run, *, of_classes: bool = False) -> str:
     return (inner if inner and not of_classes else found)[-1].name
 
 
-def bound(name: str, run: Run, **more: Any) -> Callable:
+def layer_for(name: str, run: Run) -> dict[str, str]:
+    """The option `layer` of a method, where it reads one of a bundled net."""
+    method = METHODS[name]
+    if not method.layer or isinstance(run.net, Function):
+        return {}
+    return {"layer": last_maps(run, of_classes=method.linear)}
+
+
+def bound(name: str, run: Run) -> Callable:
     """A method by its name, with what it needs to know of the run's images and layers."""
     method = METHODS[name]
-    options: dict[str, Any] = {**method.options(tuple(run.config["input_shape"][:-1])), **more}
-    if method.layer and not isinstance(run.net, Function):
-        options["layer"] = last_maps(run, of_classes=method.linear)
+    options = {**method.options(tuple(run.config["input_shape"][:-1])), **layer_for(name, run)}
     return functools.partial(method.explain, **options) if options else method.explain
 
 
