@@ -37,23 +37,31 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[[int
 
 
 def spans(num_steps: int, first: int, size: int, what: str) -> Iterator[tuple[int, int]]:
-    """Spans (start, stop) of steps; on a terminal `size` long, with a bar; else all in one.
+    """Spans (start, stop) of steps, with a bar on a terminal; between them Ctrl-C stops the work.
+
+    What is under way cannot be stopped: XLA goes on with it after an interrupt, and a process that
+    ends waits for it. So spans are short everywhere, but twice as long as the one before where that
+    was over soon: many small steps are few calls.
 
     Args:
       num_steps: Where the last one ends.
       first: Where the first one starts.
-      size: Steps between two movements of the bar.
+      size: Steps of the first one.
       what: Said beside the bar.
 
     Yields:
       Pairs of numbers of steps.
     """
     with progress_bar(what, num_steps, first) as move:
-        for start in range(first, num_steps, size if move else max(num_steps - first, 1)):
-            stop = min(start + size, num_steps) if move else num_steps
+        start = first
+        while start < num_steps:
+            begun, stop = time.monotonic(), min(start + size, num_steps)
             yield start, stop
             if move:
                 move(stop)
+            start = stop
+            if time.monotonic() - begun < _SOON / 2:
+                size *= 2
 
 
 def in_turns(
