@@ -99,7 +99,9 @@ def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None
     Returns:
       A `FullGradient`, in units of the explained output. An example's terms sum to its score where
       the net is piecewise linear apart from pointwise activations. Batch norm counts as the
-      additions it is made of; an activation that is no ReLU adds its intercept, a(z) - a'(z) z.
+      additions it is made of; an activation that is no ReLU adds its intercept, a(z) - a'(z) z. A
+      `custom_vjp` or `custom_jvp` around biases has the derivative of its values, unless there is a
+      loop of unknown length or a kernel in the net: then its biases have no terms.
 
     Raises:
       ValueError: `x` is no batch, `target` names no output, or the net is called in a loop over
@@ -118,11 +120,13 @@ def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None
 
 
 def _terms(apply_fn, params, x, target):
-    _check_loops(trace(apply_fn, params, x))
+    traced = trace(apply_fn, params, x)
+    _check_loops(traced)
+    into = all(map(_has_derivative, traced.program.nodes))
 
     def probe(params, x):
         found.clear()
-        return rewrite(apply_fn, _rules(found.append))(params, x)
+        return rewrite(apply_fn, _rules(found.append, into))(params, x)
 
     found: list[Op] = []
     jax.eval_shape(probe, params, x)
@@ -130,13 +134,21 @@ def _terms(apply_fn, params, x, target):
     def scaled(params, inputs):
         x, scales = inputs
         following = iter(scales)
-        return rewrite(apply_fn, _rules(lambda op: next(following)))(params, x)
+        return rewrite(apply_fn, _rules(lambda op: next(following), into))(params, x)
 
     # Each bias is multiplied by ones: the gradient by those is the bias times its own gradient.
     scales = tuple(jnp.ones(op.outputs[0].shape, op.outputs[0].dtype) for op in found)
     gradients, biases = input_gradient(scaled, params, (x, scales), target)
     inputs = jax.tree.map(lambda a, g: a * g if is_floating(a) else g, x, gradients)
     return FullGradient(inputs, biases), [op.channel_axis for op in found]
+
+
+def _has_derivative(node: Any) -> bool:
+    """Whether what a function with a derivative of its own is made of has one too."""
+    if node.kind in ("while", "pallas_call", "pure_callback", "io_callback", "ffi_call"):
+        return False
+    inside = (*node.members, *(n for body in node.bodies for n in body.nodes))
+    return all(map(_has_derivative, inside))
 
 
 def _check_loops(traced: Any) -> None:
@@ -155,8 +167,11 @@ def _check_loops(traced: Any) -> None:
             )
 
 
-def _rules(scale: Callable[[Op], Any]) -> RuleSet:
-    """Rules that multiply each bias by `scale(op)`, or leave it where that is None."""
+def _rules(scale: Callable[[Op], Any], into: bool) -> RuleSet:
+    """Rules that multiply each bias by `scale(op)`, or leave it where that is None.
+
+    `into` functions with a derivative of their own too, which is that of their values then.
+    """
 
     def addition(op):
         if sum(op.depends) != 1 or len(op.operands) != 2:
@@ -193,7 +208,7 @@ def _rules(scale: Callable[[Op], Any]) -> RuleSet:
         ("softmax", "log_softmax", "layer_norm", "rms_norm"), lambda op: op.evaluate
     )
     rows = {"add": addition, "sub": addition, "bias": addition, "activation": intercept}
-    return RuleSet("full_grad", {**rows, **kept}, named=False, placed=True)
+    return RuleSet("full_grad", {**rows, **kept}, into_custom=into, named=False, placed=True)
 
 
 _THROUGH_ZERO = frozenset({"relu", "leaky_relu"})  # a(z) = a'(z) z
