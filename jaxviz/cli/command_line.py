@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\njaxviz {arguments.name}: stopped from the keyboard", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if arguments.trace:
             traceback.print_exc()
         else:
@@ -128,7 +128,7 @@ def _parser() -> _Parser:
     )  # fmt: skip
     demo.add_argument("--out", default="jaxviz-demo", metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--epochs", type=_count, default=15, metavar="N", help="default: %(default)s")
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
 
     train = _command(
         sub, "commands", "train", "train a bundled net on a bundled data set",
@@ -164,7 +164,7 @@ def _parser() -> _Parser:
     train.add_argument(
         "--augment", action="store_true", help="shift and mirror the images at random (not digits)"
     )
-    train.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    train.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     _data_options(train)
 
     layers = _command(
@@ -211,7 +211,7 @@ def _parser() -> _Parser:
     explain.add_argument(
         "--out", metavar="FOLDER", help="default: RUN/explanations or NET-explanations"
     )
-    explain.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    explain.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     _data_options(explain)
 
     sweep = _command(
@@ -238,7 +238,7 @@ def _parser() -> _Parser:
         "--target", metavar="CLASS",
         help="class to explain, name or index, or 'label' for the true one; default: the top one",
     )  # fmt: skip
-    sweep.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    sweep.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     _data_options(sweep)
 
     evaluate = _command(
@@ -271,7 +271,7 @@ def _parser() -> _Parser:
         "--target", metavar="CLASS",
         help="class to explain, name or index, or 'label' for the true one; default: the top one",
     )  # fmt: skip
-    evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     _data_options(evaluate)
 
     influence = _command(
@@ -296,11 +296,13 @@ def _parser() -> _Parser:
         help="training images of a kind; default: %(default)s",
     )  # fmt: skip
     influence.add_argument("--out", metavar="FOLDER", help="default: RUN/influence")
-    influence.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    influence.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="default: %(default)s"
+    )
     _data_options(influence)
 
     _command(
-        sub, "catalogue", "methods", "list the methods with their cost and needs",
+        sub, "jaxviz.catalogue", "methods", "list the methods with their cost and needs",
         "Lists every method: its family, how many passes through the net it takes, and what it "
         "needs. --methods takes all but those that need what only Python can give.",
     )  # fmt: skip
@@ -337,7 +339,7 @@ def _parser() -> _Parser:
         "--examples", type=_count, metavar="N",
         help="of a run without a sweep, the first N test images; default: 1000",
     )  # fmt: skip
-    report.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    report.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     _data_options(report)
     return parser
 
@@ -396,7 +398,7 @@ def _command(sub, module: str, name: str, line: str, text: str) -> argparse.Argu
         "--no-cache", action="store_true",
         help="compile everything anew; default: keep it in $JAXVIZ_CACHE, or the user's cache",
     )  # fmt: skip
-    parser.set_defaults(module=f"jaxviz.cli.{module}", name=name)
+    parser.set_defaults(module=module if "." in module else f"jaxviz.cli.{module}", name=name)
     return parser
 
 
@@ -422,12 +424,20 @@ def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
 
 
 def _data(text: str) -> str:
+    if text == FOLDER:
+        raise argparse.ArgumentTypeError(f"must say which folder, {FOLDER}PATH; got {text!r}")
     return text if text.startswith(FOLDER) else _one_of("data set", DATA)(text)
 
 
 def _several(what: str, known: Iterable[str]) -> Callable[[str], list[str]]:
     check = _one_of(what, known)
-    return lambda text: [check(word) for word in text.split(",") if word]
+
+    def checked(text: str) -> list[str]:
+        if found := [check(word) for word in text.split(",") if word]:
+            return found
+        raise argparse.ArgumentTypeError(f"must name a {what}; got {text!r}")
+
+    return checked
 
 
 class _Flat(argparse.Action):
@@ -453,6 +463,11 @@ def _count(text: str) -> int:
 
 def _index(text: str) -> int:
     return _number(text, int, lambda n: n >= 0, "a whole number, 0 or more")
+
+
+def _seed(text: str) -> int:
+    wanted = "a whole number, 0 to 4294967295"
+    return _number(text, int, lambda n: 0 <= n < 2**32, wanted)
 
 
 def _positive(text: str) -> float:

@@ -27,6 +27,20 @@ _WANTED = (
     "'model' (one of these) and, if wanted, 'classes', 'preprocess' and 'input_shape'"
 )
 
+_listed = lambda given: isinstance(given, (list, tuple, np.ndarray))
+_FITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classes": (_listed, "a list of names"),
+    "preprocess": (callable, "a function of images [N, H, W, C] in [0, 1]"),
+    "input_shape": (
+        lambda given: _listed(given) and len(given) == 3 and all(_is_size(n) for n in given),
+        "(height, width, channels)",
+    ),
+}
+
+
+def _is_size(given: Any) -> bool:
+    return isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given > 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Function:
@@ -102,11 +116,13 @@ def own_model(spec: str) -> Own:
             )
         made, more = made["model"], made
     net, params, shape = _parts(name, made)
-    classes = tuple(map(str, more.get("classes", None) or ()))
-    shape = more.get("input_shape", None) or shape
-    return Own(
-        net, params, classes, more.get("preprocess"), None if shape is None else tuple(shape)
-    )
+    said = {key: more.get(key) for key in _KEYS[1:]}
+    for key, (fits, wanted) in _FITS.items():
+        if said[key] is not None and not fits(said[key]):
+            raise ValueError(f"--model: {name}() must give {key!r} as {wanted}; got {said[key]!r}.")
+    classes = tuple(map(str, [] if said["classes"] is None else said["classes"]))
+    shape = said["input_shape"] or shape
+    return Own(net, params, classes, said["preprocess"], None if shape is None else tuple(shape))
 
 
 def _module(place: str) -> types.ModuleType:

@@ -120,6 +120,11 @@ def _own(spec: str, checkpoint: str | None, input_shape: Sequence[int] | None) -
             "--model: the net must return numbers [N, K], or [N]; it returns "
             f"{jax.tree.map(lambda a: tuple(a.shape), shaped)}. Return the logits alone."
         )
+    if not jnp.issubdtype(shaped.dtype, jnp.floating):
+        raise ValueError(
+            f"--model: the net must return floating numbers, whose gradients say what it looks at; "
+            f"it returns {shaped.dtype}. Return logits, not the class that wins."
+        )
     count = shaped.shape[1] if len(shaped.shape) == 2 else 1
     if found.classes and len(found.classes) != count:
         raise ValueError(
@@ -138,11 +143,27 @@ def inputs_of(run: Run, pixels: Any) -> Any:
     """Images in [0, 1] as the run's net takes them; of shapes, shapes."""
     own = run.config.get("preprocess")
     if not isinstance(pixels, jax.ShapeDtypeStruct):
-        return np.asarray(own(pixels)) if own else training.preprocess(run, pixels)
+        return _prepared(own, pixels) if own else training.preprocess(run, pixels)
     if own is None:
         return pixels
-    found = np.asarray(own(np.zeros(pixels.shape, pixels.dtype)))  # which may be NumPy's alone
+    found = _prepared(own, np.zeros(pixels.shape, pixels.dtype))  # which may be NumPy's alone
     return jax.ShapeDtypeStruct(found.shape, found.dtype)
+
+
+def _prepared(own: Any, pixels: np.ndarray) -> np.ndarray:
+    try:
+        found = np.asarray(own(pixels))
+    except Exception as error:  # the user's own, of whatever kind
+        raise ValueError(
+            f"--model: 'preprocess' must take images {pixels.shape} in [0, 1]; it fails with "
+            f"{type(error).__name__}: {str(error).strip() or 'no words'}."
+        ) from error
+    if found.shape[:1] != pixels.shape[:1]:
+        raise ValueError(
+            f"--model: 'preprocess' must return as many images as it gets; it made {found.shape} "
+            f"of {pixels.shape}."
+        )
+    return found
 
 
 def logits_of(run: Run, x: Any, batch_size: int = 128) -> np.ndarray:

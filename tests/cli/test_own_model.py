@@ -281,3 +281,50 @@ def channels_first():
     assert run.net.channels_first is False
     assert inputs_of(run, np.ones((2, 8, 8, 3), np.float32)).shape == (2, 3, 8, 8)
     assert main(["layers", "--model", file]) == 0
+
+
+ODD = """
+import flax.linen as nn, jax, jax.numpy as jnp
+
+net = nn.Dense(3)
+params = net.init(jax.random.key(0), jnp.zeros((1, 3)))
+apply = lambda params, x: net.apply(params, x.mean((1, 2)))
+size = {"input_shape": (8, 8, 3)}
+words = lambda: {"model": (apply, params), "classes": "abc", **size}
+number = lambda: {"model": (apply, params), "preprocess": 3, **size}
+one = lambda: {"model": (apply, params), "preprocess": lambda x: x[0], **size}
+lost = lambda: {"model": (apply, params), "preprocess": lambda x: {}[1], **size}
+flat = lambda: {"model": (apply, params), "input_shape": (8, -8, 3)}
+winner = lambda: {"model": (lambda p, x: apply(p, x).argmax(-1), params), **size}
+sharp = lambda params, x: net.apply(params, jnp.linalg.svd(x)[1].mean(1))
+spectral = lambda: {"model": (sharp, params), **size}
+"""
+
+
+def test_what_does_not_fit_is_one_sentence(place, tmp_path, capsys):
+    (tmp_path / "odd.py").write_text(ODD)
+    for made, more, told in (
+        ("words", [], "words() must give 'classes' as a list of names; got 'abc'."),
+        ("number", [], "'preprocess' as a function of images [N, H, W, C] in [0, 1]; got 3."),
+        ("one", [], "must return as many images as it gets; it made (8, 8, 3) of (2, 8, 8, 3)."),
+        ("lost", [], "'preprocess' must take images (2, 8, 8, 3) in [0, 1]; it fails with KeyErr"),
+        ("flat", [], "must give 'input_shape' as (height, width, channels); got (8, -8, 3)."),
+        ("winner", [], "it returns int32. Return logits, not the class that wins."),
+        ("spectral", ["--methods", "lrp"], "lrp: epsilon_plus: no rule for the operation 'svd'"),
+        ("flat", ["--seed", "1e3"], "--seed: must be a whole number, 0 to 4294967295; got '1e3'"),
+        ("flat", ["--methods", ","], "--methods: must name a method; got ','"),
+        ("flat", ["--data", "folder:"], "--data: must say which folder, folder:PATH; got 'folder:"),
+    ):
+        words = ["--model", f"{tmp_path}/odd.py:{made}", *more]
+        if "--data" not in more:
+            words += ["--images", f"{place}/pictures/cat"]
+        with pytest.raises(SystemExit):
+            main(["explain", *words, "--out", str(tmp_path / "out")])
+        said = capsys.readouterr().err
+        assert told in said, (made, said)
+        assert len(said.splitlines()) == 1
+
+
+def test_the_list_of_methods_is_printed(capsys):
+    assert main(["methods"]) == 0
+    assert capsys.readouterr().out.strip().splitlines() == str(jv.methods()).splitlines()
