@@ -39,7 +39,7 @@ _FITS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _is_size(given: Any) -> bool:
-    return isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given > 0
+    return isinstance(given, (int, np.integer)) and not isinstance(given, bool) and int(given) > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import numpy as np
@@ -35,9 +35,8 @@ def metric(
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         name = method.__name__
-        compiled = explanation(*static, sweeps=True, places=True, integers=integers, **checks)(
-            method
-        )
+        taken = {"sweeps": True, "places": True, "integers": integers, "classless": False}
+        compiled = explanation(*static, **cast(Any, taken | checks))(method)
         if "segments" not in inspect.signature(method).parameters:
             return compiled
 

@@ -290,12 +290,12 @@ def srg(
     units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
     steps = thresholds(units.counts, num_steps)
     if at_most_one(units, num_steps):
-        both = [
+        most, least = (
             one_by_one(name, apply_fn, params, x, units, order, fill, target, num_steps, chunk_size)
             for order in ("most_first", "least_first")
-        ]
-        if all(scores is not None for scores in both):
-            return _gain(*(as_curve(scores, steps, units) for scores in both), steps)
+        )
+        if most is not None and least is not None:
+            return _gain(as_curve(most, steps, units), as_curve(least, steps, units), steps)
     cover = covers(name, fill, x)
     most, least = (units.laid(ranks(units, order)) for order in ("most_first", "least_first"))
 
