@@ -198,40 +198,49 @@ def _factors(
     rows = (*train, jnp.arange(count))
 
     def sums(function):
-        """Of `function(inputs, gradients [S, ...])` of each layer and example, their sum."""
+        """Of `function(inputs [n, B, p, in], gradients [n, S, B, p, out])` of each layer, the mean.
 
-        def one(row, counts):
+        The examples of a chunk go into one product, whose result is no larger than a factor.
+        """
+
+        def one(row):
             x, y, number = row
             seen = read(plan, params, x)
             drawn = None if key is None else jax.random.fold_in(key, number)
-            back = jax.vmap(lambda c: seen.pull(c)[0])(
-                cotangents(model, seen.outputs, y, curvature, drawn)
-            )
-            counts = counts.astype(jnp.float32)
-            return [
-                function(i, counts * a, g)
-                for i, (a, g) in enumerate(zip(seen.inputs, back, strict=True))
-            ]
+            given = cotangents(model, seen.outputs, y, curvature, drawn)
+            return seen.inputs, jax.vmap(lambda c: seen.pull(c)[0])(given)
+
+        def of_chunk(part):
+            rows, counts = part
+            inputs, back = jax.vmap(one)(rows)
+            counts = counts.astype(jnp.float32)[:, None, None, None]
+            each = zip(inputs, back, strict=True)
+            return [function(i, counts * a, g, counts[..., None]) for i, (a, g) in enumerate(each)]
 
         def add(total, part):
-            found = jax.vmap(one)(*part)
-            return jax.tree.map(lambda t, a: t + a.sum(0), total, found), None
+            return jax.tree.map(jnp.add, total, of_chunk(part)), None
 
         parts = chunks(rows, min(chunk_size, count))
-        shapes = jax.eval_shape(jax.vmap(one), *jax.tree.map(lambda a: a[0], parts))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), shapes)
+        shapes = jax.eval_shape(of_chunk, jax.tree.map(lambda a: a[0], parts))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
         total = jax.lax.scan(add, zeros, parts)[0]
         return jax.tree.map(lambda a: a / count, total)
 
-    def moments(_, a, g):
-        return jnp.einsum("bpi,bpj->bij", a, a), jnp.einsum("sbpi,sbpj->bij", g, g)
+    def moments(_, a, g, counts):
+        g = counts * g
+        return jnp.einsum("nbpi,nbpj->bij", a, a), jnp.einsum("nsbpi,nsbpj->bij", g, g)
 
     bases = [tuple(jnp.linalg.eigh(m)[1] for m in pair) for pair in sums(moments)]
 
-    def squares(i, a, g):
+    def squares(i, a, g, _):
         inputs, outputs = bases[i]
-        turned = jnp.einsum("bpi,sbpo->sbio", a @ inputs, g @ outputs)
-        return jnp.square(turned).sum(0)
+        a = jnp.einsum("nbpi,bij->nbpj", a, inputs)
+        g = jnp.einsum("nsbpo,boq->nsbpq", g, outputs)
+        if a.shape[2] <= g.shape[1]:  # fewer places than vectors: sum over pairs of places
+            a = jnp.einsum("nbpi,nbqi->nbpqi", a, a)
+            g = jnp.einsum("nsbpo,nsbqo->nbpqo", g, g)
+            return jnp.einsum("nbpqi,nbpqo->bio", a, g)
+        return jnp.square(jnp.einsum("nbpi,nsbpo->nsbio", a, g)).sum((0, 1))
 
     values = sums(squares)
     names = [layer.name for layer in plan.layers]
