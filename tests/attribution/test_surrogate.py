@@ -258,6 +258,8 @@ def test_keys_of_either_make_draw_the_same():
 def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
     w, x = data()
     model = lambda w, x: (x * w).sum((1, 2))
+    # No maximum: unoptimised, XLA computes its operand twice and the two differ by a rounding.
+    bent = lambda w, x: jnp.tanh(model(w, x)) ** 2
 
     @functools.partial(jax.jit, static_argnums=1)
     def explain(key, c):
@@ -265,13 +267,13 @@ def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
         several = {"num_samples": 20, "segments": SEGMENTS}
         first = [
             rise(model, w, x, 0, cells=2, chunk_size=c, **draw),
-            smooth_grad(gradient, num_samples=6, chunk_size=c)(curved, w, x, 0, key=key),
+            smooth_grad(gradient, num_samples=6, chunk_size=c)(bent, w, x, 0, key=key),
         ]
         if impl != "threefry2x32":  # a key of which is made of others, before anything is drawn
             return first
         return [
             *first,
-            expected_gradients(curved, w, x, 0, baselines=x, noise_scale=0.1, chunk_size=c, **draw),
+            expected_gradients(bent, w, x, 0, baselines=x, noise_scale=0.1, chunk_size=c, **draw),
             lime(model, w, x, 0, key=key, chunk_size=c, **several).map,
         ]
 
