@@ -10,7 +10,15 @@ from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
-from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, Value, equation_of
+from jaxviz.graph.interpreter import (
+    CUSTOM,
+    Node,
+    Program,
+    Scalar,
+    Value,
+    equation_of,
+    scan_arity,
+)
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 from jaxviz.graph.layers import find, rows
 from jaxviz.graph.split import needed, reachable
@@ -139,21 +147,20 @@ def _walk(program: Program, nodes: Sequence[Node], env: dict[Value, Sight]) -> N
 
 def _read_in_turn(node: Node, env: dict[Value, Sight]) -> bool:
     """Whether a loop takes apart what sees `x`, or stacks what it makes."""
-    p = equation_of(node).params
-    fixed = p["num_consts"] + p["num_carry"]
-    apart = [o for o in node.operands[fixed:] if isinstance(o, Value) and o in env]
-    return bool(apart) or len(node.outputs) > p["num_carry"]
+    consts, carried, _ = scan_arity(equation_of(node))
+    apart = [o for o in node.operands[consts + carried :] if isinstance(o, Value) and o in env]
+    return bool(apart) or len(node.outputs) > carried
 
 
 def _looped(node: Node, env: dict[Value, Sight]) -> list[Sight]:
     """What the values see that a loop of so many turns hands on."""
     (body,) = node.bodies
-    p = equation_of(node).params
-    first = p["num_consts"]
+    equation = equation_of(node)
+    first, *_ = scan_arity(equation)
     inner = {i: _at(o, env) for i, o in zip(body.inputs, node.operands, strict=True)}
     carried = body.inputs[first : first + len(node.outputs)]
     seen = [inner[v] for v in carried]
-    for _ in range(p["length"]):
+    for _ in range(equation.params["length"]):
         before = seen
         _walk(body, body.nodes, inner)
         seen = [_union([_at(v, inner), s]) for v, s in zip(body.outputs, before, strict=True)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.calls.models import batch
 from jaxviz.calls.options import maybe
+from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, stacked
 from jaxviz.graph.changed import after, run_changed
@@ -33,6 +34,9 @@ class Paths(NamedTuple):
     direct: jax.Array
     direct_first_order: jax.Array
     gap: jax.Array
+
+    __repr__ = shown
+    _repr_html_ = shown_html
 
 
 @explanation(

@@ -225,7 +225,7 @@ def test_between_turns_ctrl_c_is_heard(monkeypatch, capsys):
             done.append(k)
             if k == 1:
                 signal.raise_signal(signal.SIGINT)
-                time.sleep(0.2)
+            time.sleep(0.05)  # between them the other thread has its turn
 
         with pytest.raises(KeyboardInterrupt):
             in_turns(threads, turn, range(100), "rise")
