@@ -58,7 +58,8 @@ def feature_ablation(
         `segments`. Give it to have maps of different numbers share a program.
       fill: What stands in place of a segment: anything that broadcasts to `x`, whole numbers for
         whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       chunk_size: Segments at once, for all N examples. None goes by `x` and the cores.
       method: As for `occlusion`; where segments are local (a grid, superpixels), evaluating only
         what each changes costs less. Traced segments (under `jit`) are evaluated in full.

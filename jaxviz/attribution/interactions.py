@@ -86,7 +86,8 @@ def shapley_interactions(
         which are all evaluated; of at most 12 segments all others are. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -345,7 +346,8 @@ def occlusion_interactions(
       num_segments: Their number G; None reads it off `segments`.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:

@@ -68,7 +68,8 @@ def occlusion(
       fill: What stands in place of what is covered: anything that broadcasts to `x`: a number, one
         a channel `[C]`, an image, images (`blurred(x, 8.0)`, noise). Whole numbers for whole
         numbers: the id of padding or of a mask. Or a function `(x, hidden) -> x` of the batch and
-        booleans that broadcast to it, such as `inpainted`.
+        booleans that broadcast to it, such as `inpainted`: channels last, wherever the model has
+        them; compiled once per function, so keep it.
       chunk_size: Windows at once, for all N examples. None goes by `x` and the cores.
       method: "full" evaluates the net for each window; "incremental" only what each window
         changes, cut out of the clean activations, which is exact and keeps these in memory; "auto"

@@ -85,7 +85,8 @@ def owen_values(
         Where none is left it stops.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:

@@ -20,7 +20,7 @@ from jaxviz.engine.copies import (
     score_of,
     with_noise,
 )
-from jaxviz.engine.rounds import mean_until
+from jaxviz.engine.rounds import mean_until, stops_early
 from jaxviz.parts.gradients import PULLED, gradient_sum, input_gradient
 from jaxviz.parts.regions import count_baselines, one_baseline
 
@@ -94,7 +94,10 @@ def integrated_gradients(
 
 
 @explanation(
-    *("num_samples", "noise_scale", "chunk_size", "tolerance"), sweeps=True, tolerance=real(0)
+    *("num_samples", "noise_scale", "chunk_size"),
+    nonzero=("tolerance",),
+    sweeps=True,
+    tolerance=real(0),
 )
 def expected_gradients(
     apply_fn: Callable,
@@ -128,7 +131,9 @@ def expected_gradients(
         example's range (max - min).
       tolerance: Above 0, it stops after a round of 32 draws when no standard error is above this
         share of its example's range of values, the largest less the smallest; `num_samples` is the
-        most. The same key draws the same. 0 takes all; reverse differentiation needs that.
+        most. The same key draws the same. All examples take as many as the slowest of their batch,
+        so an example's result depends on what is beside it; cores do not share rounds, as they
+        share draws without it. 0 takes all; reverse differentiation needs that.
       chunk_size: Draws at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -166,8 +171,9 @@ def expected_gradients(
     def point(k):
         return between(*ends(k), where[k])
 
+    rounds = stops_early(tolerance)
     # Where every draw has the same difference from its baseline.
-    if count == 1 and not noise_scale and not tolerance:
+    if count == 1 and not noise_scale and not rounds:
         along = lambda begin: lambda k: (begin(point(k)), 1 / num_samples)
         given = (name, apply_fn, params, x, target, along, num_samples, chunk_size)
         total = gradient_sum(*given, PULLED)
@@ -179,7 +185,7 @@ def expected_gradients(
         gradient = input_gradient(apply_fn, params, point(k), target)
         return times_difference(end, start, gradient)  # in float32 at least, to be added up
 
-    if tolerance:
+    if rounds:
         mean = mean_until(name, share, num_samples, chunk_size, x, tolerance).mean
         return _like(mean, x)
     total = running_sum(name, share, num_samples, chunk_size, x)

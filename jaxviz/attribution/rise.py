@@ -17,7 +17,7 @@ from jaxviz.engine.copies import (
     running_sum,
     score_of,
 )
-from jaxviz.engine.rounds import mean_until
+from jaxviz.engine.rounds import mean_until, stops_early
 from jaxviz.parts.fills import fading
 from jaxviz.parts.regions import (
     blend,
@@ -28,7 +28,8 @@ from jaxviz.parts.regions import (
 
 
 @explanation(
-    *("num_samples", "cells", "keep", "chunk_size", "tolerance"),
+    *("num_samples", "cells", "keep", "chunk_size"),
+    nonzero=("tolerance",),
     sweeps=True,
     places=True,
     integers=True,
@@ -66,11 +67,14 @@ def rise(
       cells: Cells of the coarse grid along each axis, >= 1.
       keep: Probability that a cell is left to be seen, in (0, 1).
       fill: What stands where the mask hides: anything that broadcasts to `x`, or a function
-        `(x, hidden) -> x` of what is hidden by more than half, such as `inpainted`. Masks fade, so
-        one that is not finite gives NaN; `occlusion` and `kernel_shap` hide by selecting.
+        `(x, hidden) -> x` of what is hidden by half or more, such as `inpainted`: channels last,
+        wherever the model has them; compiled once per function, so keep it. Masks fade, so one that
+        is not finite gives NaN; `occlusion` and `kernel_shap` hide by selecting.
       tolerance: Above 0, it stops after a round of 32 masks when no standard error is above this
         share of its example's range of values, the largest less the smallest; `num_samples` is the
-        most. The same key draws the same. 0 takes all; reverse differentiation needs that.
+        most. The same key draws the same. All examples take as many as the slowest of their batch,
+        so an example's result depends on what is beside it; cores do not share rounds, as they
+        share draws without it. 0 takes all; reverse differentiation needs that.
       chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -112,7 +116,7 @@ def rise(
         score = score_of(apply_fn, params, seen, target)
         return masks * _per_example(score.astype(wide), masks)
 
-    if tolerance:
+    if stops_early(tolerance):
         mean = mean_until(name, term, num_samples, chunk_size, x, tolerance).mean
     else:
         mean = running_sum(name, term, num_samples, chunk_size, x) / num_samples

@@ -59,8 +59,9 @@ def sobol(
         8, or as many as the smallest axis has.
       num_designs: Pairs (a, b) of masks, a power of two, >= 2.
       fill: What a mask of 0 shows: anything that broadcasts to `x` (`blurred(x, 8.0)`, say), or a
-        function `(x, hidden) -> x` of what is hidden by half or more, such as `inpainted`. One
-        that is not finite cannot be faded to and gives NaN.
+        function `(x, hidden) -> x` of what is hidden by half or more, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it. One that is not
+        finite cannot be faded to and gives NaN.
       resize: How masks become as large as `x`.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
@@ -138,8 +139,9 @@ def hsic(
         has.
       num_samples: Masks, >= 2, the same for all N examples. Time is linear in it.
       fill: What a hidden cell shows: anything that broadcasts to `x`, or a function
-        `(x, hidden) -> x`, such as `inpainted`; finite unless masks are "nearest", which select and
-        do not fade.
+        `(x, hidden) -> x` of what is hidden by half or more, such as `inpainted`: channels last,
+        wherever the model has them; compiled once per function, so keep it. Unless masks are
+        "nearest", which select and do not fade, one that is not finite gives NaN.
       resize: How masks become as large as `x`.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
@@ -180,7 +182,7 @@ def hsic(
         width = jnp.where(width == 0, 1, width)
         kernel = jnp.exp(-jnp.square(distance / width) / 2)
         z = (masks - masks.mean(0, keepdims=True)).astype(kernel.dtype)
-        return 2 * (z * (kernel @ z)).sum(0) / (num_samples - 1) ** 2
+        return 2 * (z * (kernel @ z)).sum(0) / (num_samples - 1.0) ** 2
 
     found = jax.lax.map(dependence, scores.T)
     if resize != "nearest":  # nearest masks are 0 or 1: they select

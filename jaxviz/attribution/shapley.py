@@ -13,7 +13,7 @@ from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
-from jaxviz.engine.rounds import Moments, in_rounds, merged, moments
+from jaxviz.engine.rounds import Moments, in_rounds, merged, moments, stops_early
 from jaxviz.parts.coalitions import (
     SegmentScores,
     as_scores,
@@ -56,7 +56,8 @@ def shapley_values(
       num_segments: Their number, at most 20; None reads it off `segments`.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
@@ -166,13 +167,16 @@ def shapley_sampling(
       num_samples: Pairs of orders, >= 2. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
       tolerance: Above 0, it stops after a round of 4 pairs when no standard error is above this
         share of its example's range of values, the largest less the smallest; `num_samples` is the
-        most. The same key draws the same. 0 takes all; reverse differentiation needs that.
+        most. The same key draws the same. All examples take as many as the slowest of their batch,
+        so an example's result depends on what is beside it; cores do not share rounds, as they
+        share draws without it. 0 takes all; reverse differentiation needs that.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -229,7 +233,7 @@ def _sampled(
     chunk_size,
 ):
     name, rows = "shapley_sampling", rows_of(x)
-    if tolerance:  # of each round, and the same in all
+    if stops_early(tolerance):  # of each round, and the same in all
         target = fixed_target(apply_fn, params, x, target)
     keys = jax.random.split(key, num_samples * rows).reshape(num_samples, rows)
     ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, count)))(keys)  # [S, N, G]
@@ -258,7 +262,7 @@ def _sampled(
         gains = jnp.take_along_axis(gains.swapaxes(1, 2), own, axis=2)  # by segment
         return gains.reshape(-1, 2, rows, count).mean(1)
 
-    if not tolerance or not inner:
+    if not stops_early(tolerance) or not inner:
         scores = scored(ranks, 0, 2 + 2 * num_samples * inner)
         pairs = gained(ranks, scores[:2], scores[2:])
         errors = pairs.std(0, ddof=1) / math.sqrt(num_samples)
@@ -281,5 +285,8 @@ def _sampled(
 
 _sampled.__name__ = "shapley_sampling"
 _shapley_sampling = explanation(
-    *("count", "shapes", "num_samples", "chunk_size", "tolerance"), sweeps=True, integers=True
+    *("count", "shapes", "num_samples", "chunk_size"),
+    nonzero=("tolerance",),
+    sweeps=True,
+    integers=True,
 )(_sampled)

@@ -89,7 +89,8 @@ def lime(
       num_samples: Coalitions, >= 2. Time is linear in it.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
@@ -291,7 +292,8 @@ def kernel_shap(
         with their kernel's weights, and the values are exact.
       fill: What stands in place of a hidden segment: anything that broadcasts to `x`, whole numbers
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
-        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`.
+        Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
+        last, wherever the model has them; compiled once per function, so keep it.
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.

@@ -39,6 +39,7 @@ R = TypeVar("R")
 
 def explanation(
     *static: str,
+    nonzero: tuple[str, ...] = (),
     sweeps: bool = False,
     places: bool = False,
     integers: bool = False,
@@ -55,6 +56,8 @@ def explanation(
 
     Args:
       *static: Names of the options that shape the program (counts, layer names, modes).
+      nonzero: Names of those numbers that shape it only by being 0 or not: 0 is static, every other
+        is traced.
       sweeps: Whether the method goes through many passes (`copies.stacked`, `running_sum`), which
         cores share as `program` says.
       places: Whether the method knows axes of space, the last being channels: models with channels
@@ -105,7 +108,8 @@ def explanation(
                 if moves is not None:
                     apply_fn, x, bound = channels_last(name, apply_fn, x, bound, moves)
                 # What is a function shapes the program, whatever the option.
-                shaping = [k for k, v in bound.items() if k in static or callable(v)]
+                shapes = lambda k, v: k in static or callable(v) or (k in nonzero and not v)
+                shaping = [k for k, v in bound.items() if shapes(k, v)]
                 fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in shaping)
                 target_fn = target if callable(target) else None
                 if takes_target and target_fn is None:

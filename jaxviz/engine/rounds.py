@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from jaxviz.engine.copies import at_least_float32, chunk_length, default_chunk
+from jaxviz.engine.copies import at_least_float32, chunk_length, default_chunk, is_floating
+from jaxviz.engine.shares import traced_with
 from jaxviz.rules.fast import serving
 
 # Draws in a round: what an error is told from at the least, whatever `chunk_size` is.
@@ -32,10 +34,15 @@ class Moments(NamedTuple):
         few, n = self.count < 2, jnp.maximum(self.count, 2)
 
         def error(squares):
-            found = jnp.sqrt(squares / (n * (n - 1)).astype(squares.dtype))
-            return jnp.where(few, jnp.inf, found)
+            m = n.astype(squares.dtype)  # n * (n - 1) has no place in int32 from 46,342 on
+            return jnp.where(few, jnp.inf, jnp.sqrt(squares / m / (m - 1)))
 
         return jax.tree.map(error, self.squares)
+
+
+def stops_early(tolerance: Any) -> bool:
+    """Whether draws are to be taken in rounds: 0 is told before the program, others are traced."""
+    return isinstance(tolerance, Tracer) or bool(tolerance > 0)
 
 
 def in_rounds(
@@ -43,18 +50,19 @@ def in_rounds(
     draw: Callable[[Any, jax.Array], Any],
     estimate: Callable[[Any], tuple[Any, Any]],
     rounds: int,
-    tolerance: float,
+    tolerance: Any,
 ) -> Any:
-    """The state after so many rounds that no error is above `tolerance` times its map's range.
+    """The state after so many rounds that no error is above `tolerance` times its example's range.
 
-    All examples go on until the last of them is known: one program, the same for each of them.
+    All examples go on until the last of them is known: one program, the same for each of them. The
+    loop is one: how many rounds there are is known only within it, so cores share none of it.
 
     Args:
       state: Before the first round, a pytree.
       draw: Of a state and a round's number, the state after it.
       estimate: Of a state what it says and the standard errors, pytrees with examples first.
       rounds: How many there may be.
-      tolerance: > 0.
+      tolerance: > 0, a number or traced.
     """
 
     def open_(carry):
@@ -63,18 +71,27 @@ def in_rounds(
         return (turn < rounds) & ((turn == 0) | ~known)
 
     step = lambda carry: (carry[0] + 1, draw(carry[1], carry[0]))
-    return jax.lax.while_loop(open_, step, (jnp.int32(0), state))[1]
+    return traced_with(1, jax.lax.while_loop, open_, step, (jnp.int32(0), state))[1]
 
 
-def small_enough(values: Any, errors: Any, tolerance: float) -> jax.Array:
-    """Whether each example's largest error is at most `tolerance` times the range of its values."""
+def small_enough(values: Any, errors: Any, tolerance: Any) -> jax.Array:
+    """Whether each example's largest error is at most `tolerance` times the range of its values.
 
-    def known(value, error):
-        value, error = (a.reshape(len(a), -1) for a in (value, error))
-        room = tolerance * (value.max(1) - value.min(1)).astype(error.dtype)
-        return (error.max(1) <= room).all()
+    Both are taken over all leaves: one of a single number an example has no range of its own. More
+    draws make no number of a NaN, so an example with one keeps nobody waiting.
+    """
+    value, error = map(_in_rows, (values, errors))
+    if not value.shape[1]:
+        return jnp.array(True)
+    room = jnp.asarray(tolerance).astype(error.dtype) * (value.max(1) - value.min(1))
+    return (~(error.max(1) > room)).all()
 
-    return jnp.stack(jax.tree.leaves(jax.tree.map(known, values, errors))).all()
+
+def _in_rows(tree):
+    """All numbers of each example, `[N, ...]` in the widest of the leaves' dtypes."""
+    leaves = jax.tree.leaves(tree)
+    widest = max((a.dtype for a in leaves if is_floating(a)), key=lambda dtype: dtype.itemsize)
+    return jnp.concatenate([a.astype(widest).reshape(len(a), -1) for a in leaves], 1)
 
 
 def mean_until(
@@ -83,7 +100,7 @@ def mean_until(
     num: int,
     chunk_size: int | None,
     x: Any,
-    tolerance: float,
+    tolerance: Any,
 ) -> Moments:
     """The moments of `term(k)`, k < `num`, drawn in rounds until their mean is known well enough.
 

@@ -50,7 +50,7 @@ def shared(function: Callable, parts: Sequence[Any]) -> list[Any]:
         return [function(part) for part in parts]
 
     def share(part):
-        return _traced_with(1, function, part)  # a loop within a share is that share's own
+        return traced_with(1, function, part)  # a loop within a share is that share's own
 
     share.__name__ = _MARK
     call = jax.jit(share)
@@ -80,7 +80,7 @@ def side_by_side(
     """
 
     def traced(*arguments):
-        return _traced_with(count, function, *arguments)
+        return traced_with(count, function, *arguments)
 
     traced.__name__ = function.__name__
     whole = jax.jit(traced, static_argnums=static_argnums, compiler_options=options)
@@ -108,7 +108,12 @@ def side_by_side(
     return call
 
 
-def _traced_with(count: int, function: Callable, *arguments: Any) -> Any:
+def traced_with(count: int, function: Callable, *arguments: Any) -> Any:
+    """`function(*arguments)`, whose loops are divided in `count` shares; with 1, in none.
+
+    With 1 for loops inside another that is not itself shared: their shares would be run by nobody
+    but one program, one after another.
+    """
     token = _width.set(count)
     try:
         return function(*arguments)

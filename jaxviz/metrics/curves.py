@@ -76,7 +76,8 @@ def deletion(
       fill: What stands in place of what is gone: anything that broadcasts to `x` (a number, one a
         channel, `x.mean((1, 2), keepdims=True)`, `blurred(x, 8.0)`, noise, other images), or a
         function `(x, hidden) -> x` of the batch and booleans that broadcast to it, such as
-        `lambda x, hidden: noisy_linear_imputation(x, hidden, key=key)`.
+        `lambda x, hidden: noisy_linear_imputation(x, hidden, key=key)`; compiled once per function,
+        so keep it.
       num_steps: Steps, each of `1 / num_steps` of the units, rounded down. Time is linear in it.
       order: "most_first", or "least_first".
       unit: "place": the channels of a place go together, by the sum of what they are given;

@@ -26,8 +26,20 @@ def filling(name: str, fill: Any, x: Any) -> Callable[[Any], Any]:
         return lambda hidden: filled
     shapes = jax.tree.map(jnp.shape, x)
 
+    def like(a, b):
+        a, dtype = jnp.asarray(a), jnp.result_type(b)
+        if is_floating(a) and not is_floating(b):  # a cast would cut them off without a word
+            raise ValueError(
+                f"{name}: fill must give whole numbers, for x is {dtype}; its function gave "
+                f"{a.dtype}. Return `found.astype(x.dtype)`, rounded as you mean it."
+            )
+        return a.astype(dtype)
+
     def found(hidden):
-        must = f"{name}: fill must be a function (x, hidden) -> x, of the shape of x, {shapes}; it"
+        must = (
+            f"{name}: fill must be a function (x, hidden) -> x, of the shape of the x that it is "
+            f"given, {shapes} (of methods with channels last, wherever the model has them); it"
+        )
         try:
             given: Any = fill(x, hidden)
         except Exception as error:  # the function's own, of whatever kind
@@ -39,7 +51,7 @@ def filling(name: str, fill: Any, x: Any) -> Callable[[Any], Any]:
         if not is_arrays or jax.tree.map(jnp.shape, given) != shapes:
             told = f"shape {jax.tree.map(jnp.shape, given)}" if is_arrays else described(given)
             raise ValueError(f"{must} gave {told}. Return the whole batch.")
-        return jax.tree.map(lambda a, b: jnp.asarray(a).astype(jnp.result_type(b)), given, x)
+        return jax.tree.map(like, given, x)
 
     return found
 
@@ -47,7 +59,7 @@ def filling(name: str, fill: Any, x: Any) -> Callable[[Any], Any]:
 def fading(
     name: str, fill: Any, x: jax.Array
 ) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
-    """`filling` of soft masks, more than half hidden being hidden; and what `fadeable` says of it.
+    """`filling` of soft masks, half or more hidden being hidden; and what `fadeable` says of it.
 
     Of a function that is 1: its numbers are known only where it is called.
     """

@@ -103,3 +103,15 @@ def test_a_fill_that_is_none_is_refused_by_name():
     ):
         with pytest.raises(ValueError, match=rf"^rise: fill must be a function.*{told}"):
             jv.rise(net, W, X, 0, key=KEY, num_samples=1, fill=fill)
+    ids, mean = np.array([[3, 1]]), lambda x, hidden: jnp.full(x.shape, 1.5)
+    with pytest.raises(ValueError, match=r"^rise: fill must give whole numbers.*int32.*float32"):
+        jv.rise(
+            lambda _, x: x.astype(jnp.float32),
+            None,
+            ids,
+            0,
+            key=KEY,
+            num_samples=1,
+            cells=1,
+            fill=mean,
+        )

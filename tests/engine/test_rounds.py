@@ -1,12 +1,17 @@
 """An early stop: after which round, and that the numbers are those of as many draws."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxviz as jv
-from jaxviz.engine.rounds import ROUND, mean_until
+from jaxviz.engine import rounds
+from jaxviz.engine.copies import running_sum
+from jaxviz.engine.rounds import ROUND, Moments, in_rounds, mean_until
+from jaxviz.engine.shares import traced_with
 
 KEY = jax.random.key(1)
 RNG = np.random.default_rng(0)
@@ -52,6 +57,64 @@ def test_moments_are_numpys_and_the_round_is_the_first_that_will_do():
         np.testing.assert_allclose(one.mean, some.mean(0), rtol=1e-6)
         error = some.std(0, ddof=1) / np.sqrt(len(some))
         np.testing.assert_allclose(one.errors, error, rtol=1e-3)
+
+
+def test_leaves_are_one_example_and_nan_keeps_nobody_waiting():
+    terms = (RNG.normal(size=(150, 2, 3)) + np.array([0.0, 1.0, 2.0])).astype(np.float32)
+    broken = terms.copy()
+    broken[5, 1, 2] = np.nan
+
+    @jax.jit
+    def all_of(terms, broken):
+        # A leaf of one number has no range of its own; one without any says nothing.
+        parts = lambda k: (terms[k, :, :2], terms[k, :, 2], terms[k, :, :0])
+        given = (lambda k: terms[k]), parts, (lambda k: broken[k]), (lambda k: broken[k, :, :0])
+        return [mean_until("any", term, 150, 64, X, 0.06).count for term in given]
+
+    whole, apart, nan, empty = all_of(terms, broken)
+    assert whole == apart == rounds_needed(terms, 0.06) < 150
+    assert nan == rounds_needed(terms[:, :1], 0.06) < 150
+    assert empty == ROUND
+
+
+def test_errors_of_very_many_draws():
+    squares = np.array([[5.0, 7e4]], np.float32)
+    found = Moments(jnp.int32(100_000), jnp.zeros((1, 2)), jnp.asarray(squares)).errors
+    np.testing.assert_allclose(found, np.sqrt(squares / (1e5 * (1e5 - 1))), rtol=1e-6)
+    assert np.isinf(Moments(jnp.int32(1), jnp.zeros(1), jnp.ones(1)).errors).all()
+
+
+def test_loops_within_rounds_are_not_divided():
+    large = jnp.zeros((1, 2**10))
+    summed = lambda: running_sum("any", lambda k: large * k.astype(jnp.float32), 2**10, 8, large)
+
+    def all_rounds():
+        draw = lambda state, turn: state + summed()
+        return in_rounds(0 * large, draw, lambda state: (state, state), 3, 0.1)
+
+    text = lambda f: str(jax.make_jaxpr(lambda: traced_with(4, f))())
+    assert "jaxviz_share" in text(summed)
+    assert "jaxviz_share" not in text(all_rounds)
+
+
+def test_another_tolerance_is_no_other_program(monkeypatch):
+    traced = []
+    known = rounds.small_enough
+    monkeypatch.setattr(rounds, "small_enough", lambda *a: traced.append(1) or known(*a))
+
+    def mixed(w, x):
+        return jnp.tanh(x["a"] @ w + x["b"][:, None] + x["ids"].astype(jnp.float32)[:, None])
+
+    x = {"a": X[:, :3, 0, 0], "b": X[:, 3, 0, 0], "ids": np.zeros(2, np.int32)}
+    draw = {"baselines": jax.tree.map(lambda a: 0 * a[:1], x), "key": KEY, "num_samples": 64}
+    call = functools.partial(jv.expected_gradients, mixed, W[:3, 0], x, 0, **draw)
+    every = call(tolerance=1e-9)
+    once = len(traced)
+    some = call(tolerance=100.0)  # a round
+    assert len(traced) == once > 0
+    np.testing.assert_allclose(every["b"], call()["b"], atol=1e-6)
+    assert len(traced) == once  # there are no rounds
+    assert np.abs(some["b"] - every["b"]).max() > 1e-4
 
 
 def test_a_method_that_stops_gives_what_so_many_draws_give():

@@ -206,7 +206,7 @@ def test_a_long_loop_is_taken_in_turns_of_whole_chunks(divided, monkeypatch, mor
     assert divided[0] > 3
     whole = jax.jit(lambda x: explain(net, w, x, target, **draws))(x)
     np.testing.assert_allclose(found, whole, rtol=1e-5)
-    lanes = shares._traced_with(3, lambda: copies._lanes("any", 50, 6, x, more=more))
+    lanes = shares.traced_with(3, lambda: copies._lanes("any", 50, 6, x, more=more))
     assert lanes.count * lanes.length >= 50
     assert (lanes.length + more) % lanes.chunk == 0
 
