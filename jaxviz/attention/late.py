@@ -1,19 +1,23 @@
 """Attention divided by its sum after the product with values, as if it had been divided before.
 
 (e v) / sum e is (e / sum e) v: the same numbers, with weights that can be read and replaced. So a
-traced model is given a program that divides first.
+traced model is given a program that divides first. Layers keep the names and values that they have
+in the model as it is written: `undivided`.
 """
 
 import dataclasses
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxviz.attention.found import COPIES, ROOTS, SHAPING, Search, name_of
 from jaxviz.graph.facts import fact
-from jaxviz.graph.interpreter import Node, Program, Value, build, equation_of, recognised
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value, build, equation_of, recognised
 from jaxviz.graph.roles import leaves
 from jaxviz.graph.trace import Traced, trace
 
@@ -24,18 +28,50 @@ class _Late(NamedTuple):
     Attributes:
       weights: The exponentials, masked or not, as they are summed.
       kept: Their shape, 1 along the axis of keys.
-      total: What they are divided by, in their layout.
+      total: What they are divided by, or multiplied with, in their layout.
+      inverse: Whether it is one over their sum.
       first: The first operation on the way to the product.
       mixed: What the product made, as it is divided.
       quotient: The division.
+      other: What means another thing once weights are divided first, or is read no more: all from
+        the weights to `mixed`, and from `total` to the quotient.
     """
 
     weights: Value
     kept: tuple[int, ...]
     total: Value
+    inverse: bool
     first: Node
     mixed: Value
     quotient: Node
+    other: frozenset[Value]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Divided(Traced):
+    """A model whose attention is divided first.
+
+    Attributes:
+      as_is: The model as it is written.
+      stands: What stands for a value of that one, where it is not the value of that number.
+      other: Those that there is nothing for here.
+    """
+
+    as_is: Traced
+    stands: Mapping[Value, Value]
+    other: frozenset[Value]
+
+
+def undivided(traced: Traced) -> Traced:
+    """The model as it is written: the one whose layers have names."""
+    return traced.as_is if isinstance(traced, _Divided) else traced
+
+
+def standing(traced: Traced, value: Value) -> Value | None:
+    """What is here the value of the model as it is written; None where there is no such."""
+    if not isinstance(traced, _Divided):
+        return value
+    return None if value in traced.other else traced.stands.get(value, value)
 
 
 def attended(apply_fn: Any, params: Any, x: Any) -> Traced:
@@ -76,9 +112,9 @@ def _divided_first(traced: Traced) -> Traced:
         tags=tuple((path, kind, stands(v)) for path, kind, v in program.tags),
     )
     changed = recognised(changed)
-    return dataclasses.replace(
-        traced, program=changed, outputs=jax.tree.map(stands, traced.outputs)
-    )
+    outputs = jax.tree.map(stands, traced.outputs)
+    other = frozenset().union(*(late.other for late in found))
+    return _Divided(changed, traced.params, traced.x, outputs, traced, new, other)
 
 
 def _late(search: Search, node: Node) -> _Late | None:
@@ -101,20 +137,59 @@ def _late(search: Search, node: Node) -> _Late | None:
     found = None if met is None else _quotient(search, met[2][0])
     if found is None:
         return None
-    mixed, quotient, divisor = found
-    total, _ = search.back(divisor, COPIES | SHAPING)
-    own, way = search.back(total, ROOTS)
-    if own != node.outputs[0] or any(name_of(n) == "transpose" for n in way):
+    mixed, quotient, by, inverse = found
+    total, way = search.back(by, COPIES | SHAPING)
+    divisor = search.inverted(total) if inverse else total
+    own, up = search.back(divisor, ROOTS)
+    up = [*up, *search.back(total, ROOTS)[1]]
+    if own != node.outputs[0] or any(name_of(n) == "transpose" for n in up):
         return None
     kept = tuple(1 if a == key else n for a, n in enumerate(shape))
     if search.program.avals[total].shape not in (kept, search.program.avals[own].shape):
         return None
-    return _Late(weights, kept, total, others[0], mixed, quotient)
+    between = _between(search, weights, others[0], quotient)
+    if between is None:
+        return None
+    other = between.union(*(n.outputs for n in way))
+    return _Late(weights, kept, total, inverse, others[0], mixed, quotient, other)
 
 
-def _quotient(search: Search, value: Value) -> tuple[Value, Node, Any] | None:
-    """Where a product is divided, if nothing else is made of it: the value, by which node, and by
-    what."""
+def _between(
+    search: Search, weights: Value, first: Node, quotient: Node
+) -> frozenset[Value] | None:
+    """What is made of weights ahead of the quotient; None if it is not all in proportion to them,
+    or is seen: an output, or a value with a name."""
+    program = search.program
+    found = {weights}
+    for node in search.nodes[search.nodes.index(first) :]:
+        if node == quotient or (node != first and found.isdisjoint({*node.inputs} - {weights})):
+            continue
+        at = [i for i, o in enumerate(node.operands) if isinstance(o, Value) and o in found]
+        name = name_of(node)
+        if len(at) != 1 or node.bodies or (name == "div" and at != [0]):
+            return None
+        if name == "select_n" and not all(
+            _is_zero(search, o) for i, o in enumerate(node.operands) if i and i not in at
+        ):
+            return None
+        found.update(node.outputs)
+    found -= {weights}
+    seen = {*program.outputs, *(v for *_, v in program.tags)}
+    return None if found & seen else frozenset(found)
+
+
+def _is_zero(search: Search, operand: Any) -> bool:
+    while not isinstance(operand, Scalar) and (node := search.made.get(operand)) is not None:
+        if len(node.operands) != 1 or name_of(node) not in COPIES | SHAPING:
+            return False
+        (operand,) = node.operands
+    held = operand.value if isinstance(operand, Scalar) else search.program.constants.get(operand)
+    return held is not None and not isinstance(held, Tracer) and not np.any(held)
+
+
+def _quotient(search: Search, value: Value) -> tuple[Value, Node, Value, bool] | None:
+    """Where a product is divided, if nothing else is made of it: the value, by which node, by what,
+    and whether it is multiplied with one over that."""
     while value not in search.program.outputs:
         readers = search.readers.get(value, ())
         if len(readers) != 1 or readers[0].bodies:
@@ -122,11 +197,10 @@ def _quotient(search: Search, value: Value) -> tuple[Value, Node, Any] | None:
         (node,) = readers
         name = name_of(node)
         if name == "div" and node.operands[0] == value and isinstance(node.operands[1], Value):
-            return value, node, node.operands[1]
+            return value, node, node.operands[1], False
         if name == "mul" and len(search.moving(node)) == 2:
             (other,) = (v for v in node.inputs if v != value)
-            divisor = search.inverted(other)
-            return None if divisor is None else (value, node, divisor)
+            return None if search.inverted(other) is None else (value, node, other, True)
         if name not in COPIES | SHAPING:
             return None
         value = node.outputs[0]
@@ -139,10 +213,12 @@ def _division(program: Program, late: _Late) -> tuple[list[Node], Value]:
     given = (late.weights, late.total)
 
     def divided(weights, total):
-        return weights / total.reshape(late.kept).astype(weights.dtype)
+        wide = jnp.promote_types(weights.dtype, total.dtype)  # a sum may be past the weights' range
+        whole, total = weights.astype(wide), total.reshape(late.kept).astype(wide)
+        return (whole * total if late.inverse else whole / total).astype(weights.dtype)
 
     shapes = [jax.ShapeDtypeStruct(avals[v].shape, avals[v].dtype) for v in given]
-    with jax.numpy_rank_promotion("allow"):
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         closed = jax.make_jaxpr(divided)(*shapes)
     own = build(closed.jaxpr, closed.consts, (True, True), flat=True)
     new = dict(zip(own.inputs, given, strict=True))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.attention.late import attended
 from jaxviz.calls.models import batch, real as real_batch, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import (
@@ -24,7 +23,7 @@ from jaxviz.calls.public import public
 from jaxviz.graph.changed import run
 from jaxviz.graph.held import Held, as_given, as_tree, hold
 from jaxviz.graph.towers import without_turns
-from jaxviz.interventions.places import Place, places
+from jaxviz.interventions.places import Place, places, program
 from jaxviz.interventions.where import mask_of, normalised, replaced
 
 _NAME = "patched"
@@ -79,9 +78,11 @@ class Patched:
 
     def _run(self, apply_fn: Callable, params: Any, x: Any, count: int, layers: tuple[str, ...]):
         """The model with the first `count` things replaced, run for its outputs or some layers."""
-        traced = attended(apply_fn, params, x)
+        steps = self._steps[:count]
+        names = [name for _, step in steps for name in step]
+        traced = program(apply_fn, params, x, (*names, *layers))
         change: dict[int, Callable] = {}
-        for i, (who, names) in enumerate(self._steps[:count]):
+        for i, (who, names) in enumerate(steps):
             source, value, where = self._given[i]
             found = places(who, traced, names)
             if source is not None:
@@ -227,7 +228,8 @@ def patched(
         is named by its turn, `blocks[2]/mlp`; without the number it is that of every turn. Of a
         name of `jaxviz.attentions`, `NAME:heads` is what each head makes of the values before they
         are joined, `[N, heads, queries, width]`, and `NAME:weights` its weights
-        `[N, heads, queries, keys]`.
+        `[N, heads, queries, keys]`. Where these are divided by their sum after the product, that
+        product is no layer beside them in one call.
       value: What stands there: a number or array that broadcasts to the layer's value, batch first;
         a function of that value, `a -> a`; or such by name of layer (what `activations` gives).
         A function with arrays of its own is a `jax.tree_util.Partial`.

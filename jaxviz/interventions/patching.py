@@ -17,7 +17,7 @@ from jaxviz.engine.copies import at_least_float32, stacked
 from jaxviz.graph.changed import after, run, run_changed
 from jaxviz.graph.trace import Traced
 from jaxviz.interventions.patched import check_source, like_x, read
-from jaxviz.interventions.places import Place, heads_of_all, places
+from jaxviz.interventions.places import Place, heads_of_all, places, program
 
 AXIS = either("an axis or a tuple of axes", whole(), several(whole(), "a tuple of axes"))
 LAYERS = maybe(layer_list)
@@ -228,7 +228,7 @@ def layer_ablation(
         new = [jnp.zeros((1, *place.shape[1:]), place.dtype) for place in cut.found]
     else:
         like_x(name, "reference", x, reference, "inputs like x")
-        known = attended(apply_fn, params, reference)
+        known = program(apply_fn, params, reference, cut.beside)
         found = places(name, known, cut.names)
         env = run(known, jax.tree.leaves((params, reference)), {}, [p.value for p in found])
         seen = list(read(found, env).values())
@@ -239,16 +239,20 @@ def layer_ablation(
 class Cut:
     """A model at x with the layers whose parts are replaced."""
 
-    def __init__(self, name, apply_fn, params, x, target, layers, axis, said=("layers", "axis")):
+    def __init__(
+        self, name, apply_fn, params, x, target, layers, axis, said=("layers", "axis"), beside=()
+    ):
+        """`said` are the names of the options of layers and axis; `beside` are other layers that
+        the same program must have."""
         self.name, self.apply_fn, self.params, self.x = name, apply_fn, params, x
-        self.traced: Traced = attended(apply_fn, params, x)
-        self.names = layers or heads_of_all(name, self.traced)
+        self.names = layers or heads_of_all(name, attended(apply_fn, params, x))
+        self.said, self.beside = said, (*self.names, *beside)
+        self.traced: Traced = program(apply_fn, params, x, self.beside)
         try:
             self.found = places(name, self.traced, self.names)
         except ValueError as error:
-            raise (
-                error if said[0] == "layers" else ValueError(f"{error} It is one of `{said[0]}`.")
-            ) from None
+            told = f"{error} It is one of `{said[0]}`."
+            raise (error if said[0] == "layers" else ValueError(told)) from None
         axes = {_axes(name, place, axis, said[1]) for place in self.found}
         sizes = {tuple(p.shape[a] for a in own) for p in self.found for own in axes}
         if len(axes) > 1 or len(sizes) > 1:
@@ -274,7 +278,7 @@ class Cut:
         check_source(self.name, self.x, source)
         like = lambda a, b: jnp.broadcast_to(jnp.asarray(b), jnp.shape(a))
         source = jax.tree.map(like, self.x, source)
-        known = attended(self.apply_fn, self.params, source)
+        known = program(self.apply_fn, self.params, source, self.beside)
         found = places(self.name, known, self.names)
         wanted = [*known.program.outputs, *(place.value for place in found)]
         env = run(known, jax.tree.leaves((self.params, source)), {}, wanted)
@@ -326,8 +330,8 @@ class Cut:
         for place in self.found:
             if not jnp.issubdtype(place.dtype, jnp.inexact):
                 raise ValueError(
-                    f"{self.name}: layers must be floating to have a slope; {place.name!r} is "
-                    f"{place.dtype}. Take a layer after it."
+                    f"{self.name}: {self.said[0]} must be floating to have a slope; "
+                    f"{place.name!r} is {place.dtype}. Take a layer after it."
                 )
 
     def slopes(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -102,12 +102,16 @@ def path_patching(
       layers, is computed anew, as here.
     """
     name = "path_patching"
-    cut = Cut(name, apply_fn, params, x, target, layers, axis)
+    cut = Cut(name, apply_fn, params, x, target, layers, axis, beside=receivers or ())
     to = cut
     if receivers is not None or receiver_axis is not None:
         along = axis if receiver_axis is None else receiver_axis
-        told = ("receivers", "axis" if receiver_axis is None else "receiver_axis")
-        to = Cut(name, apply_fn, params, x, cut.target, receivers or cut.names, along, told)
+        told = (
+            "layers" if receivers is None else "receivers",
+            "axis" if receiver_axis is None else "receiver_axis",
+        )
+        ends = receivers or cut.names
+        to = Cut(name, apply_fn, params, x, cut.target, ends, along, told, cut.names)
     cut.check_floating()
     to.check_floating()
     at_source, gap = cut.of_source(source)

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxviz.attention.found import found
+from jaxviz.attention.late import attended, standing, undivided
 from jaxviz.attention.maps import chosen
 from jaxviz.graph.interpreter import Value
 from jaxviz.graph.layers import Row, rows
 from jaxviz.graph.split import batch_moved, reachable, reaches, rows_named
 from jaxviz.graph.towers import turns_of, without_turns
-from jaxviz.graph.trace import Traced
+from jaxviz.graph.trace import Traced, trace
 
 HEADS, WEIGHTS = ":heads", ":weights"
 
@@ -36,20 +37,37 @@ class Place(NamedTuple):
     written: Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def program(apply_fn: Callable, params: Any, x: Any, names: Sequence[str]) -> Traced:
+    """The model as it is written; with attention divided by its sum ahead of the product with
+    values where a name is of heads or weights."""
+    traced = trace(apply_fn, params, x)
+    known = {row.layer.name for row in rows(traced)}
+    parts = any(_part(name, known) is not None for name in names)
+    return attended(apply_fn, params, x) if parts else traced
+
+
+def _part(name: str, known: set[str]) -> tuple[str, str] | None:
+    """An attention's name and what of it is meant."""
+    stem, colon, part = name.rpartition(":")
+    is_part = name not in known and colon + part in (HEADS, WEIGHTS)
+    return (stem, colon + part) if is_part else None
+
+
 def places(who: str, traced: Traced, names: Sequence[str]) -> tuple[Place, ...]:
     """The places of these names in order; a name without the numbers of its turns is all of them.
 
+    Names of layers are those of the model as it is written, and mean its values.
+
     Raises:
       ValueError: There is no such layer or attention, it cannot be reached, or `x` does not reach
-        it; or a name twice.
+        it; or a name twice; or a layer that heads and weights cannot stand beside.
     """
-    every = rows(traced)
+    every = rows(undivided(traced))
     known = {row.layer.name for row in every}
     result: list[Place] = []
     for name in names:
-        stem, colon, part = name.rpartition(":")
-        if name not in known and colon + part in (HEADS, WEIGHTS):
-            result += _of_attention(who, traced, stem, colon + part)
+        if (part := _part(name, known)) is not None:
+            result += _of_attention(who, traced, *part)
         else:
             result += [_of_layer(who, traced, row) for row in rows_named(every, name, who)]
     twice = [p.name for i, p in enumerate(result) if p.name in {q.name for q in result[:i]}]
@@ -60,13 +78,20 @@ def places(who: str, traced: Traced, names: Sequence[str]) -> tuple[Place, ...]:
 
 def _of_layer(who: str, traced: Traced, row: Row) -> Place:
     layer = reachable(row, who).layer
-    if not reaches(traced, layer.name):
+    if not reaches(undivided(traced), layer.name):
         raise ValueError(
             f"{who}: layer {layer.name!r} does not depend on x, only on params. Change params."
         )
+    value = standing(traced, row.value)
+    if value is None:
+        raise ValueError(
+            f"{who}: layers must not be both of heads or weights and of what lies between an "
+            f"attention's exponentials and the division by their sum; got {layer.name!r}, which "
+            "stands ahead of that division. Take one or the other, or a layer after it."
+        )
     return Place(
         layer.name,
-        row.value,
+        value,
         layer.shape,
         layer.dtype,
         functools.partial(_first, row.batch),

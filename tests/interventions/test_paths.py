@@ -1,8 +1,12 @@
 """Path patching; oracle: the forward pass in NumPy, with every other head held."""
 
+import functools
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name
 from small_transformer import HEADS, IDS, OTHER, W, by_hand, difference, net
 
 import jaxviz as jv
@@ -90,3 +94,21 @@ def test_receivers_may_be_other_layers_and_other_places():
 
         moved = difference(by_hand(IDS, put)[0]) - difference(CLEAN)
         np.testing.assert_allclose(effect[:, k, q, q], moved, rtol=1e-4, atol=3e-5)
+
+
+def test_an_error_names_the_option_that_was_wrong():
+    def two(w, x):
+        a = checkpoint_name(jnp.float32(checkpoint_name(x + 1, "ids")) @ w, "a")
+        return checkpoint_name(a @ jnp.ones((3, 2)), "b")
+
+    x = jnp.ones((1, 4), jnp.int32)
+    found = functools.partial(jv.path_patching, two, jnp.ones((4, 3)), x, x, 0)
+    with pytest.raises(ValueError, match=r"path_patching: receivers must be floating.*'ids'"):
+        found(layers=["a"], receivers=["ids"])
+    with pytest.raises(ValueError, match=r"path_patching: layers must be floating.*'ids'"):
+        found(layers=["ids"], receivers=["a"])
+    with pytest.raises(ValueError, match=r"receiver_axis must be .* layer 'a'.*got 5") as told:
+        found(layers=["a"], receiver_axis=5)
+    assert "receivers" not in str(told.value)
+    with pytest.raises(ValueError, match=r"no layer 'c'.*It is one of `receivers`"):
+        found(layers=["a"], receivers=["c"])
