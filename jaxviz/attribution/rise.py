@@ -103,7 +103,7 @@ def rise(
         raise ValueError(
             f"{name}: x must be [N, *space, C] or [N, L]; got {x.shape}. Give it places."
         )
-    fills, known = fading(name, fill, x)
+    fills = fading(name, fill, x)
     target = fixed_target(apply_fn, params, x, target)
     fades = is_floating(x)
     resize, wide = ("bilinear", at_least_float32(x)) if fades else ("nearest", jnp.float32)
@@ -112,15 +112,15 @@ def rise(
         own = jax.random.fold_in(key, k)
         masks = random_masks(own, (len(x), *space), cells, keep, wide, resize)
         shown = over_channels(masks, x)
-        seen = blend(fills(shown), shown, x)
-        score = score_of(apply_fn, params, seen, target)
-        return masks * _per_example(score.astype(wide), masks)
+        filled, known = fills(shown)
+        score = score_of(apply_fn, params, blend(filled, shown, x), target)
+        return masks * _per_example(score.astype(wide) * known, masks)
 
     if stops_early(tolerance):
         mean = mean_until(name, term, num_samples, chunk_size, x, tolerance).mean
     else:
         mean = running_sum(name, term, num_samples, chunk_size, x) / num_samples
-    return like_input(mean * (_per_example(known, mean) / keep), x)
+    return like_input(mean / keep, x)
 
 
 def _per_example(a, like):

@@ -88,14 +88,14 @@ def sobol(
     axes, cells = _check(name, x, cells)
     designs.check_designs(name, num_designs)
     count = cells**axes
-    fills, known = fading(name, fill, x)
+    fills = fading(name, fill, x)
     mask = designs.masks(key, count, num_designs)
     masked = lambda k: _seen(x, fills, mask(k), cells, resize)
-    outputs = outputs_of_copies(apply_fn, params, x, masked)
+    outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
     num = designs.num_masks(count, num_designs)
-    scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
+    scores, _ = stacked_scores(name, outputs, _known, num, chunk_size, x, target)
     indices = designs.total_indices(scores, count, num_designs)
-    return like_input(_large(indices * known[:, None], x, cells, resize), x)
+    return like_input(_large(indices, x, cells, resize), x)
 
 
 @explanation(
@@ -165,11 +165,13 @@ def hsic(
     """
     name = "hsic"
     axes, cells = _check(name, x, cells)
-    fills, known = fading(name, fill, x)
+    fills = fading(name, fill, x)
+    # Nearest masks are 0 or 1: they select.
+    read = _score if resize == "nearest" else _known
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
     masked = lambda k: _seen(x, fills, masks[k], cells, resize)
-    outputs = outputs_of_copies(apply_fn, params, x, masked)
-    scores, _ = stacked_scores(name, outputs, select, num_samples, chunk_size, x, target)
+    outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
+    scores, _ = stacked_scores(name, outputs, read, num_samples, chunk_size, x, target)
     scores = scores.astype(at_least_float32(scores))
 
     def dependence(score):
@@ -185,8 +187,6 @@ def hsic(
         return 2 * (z * (kernel @ z)).sum(0) / (num_samples - 1.0) ** 2
 
     found = jax.lax.map(dependence, scores.T)
-    if resize != "nearest":  # nearest masks are 0 or 1: they select
-        found = found * known[:, None].astype(found.dtype)
     return _large(found, x, cells, resize)
 
 
@@ -206,7 +206,19 @@ def _check(name: str, x: jax.Array, cells: int | None) -> tuple[int, int]:
 
 def _seen(x, fills, mask, cells, resize):
     shown = over_channels(_large(mask[None], x, cells, resize), x)
-    return blend(fills(shown), shown, x)
+    filled, known = fills(shown)
+    return blend(filled, shown, x), known
+
+
+def _score(found, target):
+    return select(found.outputs, target)
+
+
+def _known(found, target):
+    """The score, and NaN where the fill is nothing to be faded to."""
+    score = _score(found, target)
+    score = score.astype(at_least_float32(score))
+    return score * found.of_copy.astype(score.dtype)
 
 
 def _large(values, x, cells, resize):

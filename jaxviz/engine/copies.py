@@ -44,7 +44,7 @@ def fixed_target(apply_fn: Callable, params: Any, x: Any, target: Target) -> Tar
 
 
 class WithCopy(NamedTuple):
-    """Outputs at a copy, and what is read off the copy itself.
+    """Outputs at a copy, and what was told with the copy.
 
     Attributes:
       outputs: Of the model.
@@ -60,19 +60,20 @@ def outputs_of_copies(
     params: Any,
     x: Any,
     copy: Callable[[jax.Array], Any],
-    of_copy: Callable[[Any], Any] | None = None,
+    beside: bool = False,
 ) -> Callable[[jax.Array], Any]:
     """From k to the outputs at `copy(k)`, or at `x` itself for k < 0; traced once, as `jit` is.
 
-    `of_copy` is read off the copy beside them, which is then made once: `WithCopy`.
+    With `beside`, `copy(k)` is a pair: the copy, and what is handed on beside its outputs, as
+    `WithCopy`.
     """
 
     @jax.jit
     def outputs(k):
-        made = copy(k)
+        made, said = copy(k) if beside else (copy(k), None)
         seen = jax.tree.map(lambda a, b: jnp.where(k < 0, a, b), x, made)
         found = outputs_of(apply_fn, params, seen)
-        return found if of_copy is None else WithCopy(found, of_copy(made))
+        return WithCopy(found, said) if beside else found
 
     return outputs
 

@@ -251,8 +251,11 @@ def scores_of(
 
     With `of_copy` each is a pair: that, and what `of_copy` gives of the copy (of none, at `x`).
     """
-    outputs = outputs_of_copies(apply_fn, params, x, copy, of_copy)
-    if of_copy is not None:
+    if of_copy is None:
+        outputs = outputs_of_copies(apply_fn, params, x, copy)
+    else:
+        both = lambda k: (made := copy(k), of_copy(made))
+        outputs = outputs_of_copies(apply_fn, params, x, both, beside=True)
         said = read
         read = lambda found, target: (said(found.outputs, target), found.of_copy)
     found = stacked_scores(name, outputs, read, num, chunk_size, x, target, clean=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxviz.calls.naming import is_ours
 from jaxviz.calls.options import described
-from jaxviz.engine.copies import at_least_float32, is_floating
+from jaxviz.engine.copies import is_floating
 from jaxviz.parts.regions import fadeable, fill_like
 
 
@@ -58,13 +58,21 @@ def filling(name: str, fill: Any, x: Any) -> Callable[[Any], Any]:
 
 def fading(
     name: str, fill: Any, x: jax.Array
-) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
     """`filling` of soft masks, half or more hidden being hidden; and what `fadeable` says of it.
 
-    Of a function that is 1: its numbers are known only where it is called.
+    Of a function that is said of each mask. What it leaves as it is may be not finite in `x`.
     """
     fills = filling(name, fill, x)
-    of_mask = lambda mask: fills(jnp.broadcast_to(mask <= 0.5, (len(x), *mask.shape[1:])))
-    if callable(fill):
-        return of_mask, jnp.ones(len(x), at_least_float32(x) if is_floating(x) else jnp.float32)
-    return of_mask, fadeable(fills(None))
+    if not callable(fill):
+        filled = fills(None)
+        known = fadeable(filled)
+        return lambda mask: (filled, known)
+
+    def of_mask(mask):
+        hidden = jnp.broadcast_to(mask <= 0.5, (len(x), *mask.shape[1:]))
+        filled = fills(hidden)
+        judged = hidden | jnp.isfinite(x)
+        return filled, fadeable(jnp.where(judged, filled, jnp.zeros_like(filled)))
+
+    return of_mask

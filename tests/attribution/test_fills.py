@@ -68,6 +68,27 @@ def test_soft_masks_fade_to_what_their_darker_half_gives():
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_a_function_that_gives_nan_where_masks_fade_gives_nan():
+    gone = np.array([0.0, np.nan], np.float32).reshape(2, 1, 1, 1)
+    holes = lambda x, hidden: jnp.where(hidden, gone, x)  # of the second example
+    missing = lambda w, x: net(w, jnp.where(jnp.isfinite(x), x, 0))  # a net that would not mind
+    here = X.copy()
+    here[0, 0, 0] = np.inf  # its own, which the function leaves as it is
+    draw = {"key": KEY, "cells": 2, "fill": holes}
+
+    @jax.jit
+    def all_of(x):
+        call = lambda method, **options: method(missing, W, x, 0, **draw, **options)
+        return (
+            call(jv.rise, num_samples=3),
+            call(jv.hsic, resize="bilinear", num_samples=4),
+        )
+
+    for found in all_of(here):
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).all()
+
+
 def test_channels_anywhere_and_noise_of_your_own():
     noisy = functools.partial(metrics.noisy_linear_imputation, key=KEY, noise=0.1)
     first = jv.channels_first(lambda w, x: net(w, jnp.moveaxis(x, 1, -1)))
