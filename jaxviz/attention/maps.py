@@ -72,11 +72,7 @@ def chosen(who: str, traced: Traced, layers: Sequence[str] | None) -> tuple[Atte
             'such as jax.nn.dot_product_attention(..., implementation="xla").'
             if kernel
             else "no softmax's axis is the one that a product with values contracts; "
-            + (
-                unread(traced)
-                or "one in a loop over time or a branch cannot be read. Write it as a scan over "
-                "layers."
-            )
+            + unread(traced)
         )
         raise ValueError(f"{who}: the model must have an attention; {why}")
     names = [one.name for one in every]

@@ -24,8 +24,9 @@ def _kernels(program: Program):
             yield from _kernels(body)
 
 
-def unread(traced: Traced) -> str | None:
-    """What looks like attention of a kind that has no weights to read, and its line."""
+def unread(traced: Traced) -> str:
+    """What looks like attention of a kind that has no weights to read, and its line; else which
+    kinds there are."""
     search = Search(traced)
     for node in search.nodes:
         if search.sums_keys(node):
@@ -34,7 +35,12 @@ def unread(traced: Traced) -> str | None:
         if node.bodies and {"exp", "dot_general"} <= _inside(node):
             told = "a loop or branch, such as attention over keys a chunk at a time"
             return f"an exponential and a product stand within {told}, at {source(node)}."
-    return None
+    if any(node.bodies for node in search.nodes):
+        return "one in a loop over time or a branch cannot be read. Write it as a scan over layers."
+    return (
+        "heads mixed after the softmax and the difference of two softmaxes are not read. Without "
+        "weights to read, take a method for any model, such as jaxviz.gradient."
+    )
 
 
 def _inside(node: Node) -> set[str]:

@@ -12,13 +12,15 @@ import numpy as np
 from jaxviz.attribution.propagation import start
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import at_least_float32, fixed_target, rows_of
+from jaxviz.engine.copies import at_least_float32, rows_of
+from jaxviz.engine.targets import check_function
 from jaxviz.graph.fold import fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, evaluate
 from jaxviz.graph.layers import operation_names, rows
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, replacements
-from jaxviz.graph.trace import Traced, trace
+from jaxviz.graph.split import used
+from jaxviz.graph.trace import Traced, model, trace
 from jaxviz.rules import lrp_composites
 from jaxviz.rules.lrp_maps import moving
 
@@ -89,7 +91,9 @@ def lrp_conservation(
 
     Raises:
       NotImplementedError: An operation without a rule.
-      ValueError, TypeError: As in `lrp`.
+      ValueError: The model makes something else of one example than of that one in a batch, as
+        with params that have an entry for each example; or as in `lrp`.
+      TypeError: As in `lrp`.
 
     Example:
       >>> w = {"a": jnp.array([[1.0, 1.0], [2.0, -1.0]]), "b": jnp.array([[1.0], [1.0]])}
@@ -108,46 +112,95 @@ def lrp_conservation(
     """
     found = lrp_composites.resolve("lrp_conservation", rules)
     held, arrays = hold("lrp_conservation", apply_fn, params)
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), x)
-    names = tuple(_cuts(trace(held, arrays, one)))
+    names = tuple(_cuts(_alone(held, arrays, x, target)))
     sums, lost, score = _conservation(apply_fn, params, x, target, layers=names, rules=found)
     return Conservation((INPUT, *names), sums, lost, score)
 
 
 def _sums(apply_fn, params, x, target=None, *, layers, rules):
-    target = fixed_target(apply_fn, params, x, target)
-    given = None if callable(target) else jnp.broadcast_to(jnp.asarray(target), (rows_of(x),))
+    outputs = model(apply_fn, params, x)(params, x)
+    target = jnp.argmax(outputs, axis=1) if target is None else target
+    begun = jax.grad(lambda o: start(o, target).sum(), allow_int=True)(outputs)
+    ends = jax.tree.leaves(model(apply_fn, params, _one_of(x)).shape)
+    # What the target does not read is not of one example, or of whole numbers, hands nothing down.
+    handed = {
+        i: _by_example(a, end.shape, rows_of(x))
+        for i, (a, end) in enumerate(zip(jax.tree.leaves(begun), ends, strict=True))
+        if a.dtype != jax.dtypes.float0 and _by_rows(a.shape, end.shape, rows_of(x))
+    }
 
-    def one(x, chosen):
+    def one(x, handed):
         x = jax.tree.map(lambda a: a[None], x)
         traced = trace(apply_fn, params, x)
         cuts = _cuts(traced)
         program, names = _folded(traced)
         where = {id(n): i for i, node in enumerate(program.nodes) for n in _inside(node)}
-
-        explained = lambda outputs: start(outputs, target if given is None else chosen[None]).sum()
-
         after = frozenset(program.inputs if getattr(apply_fn, "is_tail", False) else ())
 
-        def score(probes):
+        def made(probes):
             plan = replacements(program, _counted(rules, probes, where), names, after)
             outputs = evaluate(program, jax.tree.leaves((params, x)), plan)
-            return explained(jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs))
+            return {i: outputs[i] for i in handed}
 
-        begun = jax.grad(explained, allow_int=True)(apply_fn(params, x))
-        total = _sum(jax.tree.leaves(begun))
-        lost = jax.grad(score)(jnp.zeros(len(program.nodes), total.dtype))
+        total = _sum(handed.values())
+        _, pull = jax.vjp(made, jnp.zeros(len(program.nodes), total.dtype))
+        (lost,) = pull(handed)
         ends = [-1, *(cuts[name] for name in layers), len(program.nodes) - 1]
         later = jnp.cumsum(lost[::-1])[::-1]  # what the nodes from one on lose
         later = jnp.append(later, jnp.zeros((), total.dtype))
         kept = total - later[np.array(ends) + 1]
         return kept[:-1], jnp.diff(kept), total
 
-    return jax.vmap(one, in_axes=(0, None if given is None else 0))(x, given)
+    return jax.vmap(one)(x, handed)
 
 
 _sums.__name__ = "lrp_conservation"  # the name that its errors begin with
 _conservation = explanation("layers", "rules")(_sums)
+
+
+def _one_of(x: Any) -> Any:
+    """The shapes of one example."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), a.dtype), x)
+
+
+def _by_example(a: jax.Array, alone: tuple[int, ...], count: int) -> jax.Array:
+    """`[N, *alone]`, from what is N times as long along one axis."""
+    if count == 1:
+        return a[None]
+    (axis,) = (i for i, (n, m) in enumerate(zip(a.shape, alone, strict=True)) if n != m)
+    return jnp.expand_dims(jnp.moveaxis(a, axis, 0), axis + 1)
+
+
+def _by_rows(many: tuple[int, ...], alone: tuple[int, ...], count: int) -> bool:
+    """Whether one axis is of the examples, and all others are as of one alone."""
+    if len(many) != len(alone):
+        return False
+    apart = [pair for pair in zip(many, alone, strict=True) if pair[0] != pair[1]]
+    return apart == ([] if count == 1 else [(count, 1)])
+
+
+def _alone(apply_fn: Any, params: Any, x: Any, target: Target) -> Traced:
+    """The model of one example; refused if it is not what it is in a batch."""
+    whole = model(apply_fn, params, x).shape  # the model's own errors are about this one
+    told = "lrp_conservation: params and the model must be the same for each example; "
+    advice = "Take one example at a time, with its own params."
+    try:
+        traced = trace(apply_fn, params, _one_of(x))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{told}got a model that fails on one alone. {advice}") from error
+    alone = model(apply_fn, params, _one_of(x)).shape
+    pairs = list(zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True))
+    read = [i for i, (a, _) in enumerate(pairs) if a.shape[:1] == (rows_of(x),)]  # others later
+    if callable(target):
+        check_function("lrp_conservation", x, whole, target)
+        scored = trace(lambda _, outputs: target(outputs), None, whole)
+        read = [i for i, v in enumerate(jax.tree.leaves(scored.x)) if v in used(scored)]
+    for a, b in (pairs[i] for i in read):
+        if not _by_rows(a.shape, b.shape, rows_of(x)):
+            raise ValueError(
+                f"{told}got outputs {b.shape} of one alone, {a.shape} of {rows_of(x)}. {advice}"
+            )
+    return traced
 
 
 def _folded(traced: Traced) -> tuple[Program, Mapping[int, str]]:

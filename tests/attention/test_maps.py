@@ -313,6 +313,10 @@ def test_attention_divided_late_is_changed_as_if_it_had_been_divided_first():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def _pairs(x):
+    return jnp.stack([x @ x.mT, 2 * x @ x.mT], 1)
+
+
 UNREAD = {
     "linear attention": (
         lambda _, x: jnp.exp(x @ W[0]) @ (jnp.exp(x @ W[1]).mT @ x),
@@ -321,6 +325,18 @@ UNREAD = {
     "a loop": (
         lambda _, x: jax.lax.map(lambda x: jax.nn.softmax(x @ x.T) @ x, x),
         r"stand within a loop or branch, .* at .*test_maps\.py:\d+",
+    ),
+    "talking heads": (
+        lambda _, x: jnp.einsum("nhqk,hg,nkd->ngqd", jax.nn.softmax(_pairs(x)), W[0, :2, :2], x),
+        r"contracts; heads mixed after the softmax .* jaxviz\.gradient\.",
+    ),
+    "a difference": (
+        lambda _, x: (jax.nn.softmax(x @ x.mT) - 0.5 * jax.nn.softmax(-x @ x.mT)) @ x,
+        r"contracts; heads mixed .* and the difference of two softmaxes are not read\.",
+    ),
+    "a loop without": (
+        lambda _, x: jax.lax.while_loop(lambda x: x.sum() < 0, jnp.tanh, jax.nn.softmax(x)),
+        "contracts; one in a loop over time or a branch cannot be read",
     ),
 }
 

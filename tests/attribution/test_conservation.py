@@ -88,3 +88,41 @@ def test_what_reaches_the_input_is_what_lxt_has_there():
 def test_a_table_that_refuses_an_operation_says_so_in_its_name():
     with pytest.raises(ValueError, match="lrp_conservation: rules must be one of"):
         jv.lrp_conservation(net, W, X.astype(np.float32), rules="gamma")
+
+
+def test_a_target_over_the_batch_and_outputs_beside():
+    """Oracle: each example alone, and its class by number."""
+    labels, given = jnp.array([0, 2, 1]), []
+    batch = jnp.asarray(X, jnp.float32)
+    w = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), W)
+
+    def told(w, x):
+        outputs = net(w, x)
+        return {"count": x.shape[0] * jnp.ones(()), "logits": outputs.T, "top": outputs.argmax(1)}
+
+    def target(outputs):
+        given.append(outputs["logits"].shape)
+        return 2 * outputs["logits"][labels, jnp.arange(3)]
+
+    ours = jv.lrp_conservation(told, w, batch, target)
+    assert set(given) == {(3, 3)}
+    for i, label in enumerate([0, 2, 1]):
+        theirs = jv.lrp_conservation(net, w, batch[i : i + 1], label)
+        np.testing.assert_allclose(ours.score[i], 2 * theirs.score[0], rtol=1e-5)
+        for name, sums in zip(theirs.layers, theirs.sums[0], strict=True):
+            found = ours.sums[i, ours.layers.index(name)]
+            np.testing.assert_allclose(found, 2 * sums, rtol=1e-4, atol=1e-5)
+
+
+def test_params_with_an_entry_for_each_example_are_refused():
+    x, each = jnp.asarray(X, jnp.float32), jnp.ones((3, 4))
+    nets = {
+        r"outputs \(3, 4\) of one alone, \(3, 4\) of 3": lambda w, x: x * w,
+        "fails on one alone": lambda w, x: jnp.concatenate([x, w], 1),
+    }
+    for told, one in nets.items():
+        with pytest.raises(ValueError, match=f"lrp_conservation: params and the model.*{told}"):
+            jv.lrp_conservation(one, each, x, 0)
+    mean = lambda w, x: (x * w[:1], (x * x).mean())
+    with pytest.raises(ValueError, match="params and the model must be the same for each"):
+        jv.lrp_conservation(mean, each, x, lambda outputs: outputs[0][:, 0] + outputs[1])
