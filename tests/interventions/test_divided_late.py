@@ -140,3 +140,15 @@ def test_a_sum_past_the_range_of_its_weights():
     assert np.exp(10.5) * e.sum(-1).min() > 65504
     (maps,) = jv.attentions(model, None, x).values()
     np.testing.assert_allclose(maps[:, 0], right, rtol=0.02)
+
+
+def test_a_row_that_is_masked_throughout_is_what_the_model_makes_of_it():
+    def model(_, x):
+        e = jnp.where(jnp.tri(5, k=-1, dtype=bool), jnp.exp(x @ x.mT / 9), 0.0)
+        total = e.sum(-1, keepdims=True)
+        return ((e @ x) * jnp.where(total == 0, 0.0, 1 / total)).mean(1)
+
+    same = jv.patched(model, "attention_0:weights", lambda a: a)(None, X)
+    e = np.where(np.tri(5, k=-1), np.exp(np.asarray(X @ X.mT) / 9), 0)
+    right = (e / np.maximum(e.sum(-1, keepdims=True), 1e-9) @ np.asarray(X)).mean(1)
+    np.testing.assert_allclose(same, right, rtol=1e-4, atol=1e-6)
