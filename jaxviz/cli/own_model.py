@@ -153,6 +153,11 @@ def _module(place: str) -> types.ModuleType:
 
 def _parts(name: str, made: Any) -> tuple[Function, Any, Any]:
     """The net, its params and the shape of its images where it knows it."""
+    if isinstance(made, tuple) and _is_of(made, "haiku."):  # init and apply, themselves a pair
+        raise ValueError(
+            f"--model: {name}() must return (what hk.transform gave, params); got it "
+            "without params."
+        )
     if isinstance(made, tuple) and len(made) in (2, 3) and _is_of(made[0], "haiku."):
         apply_fn, params = jaxviz.from_haiku(*made)
         return Function(apply_fn), params, None

@@ -91,7 +91,7 @@ def craft(
       key: Key of the starts, and of the designs.
       num_concepts: K; no more than there are crops, or channels.
       num_seeds: Starts of the factorisation.
-      num_steps: Of the factorisation.
+      num_steps: Of the factorisation, at most; it stops as `nmf` does.
       num_designs: Of the importance, a power of two.
       num_crops: M, how many crops are shown for each concept.
       batch_size: Crops at once.

@@ -112,9 +112,15 @@ def nmf(
     )
 
 
-@public(a=_A, num_concepts=whole(1), num_seeds=whole(1))
+@public(a=_A, num_concepts=whole(1), num_seeds=whole(1), num_steps=whole(1), tolerance=real(0))
 def semi_nmf(
-    a: Any, num_concepts: int, *, key: jax.Array, num_seeds: int = 5, num_steps: int = 200
+    a: Any,
+    num_concepts: int,
+    *,
+    key: jax.Array,
+    num_seeds: int = 5,
+    num_steps: int = 200,
+    tolerance: float = 1e-4,
 ) -> Factorization:
     """`nmf` whose atoms may be negative: for layers without a ReLU. Codes are not negative.
 
@@ -123,7 +129,9 @@ def semi_nmf(
       num_concepts: K, how many atoms, >= 1.
       key: Key of the starts.
       num_seeds: S, how many starts.
-      num_steps: As for `nmf`.
+      num_steps: As for `nmf`: at most so many.
+      tolerance: As for `nmf`, of the gradients of atoms and the projected ones of codes; 0 takes
+        every step.
 
     Returns:
       A `Factorization`, at the cost of `nmf`.
@@ -138,7 +146,9 @@ def semi_nmf(
       Ding et al. 2010, doi:10.1109/TPAMI.2008.277, section 3; here by HALS, without the bound on
       atoms.
     """
-    return _factorised("semi_nmf", a, num_concepts, key, num_seeds, "semi", num_steps)
+    return _factorised(
+        *("semi_nmf", a, num_concepts, key, num_seeds, "semi", num_steps, None, tolerance)
+    )
 
 
 @public(a=_A, num_concepts=whole(1))
@@ -184,7 +194,7 @@ def pca(a: Any, num_concepts: int) -> Factorization:
 
 
 def _factorised(
-    who, a, num_concepts, key, num_seeds, solver, num_steps, init=None, tolerance=1e-4
+    who, a, num_concepts, key, num_seeds, solver, num_steps, init, tolerance
 ) -> Factorization:
     a = wide(a)
     if a.ndim not in (2, 3):

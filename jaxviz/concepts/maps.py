@@ -84,7 +84,7 @@ def dff(
       num_concepts: K, >= 1.
       key: Key of the starts.
       num_seeds: Starts, whose agreement is `stability`.
-      num_steps: As for `nmf`.
+      num_steps: Of the factorisation, at most; it stops as `nmf` does.
       resize: Whether maps become as large as `x`.
 
     Returns:

@@ -96,7 +96,8 @@ def loss_recovered(
     held, arrays = hold(who, apply_fn, params)
     row = layer_named(who, held, arrays, x, layer)
     if loss_fn is None:
-        check_labels(who, "labels", jax.eval_shape(held, arrays, x), np.asarray(labels))
+        outputs = jax.eval_shape(held, arrays, x)
+        check_labels(who, "labels", outputs, np.asarray(labels), "loss_fn")
     if row.shape[row.channel_axis] != dictionary.atoms.shape[1]:
         raise ValueError(
             f"{who}: dictionary must have the layer's {row.shape[row.channel_axis]} channels; got "

@@ -236,16 +236,32 @@ def _factors(
         inputs, outputs = bases[i]
         a = jnp.einsum("nbpi,bij->nbpj", a, inputs)
         g = jnp.einsum("nsbpo,boq->nsbpq", g, outputs)
-        if a.shape[2] <= g.shape[1]:  # fewer places than vectors: sum over pairs of places
-            a = jnp.einsum("nbpi,nbqi->nbpqi", a, a)
-            g = jnp.einsum("nsbpo,nsbqo->nbpqo", g, g)
-            return jnp.einsum("nbpqi,nbpqo->bio", a, g)
-        return jnp.square(jnp.einsum("nbpi,nsbpo->nsbio", a, g)).sum((0, 1))
+        return _squared(a, g)
 
     values = sums(squares)
     names = [layer.name for layer in plan.layers]
     of = lambda each: dict(zip(names, each, strict=True))
     return of([a for a, _ in bases]), of([g for _, g in bases]), of(values)
+
+
+def _squared(a: jax.Array, g: jax.Array) -> jax.Array:
+    """Sum of squared weight gradients `[B, in, out]`, of `[n, B, p, in]`, `[n, S, B, p, out]`."""
+    if _by_pairs(*a.shape[2:], g.shape[1], g.shape[-1]):
+        a = jnp.einsum("nbpi,nbqi->nbpqi", a, a)
+        g = jnp.einsum("nsbpo,nsbqo->nbpqo", g, g)
+        return jnp.einsum("nbpqi,nbpqo->bio", a, g)
+    return jnp.square(jnp.einsum("nbpi,nsbpo->nsbio", a, g)).sum((0, 1))
+
+
+def _by_pairs(places: int, inputs: int, vectors: int, outputs: int) -> bool:
+    """Whether sums over pairs of places cost no more work and memory than each vector's gradient.
+
+    A dense layer's one place is one pair, and no gradient is written out.
+    """
+    gradients = vectors * inputs * outputs  # numbers of an example; each takes `places` products
+    work = places * (vectors * outputs + inputs * outputs + inputs)  # over `places` too
+    memory = places**2 * (inputs + outputs)
+    return places == 1 or (work <= gradients and memory <= gradients)
 
 
 def _scores(

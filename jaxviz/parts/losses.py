@@ -47,19 +47,23 @@ def _logits(outputs):
     return outputs.astype(wide)
 
 
-def check_labels(who: str, option: str, outputs: Any, labels: Any) -> None:
-    """Refuses what is no logits `[N, K]` with labels `[N]`, 0 to K - 1; `outputs` may be shapes."""
+def check_labels(who: str, option: str, outputs: Any, labels: Any, loss: str = "loss") -> None:
+    """Refuses what is no logits `[N, K]` with labels `[N]`, 0 to K - 1; `outputs` may be shapes.
+
+    `option` names the labels in errors, and `loss` the option that takes another loss.
+    """
     shape = getattr(outputs, "shape", None)
     if shape is None or len(shape) != 2:
         raise ValueError(
             f"{who}: softmax cross-entropy needs outputs [N, K]; apply_fn returns "
-            f"{jax.tree.map(lambda a: tuple(a.shape), outputs)}. Pass loss(outputs, labels) -> [N]."
+            f"{jax.tree.map(lambda a: tuple(a.shape), outputs)}. Pass {loss}(outputs, labels) "
+            "-> [N]."
         )
     is_array = hasattr(labels, "shape") and hasattr(labels, "dtype")
     if not is_array or labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"{who}: {option} must hold labels [N], integers, for softmax cross-entropy; got "
-            f"{described(labels)}. For other labels pass loss(outputs, labels) -> [N]."
+            f"{described(labels)}. For other labels pass {loss}(outputs, labels) -> [N]."
         )
     if not isinstance(labels, Tracer) and labels.size:
         values = np.asarray(labels)

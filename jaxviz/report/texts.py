@@ -49,7 +49,7 @@ def packed_tokens(name: str, values: Any, words: list[list[str]]) -> tuple[dict[
 
 
 def wirings(graph: AttributionGraph, names: list[str] | None) -> list[dict[str, Any]]:
-    """Of each input the wiring as a Figure, what it says, and its largest edges."""
+    """Of each input the wiring as a Figure, what it says, and its largest edges; `names` of all."""
     from jaxviz.plot import wiring  # matplotlib takes its time to import
 
     count = len(graph.relevance)
@@ -59,7 +59,6 @@ def wirings(graph: AttributionGraph, names: list[str] | None) -> list[dict[str, 
             f"got {count}. Pass the graphs of a few: attribution_graph(apply_fn, params, x[:4], "
             "...)."
         )
-    known = names if names is not None and len(names) == count else None
     found = []
     for n in range(count):
         labels = wiring.node_names(graph, n)
@@ -74,7 +73,7 @@ def wirings(graph: AttributionGraph, names: list[str] | None) -> list[dict[str, 
         several = count > 1
         found.append(
             {
-                "label": known[n] if known else f"input {n}" if several else "one input",
+                "label": names[n] if names else f"input {n}" if several else "one input",
                 "told": f"a score of {graph.relevance[n, -1]:.3g}, {kept} of {total} nodes kept",
                 "picture": wiring.attribution_graph(graph, example=n),
                 "rows": rows,

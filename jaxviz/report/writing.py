@@ -84,12 +84,15 @@ def report(
         None shows what `explain` was given; a sweep keeps none, and is shown without.
       labels: `[N]` true classes. None takes those of a sweep.
       classes: K names. None takes those of `explain`, or numbers.
-      names: N names of the examples, such as files.
+      names: N names of the examples, such as files. Without explanations they are of the inputs of
+        `attribution_graph`; beside them its inputs are numbered, for they may be others.
       graph: Of `layer_graph`: shown as a diagram and as a table of layers.
       evaluation: Of `evaluate`: shown as tables and pictures.
       tokens: N lists of texts, as for `plot.token_sheet`: the page shows these in place of images.
         Maps are `[N, L]` or `[N, L, D]` then, at least as long; the last axis is summed, and places
-        past a text's end are left out. What is no such map is not drawn.
+        past a text's end are left out. What is no such map is not drawn. Marks of word pieces and
+        newlines are shown in their own way; what is saved from the page, `tokens.json`, has the
+        texts as they were given.
       attribution_graph: Of `concepts.attribution_graph`, of 16 inputs at most: each a picture, with
         its largest edges as a table.
       title: Of the page.
@@ -129,13 +132,18 @@ def report(
         content = _joined(content_of(found, words), images, labels)
     blocks: Blocks = {}
     meta: dict[str, Any] = {"count": 0}
+    names_of_graph = None
     if content is not None:
         content = content._replace(classes=named(classes, content))
         meta, blocks = _data(content, images is None)
         meta["names"] = _names(names, content.count)
         manifest = content.manifest
     else:
-        given = {"images": images, "labels": labels, "names": names, "tokens": tokens}
+        given = {"images": images, "labels": labels, "tokens": tokens}
+        if attribution_graph is None:
+            given["names"] = names
+        else:
+            names_of_graph = _names(names, len(attribution_graph.relevance), "input of the graph")
         for option in (option for option, value in given.items() if value is not None):
             raise ValueError(f"report: {option} must be left out of a report without explanations.")
         manifest = {}
@@ -143,7 +151,7 @@ def report(
         manifest = {"explanations": manifest, "evaluation": evaluation.about}
         if content is None:
             manifest = evaluation.about
-    drawn = [] if attribution_graph is None else wirings(attribution_graph, meta.get("names"))
+    drawn = [] if attribution_graph is None else wirings(attribution_graph, names_of_graph)
     what = title or (
         f"{content.count} examples explained"
         if content
@@ -192,9 +200,9 @@ def _words(tokens: Any, images: Any) -> list[list[str]]:
     return token_lists("report", tokens)
 
 
-def _names(names: Sequence[str] | None, count: int) -> list[str] | None:
+def _names(names: Sequence[str] | None, count: int, of: str = "example") -> list[str] | None:
     if names is not None and len(names) != count:
-        raise ValueError(f"report: names must be {count}, one an example; got {len(names)}.")
+        raise ValueError(f"report: names must be {count}, one an {of}; got {len(names)}.")
     return None if names is None else list(names)
 
 
@@ -256,6 +264,7 @@ def _data(content: Content, stretched: bool) -> tuple[dict[str, Any], Blocks]:
         "confidence": None if shares is None else array("confidence", shares.max(1), "float32"),
         "probabilities": None if shares is None else array("probabilities", shares, "float32"),
         "tokens": None if content.words is None else pairs(content.words),
+        "words": content.words,  # as they were given: what is saved is matched with a tokenizer's
         "images": images,
         "mean_images": mean_images,
         "groups": None if groups is None else np.bincount(groups, minlength=classes).tolist(),

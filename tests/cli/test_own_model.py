@@ -87,6 +87,12 @@ def haiku():
     return net, *net.init(jax.random.PRNGKey(0), jnp.ones((1, 8, 8, 3)), True)
 
 
+def paramless():
+    import haiku as hk
+
+    return hk.transform(lambda x: hk.Linear(2)(x.mean((1, 2))))
+
+
 def without_statistics():
     net = nn.BatchNorm(use_running_average=True)
     return net, {"params": net.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))["params"]}
@@ -135,6 +141,8 @@ def test_pictures_by_class_are_a_data_set(place):
     found = data.image_folder(place / "pictures", size=8)
     assert (found.images.shape, found.class_names) == ((3, 8, 8, 3), ("cat", "dog"))
     assert found.labels.tolist() == [0, 0, 1]
+    with pytest.raises(ValueError, match=r"paramless\(\) must .* hk\.transform .* without params"):
+        own_model(f"{place}/nets.py:paramless")
     with pytest.raises(ValueError, match="image_folder: path must hold a subfolder of pictures"):
         data.image_folder(place / "pictures" / "cat", size=8)
 

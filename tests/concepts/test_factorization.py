@@ -64,6 +64,8 @@ def test_atoms_may_be_negative_where_codes_are_not():
     assert found.errors.min() < 0.02
     assert found.codes.min() >= 0
     assert found.dictionary.atoms.min() < 0
+    first = semi_nmf(signed, 3, key=KEY, num_seeds=2, tolerance=1.0)  # done after two steps at most
+    assert first.errors.min() > 2 * found.errors.min()
     with pytest.raises(ValueError, match=r"nmf: a must have no negative numbers; .* semi_nmf"):
         nmf(signed, 3, key=KEY)
 

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import jaxviz as jv
-from jaxviz.influence import layered
+from jaxviz.influence import kronecker, layered
 from jaxviz.influence.parameters import chosen, leaf_names, taken
 
 INF = jv.influence
@@ -118,6 +118,17 @@ def test_ek_fac_is_the_damped_gauss_newton_where_that_factors(one_layer):
     other, two = lambda p, x: x @ p["a"] @ p["b"], {"a": jnp.eye(4), "b": jnp.ones((4, 3))}
     with pytest.raises(ValueError, match="factors must be of the same layers, a, b"):
         INF.ek_fac(other, two, data, test, factors=factors)
+
+
+@pytest.mark.parametrize(
+    ("places", "vectors", "pairs"), [(1, 1, True), (2, 8, True), (4, 4, False)]
+)
+def test_squares_of_gradients_by_either_way(places, vectors, pairs):  # oracle: NumPy
+    assert kronecker._by_pairs(places, 3, vectors, 5) == pairs
+    a, g = RNG.normal(size=(2, 1, places, 3)), RNG.normal(size=(2, vectors, 1, places, 5))
+    wanted = np.square(np.einsum("nbpi,nsbpo->nsbio", a, g)).sum((0, 1))
+    found = kronecker._squared(jnp.asarray(a, jnp.float32), jnp.asarray(g, jnp.float32))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_one_random_sum_of_the_outputs_is_right_on_average(one_layer):

@@ -244,8 +244,13 @@ def test_texts_and_wirings_are_shown(tmp_path):
     evil = EVIL.replace("<", "&lt;").replace(">", "&gt;")
     assert f'<th scope="row">{evil} 1</th><td class="text">score</td><td>+2</td>' in text
     assert f'<th scope="row">{evil} bias</th><td class="text">score</td><td>-0.5</td>' in text
-    assert f"<summary>{evil}: a score of 1.5, 3 of 4 nodes kept</summary>" in text
+    # The graph's inputs may be other than the texts, however many: they have no names of theirs.
+    assert "<summary>input 1: a score of 1.5, 3 of 4 nodes kept</summary>" in text
+    assert page.meta["words"] == TEXTS
 
+    names = ["a", EVIL, "c"]
+    text = jv.report(wiring(3), tmp_path / "graph.html", names=names).read_text()
+    assert f"<summary>{evil}: a score of 1.5, 3 of 4 nodes kept</summary>" in text
     alone = jv.report(wiring(), tmp_path / "graph.html").read_text()
     assert "How units make a score" in alone
     assert alone.count("data:image/svg+xml") == 1
@@ -260,6 +265,7 @@ def test_texts_and_wirings_are_shown(tmp_path):
         ({"tokens": TEXTS, "images": IMAGES[:3]}, r"report: images must be left out where tokens"),
         ({"attribution_graph": wiring(17)}, r"report: attribution_graph must be of 16 inputs"),
         ({"found": wiring(), "attribution_graph": wiring()}, r"attribution_graph must not come tw"),
+        ({"found": wiring(3), "names": ["a"], "tokens": None}, r"names must be 3, one an input of"),
         ({"found": wiring(), "tokens": TEXTS}, r"report: tokens must be left out of a report with"),
     ],
 )
@@ -484,4 +490,4 @@ def test_tokens_are_walked_through_with_keys_and_pointer(opened, tmp_path):
     saving.value.save_as(tmp_path / "again.npz")
     with np.load(tmp_path / "again.npz") as again:
         np.testing.assert_allclose(again["map_lrp"][2], OF_TOKENS[2, :5, 0], rtol=1e-5)
-        assert json.loads(again["tokens.json"])[2] == [*TEXTS[2][:4], "↵"]
+        assert json.loads(again["tokens.json"]) == TEXTS

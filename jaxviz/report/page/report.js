@@ -650,7 +650,7 @@
         for (const map of view.maps) await add(`${before}map_${map.name}`, map.array);
       }
       const arrays = files.length;
-      if (meta.tokens) files.push(["tokens.json", new TextEncoder().encode(JSON.stringify(meta.tokens.map(([texts]) => texts)))]);
+      if (meta.tokens) files.push(["tokens.json", new TextEncoder().encode(JSON.stringify(meta.words))]);
       const link = make("a", { href: URL.createObjectURL(zip(files)), download: "report.npz" });
       link.click();
       $("saved").textContent = `saved: ${arrays} arrays${meta.tokens ? " and the tokens" : ""}`;
