@@ -246,7 +246,7 @@ def _factors(
 
 def _squared(a: jax.Array, g: jax.Array) -> jax.Array:
     """Sum of squared weight gradients `[B, in, out]`, of `[n, B, p, in]`, `[n, S, B, p, out]`."""
-    if _by_pairs(*a.shape[2:], g.shape[1], g.shape[-1]):
+    if _by_pairs(a.shape[2], a.shape[3], g.shape[1], g.shape[-1]):
         a = jnp.einsum("nbpi,nbqi->nbpqi", a, a)
         g = jnp.einsum("nsbpo,nsbqo->nbpqo", g, g)
         return jnp.einsum("nbpqi,nbpqo->bio", a, g)
