@@ -236,7 +236,8 @@ def _sampled(
     if stops_early(tolerance):  # of each round, and the same in all
         target = fixed_target(apply_fn, params, x, target)
     keys = jax.random.split(key, num_samples * rows).reshape(num_samples, rows)
-    ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, count)))(keys)  # [S, N, G]
+    order = jnp.arange(count, dtype=jnp.int32)
+    ranks = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, order)))(keys)  # [S, N, G]
     ranks = jnp.stack([ranks, count - 1 - ranks], 1).reshape(2 * num_samples, rows, count)
     inner = count - 1  # coalitions between the empty and the full one, which all orders share
 

@@ -29,12 +29,12 @@ def masks(key: jax.Array, count: int, num_designs: int) -> Callable[[jax.Array],
     """From the number of a mask to the mask, `[count]`, uniform on [0, 1)."""
     points = jnp.asarray(_sequence(2 * count, num_designs), jnp.float32)
     # A random shift modulo 1 keeps the sequence as even as it is and makes it unbiased.
-    points = (points + jax.random.uniform(key, (2 * count,))[None, :]) % 1
+    points = (points + jax.random.uniform(key, (2 * count,), jnp.float32)[None, :]) % 1
     a, b = points[:, :count], points[:, count:]
 
     def mask(k):
         variant, design = k // num_designs, k % num_designs  # 0: a, 1: b, 2 + i: a with b's i
-        swapped = (jnp.arange(count) == variant - 2) | (variant == 1)
+        swapped = (jnp.arange(count, dtype=jnp.int32) == variant - 2) | (variant == 1)
         return jnp.where(swapped, b[design], a[design])
 
     return mask

@@ -11,6 +11,7 @@ import pytest
 
 from jaxviz.attribution.rise import random_masks, rise
 from jaxviz.attribution.sensitivity import hsic, sobol
+from jaxviz.attribution.shapley import shapley_sampling
 from jaxviz.parts.regions import blend
 
 KEY = jax.random.key(4)
@@ -89,6 +90,18 @@ def test_sobol_is_jansens_estimator():  # oracle: its sums over designs, in NumP
             total += (f_a[k] - f(mixed)) ** 2 / (2 * count * variance)
         row, column = divmod(i, 2)
         np.testing.assert_allclose(out[:, 3 * row, 3 * column], total, rtol=2e-4)
+
+
+def test_draws_beside_wide_numbers():  # where JAX's own are wide, and are mixed with none narrow
+    x = jnp.ones((1, 2, 2, 1))
+    f = lambda _, x: x[:, 0, 0]
+    with jax.enable_x64(True):
+        for method in (
+            functools.partial(sobol, cells=2, num_designs=2),
+            functools.partial(shapley_sampling, num_samples=2, tolerance=0.1),
+        ):
+            found = jax.eval_shape(lambda x, method=method: method(f, None, x, 0, key=KEY), x)
+            assert {a.dtype for a in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
 
 
 def test_sobol_indices_of_a_polynomial():
