@@ -1,5 +1,8 @@
 """`jaxviz influence`: a picture and scores of a run on a folder of pictures."""
 
+from typing import Any, ClassVar
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -12,7 +15,22 @@ from jaxviz.cli import main
 PARTS = ("train", "test")
 
 
-def test_training_images_for_and_against_test_images(tmp_path, capsys):
+class Small(nn.Module):
+    """In place of a bundled net, whose programs take long to compile: weights and statistics."""
+
+    num_classes: int = 10
+    dtype: Any = None
+    input_shape: ClassVar = (28, 28, 1)
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(self.num_classes)(x[:, ::4, ::4].reshape(len(x), -1))
+        return nn.BatchNorm(not train, momentum=0.5)(x)
+
+
+def test_training_images_for_and_against_test_images(tmp_path, capsys, monkeypatch):
+    for there in (models.small_nets, models.nets):
+        monkeypatch.setitem(there, "mnist_c", Small)
     rng = np.random.default_rng(0)
     for part, count in zip(PARTS, (6, 2), strict=True):
         for name, light in (("dark", 60), ("bright", 190)):

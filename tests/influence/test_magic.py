@@ -22,10 +22,9 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Dense(4, use_bias=False, param_dtype=x.dtype)(x)
+        x = nn.Dense(3, use_bias=False, param_dtype=x.dtype)(x)
         x = nn.BatchNorm(not train, momentum=0.9, use_scale=False, param_dtype=x.dtype)(x)
-        x = nn.Dropout(0.3, deterministic=not train)(nn.tanh(x))
-        return nn.Dense(3, use_bias=False, param_dtype=x.dtype)(x)
+        return nn.Dropout(0.3, deterministic=not train)(x)
 
 
 def noisy(key, images):
