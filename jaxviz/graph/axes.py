@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxviz.graph.activations import NAMED
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import (
     CUSTOM,
@@ -163,6 +164,8 @@ class _Walk:
         elif name == "while":
             c, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
             made = self.turns(node.bodies[1], given[c : c + b], given[c + b :], [])
+            carry = [m if m is None or any(m) else () for m in made]
+            self.call(node.bodies[0], [*given[:c], *carry])  # what is done there counts, too
         elif name == "cond":
             made = _agreed([self.call(body, given[1:]) for body in node.bodies])
         elif name in CUSTOM or name in REMAT:
@@ -203,13 +206,37 @@ class _Apart(_Walk):
                 for labels in made
             )
             primitive, params = equation_of(node).primitive.name, equation_of(node).params
-            kernels = primitive == "conv_general_dilated" and len(reached) > 1 and all(reached)
-            self.found &= single and not kernels and not _moves_along(primitive, params, made)
+            if not single:
+                self.found = False
+            elif not node.bodies and node.kind not in NAMED:
+                given = [_given(program, o, env)[1] for o in node.operands]
+                self.found &= not _moves_along(primitive, params, given, made, self.count)
 
 
-def _moves_along(primitive: str, params: dict, made: list) -> bool:
-    """Whether an operation takes places of the batch's axis for one another."""
-    batch = next((a for a, label in enumerate(made[0] or ()) if label in (BATCH, ROWS)), None)
+def _moves_along(primitive: str, params: dict, given: list, made: list, count: int) -> bool:
+    """Whether an operation takes places of the batch's axis for one another, or may do so."""
+    if primitive not in _RULES and primitive not in _PLACE_BY_PLACE:
+        return True
+    batches = [_batch_of(labels) for labels in given]
+    batch = _batch_of(made[0])
+    if primitive == "conv_general_dilated":
+        numbers = params["dimension_numbers"]
+        if batches[0] is None or given[1]:  # kernels made of x
+            return True
+        alone = batches[0] == numbers.lhs_spec[0] and params["batch_group_count"] == 1
+        groups = params["feature_group_count"] % max(1, count) == 0
+        return not alone and not (batches[0] == numbers.lhs_spec[1] and groups)
+    if primitive == "dot_general":
+        contracted, _ = params["dimension_numbers"]
+        return any(b in axes for b, axes in zip(batches, contracted, strict=True))
+    if primitive == "gather":
+        numbers = params["dimension_numbers"]
+        return batches[0] is not None and batches[0] in numbers.start_index_map
+    if primitive.startswith("scatter"):
+        numbers = params["dimension_numbers"]
+        looked_up = numbers.scatter_dims_to_operand_dims
+        # Without the batch in what is changed, rows of the updates would be put together there.
+        return batches[0] is None or batches[0] in looked_up
     if primitive in ("rev", "sort", *_CUMULATIVE):
         told = params.get("dimensions", params.get("dimension", params.get("axis")))
         return batch in (told if isinstance(told, tuple) else (told,))
@@ -220,6 +247,21 @@ def _moves_along(primitive: str, params: dict, made: list) -> bool:
     return primitive in ("fft", "top_k")  # along the last axes, which few batches are
 
 
+def _batch_of(labels: Labels | None) -> int | None:
+    return next((a for a, label in enumerate(labels or ()) if label in (BATCH, ROWS)), None)
+
+
+# What gives each place a number made of the numbers at that place alone. Proof for `apart`, where
+# all else without a rule may do anything with the examples.
+_PLACE_BY_PLACE = frozenset(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e"
+    " bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos"
+    " cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag"
+    " integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter not"
+    " or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem"
+    " round rsqrt shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square"
+    " stop_gradient sub tan tanh xor zeta".split()
+)
 _CUMULATIVE = ("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum")
 
 

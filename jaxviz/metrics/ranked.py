@@ -105,7 +105,8 @@ def units_of(
     present = sizes > 0
     if mean:
         scores = scores / jnp.maximum(sizes, 1)
-    if isinstance(segments, np.ndarray) and set(range(count)) <= set(segments.ravel().tolist()):
+    one_for_all = isinstance(segments, np.ndarray) and len(numbers) == 1
+    if one_for_all and set(range(count)) <= set(segments.ravel().tolist()):
         places = Places(segments.reshape(numbers.shape))
         return Units(scores, count, None, numbers, shape, known, places)
     counts = present.sum(1, keepdims=True, dtype=jnp.int32)

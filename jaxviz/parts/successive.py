@@ -96,7 +96,8 @@ def successive(
         unit, filled = argument
         where = places.stretch(jnp.maximum(unit, 0))
         sides = zip(numbers.shape, where, strict=True)
-        inside = cut(numbers, tuple(None if size == 1 else s for size, s in sides)) == unit
+        found = cut(numbers, tuple(None if size == 1 else s for size, s in sides))
+        inside = (found == unit) & (unit >= 0)  # places of no unit are below 0, too
         part = jnp.where(inside, cut(filled, where), cut(x, where))
         return every_change(apply_fn, params, x, part, where)
 

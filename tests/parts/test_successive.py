@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxviz import metrics
 from jaxviz.graph.axes import apart
 from jaxviz.graph.trace import trace
+from jaxviz.metrics.ranked import units_of
 from jaxviz.parts import successive as part
 from jaxviz.parts.successive import Places, successive
 
@@ -121,6 +122,24 @@ def test_metrics_take_it_and_give_the_same(net, monkeypatch):
         (lambda p, x: jnp.sort(x, 0).sum(2), False),
         (jax.checkpoint(lambda p, x: (x * x.sum(0, keepdims=True)).sum(2)), False),
         (lambda p, x: jax.lax.fori_loop(0, 2, lambda _, c: c - c[:1], x).sum(2), False),
+        (lambda p, x: jax.lax.while_loop(lambda s: (s > 1).any(), lambda s: s / 2, x), False),
+        (lambda p, x: jax.lax.while_loop(lambda s: jnp.array(False), lambda s: s / 2, x), True),
+        (lambda p, x: jax.lax.conv(x[:, :, 0].T[None], jnp.ones((2, 4, 3)), (1,), "SAME")[0].T,
+         False),
+        (lambda p, x: jax.lax.conv(x[:, :, 0].T[:, None], jnp.ones((3, 1, 1)), (1,), "SAME")[0].T,
+         False),
+        (lambda p, x: jax.lax.conv(x[:, :, 0][None], jnp.ones((3, 3, 1)), (1,), "SAME")[0], False),
+        (lambda p, x: jax.lax.conv(x, jnp.ones((5, 4, 1)), (1,), "SAME"), True),
+        (lambda p, x: jnp.linalg.cholesky(x[:, :3, 0]), False),
+        (lambda p, x: jax.lax.linalg.triangular_solve(jnp.eye(3), x[:, :, 0], left_side=True),
+         False),
+        (lambda p, x: jnp.fft.fft(x[:, :, 0].T).real.T, False),
+        (lambda p, x: jax.pure_callback(lambda a: a, x, x), False),
+        (lambda p, x: x[jnp.argmax(x[:, :3, 0], 1)], False),
+        (lambda p, x: x.at[jnp.argmax(x[:, :3, 0], 1)].add(x), False),
+        (lambda p, x: x[:, :3, 0] @ x[:, :, 1], False),
+        (lambda p, x: jnp.take_along_axis(x, x.argmax(1, keepdims=True), 1), True),
+        (lambda p, x: jax.nn.gelu(x) * jax.nn.silu(x) + jax.nn.softplus(x).clip(0, 2), True),
     ],
 )  # fmt: skip
 def test_examples_that_have_nothing_to_do_with_one_another(model, is_apart):
@@ -136,3 +155,22 @@ def test_examples_with_params_of_their_own_go_together():
     found = lambda p: jax.eval_shape(lambda x: successive(net, p, x, x, 0, places, order, None), x)
     assert found(jnp.arange(3.0)[:, None, None, None]) is None
     assert found(2.0) is not None
+
+
+def test_places_of_no_unit_stay_in_steps_of_none(net):
+    apply_fn, params, x, forward = net
+    numbers = np.full((1, SIDE, SIDE, 1), -1)
+    numbers[0, :4, :4] = 0
+    order = jnp.asarray([[-1, 0, -1]] * 3, jnp.int32)
+    filled, places, target = jnp.zeros_like(x), Places(numbers), np.array([2, 0, 3])
+    run = jax.jit(lambda x: successive(apply_fn, params, x, filled, target, places, order, None))
+    masks = [numbers == unit if unit >= 0 else numbers < -1 for unit in (-1, 0, -1)]
+    expected = by_hand(forward, x, filled, masks, target)
+    np.testing.assert_allclose(run(x)[0], expected[1:], atol=2e-6)
+
+
+def test_segments_of_each_example_are_no_places_for_all():
+    x = jnp.ones((2, 3))
+    rows = np.array([[0, 1, 1], [0, 0, 1]])
+    assert units_of("m", x, x, segments=rows).places is None
+    assert units_of("m", x, x, segments=rows[0]).places is not None
