@@ -85,7 +85,8 @@ def deletion(
       segments: Integers that say which places go together, as `grid_segments` and `slic_segments`
         make them, by the sum of what they are given; below 0 stays. None: `unit` decides.
       num_segments: Their number, where they are traced.
-      chunk_size: Masks at once, for all N examples. None goes by `x` and the cores.
+      chunk_size: Masks at once, for all N examples. None goes by `x` and the cores. Where only what
+        a step changes is evaluated, each example at work keeps what the net made of it besides.
 
     Returns:
       A `Curve`, in units of the explained output. Costs `num_steps + 1` forward passes; of as many

@@ -110,7 +110,8 @@ def successive(
         once = weighed()
     links = chain(one_step, example(x), argument, rules, once)
     together = max(1, min(len(x), _ALIVE // max(1, x[0].size)))
-    several = max(1, min(_STEPS // together, steps, (chunk_size or steps) * len(x) // together))
+    # About N examples are at work at most, on all cores together: so many copies of each.
+    several = max(1, min(_STEPS // together, steps, chunk_size or steps))
     passes = call_flops(apply_fn, params, example(x))
     if _OVERHEAD * links.flops + _START * links.operations / together > passes:
         return None
