@@ -305,20 +305,19 @@ class Search:
         way = []
         while (node := self.made.get(value)) is not None and not node.bodies:
             name, floats = equation_of(node).primitive.name, self.numbers(node)
+            if name not in through:
+                break
             if name == "add" and len(floats) == 2:  # a place beside the keys: one exponential more
                 floats = [v for v in floats if not self.is_exponential(v)]
-            if name not in through or len(floats) != 1:
+            if len(floats) != 1:
                 break
             value = floats[0]
             way.append(node)
         return value, way
 
     def is_exponential(self, value: Value) -> bool:
-        while (node := self.made.get(value)) is not None and not node.bodies:
-            if equation_of(node).primitive.name not in COPIES | SHAPING:
-                return equation_of(node).primitive.name in ("exp", "exp2")
-            value = node.inputs[0]
-        return False
+        made = self.made.get(self.back(value, COPIES | SHAPING)[0])
+        return made is not None and name_of(made) in ("exp", "exp2")
 
     def numbers(self, node: Node) -> list[Value]:
         """What of x a node reads, but for choices: masks, made into zeros and ones or not."""

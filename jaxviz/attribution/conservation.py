@@ -14,6 +14,7 @@ from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import at_least_float32, rows_of
 from jaxviz.engine.targets import check_function
+from jaxviz.graph.facts import fact
 from jaxviz.graph.fold import fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, evaluate
@@ -203,6 +204,7 @@ def _alone(apply_fn: Any, params: Any, x: Any, target: Target) -> Traced:
     return traced
 
 
+@fact
 def _folded(traced: Traced) -> tuple[Program, Mapping[int, str]]:
     names = operation_names(traced.program)
     return fold(traced.program, names)

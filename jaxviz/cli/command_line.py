@@ -122,16 +122,16 @@ def _parser() -> _Parser:
     sub = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     demo = _command(
-        sub, "commands", "demo", "train on handwritten digits, explain, and write pictures",
+        sub, "cli.commands", "demo", "train on handwritten digits, explain, and write pictures",
         "Trains a small convolutional network on the 1,797 handwritten digits that scikit-learn "
         "ships (no download), explains some of its answers and writes pictures. Under a minute.",
     )  # fmt: skip
     demo.add_argument("--out", default="jaxviz-demo", metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--epochs", type=_count, default=15, metavar="N", help="default: %(default)s")
-    demo.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
+    _seed_option(demo)
 
     train = _command(
-        sub, "commands", "train", "train a bundled net on a bundled data set",
+        sub, "cli.commands", "train", "train a bundled net on a bundled data set",
         "Trains a network and writes its weights, history and pictures into one folder, which "
         "'jaxviz explain' and 'jaxviz layers' read. A stopped training goes on when started again.",
     )  # fmt: skip
@@ -164,11 +164,11 @@ def _parser() -> _Parser:
     train.add_argument(
         "--augment", action="store_true", help="shift and mirror the images at random (not digits)"
     )
-    train.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
+    _seed_option(train)
     _data_options(train)
 
     layers = _command(
-        sub, "commands", "layers", "print the layers of a net or a run",
+        sub, "cli.commands", "layers", "print the layers of a net or a run",
         "Prints each layer with its output's shape, parameters and FLOPs for one example, and the "
         "totals. The names are those that --layer takes.",
     )  # fmt: skip
@@ -183,7 +183,7 @@ def _parser() -> _Parser:
     )  # fmt: skip
 
     explain = _command(
-        sub, "commands", "explain", "draw what a trained net looks at",
+        sub, "cli.commands", "explain", "draw what a trained net looks at",
         "Draws each image with the five most probable classes and a map for each method: which "
         "pixels speak for the class, and which against it.",
     )  # fmt: skip
@@ -211,11 +211,11 @@ def _parser() -> _Parser:
     explain.add_argument(
         "--out", metavar="FOLDER", help="default: RUN/explanations or NET-explanations"
     )
-    explain.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
+    _seed_option(explain)
     _data_options(explain)
 
     sweep = _command(
-        sub, "commands_sweep", "sweep", "explain every test image, into a store",
+        sub, "cli.commands_sweep", "sweep", "explain every test image, into a store",
         "Explains all test images by one or more methods and keeps maps, predictions and "
         "probabilities in a folder (zarr v3). A sweep that was stopped goes on when started again.",
     )  # fmt: skip
@@ -238,11 +238,11 @@ def _parser() -> _Parser:
         "--target", metavar="CLASS",
         help="class to explain, name or index, or 'label' for the true one; default: the top one",
     )  # fmt: skip
-    sweep.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
+    _seed_option(sweep)
     _data_options(sweep)
 
     evaluate = _command(
-        sub, "commands_evaluate", "evaluate", "rank methods by metrics on the test images",
+        sub, "cli.commands_evaluate", "evaluate", "rank methods by metrics on the test images",
         "Judges methods by metrics on every test image: a table of means, standard errors and "
         "ranks, a heat map, and curves. An evaluation that was stopped goes on when started again.",
     )  # fmt: skip
@@ -271,11 +271,11 @@ def _parser() -> _Parser:
         "--target", metavar="CLASS",
         help="class to explain, name or index, or 'label' for the true one; default: the top one",
     )  # fmt: skip
-    evaluate.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
+    _seed_option(evaluate)
     _data_options(evaluate)
 
     influence = _command(
-        sub, "commands_influence", "influence", "which training images made it answer so",
+        sub, "cli.commands_influence", "influence", "which training images made it answer so",
         "Draws, for each test image, the training images that helped the right answer most and "
         "those that harmed it most. All scores are kept in scores.npz, [test, training images], in "
         "the order of the run's own training images.",
@@ -296,19 +296,17 @@ def _parser() -> _Parser:
         help="training images of a kind; default: %(default)s",
     )  # fmt: skip
     influence.add_argument("--out", metavar="FOLDER", help="default: RUN/influence")
-    influence.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="default: %(default)s"
-    )
+    _seed_option(influence)
     _data_options(influence)
 
     _command(
-        sub, "jaxviz.catalogue", "methods", "list the methods with their cost and needs",
+        sub, "catalogue", "methods", "list the methods with their cost and needs",
         "Lists every method: its family, how many passes through the net it takes, and what it "
         "needs. --methods takes all but those that need what only Python can give.",
     )  # fmt: skip
 
     show = _command(
-        sub, "commands_sweep", "show", "draw what a sweep found",
+        sub, "cli.commands_sweep", "show", "draw what a sweep found",
         "Draws the mean map of each class, the errors that the net is most and least sure of, and "
         "the images of one class by what they were taken for.",
     )  # fmt: skip
@@ -320,7 +318,7 @@ def _parser() -> _Parser:
     show.add_argument("--no-download", action="store_true", help="never use the network")
 
     report = _command(
-        sub, "commands_report", "report", "write what was found as one HTML file",
+        sub, "cli.commands_report", "report", "write what was found as one HTML file",
         "Writes one HTML file that opens from disk: confusion matrix and gallery that filter, maps "
         "side by side with their values, means, metrics, layers. Of a run: its sweep and its "
         "evaluation where there are such, else its test images are explained anew.",
@@ -339,7 +337,7 @@ def _parser() -> _Parser:
         "--examples", type=_count, metavar="N",
         help="of a run without a sweep, the first N test images; default: 1000",
     )  # fmt: skip
-    report.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
+    _seed_option(report)
     _data_options(report)
     return parser
 
@@ -389,7 +387,7 @@ def _model_and_methods(parser: argparse.ArgumentParser) -> None:
 
 
 def _command(sub, module: str, name: str, line: str, text: str) -> argparse.ArgumentParser:
-    """A command's parser; `name` is that of its function in `module` too."""
+    """A command's parser; `name` is that of its function in `jaxviz.MODULE` too."""
     parser = sub.add_parser(name, help=line, description=text)
     parser.add_argument(
         "--trace", action="store_true", help="show where in the code an error arose"
@@ -398,8 +396,12 @@ def _command(sub, module: str, name: str, line: str, text: str) -> argparse.Argu
         "--no-cache", action="store_true",
         help="compile everything anew; default: keep it in $JAXVIZ_CACHE, or the user's cache",
     )  # fmt: skip
-    parser.set_defaults(module=module if "." in module else f"jaxviz.cli.{module}", name=name)
+    parser.set_defaults(module=f"jaxviz.{module}", name=name)
     return parser
+
+
+def _seed_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:

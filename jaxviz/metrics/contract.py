@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -35,8 +35,16 @@ def metric(
 
     def decorate(method: Callable[P, R]) -> Callable[P, R]:
         name = method.__name__
-        taken = {"sweeps": True, "places": True, "integers": integers, "classless": False}
-        compiled = explanation(*static, **cast(Any, taken | checks))(method)
+        made = explanation(
+            *static,
+            nonzero=(),
+            sweeps=True,
+            places=True,
+            integers=integers,
+            classless=False,
+            **checks,
+        )
+        compiled = made(method)
         if "segments" not in inspect.signature(method).parameters:
             return compiled
 
