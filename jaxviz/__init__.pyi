@@ -150,10 +150,11 @@ from jaxviz.features.inversion import (
 from jaxviz.features.maximization import maximize_activation as maximize_activation
 from jaxviz.features.natural import accentuate as accentuate, maco as maco
 from jaxviz.graph.layer_graph import LayerGraph as LayerGraph, layer_graph as layer_graph
-from jaxviz.graph.layers import Layer as Layer, layers as layers, summary as summary
+from jaxviz.graph.layers import layers as layers, summary as summary
 from jaxviz.graph.outputs import log_softmax as log_softmax, softmax as softmax
 from jaxviz.graph.receptive import receptive_field as receptive_field
 from jaxviz.graph.rewrite import RuleSet as RuleSet, rewrite as rewrite
+from jaxviz.graph.rows import Layer as Layer
 from jaxviz.graph.split import activations as activations, split as split
 from jaxviz.interventions.patched import patched as patched, steered as steered
 from jaxviz.interventions.patching import (

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxviz as jv
-from jaxviz.graph import interpreter, trace
+from jaxviz.graph import equations, interpreter, trace
 
 KEY = jax.random.key(0)
 SEGMENTS = jnp.arange(64).reshape(8, 8) // 16
@@ -91,10 +91,11 @@ def _options(options, cut):
 @pytest.fixture
 def counts(monkeypatch):
     """How often each function of the interpreter has run."""
-    found = dict.fromkeys(("build", "run_node", "section"), 0)
+    homes = {"build": interpreter, "run_node": interpreter, "section": equations}
+    found = dict.fromkeys(homes, 0)
 
     def counted(name):
-        function = getattr(interpreter, name)
+        function = getattr(homes[name], name)
 
         @functools.wraps(function)
         def called(*args, **kwargs):
@@ -104,7 +105,7 @@ def counts(monkeypatch):
         return called
 
     for name in found:
-        monkeypatch.setattr(interpreter, name, counted(name))
+        monkeypatch.setattr(homes[name], name, counted(name))
     monkeypatch.setattr(trace, "build", interpreter.build)
     return found
 

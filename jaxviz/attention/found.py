@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attention.moves import moved
-from jaxviz.graph.axes import CHANNELS, Tokens, axes
+from jaxviz.graph.axes import axes
+from jaxviz.graph.axis_rules import CHANNELS, Tokens
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Scalar, Value, equation_of
 from jaxviz.graph.names import join_scope

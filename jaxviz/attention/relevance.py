@@ -14,7 +14,8 @@ from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.graph.axes import Tokens, axes
+from jaxviz.graph.axes import axes
+from jaxviz.graph.axis_rules import Tokens
 from jaxviz.graph.trace import Traced
 from jaxviz.parts.feature_maps import Resize
 

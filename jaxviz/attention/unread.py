@@ -1,7 +1,8 @@
 """What a model has in place of an attention that can be read, for errors."""
 
 from jaxviz.attention.found import Search, name_of
-from jaxviz.graph.interpreter import Node, Program, equation_of, source
+from jaxviz.graph.interpreter import Node, Program, equation_of
+from jaxviz.graph.lines import source
 from jaxviz.graph.roles import leaves
 from jaxviz.graph.trace import Traced
 

@@ -18,8 +18,8 @@ from jaxviz.graph.facts import fact
 from jaxviz.graph.fold import fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, evaluate
-from jaxviz.graph.layers import operation_names, rows
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, replacements
+from jaxviz.graph.rows import operation_names, rows
 from jaxviz.graph.split import used
 from jaxviz.graph.trace import Traced, model, trace
 from jaxviz.rules import lrp_composites

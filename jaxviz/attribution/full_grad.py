@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import is_floating
-from jaxviz.graph.axes import BATCH, ROWS, axes
-from jaxviz.graph.interpreter import Scalar, scan_arity, source
+from jaxviz.graph.axes import axes
+from jaxviz.graph.axis_rules import BATCH, ROWS
+from jaxviz.graph.equations import scan_arity
+from jaxviz.graph.interpreter import Scalar
+from jaxviz.graph.lines import source
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
 from jaxviz.graph.trace import trace
 from jaxviz.parts.feature_maps import Resize, laid_out, resized

@@ -18,7 +18,8 @@ from jaxviz.cli.own_model import Function, own_model, restored
 from jaxviz.explanation import in_parts, outputs_of
 from jaxviz.folders import why_not
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
-from jaxviz.graph.layers import Layer, layers as list_layers
+from jaxviz.graph.layers import layers as list_layers
+from jaxviz.graph.rows import Layer
 from jaxviz.models.registry import variable_shapes
 from jaxviz.parts.feature_maps import default_layer
 from jaxviz.training import Run

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxviz.concepts.dictionary import Dictionary, encode
 from jaxviz.engine.copies import at_least_float32
-from jaxviz.graph.layers import rows
+from jaxviz.graph.rows import rows
 from jaxviz.graph.trace import Traced
 from jaxviz.interventions.places import Place, places
 

@@ -23,10 +23,10 @@ from jaxviz.engine.targets import (
     output_shape,
     with_classes,
 )
+from jaxviz.graph.equations import tracing
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import at_index
-from jaxviz.graph.interpreter import tracing
-from jaxviz.graph.layers import rows
+from jaxviz.graph.rows import rows
 from jaxviz.graph.split import reaches
 from jaxviz.graph.trace import trace
 from jaxviz.rules.fast import compiler_options, is_large, served

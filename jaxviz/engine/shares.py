@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jaxviz.engine.progress import in_turns
-from jaxviz.graph.interpreter import INLINED, called, operands, section, variables
+from jaxviz.graph.equations import called, operands, section, variables
+from jaxviz.graph.interpreter import INLINED
 
 _MARK = "jaxviz_share"
 MOST = 8  # threads: each has its own chunks in memory

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxviz.calls.public import public
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Scalar, equation_of, evaluate
-from jaxviz.graph.layers import find, operation_names, rows
+from jaxviz.graph.layers import find
+from jaxviz.graph.rows import operation_names, rows
 from jaxviz.graph.split import needed
 from jaxviz.graph.trace import trace
 

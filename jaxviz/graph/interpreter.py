@@ -1,20 +1,15 @@
 """A traced function as data, and its evaluation with some operations replaced.
 
-The only file that touches `jax.extend.core`. Sharp edges, so that nobody has to find out again:
+Sharp edges, so that nobody has to find out again:
 
 - Values are numbered here, not named by jaxpr variables: JAX caches inner jaxprs, so inlining one
   twice would bind the same variable twice.
-- An equation is re-bound through a jaxpr of that one equation. Its parameters are never taken
-  apart, so an operation that nobody wrote a rule for works in every version of JAX.
 - An inner `jit` is inlined; `custom_jvp`, `custom_vjp`, `remat` and control flow stay operations
   with bodies, and are only taken apart when something inside is replaced. Where layers are named
   and cut, a scan over layers (`towers.py`) is written out turn by turn.
 """
 
 import dataclasses
-import functools
-import importlib.util
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.core import Tracer, eval_context
-from jax.extend import core as jex
 
 import jaxviz.graph.kinds as kinds
+from jaxviz.graph.equations import (
+    Bound,
+    DropVar,
+    Literal,
+    bind,
+    inner_jaxpr,
+    literal_value,
+    read_results,
+    scan_arity,
+    variables,
+)
 from jaxviz.graph.names import are_wanted, join_scope, parse_scope, parse_tag, tag_name
 from jaxviz.graph.pieces import Operand
 from jaxviz.graph.through import INLINED, activation, through
@@ -168,9 +172,9 @@ class _Builder:
 
     def value(self, atom: Any, env: dict) -> Value:
         """The value of a variable; a literal becomes a constant."""
-        if not isinstance(atom, jex.Literal):
+        if not isinstance(atom, Literal):
             return env[atom]
-        return self.constant(_number(atom), atom.aval)
+        return self.constant(literal_value(atom), atom.aval)
 
     def add(self, equation: Any, env: dict, scope: tuple) -> None:
         """Adds one equation: its node, or those of the jaxpr it wraps."""
@@ -185,7 +189,9 @@ class _Builder:
         kind = activation(equation, bind) if moves else None
         wraps = INLINED | REMAT if self.flat else INLINED
         if kind is None and name in wraps:
-            inner, consts = _open(equation.params.get("jaxpr") or equation.params["call_jaxpr"])
+            inner, consts = inner_jaxpr(
+                equation.params.get("jaxpr") or equation.params["call_jaxpr"]
+            )
             inputs = [self.value(atom, env) for atom in equation.invars]
             outside, self.callers = self.callers, (*self.callers, equation)
             env.update(zip(equation.outvars, self.walk(inner, consts, inputs, scope), strict=True))
@@ -195,15 +201,14 @@ class _Builder:
             self.write_out(equation, env, scope)
             return
         operands = tuple(
-            Scalar(atom.val) if isinstance(atom, jex.Literal) else env[atom]
-            for atom in equation.invars
+            Scalar(atom.val) if isinstance(atom, Literal) else env[atom] for atom in equation.invars
         )
         inputs = tuple(env[v] for v in variables(equation.invars))
         bodies = ()
         if kind is None:
             flags = [isinstance(o, Value) and o in self.depends for o in operands]
             bodies = _bodies(equation, flags, self.flat, (*self.callers, equation))
-        kept = _kept(equation)
+        kept = read_results(equation)
         env.update((variable, self.new(variable.aval, moves)) for variable in kept)
         outputs = tuple(env[v] for v in kept)
         for reached in (self.from_x, self.from_params) if self.towers else ():
@@ -221,7 +226,7 @@ class _Builder:
                 scope,
                 bodies=bodies,
                 callers=self.callers,
-                bound=_Bound(equation),
+                bound=Bound(equation),
             )
         )
 
@@ -236,7 +241,7 @@ class _Builder:
             return False
         consts, carried, _ = scan_arity(equation)
         fixed, scanned = equation.invars[:consts], equation.invars[consts + carried :]
-        is_of = lambda atom, known: not isinstance(atom, jex.Literal) and env[atom] in known
+        is_of = lambda atom, known: not isinstance(atom, Literal) and env[atom] in known
         if any(is_of(atom, self.from_x) for atom in scanned):
             return False
         stacked = [a for a in scanned if jnp.issubdtype(a.aval.dtype, jnp.inexact)]
@@ -248,7 +253,7 @@ class _Builder:
         """Adds the nodes of all turns of a scan, each with its number in their names."""
         consts, carried, _ = scan_arity(equation)
         length, cut = equation.params["length"], consts + carried
-        inner, constants = _open(equation.params["jaxpr"])
+        inner, constants = inner_jaxpr(equation.params["jaxpr"])
         given = [self.value(atom, env) for atom in equation.invars]
         path = join_scope(scope)
         number = self.scans[path] = self.scans.get(path, -1) + 1
@@ -274,7 +279,7 @@ class _Builder:
             )
         env.update(zip(equation.outvars[:carried], carry, strict=True))
         for k, variable in enumerate(equation.outvars[carried:]):
-            if not isinstance(variable, jex.DropVar):
+            if not isinstance(variable, DropVar):
                 parts = [stacked[i][k] for i in turns]
                 one = [jax.ShapeDtypeStruct(variable.aval.shape[1:], variable.aval.dtype)] * length
                 (env[variable],) = self.apply(lambda *a: jnp.stack(a), parts, one, scope)
@@ -300,28 +305,6 @@ def is_flat(program: Program) -> bool:
     return not any(map(has, program.nodes))
 
 
-def _number(literal: Any) -> np.ndarray:
-    return np.asarray(literal.val, literal.aval.dtype)
-
-
-def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
-
-
-def variables(atoms: Iterable[Any]) -> list[Any]:
-    """Those of an equation's operands that are no literals, each once."""
-    return list(dict.fromkeys(a for a in atoms if not isinstance(a, jex.Literal)))
-
-
-def _kept(equation: Any) -> list[Any]:
-    return [equation.outvars[i] for i in kept_positions(equation)]
-
-
-def kept_positions(equation: Any) -> list[int]:
-    """Which of the equation's results a node has for outputs: those that are read."""
-    return [i for i, v in enumerate(equation.outvars) if not isinstance(v, jex.DropVar)]
-
-
 def _bodies(
     equation: Any, moves: list[bool], flat: bool, callers: tuple[Any, ...]
 ) -> tuple[Program, ...]:
@@ -329,7 +312,7 @@ def _bodies(
     name = equation.primitive.name
 
     def program(inner, flags):
-        return build(*_open(inner), flags, flat=flat, callers=callers)
+        return build(*inner_jaxpr(inner), flags, flat=flat, callers=callers)
 
     def looped(inner, fixed, carried, rest):
         """The body of a loop; a carried value depends if any turn makes it depend."""
@@ -356,18 +339,6 @@ def _bodies(
     if name == "cond":
         return tuple(program(branch, moves[1:]) for branch in equation.params["branches"])
     return ()
-
-
-def scan_arity(equation: Any) -> tuple[int, int, int]:
-    """How many inputs of a scan are constants, carried, scanned: read off the shapes."""
-    body = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
-
-    def sliced(outer, inner):
-        return sum(o.aval.ndim != i.aval.ndim for o, i in zip(outer, inner, strict=True))
-
-    scanned = sliced(equation.invars, body.invars)
-    carried = len(body.outvars) - sliced(equation.outvars, body.outvars)
-    return len(body.invars) - scanned - carried, carried, scanned
 
 
 def evaluate(
@@ -430,107 +401,12 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
     env.update(zip(node.outputs, outputs, strict=True))
 
 
-class Section(NamedTuple):
-    """Some equations as a function of flat values: which it reads, and which it makes."""
-
-    function: Callable
-    reads: list[Any]
-    makes: list[Any]
-
-
-def section(equations: Sequence[Any], makes: Sequence[Any]) -> Section:
-    """Equations of a jaxpr, in order, as a function that makes the given variables."""
-    own = {v for e in equations for v in e.outvars}
-    atoms = [a for e in equations for a in e.invars] + list(makes)
-    reads = variables([a for a in atoms if isinstance(a, jex.Literal) or a not in own])
-    effects = set().union(*(e.effects for e in equations))
-    names = jex.DebugInfo("jaxviz", "bind", ("",) * len(reads), ("",) * len(makes))
-    one = jex.Jaxpr((), reads, makes, equations, effects, names)
-    closed = jex.ClosedJaxpr(one, ())  # pyright: ignore[reportPrivateImportUsage]
-    return Section(jex.jaxpr_as_fun(closed), reads, list(makes))
-
-
-_state = functools.partial(jex.get_opaque_trace_state, convention="nnx")  # Flax's word, unused
-with eval_context():
-    _OUTSIDE = _state()
-
-
-def tracing() -> bool:
-    """Whether what is computed here goes into a program that JAX traces."""
-    # The first is nearly always so, and quicker by far than to make an array.
-    return _state() != _OUTSIDE and isinstance(jnp.zeros(()), Tracer)
-
-
-def closed_function(closed: Any) -> Callable:
-    """A closed jaxpr as a function of flat values, bound as it stands."""
-    return jex.jaxpr_as_fun(closed)
-
-
-def called(equation: Any) -> Callable:
-    """The function that a `jit` equation calls, of its operands in order."""
-    return jex.jaxpr_as_fun(equation.params["jaxpr"])
-
-
-def operands(equation: Any, env: dict[Any, Any]) -> list[Any]:
-    """What the equation reads, in order, where `env` has the values of variables."""
-    return [_number(a) if isinstance(a, jex.Literal) else env[a] for a in equation.invars]
-
-
-def bind(equation: Any, values: Sequence[Any]) -> list[Any]:
-    """The equation applied to other values of the same shapes."""
-    return _Bound(equation)(*values)
-
-
-class _Bound:
-    """An equation as a function of the values it reads; made into one when it is first called."""
-
-    __slots__ = ("equation", "function")
-
-    def __init__(self, equation: Any):
-        self.equation, self.function = equation, None
-
-    def __call__(self, *values: Any) -> list[Any]:
-        if self.function is None:
-            self.function = section([self.equation], _kept(self.equation)).function
-        return self.function(*values)
-
-
-def bind_resized(equation: Any, values: Sequence[Any]) -> Any:
-    """The equation of a function of each place alone, applied to values of other sizes."""
-    env = dict(zip(variables(equation.invars), values, strict=True))
-    _run_resized(equation, env)
-    return env[_kept(equation)[0]]
-
-
-def _run_resized(equation: Any, env: dict) -> None:
-    """Runs one equation; what it wraps is taken apart, for its body is of the old sizes."""
-    name = equation.primitive.name
-    wrapped = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
-    if wrapped is not None:
-        inner, consts = _open(wrapped)
-        given = operands(equation, env)
-        inside = dict(zip(inner.constvars, consts, strict=True))
-        inside.update(zip(inner.invars, given, strict=True))
-        for one in inner.eqns:
-            _run_resized(one, inside)
-        results = [_number(a) if isinstance(a, jex.Literal) else inside[a] for a in inner.outvars]
-        env.update(zip(equation.outvars, results, strict=True))
-        return
-    values = [env[v] for v in variables(equation.invars)]
-    if name == "broadcast_in_dim" and jnp.ndim(values[0]) == 0:  # one number stays one
-        env[equation.outvars[0]] = values[0]
-        return
-    shape = jnp.broadcast_shapes(*map(jnp.shape, values)) if values else ()
-    spread = [jnp.broadcast_to(a, shape) if jnp.ndim(a) == 0 else a for a in values]
-    env.update(zip(_kept(equation), bind(equation, spread), strict=True))
-
-
 def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
     """A higher-order operation bound anew around bodies of which some are rewritten."""
     equation, name = node.equation, node.equation.primitive.name
     given = dict(zip(node.inputs, values, strict=True))
     arguments = [
-        jnp.asarray(_number(atom)) if isinstance(operand, Scalar) else given[operand]
+        jnp.asarray(literal_value(atom)) if isinstance(operand, Scalar) else given[operand]
         for operand, atom in zip(node.operands, equation.invars, strict=True)
     ]
     functions = [
@@ -558,7 +434,7 @@ def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
     else:
         outputs = jax.lax.switch(arguments[0], functions, *arguments[1:])
     pairs = zip(equation.outvars, outputs, strict=True)
-    return [o for v, o in pairs if not isinstance(v, jex.DropVar)]
+    return [o for v, o in pairs if not isinstance(v, DropVar)]
 
 
 def _scan(equation: Any, function: Callable, arguments: Sequence[Any]) -> list[Any]:
@@ -581,14 +457,6 @@ def _scan(equation: Any, function: Callable, arguments: Sequence[Any]) -> list[A
     return [*last, *stacked]
 
 
-# Frames of these are not the user's; the bundled nets are a user of the library.
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_OURS = [os.path.join(_HERE, floor) for floor in ("graph", "rules", "attribution", "features")]
-_SPECS = [importlib.util.find_spec(name) for name in ("jax", "flax")]  # Flax need not be imported
-_THEIRS = [os.path.abspath(p) for s in _SPECS if s for p in s.submodule_search_locations or ()]
-_INTERNAL = tuple(folder + os.sep for folder in _OURS + _THEIRS)
-
-
 def opened(nodes: Iterable[Node]) -> Iterator[Node]:
     """The nodes, with the members of groups that have no name in their place.
 
@@ -606,19 +474,3 @@ def equation_of(node: Node) -> Any:
     while node.equation is None:
         node = node.members[-1]
     return node.equation
-
-
-@functools.cache
-def _is_internal(file_name: str) -> bool:
-    return os.path.abspath(file_name).startswith(_INTERNAL)
-
-
-def source(node: Node) -> str:
-    """The `file:line` that made a node: the innermost that is neither JAX, Flax nor jaxviz."""
-    # The traceback of an equation inside a `jit` ends where that was traced.
-    for equation in (equation_of(node), *reversed(node.callers)):
-        traceback = equation.source_info.traceback
-        for frame in traceback.frames if traceback else ():
-            if not _is_internal(frame.file_name):
-                return f"{frame.file_name}:{frame.line_num}"
-    return "an unknown line"

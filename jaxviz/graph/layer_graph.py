@@ -12,7 +12,7 @@ from jaxviz.calls.shown import html_table, shown
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
-from jaxviz.graph.layers import LISTED, Layer, Row, rows
+from jaxviz.graph.rows import LISTED, Layer, Row, rows
 from jaxviz.graph.trace import trace
 
 

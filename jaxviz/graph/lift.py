@@ -10,17 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.interpreter import (
-    CUSTOM,
-    REMAT,
-    Node,
-    Program,
-    Scalar,
-    equation_of,
-    run_node,
-    scan_arity,
-    source,
-)
+from jaxviz.graph.equations import scan_arity
+from jaxviz.graph.interpreter import CUSTOM, REMAT, Node, Program, Scalar, equation_of, run_node
+from jaxviz.graph.lines import source
 from jaxviz.graph.quotients import with_quotients
 from jaxviz.graph.rewrite import Op, RuleSet, make_op
 from jaxviz.graph.trace import trace

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened, run_nodes
-from jaxviz.graph.layers import body_operands, leaf_sizes, operation_names
+from jaxviz.graph.rows import body_operands, leaf_sizes, operation_names
 from jaxviz.graph.split import environment, needed
 from jaxviz.graph.trace import Traced
 

@@ -9,18 +9,12 @@ import numpy as np
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import axes
+from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.held import hold
-from jaxviz.graph.interpreter import (
-    CUSTOM,
-    Node,
-    Program,
-    Scalar,
-    Value,
-    equation_of,
-    scan_arity,
-)
+from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
-from jaxviz.graph.layers import find, rows
+from jaxviz.graph.layers import find
+from jaxviz.graph.rows import rows
 from jaxviz.graph.split import needed, reachable
 from jaxviz.graph.trace import trace
 

@@ -9,23 +9,16 @@ import jax.numpy as jnp
 
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import Axes, axes
+from jaxviz.graph.equations import bind_resized
 from jaxviz.graph.exponentials import OUT, Part, parts
 from jaxviz.graph.facts import fact
 from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.held import hold
-from jaxviz.graph.interpreter import (
-    CUSTOM,
-    Node,
-    Program,
-    Scalar,
-    bind_resized,
-    evaluate,
-    run_node,
-    source,
-)
+from jaxviz.graph.interpreter import CUSTOM, Node, Program, Scalar, evaluate, run_node
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS, RELU_KINDS, primitive_of
-from jaxviz.graph.layers import LISTED, operation_names
+from jaxviz.graph.lines import source
 from jaxviz.graph.roles import inner, leaves, roles, start
+from jaxviz.graph.rows import LISTED, operation_names
 from jaxviz.graph.signs import nonnegative
 from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import model

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.graph.interpreter import Node, Program, Scalar, Value, kept_positions, scan_arity
+from jaxviz.graph.equations import kept_positions, scan_arity
+from jaxviz.graph.interpreter import Node, Program, Scalar, Value
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 
 # From what is explained to what only scales it; "" is what no relevance can reach.

@@ -15,7 +15,8 @@ from jaxviz.graph.axes import axes
 from jaxviz.graph.facts import fact
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Tagged, Value, opened, run_nodes
-from jaxviz.graph.layers import Row, find, rows
+from jaxviz.graph.layers import find
+from jaxviz.graph.rows import Row, rows
 from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import Traced, trace
 

@@ -20,7 +20,8 @@ from jax.core import Tracer
 
 from jaxviz.calls.models import failed
 from jaxviz.calls.options import is_jax
-from jaxviz.graph.interpreter import Program, build, closed_function, is_flat
+from jaxviz.graph.equations import closed_function
+from jaxviz.graph.interpreter import Program, build, is_flat
 from jaxviz.graph.names import naming, under_names
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxviz.graph.layers import leaf_sizes
+from jaxviz.graph.rows import leaf_sizes
 
 
 def chosen(who: str, params: Any, layers: Sequence[str] | None) -> tuple[int, ...]:

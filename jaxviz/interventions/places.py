@@ -10,7 +10,7 @@ from jaxviz.attention.found import found
 from jaxviz.attention.late import attended, standing, undivided
 from jaxviz.attention.maps import chosen
 from jaxviz.graph.interpreter import Value
-from jaxviz.graph.layers import Row, rows
+from jaxviz.graph.rows import Row, rows
 from jaxviz.graph.split import batch_moved, reachable, reaches, rows_named
 from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import Traced, trace

@@ -9,7 +9,8 @@ from jax.core import Tracer
 
 from jaxviz.calls.options import described, is_jax
 from jaxviz.graph.held import hold
-from jaxviz.graph.layers import Layer, layer_named
+from jaxviz.graph.layers import layer_named
+from jaxviz.graph.rows import Layer
 
 
 def checked_channel(

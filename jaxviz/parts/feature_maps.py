@@ -12,10 +12,12 @@ from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import at_least_float32, outputs_of
-from jaxviz.graph.axes import Tokens, axes
+from jaxviz.graph.axes import axes
+from jaxviz.graph.axis_rules import Tokens
 from jaxviz.graph.held import hold
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
-from jaxviz.graph.layers import Layer, Row, find, rows
+from jaxviz.graph.layers import find
+from jaxviz.graph.rows import Layer, Row, rows
 from jaxviz.graph.split import split, used
 from jaxviz.graph.trace import Traced, trace
 from jaxviz.parts.channels import channel_axis

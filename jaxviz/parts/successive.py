@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import stacked
-from jaxviz.graph.axes import apart
+from jaxviz.graph.apart import apart
 from jaxviz.graph.chain import chain
 from jaxviz.graph.flops import call_flops
 from jaxviz.graph.trace import trace

@@ -11,7 +11,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxviz as jv
-from jaxviz.graph.axes import BATCH, CHANNELS, ROWS, axes
+from jaxviz.graph.axes import axes
+from jaxviz.graph.axis_rules import BATCH, CHANNELS, ROWS
 from jaxviz.graph.trace import trace
 
 KEYS = jax.random.split(jax.random.key(0), 6)

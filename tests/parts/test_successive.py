@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from jaxviz import metrics
-from jaxviz.graph.axes import apart
+from jaxviz.graph.apart import apart
 from jaxviz.graph.trace import trace
 from jaxviz.metrics.ranked import units_of
 from jaxviz.parts import successive as part

@@ -15,7 +15,7 @@ import jaxviz as jv
 from jaxviz.concepts.attribution_graph import AttributionGraph
 from jaxviz.explanation import Explanation
 from jaxviz.graph.layer_graph import Box, LayerGraph
-from jaxviz.graph.layers import Layer
+from jaxviz.graph.rows import Layer
 from jaxviz.report import packing, writing
 from jaxviz.sweep.evaluation import judged
 from jaxviz.sweep.results import Sweep, collect

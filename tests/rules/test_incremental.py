@@ -289,7 +289,7 @@ def test_a_small_change_is_convolved_by_its_difference(padding, numbers, at):
 @on_cpu
 @pytest.mark.parametrize("case", ["dtype", "precision", "size", "channels", "stride", "groups"])
 def test_other_changes_are_convolved_as_they_are(monkeypatch, case):
-    monkeypatch.setattr("jaxviz.rules.incremental.spread", None)
+    monkeypatch.setattr("jaxviz.rules.incremental_linear.spread", None)
     dtype = jnp.bfloat16 if case == "dtype" else jnp.float32
     channels = 4 if case == "channels" else 8
     groups = 2 if case == "groups" else 1
