@@ -660,6 +660,16 @@ OWN |= {
         "target": ("target_or_function", 0),
     },
 }
+OWN["concepts.ace"] = CONCEPTS | {
+    **{"segments": ("array!", [CELLS]), "random": ("array", None)},
+    "target": ("target_or_function", 0),
+    **dict.fromkeys(["num_concepts", "num_seeds"], ("count", 1)),
+    **{"num_examples": ("count", 4), "num_random": ("count", 3)},
+}
+OWN["concepts.activation_atlas"] = {
+    **{"images": ("array", ONES), "grid": ("sizes", (2, 2)), "layout": ("function", None)},
+    **{"classes": ("objects", [0]), "pooled": ("flag", False), "min_count": ("count", 1)},
+}
 OWN["rules.constants"] = {"what": ("choice", "gates")}
 UNITS = {
     **{"activations": ("rows", ONES), "inputs": ("array", ONES), "outputs": ("array!", ONES)},

@@ -1,3 +1,8 @@
+from jaxviz.concepts.ace import Ace as Ace, ace as ace
+from jaxviz.concepts.atlas import (
+    ActivationAtlas as ActivationAtlas,
+    activation_atlas as activation_atlas,
+)
 from jaxviz.concepts.attribution_graph import (
     AttributionGraph as AttributionGraph,
     attribution_graph as attribution_graph,

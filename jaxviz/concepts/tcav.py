@@ -193,17 +193,47 @@ def tcav(
     """
     who = "tcav"
     random = _sets(who, x, concepts, random)
-    names, count = tuple(concepts), len(random)
-    runs = [_Batches(a, batch_size) for a in concepts.values()]
-    others = _Batches(random.reshape(-1, *random.shape[2:]), batch_size)
-    key = same_when_batched(key)
+    count = len(random)
+    runs = [Batches(a, batch_size) for a in concepts.values()]
+    others = Batches(random.reshape(-1, *random.shape[2:]), batch_size)
     values = [run.values(who, apply_fn, params, layers, pooled) for run in (*runs, others)]
+    own = {layer: [value[layer] for value in values[:-1]] for layer in layers}
+    sets = {k: a.reshape(count, -1, *a.shape[1:]) for k, a in values[-1].items()}
+    fit = Fit(same_when_batched(key), probe, penalty, held_out)
+    model = apply_fn, params, x, target
+    return tested(model, tuple(concepts), own, sets, fit, alpha, batch_size)
+
+
+class Fit(NamedTuple):
+    """How probes are fitted, as `cav` takes it."""
+
+    key: jax.Array
+    probe: Probe
+    penalty: float
+    held_out: float
+
+    def __call__(self, positive, negative, first, second) -> Cav:
+        return probes(positive, negative, first, second, *self)
+
+
+def tested(model, names, values, others, fit, alpha, batch_size) -> Tcav:
+    """`tcav` of values that are there already.
+
+    Args:
+      model: `apply_fn`, `params`, `x` and `target`.
+      names: Of K concepts.
+      values: By layer, those of each concept, `[M, ...]`.
+      others: By layer, those of the random sets, `[R, L, ...]`.
+      fit: How probes are fitted.
+      alpha: The level of all tests together.
+      batch_size: Examples at once.
+    """
+    apply_fn, params, x, target = model
+    layers, count = tuple(values), len(next(iter(others.values())))
     others_of = lambda a: a[~np.eye(count, dtype=bool)].reshape(count, count - 1, *a.shape[2:])
-    fit = lambda p, n, i, j: probes(p, n, i, j, key, probe, penalty, held_out)
     found, vectors = [], {}
     for layer in layers:
-        *own, rest = (value[layer] for value in values)
-        sets = rest.reshape(count, -1, *rest.shape[1:])
+        own, sets = values[layer], others[layer]
         smallest = min(*map(len, own), sets.shape[1])
         cut = sets[:, :smallest]  # in the place of a concept
         fitted = _against_all(fit, [*own, *cut], sets)
@@ -212,7 +242,7 @@ def tcav(
         ways += [part[i] - (middles.sum(0) - middles[i]) / (count - 1) for i in range(count)]
         each = np.stack([one.vectors for one in fitted])
         every = np.concatenate([each.reshape(-1, *each.shape[2:]), np.stack(ways)])
-        slopes = _Batches(x, batch_size).slopes(apply_fn, params, target, layer, every)
+        slopes = Batches(x, batch_size).slopes(apply_fn, params, target, layer, every)
         scores = (slopes > 0).mean(0)[: -len(ways)].reshape(each.shape[:2])
         effects, at = slopes.mean(0)[-len(ways) :], len(own)
         accuracy = np.stack([one.accuracy for one in fitted[:at]])
@@ -225,7 +255,7 @@ def tcav(
     p_values = np.where(better, _p_values(effects, null_effects), 1.0)
     return Tcav(
         names,
-        tuple(layers),
+        layers,
         np.where(better[..., None], scores, np.nan),
         effects,
         null_scores,
@@ -274,7 +304,7 @@ def _sets(who, x, concepts, random):
     return random if hasattr(random, "reshape") else np.asarray(random)
 
 
-class _Batches:
+class Batches:
     """Some inputs, taken so many at a time; the last batch is filled up: one program."""
 
     def __init__(self, x: Any, size: int):

@@ -11,6 +11,7 @@ from jaxviz.plot.features import (
 from jaxviz.plot.grids import feature_maps as feature_maps, image_grid as image_grid
 from jaxviz.plot.influential import influential_examples as influential_examples
 from jaxviz.plot.interactions import interactions as interactions
+from jaxviz.plot.layer_atlas import activation_atlas as activation_atlas
 from jaxviz.plot.logo import sequence_logo as sequence_logo
 from jaxviz.plot.occlusion import occlusion_sheet as occlusion_sheet
 from jaxviz.plot.projections import (
@@ -18,6 +19,7 @@ from jaxviz.plot.projections import (
     top_projections as top_projections,
 )
 from jaxviz.plot.ranking import curves as curves, ranks as ranks
+from jaxviz.plot.relevant import relevant_examples as relevant_examples
 from jaxviz.plot.shares import (
     bar as bar,
     beeswarm as beeswarm,

@@ -14,6 +14,7 @@ from jaxviz.plot.page import FRAME, titled
 
 _TITLE = "Share of examples whose score rises with a concept"
 _CONCEPTS = "Concepts by importance, and the crops that show them most"
+_CLUSTERS = "Concepts by TCAV score, and the segments nearest to each cluster's centre"
 _NULL = {"color": "#e3e6ea", "linewidth": 0}
 
 
@@ -91,9 +92,9 @@ def tcav(found: Any, *, title: str | None = None) -> Figure:
 
 
 def _found(who: str, option: str, value: Any) -> Any:
-    names = ("importance", "stability", "crops", "crop_codes")
-    if not all(hasattr(value, name) for name in names):
-        raise refused(who, option, "what jaxviz.concepts.craft returns", value)
+    kinds = ("importance", "stability", "crops"), ("scores", "p_values", "significant", "crops")
+    if not any(all(hasattr(value, name) for name in names) for names in kinds):
+        raise refused(who, option, "what jaxviz.concepts.craft or ace returns", value)
     return value
 
 
@@ -104,15 +105,16 @@ def concepts(
     """Draws concepts, a row each: a bar of its importance, then the crops that show it most.
 
     Args:
-      found: What `jaxviz.concepts.craft` returns; crops in [0, 1], else each is scaled to its own
-        least and largest number.
+      found: What `jaxviz.concepts.craft` or `ace` returns; crops in [0, 1], else each is scaled to
+        its own least and largest number.
       num_concepts: How many rows, the most important first.
       num_crops: How many crops of each.
       title: Above everything; None says what it is.
 
     Returns:
-      A Figure for `savefig`. Under each bar stands the concept's stability, the cosine to what
-      other starts of the factorisation found.
+      A Figure for `savefig`. Under each bar stands a concept's stability, the cosine to what other
+      starts of the factorisation found; of `ace` the p-value of its TCAV score, with a star where
+      it is beyond chance, and no bar where no score is known.
 
     Example:
       >>> from jaxviz.concepts import Craft, Dictionary
@@ -121,25 +123,36 @@ def concepts(
       >>> len(concepts(found).axes)
       3
     """
-    importance = np.asarray(found.importance)[:num_concepts]
+    clusters = hasattr(found, "p_values")
+    importance = np.asarray(found.scores if clusters else found.importance)[:num_concepts]
     crops = np.asarray(found.crops)[: len(importance), :num_crops]
     if has_channels_first(crops.shape[1:]):
         crops = np.moveaxis(crops, 2, -1)
     rows, columns = crops.shape[:2]
     cell, wide = 0.92, 1.7
-    figure = titled(wide + cell * columns + 0.3, 0.55 + cell * rows, title or _CONCEPTS)
+    figure = titled(
+        wide + cell * columns + 0.3,
+        0.55 + cell * rows,
+        title or (_CLUSTERS if clusters else _CONCEPTS),
+    )
     widths = {"width_ratios": [wide / cell] + [1] * columns}
     grid = figure.subplots(rows, columns + 1, squeeze=False, gridspec_kw=widths)
-    most = max(importance.max(), 1e-9)
+    most = max(np.nanmax(importance, initial=0), 1e-9)
     for k, line in enumerate(grid):
         bar, *frames = line
-        bar.barh([0], [importance[k]], height=0.34, color=ACCENT)
+        length = np.nan_to_num(importance[k])
+        bar.barh([0], [length], height=0.34, color=ACCENT)
         bar.set(xlim=(0, 1.35 * most), ylim=(-0.7, 0.7))
         bar.axis("off")
-        bar.text(importance[k] + 0.04 * most, 0, f"{importance[k]:.2f}", va="center", fontsize=8)
-        told = "" if np.isnan(found.stability[k]) else f", stability {found.stability[k]:.2f}"
+        bar.text(length + 0.04 * most, 0, f"{importance[k]:.2f}", va="center", fontsize=8)
+        if clusters:
+            star = " *" if found.significant[k] else ""
+            told = f"TCAV score, p = {found.p_values[k]:.2g}{star}"
+        else:
+            steady = found.stability[k]
+            told = "importance" + ("" if np.isnan(steady) else f", stability {steady:.2f}")
         bar.text(0, 0.28, f"concept {k}", fontsize=8, weight="bold", color=INK)
-        bar.text(0, -0.45, f"importance{told}", fontsize=6.5, color=QUIET)
+        bar.text(0, -0.45, told, fontsize=6.5, color=QUIET)
         for frame, crop in zip(frames, crops[k], strict=True):
             low, high = min(crop.min(), 0), max(crop.max(), 1)
             seen = np.clip((crop - low) / (high - low), 0, 1)
