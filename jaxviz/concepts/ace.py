@@ -14,7 +14,7 @@ from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.cav import Probe
 from jaxviz.concepts.clustering import k_means
 from jaxviz.concepts.pooled import places_mean
-from jaxviz.concepts.tcav import Batches, Fit, Tcav, tested
+from jaxviz.concepts.tcav import Batches, Fit, Tcav, against_chance
 from jaxviz.engine.contract import Target
 from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.engine.targets import check_target, output_shape
@@ -231,7 +231,7 @@ def ace(
         flat = Batches(random.reshape(-1, *x.shape[1:]), batch_size)
         sets = np.concatenate(list(flat.each(run))).reshape(*random.shape[:2], -1)
     names = tuple(f"concept {k}" for k in range(len(kept)))
-    told = tested(
+    told = against_chance(
         (held, arrays, x, target),
         names,
         {layer: list(values[nearest])},

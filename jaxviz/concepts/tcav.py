@@ -201,7 +201,7 @@ def tcav(
     sets = {k: a.reshape(count, -1, *a.shape[1:]) for k, a in values[-1].items()}
     fit = Fit(same_when_batched(key), probe, penalty, held_out)
     model = apply_fn, params, x, target
-    return tested(model, tuple(concepts), own, sets, fit, alpha, batch_size)
+    return against_chance(model, tuple(concepts), own, sets, fit, alpha, batch_size)
 
 
 class Fit(NamedTuple):
@@ -216,7 +216,7 @@ class Fit(NamedTuple):
         return probes(positive, negative, first, second, *self)
 
 
-def tested(model, names, values, others, fit, alpha, batch_size) -> Tcav:
+def against_chance(model, names, values, others, fit, alpha, batch_size) -> Tcav:
     """`tcav` of values that are there already.
 
     Args:
