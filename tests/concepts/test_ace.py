@@ -92,7 +92,7 @@ def test_a_segment_is_enlarged_as_a_crop_is():  # oracle: JAX's resize of the bo
     part = np.zeros((1, 6, 8), int)
     part[0, 1:4, 2:7] = 1
     part[0, 1, 2] = 0  # a corner of its box is not of it
-    fill = np.broadcast_to(np.float32([0.2, 0.7]), (6, 8, 2))
+    fill = np.broadcast_to(np.array([0.2, 0.7], np.float32), (6, 8, 2))
     alone = np.where(part[0, ..., None] == 1, x[0], fill)[1:4, 2:7]
     wanted = jax.image.resize(alone, (6, 8, 2), "bilinear")
     cut = _cut_out(x, [part], np.array([[0, 0, 1]]), fill)

@@ -19,7 +19,7 @@ def inputs():
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 3, 61)
     x = SPOTS[kinds][:, None, None] + 0.02 * rng.normal(size=(61, 4, 4, 3))
-    return np.float32([[1, 0], [0, 2], [0, 0]]), x.astype(np.float32), kinds
+    return np.array([[1, 0], [0, 2], [0, 0]], np.float32), x.astype(np.float32), kinds
 
 
 def made(w, x, **more):
