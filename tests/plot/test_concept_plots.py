@@ -70,7 +70,7 @@ def test_a_reference_sheet_has_two_lines_a_unit():
 
 def test_clusters_have_their_scores_and_what_chance_says():
     few = np.ones((3, 1))
-    tested = Tcav(("a", "b", "c"), ("conv",), *[few] * 7, {})
+    tested = Tcav(("a", "b", "c"), ("conv",), few, few, few, few, few, few, few, {})
     found = Ace(
         *(np.array(a) for a in ([1.0, 0.5, np.nan], [0.001, 0.4, 1.0], [True, False, False])),
         sizes=np.array([9, 8, 7]),
