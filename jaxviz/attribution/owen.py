@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.calls.leaves import ONE
-from jaxviz.calls.options import maybe, real, real_array, whole
+from jaxviz.calls.options import maybe, real_array, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
@@ -42,7 +42,7 @@ class OwenValues(NamedTuple):
     _repr_html_ = shown_html
 
 
-@public(num_samples=whole(2), tree=maybe(real_array), tolerance=real(0))
+@public(num_samples=whole(2), tree=maybe(real_array))
 @of_places
 def owen_values(
     apply_fn: Callable,

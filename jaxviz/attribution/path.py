@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import real
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
@@ -97,7 +96,6 @@ def integrated_gradients(
     *("num_samples", "noise_scale", "chunk_size"),
     nonzero=("tolerance",),
     sweeps=True,
-    tolerance=real(0),
 )
 def expected_gradients(
     apply_fn: Callable,

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxviz.calls.options import real
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
     at_least_float32,
@@ -33,7 +32,6 @@ from jaxviz.parts.regions import (
     sweeps=True,
     places=True,
     integers=True,
-    tolerance=real(0),
 )
 def rise(
     apply_fn: Callable,

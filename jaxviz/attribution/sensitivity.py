@@ -5,16 +5,19 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
     at_least_float32,
     check_one_array,
+    fixed_target,
     outputs_of_copies,
     stacked_scores,
 )
 from jaxviz.engine.layout import hint
+from jaxviz.engine.rounds import solved_in_rounds, stops_early
 from jaxviz.parts import designs
 from jaxviz.parts.fills import fading
 from jaxviz.parts.regions import (
@@ -24,9 +27,15 @@ from jaxviz.parts.regions import (
     space_of,
 )
 
+_DESIGNS, _MASKS = 8, 64  # in a round
+
 
 @explanation(
-    "cells", "num_designs", "resize", "chunk_size", sweeps=True, places=True, integers=True
+    *("cells", "num_designs", "resize", "chunk_size"),
+    nonzero=("tolerance",),
+    sweeps=True,
+    places=True,
+    integers=True,
 )
 def sobol(
     apply_fn: Callable,
@@ -39,6 +48,7 @@ def sobol(
     num_designs: int = 32,
     fill: Any = 0.0,
     resize: Literal["nearest", "bilinear"] = "nearest",
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Which share of the score's variance each cell of a mask has a part in.
@@ -63,6 +73,10 @@ def sobol(
         last, wherever the model has them; compiled once per function, so keep it. One that is not
         finite cannot be faded to and gives NaN.
       resize: How masks become as large as `x`.
+      tolerance: Above 0, it stops after a round of 8 pairs when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_designs` is the
+        most. All examples take as many as the slowest of their batch, and cores do not share
+        rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -90,19 +104,35 @@ def sobol(
     count = cells**axes
     fills = fading(name, fill, x)
     mask = designs.masks(key, count, num_designs)
-    masked = lambda k: _seen(x, fills, mask(k), cells, resize)
-    outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
-    num = designs.num_masks(count, num_designs)
-    scores, _ = stacked_scores(name, outputs, _known, num, chunk_size, x, target)
-    indices = designs.total_indices(scores, count, num_designs)
+    stops = stops_early(tolerance)
+    if stops:  # of each round, and the same in all
+        target = fixed_target(apply_fn, params, x, target)
+
+    def scored(first, size):
+        """Of `size` designs, `[count + 2, size, N]`: each in all variants."""
+
+        def masked(k):
+            design = jnp.minimum(first + k % size, num_designs - 1)
+            return _seen(x, fills, mask(k // size, design), cells, resize)
+
+        outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
+        num = size * (count + 2)
+        scores, _ = stacked_scores(name, outputs, _known, num, chunk_size, x, target)
+        return scores.reshape(count + 2, size, -1)
+
+    if stops:
+        size = min(_DESIGNS, num_designs)
+        draw = lambda first: scored(first, size).swapaxes(0, 1)
+        told = lambda scores, live: designs.total_indices(scores.swapaxes(0, 1), live)
+        indices, _ = solved_in_rounds(draw, told, num_designs, size, tolerance)
+    else:
+        indices, _ = designs.total_indices(scored(0, num_designs), np.ones(num_designs, bool))
     return like_input(_large(indices, x, cells, resize), x)
 
 
 @explanation(
-    "cells",
-    "num_samples",
-    "resize",
-    "chunk_size",
+    *("cells", "num_samples", "resize", "chunk_size"),
+    nonzero=("tolerance",),
     sweeps=True,
     places=True,
     integers=True,
@@ -119,6 +149,7 @@ def hsic(
     num_samples: int = 512,
     fill: Any = 0.0,
     resize: Literal["nearest", "bilinear"] = "nearest",
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> jax.Array:
     """How much the score depends, in any way at all, on whether each cell is hidden.
@@ -143,6 +174,10 @@ def hsic(
         wherever the model has them; compiled once per function, so keep it. Unless masks are
         "nearest", which select and do not fade, one that is not finite gives NaN.
       resize: How masks become as large as `x`.
+      tolerance: Above 0, it stops after a round of 64 masks when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_samples` is the
+        most. All examples take as many as the slowest of their batch, and cores do not share
+        rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -169,25 +204,56 @@ def hsic(
     # Nearest masks are 0 or 1: they select.
     read = _score if resize == "nearest" else _known
     masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
-    masked = lambda k: _seen(x, fills, masks[k], cells, resize)
-    outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
-    scores, _ = stacked_scores(name, outputs, read, num_samples, chunk_size, x, target)
-    scores = scores.astype(at_least_float32(scores))
+    stops = stops_early(tolerance)
+    if stops:  # of each round, and the same in all
+        target = fixed_target(apply_fn, params, x, target)
 
-    def dependence(score):
-        # With z = mask - 1/2, z z' is 1/4 where two masks agree: K_i = 1/2 + 2 z z'. The constant
-        # is centred away, so tr(K H L H) is 2 z' H L H z: no matrix for each cell.
-        distance = jnp.abs(score[:, None] - score[None, :])
-        # Where most scores are equal the median is 0, and the mean distance in its stead.
-        width = jnp.median(distance)
-        width = jnp.where(width == 0, distance.mean(), width)
-        width = jnp.where(width == 0, 1, width)
-        kernel = jnp.exp(-jnp.square(distance / width) / 2)
-        z = (masks - masks.mean(0, keepdims=True)).astype(kernel.dtype)
-        return 2 * (z * (kernel @ z)).sum(0) / (num_samples - 1.0) ** 2
+    def scored(first, size):
+        masked = lambda k: _seen(
+            x, fills, masks[jnp.minimum(first + k, num_samples - 1)], cells, resize
+        )
+        outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
+        scores, _ = stacked_scores(name, outputs, read, size, chunk_size, x, target)
+        return scores.astype(at_least_float32(scores))
 
-    found = jax.lax.map(dependence, scores.T)
-    return _large(found, x, cells, resize)
+    every = lambda scores, live: jax.lax.map(lambda score: dependence(masks, score, live), scores.T)
+    if stops:
+        size = min(_MASKS, num_samples)
+        found = solved_in_rounds(lambda k: scored(k, size), every, num_samples, size, tolerance)
+    else:
+        found = every(scored(0, num_samples), np.ones(num_samples, bool))
+    return _large(found[0], x, cells, resize)
+
+
+def dependence(masks: jax.Array, score: jax.Array, live: Any) -> tuple[jax.Array, jax.Array]:
+    """HSIC of each cell and the score, and standard errors, over the `live` ones of the masks."""
+    # With z = mask - 1/2, z z' is 1/4 where two masks agree: K_i = 1/2 + 2 z z'. The constant
+    # is centred away, so tr(K H L H) is 2 z' H L H z: no matrix for each cell.
+    distance = jnp.abs(score[:, None] - score[None, :])
+    drawn = jnp.asarray(live).astype(distance.dtype)
+    n = drawn.sum()
+    both = drawn[:, None] * drawn[None, :]
+    # Where most scores are equal the median is 0, and the mean distance in its stead.
+    width = _median(distance, both > 0)
+    width = jnp.where(width == 0, (both * distance).sum() / n**2, width)
+    width = jnp.where(width == 0, 1, width)
+    kernel = both * jnp.exp(-jnp.square(distance / width) / 2)
+    seen = masks.astype(kernel.dtype)
+    z = drawn[:, None] * (seen - drawn[None] @ seen / n)
+    # Each mask's part in the sum; a statistic of pairs varies twice as much as they do.
+    near = kernel @ z
+    parts = 2 * z * (near - drawn[:, None] * (near.sum(0) / n)[None]) * n / (n - 1) ** 2
+    value = parts.sum(0) / n
+    around = drawn[:, None] * (parts - value[None])
+    return value, 2 * jnp.sqrt(jnp.square(around).sum(0) / (n * (n - 1)))
+
+
+def _median(a, live):
+    """Of the numbers that are `live`; NaN where one of those is."""
+    ranked = jnp.sort(jnp.where(live, a, jnp.inf).reshape(-1))  # NaN comes last, behind infinity
+    last = live.sum() - 1
+    middle = (ranked[last // 2] + ranked[(last + 1) // 2]) / 2
+    return jnp.where(jnp.isnan(ranked[-1]), jnp.nan, middle)
 
 
 def _check(name: str, x: jax.Array, cells: int | None) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import real, whole
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, rows_of
@@ -130,7 +130,7 @@ _exact.__name__ = "shapley_values"  # the name that its errors begin with
 _shapley_values = explanation("count", "shapes", "chunk_size", sweeps=True, integers=True)(_exact)
 
 
-@public(num_samples=whole(2), tolerance=real(0))
+@public(num_samples=whole(2))
 @of_places
 def shapley_sampling(
     apply_fn: Callable,

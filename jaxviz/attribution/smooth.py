@@ -23,6 +23,7 @@ from jaxviz.engine.copies import (
     with_noise,
 )
 from jaxviz.engine.layout import channels_of
+from jaxviz.engine.rounds import mean_until, stops_early
 from jaxviz.parts.gradients import PULLED, gradient_sum
 
 
@@ -33,6 +34,7 @@ def smooth_grad(
     *,
     num_samples: int = 25,
     noise_scale: float = 0.15,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Callable:
     """Turns an explanation method into its mean over Gaussian noise on the input.
@@ -44,6 +46,10 @@ def smooth_grad(
         `grad_cam_pp` makes it Smooth Grad-CAM++.
       num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      tolerance: Above 0, it stops after a round of 32 copies when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_samples` is the
+        most. All examples take as many as the slowest of their batch, and cores do not share
+        rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -66,7 +72,8 @@ def smooth_grad(
       noise in units of the input; PAIR's "magnitude" is `square_grad`. Smooth Grad-CAM++
       (arXiv:1908.01224) averages derivatives and then weighs once; here the maps are averaged.
     """
-    return _over_noise("smooth_grad", _mean, method, num_samples, noise_scale, chunk_size)
+    given = method, num_samples, noise_scale, chunk_size, tolerance
+    return _over_noise("smooth_grad", _mean, *given)
 
 
 @public()
@@ -76,6 +83,7 @@ def square_grad(
     *,
     num_samples: int = 25,
     noise_scale: float = 0.15,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Callable:
     """Turns an explanation method into its mean square over Gaussian noise on the input.
@@ -86,6 +94,10 @@ def square_grad(
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
       num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      tolerance: Above 0, it stops after a round of 32 copies when no standard error is above this
+        share of its example's range of values, the largest less the smallest; `num_samples` is the
+        most. All examples take as many as the slowest of their batch, and cores do not share
+        rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -104,7 +116,8 @@ def square_grad(
     Reference:
       Hooker et al. 2019, arXiv:1806.10758, section 4.1.2 (SmoothGrad-Squared).
     """
-    return _over_noise("square_grad", _mean_square, method, num_samples, noise_scale, chunk_size)
+    given = method, num_samples, noise_scale, chunk_size, tolerance
+    return _over_noise("square_grad", _mean_square, *given)
 
 
 @public(num_samples=whole(2))
@@ -148,33 +161,30 @@ def var_grad(
     return _over_noise("var_grad", _variance, method, num_samples, noise_scale, chunk_size)
 
 
-def _mean(total, sample, num_samples):
-    return jax.tree.map(lambda a: a / num_samples, total(sample))
+def _mean(mean, sample):
+    return mean(sample)
 
 
-def _mean_square(total, sample, num_samples):
-    def squared(k):
-        return jax.tree.map(lambda a: _wide(a) ** 2, sample(k))
-
-    return _mean(total, squared, num_samples)
+def _mean_square(mean, sample):
+    return mean(lambda k: jax.tree.map(lambda a: _wide(a) ** 2, sample(k)))
 
 
-def _variance(total, sample, num_samples):
+def _variance(mean, sample):
     about = jax.tree.map(_wide, sample(jnp.int32(0)))
 
     def moments(k):
         off = jax.tree.map(lambda a, b: _wide(a) - b, sample(k), about)
         return off, jax.tree.map(jnp.square, off)
 
-    mean, square = _mean(total, moments, num_samples)
-    return jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), mean, square)
+    first, square = mean(moments)
+    return jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), first, square)
 
 
 def _wide(a):
     return a.astype(at_least_float32(a))
 
 
-def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
+def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size, tolerance=0.0):
     random = "key" in inspect.signature(method).parameters
 
     def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
@@ -187,7 +197,8 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
         def noisy(k):
             return with_noise(jax.random.fold_in(key, k), x, noise_scale)
 
-        if method is gradient and reduce is _mean:
+        stops = stops_early(tolerance)
+        if method is gradient and reduce is _mean and not stops:
             term = lambda start: lambda k: (start(noisy(k)), 1 / num_samples)
             given = (name, apply_fn, params, x, target, term, num_samples, chunk_size)
             return marked(gradient_sum(*given, PULLED))
@@ -199,8 +210,14 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size):
 
         like = jax.eval_shape(sample, jnp.int32(0))
         _check_rows(name, method, x, like)
-        total = lambda term: running_sum(name, term, num_samples, chunk_size, x)
-        reduced = reduce(total, sample, num_samples)
+
+        def mean(term):
+            if stops:
+                return mean_until(name, term, num_samples, chunk_size, x, tolerance).mean
+            total = running_sum(name, term, num_samples, chunk_size, x)
+            return jax.tree.map(lambda a: a / num_samples, total)
+
+        reduced = reduce(mean, sample)
         # Squares of half-precision numbers are too small for it.
         kept = lambda b: b.dtype if reduce is _mean else at_least_float32(b)
         return marked(jax.tree.map(lambda a, b: a.astype(kept(b)), reduced, like))

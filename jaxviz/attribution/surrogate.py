@@ -1,5 +1,6 @@
 """Linear models fitted to the scores of random coalitions of segments: LIME and KernelSHAP."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,8 +13,9 @@ from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import rows_of
+from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
+from jaxviz.engine.rounds import ROUND, solved_in_rounds, stops_early
 from jaxviz.parts.coalitions import SegmentScores, as_scores, coalition_scores, segmented
 from jaxviz.parts.regions import Segmented, like_input
 
@@ -65,6 +67,7 @@ def lime(
     kernel_width: float = 0.25,
     penalty: Penalty = "ridge",
     strength: float = 1.0,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Surrogate:
     """The linear model of which segments are there that fits the score best near the example.
@@ -97,6 +100,10 @@ def lime(
       kernel_width: Of the weights, > 0; small ones look near the example only.
       penalty: "ridge", solved in closed form, or "lasso", 100 sweeps of coordinate descent.
       strength: Of the penalty, >= 0; traced. 0 is least squares.
+      tolerance: Above 0, it stops after a round of 2 G samples (32 at least) when no standard error
+        is above this share of its example's range of values, the largest less the smallest;
+        `num_samples` is the most. All examples take as many as the slowest of their batch, and
+        cores do not share rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -133,6 +140,7 @@ def lime(
         baselines=baselines,
         kernel_width=kernel_width,
         penalty=penalty,
+        tolerance=tolerance,
         chunk_size=chunk_size,
     )
 
@@ -153,18 +161,25 @@ def _fitted(
     baselines,
     kernel_width,
     penalty,
+    tolerance,
     chunk_size,
 ):
     name, rows = "lime", rows_of(x)
     kept = jax.random.bernoulli(key, 0.5, (num_samples, rows, count)).at[0].set(True)
-    arguments = (apply_fn, params, x, target, numbers, fill, lambda k: kept[k])
-    scores = coalition_scores(name, *arguments, num_samples, chunk_size, baselines)
+    stops = stops_early(tolerance)
+    if stops:  # of each round, and the same in all
+        target = fixed_target(apply_fn, params, x, target)
     solve = _ridge if penalty == "ridge" else _lasso
 
-    def one(z, y):
+    def scored(first, num):
+        coalition = lambda k: kept[jnp.minimum(first + k, num_samples - 1)]
+        arguments = (apply_fn, params, x, target, numbers, fill, coalition)
+        return coalition_scores(name, *arguments, num, chunk_size, baselines)
+
+    def one(z, y, live):
         z = z.astype(y.dtype)
         distance = 1 - jnp.sqrt(z.mean(1))  # the cosine of a binary z and ones is sqrt(|z| / G)
-        w = jnp.exp(-jnp.square(distance / kernel_width) / 2)
+        w = jnp.exp(-jnp.square(distance / kernel_width) / 2) * live.astype(y.dtype)
         total = w.sum()
         w = w / total
         middle, mean = w @ z, w @ y
@@ -174,7 +189,7 @@ def _fitted(
         coefficients, spread, unknown = solve(zc, yc, w, scaled)
         residual = yc - _dot(zc, coefficients)
         leverage = w + w * (zc * _dot(zc, spread)).sum(1)  # of each sample on its own fit
-        unfitted, free = _unfitted(residual, leverage, w)
+        unfitted, free = _unfitted(residual, leverage, w, live)
         pull = _dot(zc * (w * unfitted)[:, None], spread)  # of each sample on each coefficient
         errors = jnp.where(unknown | ~free, jnp.inf, jnp.sqrt(jnp.square(pull).sum(0)))
         variance = (w * jnp.square(yc)).sum()
@@ -182,10 +197,15 @@ def _fitted(
         fit = 1 - unexplained / jnp.where(variance > 0, variance, 1)
         return coefficients, errors, mean - middle @ coefficients, fit
 
-    values, errors, base, fit = jax.vmap(one, in_axes=(1, 1))(kept, scores)
-    found = Segmented(numbers, count, shapes)
-    scored = as_scores(values, errors, base, found, x)
-    return Surrogate(*scored, fit=like_input(fit, x))
+    every = jax.vmap(one, in_axes=(1, 1, None))
+    if stops:
+        size, told = _round(count, num_samples), functools.partial(every, kept)
+        solved = solved_in_rounds(lambda k: scored(k, size), told, num_samples, size, tolerance)
+    else:
+        solved = every(kept, scored(0, num_samples), jnp.ones(num_samples, bool))
+    values, errors, base, fit = solved
+    segments = Segmented(numbers, count, shapes)
+    return Surrogate(*as_scores(values, errors, base, segments, x), fit=like_input(fit, x))
 
 
 _fitted.__name__ = "lime"  # the name that its errors begin with
@@ -196,6 +216,7 @@ _lime = explanation(
     "kernel_width",
     "penalty",
     "chunk_size",
+    nonzero=("tolerance",),
     sweeps=True,
     integers=True,
 )(_fitted)
@@ -239,13 +260,18 @@ def _lasso(z, y, w, strength):
     return coefficients, inverse, unknown
 
 
-def _unfitted(residual, leverage, weights):
+def _round(count: int, num_samples: int) -> int:
+    """Samples after which a fit of so many segments is looked at again."""
+    return min(max(ROUND, 2 * count), num_samples)
+
+
+def _unfitted(residual, leverage, weights, live):
     """Residuals as large as they would be had the samples not been fitted, and if that can be told.
 
     By MacKinnon and White 1985 ("HC2"); a sample that alone decides what is fitted to it has the
-    residuals' common size. Nothing is told where there are as many values as samples.
+    residuals' common size. Nothing is told where there are as many values as `live` samples.
     """
-    rest = 1 - leverage
+    rest = live.astype(leverage.dtype) - leverage
     free = rest.sum() > 0.5
     common = (weights * jnp.square(residual)).sum() / jnp.where(free, (weights * rest).sum(), 1)
     alone = rest < 1e-2
@@ -267,6 +293,7 @@ def kernel_shap(
     num_samples: int | None = None,
     fill: Any = 0.0,
     baselines: Any = None,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> SegmentScores:
     """Shapley values of segments, estimated by the weighted least squares that they solve.
@@ -297,6 +324,10 @@ def kernel_shap(
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
+      tolerance: Above 0, it stops after a round of 2 G samples (32 at least) when no standard error
+        is above this share of its example's range of values, the largest less the smallest;
+        `num_samples` is the most. All examples take as many as the slowest of their batch, and
+        cores do not share rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -344,6 +375,7 @@ def kernel_shap(
         num_samples=num_samples,
         fill=fill,
         baselines=baselines,
+        tolerance=tolerance,
         chunk_size=chunk_size,
     )
 
@@ -361,19 +393,25 @@ def _kernel(
     num_samples,
     fill,
     baselines,
+    tolerance,
     chunk_size,
 ):
     name, rows = "kernel_shap", rows_of(x)
     all_of_them = count < 31 and 2**count - 2 <= num_samples
     kept, weights = _every(count, rows) if all_of_them else _pairs(key, count, rows, num_samples)
+    stops = stops_early(tolerance) and not all_of_them
+    if stops:  # of each round, and the same in all
+        target = fixed_target(apply_fn, params, x, target)
     ends = jnp.stack([jnp.zeros(count, bool), jnp.ones(count, bool)])
     ends = jnp.broadcast_to(ends[:, None], (2, rows, count))
-    every = jnp.concatenate([ends, kept])
-    arguments = (apply_fn, params, x, target, numbers, fill, lambda k: every[k])
-    scores = coalition_scores(name, *arguments, len(every), chunk_size, baselines)
 
-    def one(z, y, nothing, whole):
-        w = jnp.asarray(weights, y.dtype)
+    def scored(coalitions) -> Any:
+        arguments = (apply_fn, params, x, target, numbers, fill, lambda k: coalitions[k])
+        return coalition_scores(name, *arguments, len(coalitions), chunk_size, baselines)
+
+    def one(z, y, nothing, whole, live):
+        w = jnp.asarray(weights, y.dtype) * live.astype(y.dtype)
+        w = w / jnp.where(live.all(), 1, w.sum())
         z, y, total = z.astype(y.dtype), y - nothing, whole - nothing
         if count == 1:
             return total[None], jnp.zeros(1, y.dtype)
@@ -390,18 +428,39 @@ def _kernel(
         # A coalition and its complement are one draw, and up to sign one equation.
         residual, zc, w = (y - _dot(z, values)).reshape(2, -1), zc[: len(zc) // 2], w[: len(w) // 2]
         leverage = 2 * w * (zc * _dot(zc, keeping)).sum(1)
-        unfitted, free = _unfitted(residual[0] - residual[1], leverage, w)
+        unfitted, free = _unfitted(residual[0] - residual[1], leverage, w, live[: len(w)])
         errors = jnp.sqrt(jnp.square(_dot(zc * (w * unfitted)[:, None], keeping)).sum(0))
         return values, jnp.where(free & (told.sum() == count - 1), errors, jnp.inf)
 
-    values, errors = jax.vmap(one, in_axes=(1, 1, 0, 0))(kept, scores[2:], scores[0], scores[1])
+    fitted = jax.vmap(one, in_axes=(1, 1, 0, 0, None))
+    if stops:
+        pairs, size = len(kept) // 2, _round(count, len(kept)) // 2
+        none, whole = scored(ends)
+
+        def draw(first):
+            place = jnp.minimum(first + jnp.arange(size, dtype=jnp.int32), pairs - 1)
+            found = scored(jnp.concatenate([kept[place], kept[pairs + place]]))
+            return found.reshape(2, size, rows).swapaxes(0, 1)
+
+        def told(found, live):
+            found = found.swapaxes(0, 1).reshape(2 * pairs, rows)
+            return fitted(kept, found, none, whole, jnp.concatenate([live, live]))
+
+        values, errors = solved_in_rounds(draw, told, pairs, size, tolerance)
+    else:
+        scores = scored(jnp.concatenate([ends, kept]))
+        none, whole = scores[:2]
+        values, errors = fitted(kept, scores[2:], none, whole, jnp.ones(len(kept), bool))
     found = Segmented(numbers, count, shapes)
-    return as_scores(values, errors, scores[0], found, x)
+    return as_scores(values, errors, none, found, x)
 
 
 _kernel.__name__ = "kernel_shap"
 _kernel_shap = explanation(
-    "count", "shapes", "num_samples", "chunk_size", sweeps=True, integers=True
+    *("count", "shapes", "num_samples", "chunk_size"),
+    nonzero=("tolerance",),
+    sweeps=True,
+    integers=True,
 )(_kernel)
 
 

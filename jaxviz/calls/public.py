@@ -89,6 +89,7 @@ OPTIONS: dict[str, Check] = {
     "value_range": options.interval,
     "stabilizer": real(0),
     "epsilon": real(0),
+    "tolerance": real(0),
     "gamma": real(0),
     "conv_gamma": real(0),
 }

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import maybe, real, rows, whole
+from jaxviz.calls.options import maybe, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary
@@ -52,7 +52,6 @@ def _start(who: str, option: str, value: Any) -> tuple[Any, Any]:
     num_concepts=whole(1),
     num_seeds=whole(1),
     num_steps=whole(1),
-    tolerance=real(0),
     init=maybe(_start),
 )
 def nmf(
@@ -112,7 +111,7 @@ def nmf(
     )
 
 
-@public(a=_A, num_concepts=whole(1), num_seeds=whole(1), num_steps=whole(1), tolerance=real(0))
+@public(a=_A, num_concepts=whole(1), num_seeds=whole(1), num_steps=whole(1))
 def semi_nmf(
     a: Any,
     num_concepts: int,

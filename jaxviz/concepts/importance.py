@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
 from jaxviz.engine.contract import Target, explanation, select
@@ -77,7 +78,8 @@ def concept_importance(
     atoms = dictionary._replace(bias=None)
 
     def faded(k):
-        less = jnp.broadcast_to(1 - mask(k).astype(codes.dtype), codes.shape)
+        seen = mask(k // num_designs, k % num_designs).astype(codes.dtype)
+        less = jnp.broadcast_to(1 - seen, codes.shape)
         return a - jnp.moveaxis(decode(atoms, codes * less), -1, axis)
 
     if chunk_size is None:
@@ -86,4 +88,5 @@ def concept_importance(
     outputs = outputs_of_copies(tail, (params, carry), a, faded)
     num = designs.num_masks(count, num_designs)
     scores, _ = stacked_scores(name, outputs, select, num, chunk_size, a, target)
-    return designs.total_indices(scores, count, num_designs)
+    scores = scores.reshape(count + 2, num_designs, -1)
+    return designs.total_indices(scores, np.ones(num_designs, bool))[0]

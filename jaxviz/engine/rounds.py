@@ -74,6 +74,42 @@ def in_rounds(
     return traced_with(1, jax.lax.while_loop, open_, step, (jnp.int32(0), state))[1]
 
 
+def solved_in_rounds(
+    draw: Callable[[jax.Array], jax.Array],
+    solve: Callable[[jax.Array, jax.Array], Any],
+    num: int,
+    size: int,
+    tolerance: Any,
+) -> Any:
+    """What `solve` makes of scores drawn in rounds, once it is known well enough.
+
+    For what no running mean gives (a fit, a ratio): all scores are kept, and solved for anew after
+    each round.
+
+    Args:
+      draw: Of the number of a round's first score, `size` scores, `[size, ...]`; those beyond
+        `num` are never looked at.
+      solve: Of all scores and a boolean each, whether it is drawn, a tuple: values and their
+        standard errors first, pytrees with examples first.
+      num: Number of scores at most.
+      size: Of a round.
+      tolerance: As for `in_rounds`.
+    """
+    rounds = -(-num // size)
+    like = jax.eval_shape(draw, jnp.int32(0))
+    place = jnp.arange(rounds * size, dtype=jnp.int32)
+    nothing = jnp.zeros((rounds * size, *like.shape[1:]), like.dtype)
+
+    def turn(state, number):
+        first = number * size
+        scores = jax.lax.dynamic_update_slice_in_dim(state[0], draw(first), first, 0)
+        return scores, solve(scores[:num], place[:num] < first + size)
+
+    shapes = jax.eval_shape(lambda: turn((nothing, None), jnp.int32(0))[1])
+    start = nothing, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return in_rounds(start, turn, lambda state: state[1][:2], rounds, tolerance)[1]
+
+
 def small_enough(values: Any, errors: Any, tolerance: Any) -> jax.Array:
     """Whether each example's largest error is at most `tolerance` times the range of its values.
 

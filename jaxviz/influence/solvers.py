@@ -52,7 +52,7 @@ def _explicit(operator, vectors, key):
     return jnp.linalg.solve((matrix + matrix.T) / 2, vectors.T).T
 
 
-@public(tolerance=real(0))
+@public()
 def conjugate_gradients(*, num_steps: int = 100, tolerance: float = 1e-6) -> Solver:
     """Conjugate gradients on each test gradient: for a positive definite curvature.
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import jaxviz as jv
+from jaxviz.attribution.sensitivity import dependence
 from jaxviz.engine import rounds
 from jaxviz.engine.copies import running_sum
 from jaxviz.engine.rounds import ROUND, Moments, in_rounds, mean_until
 from jaxviz.engine.shares import traced_with
+from jaxviz.parts import designs
 
 KEY = jax.random.key(1)
 RNG = np.random.default_rng(0)
@@ -142,3 +144,47 @@ def test_orders_in_rounds(tolerance):
     else:
         spread = np.ptp(np.asarray(out.values), axis=1, keepdims=True)
         assert (np.asarray(out.standard_errors) <= 0.1 * spread).all()
+
+
+CELLS = jv.grid_segments((4, 4), (2, 2))
+FITS = {
+    "lime": functools.partial(jv.lime, segments=CELLS, num_samples=100, strength=0.1),
+    "kernel_shap": functools.partial(jv.kernel_shap, segments=jv.grid_segments((4, 4), (4, 4))),
+    "sobol": functools.partial(jv.sobol, cells=2),
+    "hsic": functools.partial(jv.hsic, cells=2, num_samples=300),
+    "smooth_grad": lambda *given, tolerance=0.0, **more: jv.smooth_grad(
+        jv.saliency, num_samples=70, tolerance=tolerance
+    )(*given, **more),
+    "square_grad": lambda *given, tolerance=0.0, **more: jv.square_grad(
+        jv.saliency, num_samples=70, tolerance=tolerance
+    )(*given, **more),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_in_rounds(name):
+    method = functools.partial(FITS[name], net, W / 8, X, None, key=KEY)
+    found = method(), method(tolerance=1e-9), method(tolerance=0.3)
+    whole, every, some = map(jax.tree.leaves, found)
+    for a, b in zip(whole, every, strict=True):  # nothing meets such a tolerance: all are drawn
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-6)
+    assert any(np.abs(a - b).max() > 1e-5 for a, b in zip(whole, some, strict=True))
+    spread = np.ptp(np.asarray(whole[0]).reshape(2, -1), axis=1)
+    off = np.abs(np.asarray(some[0]) - np.asarray(whole[0])).reshape(2, -1).max(1)
+    assert (off <= 4 * 0.3 * spread).all()
+
+
+def test_errors_of_indices_are_their_spread():
+    """Of what says no errors: those that stop it, beside the spread over many draws."""
+    several = 300
+    a, b = RNG.random((2, several, 32, 3)).astype(np.float32)  # no sequence: one by one
+    f = lambda a: a[..., 0] + 2 * a[..., 1] * a[..., 0]
+    mixed = [np.where(np.arange(3) == i, b, a) for i in range(3)]
+    scores = np.stack([f(a), f(b), *map(f, mixed)], 1)[..., None]
+    indices = lambda scores: designs.total_indices(scores, np.ones(32, bool))
+    masks = (RNG.random((several, 100, 3)) > 0.5).astype(np.float32)
+    scored = masks @ np.array([1.0, 0.4, 0.0], np.float32)
+    parts = lambda masks, score: dependence(masks, score, np.ones(100, bool))
+    for values, errors in (jax.vmap(indices)(scores), jax.vmap(parts)(masks, scored)):
+        values, errors = (np.asarray(a).reshape(several, 3) for a in (values, errors))
+        np.testing.assert_allclose(errors.mean(0)[:2], values.std(0)[:2], rtol=0.25)
