@@ -6,9 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import (
+    chunk_length,
+    default_chunk,
     is_floating,
     running_gradients,
     running_sum,
@@ -84,22 +87,68 @@ def gradient_sum(
       chunk_size: Of them at once; None chooses.
       least: FLOPs for each of these values from which on `start` is kept out of the sum.
     """
-    with serving(num):
-        rules = weighed()
-    parts = affine_start(apply_fn, params, x, least, rules, weighed())
-    start = lambda x: parts.start(params, x)
-    at = term(start)
-    moving, whole = _moving(x)
-    values, pull = jax.vjp(lambda moving: start(whole(moving, x)), moving)
+    begin, rest, values, pulled = _divided(apply_fn, params, x, num, least)
+    at = term(begin)
 
     def one(k):
         values, weight = at(k)
-        return times_weights(plain_gradient(parts.rest, params, values, target), weight)
+        return times_weights(plain_gradient(rest, params, values, target), weight)
 
     if target is None:
-        rest = functools.partial(parts.rest, params)
-        total = running_gradients(name, rest, at, values, num, chunk_size)
-    else:
-        total = running_sum(name, one, num, chunk_size, values)
-    pulled = pull(jax.tree.map(lambda t, v: t.astype(v.dtype), total, values))[0]
-    return whole(pulled, _nothing(x))
+        run = functools.partial(rest, params)
+        return pulled(running_gradients(name, run, at, values, num, chunk_size))
+    return pulled(running_sum(name, one, num, chunk_size, values))
+
+
+def gradient_sums(
+    name: str,
+    apply_fn: Callable,
+    params: Any,
+    x: Any,
+    target: Target,
+    term: Callable[[Callable], Callable],
+    lengths: np.ndarray,
+    chunk_size: int | None,
+) -> Callable[[jax.Array], Any]:
+    """From a traced number i to a sum of `lengths[i]` terms, as `gradient_sum` says; one program.
+
+    `target` is told, and `term` gives `(i, k) -> (start(x_k), w_k)`.
+    """
+    begin, rest, values, pulled = _divided(apply_fn, params, x, int(max(lengths)), 0)
+    at, counts = term(begin), jnp.asarray(lengths, jnp.int32)
+    given = default_chunk(values) if chunk_size is None else chunk_size
+    chunk = chunk_length(name, int(max(lengths)), given)
+
+    def one(i, k):
+        values, weight = at(i, k)
+        return times_weights(plain_gradient(rest, params, values, target), weight)
+
+    def summed(i):
+        def more(turn, total):
+            k = turn * chunk + jnp.arange(chunk, dtype=jnp.int32)
+            found = jax.vmap(lambda k: one(i, jnp.minimum(k, counts[i] - 1)))(k)
+            live = k < counts[i]
+            column = lambda a: live.reshape(-1, *[1] * (a.ndim - 1))
+            return jax.tree.map(lambda t, a: t + jnp.where(column(a), a, 0).sum(0), total, found)
+
+        shapes = jax.eval_shape(one, jnp.int32(0), jnp.int32(0))
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return pulled(jax.lax.fori_loop(0, -(-counts[i] // chunk), more, nothing))
+
+    return summed
+
+
+def _divided(apply_fn, params, x, num, least):
+    """What of a model is affine in `x`, the rest, the values between; the way back from these."""
+    with serving(num):
+        rules = weighed()
+    parts = affine_start(apply_fn, params, x, least, rules, weighed())
+    begin = lambda x: parts.start(params, x)
+    moving, whole = _moving(x)
+    values, pull = jax.vjp(lambda moving: begin(whole(moving, x)), moving)
+
+    def pulled(total):
+        back = pull(jax.tree.map(lambda t, v: t.astype(v.dtype), total, values))[0]
+        return whole(back, _nothing(x))
+
+    return begin, parts.rest, values, pulled

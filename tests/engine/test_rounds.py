@@ -188,3 +188,20 @@ def test_errors_of_indices_are_their_spread():
     for values, errors in (jax.vmap(indices)(scores), jax.vmap(parts)(masks, scored)):
         values, errors = (np.asarray(a).reshape(several, 3) for a in (values, errors))
         np.testing.assert_allclose(errors.mean(0)[:2], values.std(0)[:2], rtol=0.25)
+
+
+def test_as_many_steps_as_the_gap_needs():
+    """A steep score needs many steps, a straight one few; the numbers are those of so many."""
+    given = W, np.concatenate([X, 20 * X]), 0
+    call = functools.partial(jv.integrated_gradients, net, *given, num_steps=120, rule="middle")
+    gained = np.asarray(net(*given[:2])[:, 0])
+    rounds = {n: np.asarray(call(num_steps=n)) for n in (4, 13, 40, 120)}
+    gap = lambda a: np.abs(a.sum((1, 2, 3)) - gained) / np.abs(gained)
+    missed = {n: gap(a).max() for n, a in rounds.items()}
+    assert missed[4] > missed[13] > missed[40]
+    between = lambda a, b: (missed[a] + missed[b]) / 2
+    for tolerance, enough in ((between(4, 13), 13), (between(13, 40), 40), (1e-12, 120)):
+        np.testing.assert_allclose(call(tolerance=tolerance), rounds[enough], atol=1e-5)
+    straight = lambda w, x: (x * w[None]).sum((1, 2))
+    out = jv.integrated_gradients(straight, W, X, 0, tolerance=1e-3)
+    np.testing.assert_allclose(out, X * W[None], rtol=1e-5)
