@@ -175,7 +175,7 @@ def test_a_channel_that_is_not_there_is_refused():
             with pytest.raises(
                 ValueError, match=rf"^{explain.__name__}: channel must be in \[0, 8\)"
             ):
-                explain(net, params, x, layer="relu_1", channel=channel)  # type: ignore
+                explain(net, params, x, layer="relu_1", channel=channel)
     found = jax.jit(lambda k: jv.feature_projection(net, params, x, layer="relu_1", channel=k))(8)
     assert jnp.isnan(found).all()
 

@@ -84,8 +84,8 @@ class Photographs(nn.Module):
             return jnp.tanh(conv(x, 5, 1)).mean((1, 2))
         if self.kind == "residual":
             norm = lambda x: nn.BatchNorm(use_running_average=True)(x)
-            x = nn.relu(norm(conv(x, 6, 7, 2, ((3, 3), (3, 3)))))  # type: ignore
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # type: ignore
+            x = nn.relu(norm(conv(x, 6, 7, 2, ((3, 3), (3, 3)))))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
             for width, stride in ((6, 1), (8, 2)):
                 y = norm(conv(nn.relu(norm(conv(x, width, 3, stride))), width, 3))
                 x = nn.relu(y + (norm(conv(x, width, 1, stride)) if stride > 1 else x))
@@ -113,7 +113,7 @@ def pieces(x, w):
     x = nn.gelu(x) + nn.leaky_relu(x) * jax.nn.sigmoid(x)
     x = jnp.where(x > 0.1, x, 0.3 * x)
     x = nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x)  # over channels: local
-    x = jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 1)))  # type: ignore
+    x = jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 1)))
     pads = ((0, 0), (1, 0), (0, 0), (0, 0))
     sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 2, 1), (1, 1, 1, 1), pads)
     x = sums - jnp.clip(x[:, :-1, 1:], -1, 1)
