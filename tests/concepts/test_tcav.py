@@ -169,3 +169,20 @@ def test_wrong_sets_are_refused():
         call(random=draw(3, 4, 2, 2, 6), concepts={"one": draw(1, 2, 2, 6)})
     with pytest.raises(ValueError, match=r"cav: random must be \[R, L, ...\]"):
         cav(draw(4, 3), draw(4, 3, 2), key=KEY)
+
+
+def test_of_200_random_concepts_five_percent_are_significant_at_five_percent():
+    """What is no concept, against what is none: false alarms as often as is said."""
+    apply_fn = lambda w, x: jnp.tanh(0.3 * x) @ w
+    found = tcav(
+        apply_fn, WEIGHTS, draw(10, 6), 0, concepts={str(k): draw(24, 6) for k in range(200)},
+        random=draw(40, 24, 6), layers=["tanh_0"], key=KEY, probe="pattern",
+    )  # fmt: skip
+    effects, null = found.effects[:, 0], found.null_effects[0]
+    t = (effects - null.mean()) / (null.std(ddof=1) * np.sqrt(1 + 1 / 40))
+    by_effect = (2 * stats.t.sf(abs(t), 39) < 0.05).sum()
+    low, high = stats.binom.interval(0.99, 200, 0.05)
+    assert low <= by_effect <= high
+    # Those that no probe tells from random are not even asked.
+    assert (found.p_values < 0.05).sum() <= by_effect
+    assert not found.significant.any()
