@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
+from jaxviz.concepts.pooled import places_mean
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import outputs_of_copies, stacked_scores
-from jaxviz.graph.split import split
+from jaxviz.graph.held import hold
+from jaxviz.graph.split import mean_over_places, split
+from jaxviz.graph.trace import trace
 from jaxviz.parts import designs
 from jaxviz.parts.channels import channel_axis
 
@@ -50,7 +53,7 @@ def concept_importance(
     Returns:
       `[N, K]`, shares of the variance, >= 0, without a sign; with interactions they sum to more
       than 1; 0 where nothing varies. Costs one pass up to the layer, and num_designs * (K + 2) from
-      there on.
+      there on; from the mean over places on, where nothing else reads the layer.
 
     Raises:
       ValueError: No such layer, or one with another number of channels.
@@ -73,6 +76,11 @@ def concept_importance(
     axis = channel_axis(name, apply_fn, params, x, layer)
     codes = encode(dictionary, jnp.moveaxis(a, axis, -1))
     count = codes.shape[-1]
+    if mean := mean_over_places(trace(*hold(name, apply_fn, params), x), layer):
+        # A mask is the same at all places, so that the mean of what it leaves is that of the means.
+        head, tail = split(apply_fn, params, x, mean)
+        a, carry = head(params, x)
+        axis, codes = -1, places_mean(codes)
     mask = designs.masks(key, count, num_designs)
     # The bias of a dictionary is no concept: only what atoms say is faded.
     atoms = dictionary._replace(bias=None)

@@ -276,6 +276,22 @@ def reaches(traced: Traced, layer: str) -> bool:
 
 
 @fact
+def mean_over_places(traced: Traced, layer: str) -> str | None:
+    """The layer that is the mean over all places of another, where nothing else reads that one."""
+    row, _, tail, _ = find_cut(traced, layer, "split")
+    shape, reads = row.layer.shape, [node for node in tail if row.value in node.inputs]
+    if len(reads) != 1 or reads[0].kind != "mean" or row.value in traced.program.outputs:
+        return None
+    beside = {0, row.layer.channel_axis % len(shape)}
+    places = [axis for axis in range(len(shape)) if axis not in beside]
+    summed = sorted(reads[0].members[0].equation.params["axes"])
+    if row.batch or not places or summed != places:
+        return None
+    means = (one for one in rows(traced) if one.value in reads[0].outputs and one.layer.can_cut)
+    return next((one.layer.name for one in means), None)
+
+
+@fact
 def used(traced: Traced) -> frozenset[Value]:
     """The values that outputs are made of: what is made beside them, or instead, is not."""
     wanted = needed(traced.program.nodes, traced.program.outputs)

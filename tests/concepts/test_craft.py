@@ -13,6 +13,8 @@ from jaxviz.concepts import (
     craft,
     dff,
 )
+from jaxviz.graph.split import mean_over_places
+from jaxviz.graph.trace import trace
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -50,6 +52,20 @@ def test_importance_is_that_of_a_sum_by_hand(images):
     np.testing.assert_allclose(alone, [[1.0, 0.0, 0.0]] * 5, atol=0.1)
     with pytest.raises(ValueError, match="concept_importance: num_designs must be a power of two"):
         concept_importance(net, WEIGHTS, strong, 0, **(options | {"num_designs": 24}))
+
+
+def test_a_layer_that_only_its_mean_is_made_of_is_faded_there(images):
+    """The same numbers as of a model that reads the layer in another way, too."""
+    squared = lambda w, x: jnp.tanh(jax.nn.relu(x).mean((1, 2)) @ w)
+    both = lambda w, x: squared(w, x) + 0 * jax.nn.relu(x).sum((1, 2, 3))[:, None]
+    here = lambda f: mean_over_places(trace(f, WEIGHTS, images), "relu_0")
+    assert here(squared) == "mean_0"
+    assert here(lambda w, x: jax.nn.relu(x).mean(1).mean(1) @ w) is None
+    assert here(lambda w, x: jax.nn.relu(x)) is None
+    atoms = Dictionary(jnp.asarray(PATTERNS[:3]))
+    options = {"layer": "relu_0", "dictionary": atoms, "key": KEY, "num_designs": 8}
+    one, other = (concept_importance(f, WEIGHTS, images, 0, **options) for f in (squared, both))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("axis", [1])  # the usual one: below
