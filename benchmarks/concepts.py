@@ -20,28 +20,26 @@ import optax
 from jaxviz import concepts
 
 
-def timed(function, repeats):
-    """Seconds of each call, and what the last one returned."""
-    seconds, found = [], None
-    for _ in range(repeats):
-        start = time.perf_counter()
-        found = jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - start)
-    return seconds, found
+def timed(function):
+    """Seconds and processor seconds of a call, and what it returned."""
+    start, busy = time.perf_counter(), time.process_time()
+    found = jax.block_until_ready(function())
+    return time.perf_counter() - start, time.process_time() - busy, found
 
 
 def beside(ours, theirs, repeats):
-    """Medians of both, in turns, and the seconds of our first call, which compiles."""
-    first = timed(ours, 1)[0][0]
-    one, other, left, right = [], [], None, None
-    for _ in range(repeats):
-        seconds, left = timed(ours, 1)
-        one += seconds
-        seconds, right = timed(theirs, 1)
-        other += seconds
-    one, other = float(np.median(one)), float(np.median(other))
+    """Medians of both, in turns, and the seconds of our first call, which compiles.
+
+    Processor seconds are of all threads: what others do on the machine changes them least.
+    """
+    first, *_ = timed(ours)
+    turns = [(timed(ours), timed(theirs)) for _ in range(repeats)]
+    middle = lambda side, number: float(np.median([turn[side][number] for turn in turns]))
+    one, other = middle(0, 0), middle(1, 0)
     told = {"ours_s": one, "theirs_s": other, "ratio": other / one, "first_call_s": first}
-    return told, left, right
+    busy = {"ours_cpu_s": middle(0, 1), "theirs_cpu_s": middle(1, 1)}
+    busy["cpu_ratio"] = busy["theirs_cpu_s"] / busy["ours_cpu_s"]
+    return told | busy, turns[-1][0][2], turns[-1][1][2]
 
 
 def told(claim, numbers, **more):
