@@ -171,7 +171,8 @@ def shapley_interactions():
     )  # fmt: skip
 
 
-PAGES = (concepts, activation_atlas, influence, graphs)  # docs/NAME.png; of methods docs/pictures/NAME.png
+# docs/NAME.png; of methods docs/pictures/NAME.png
+PAGES = (concepts, activation_atlas, influence, graphs)
 
 
 def how_it_works():
