@@ -5,7 +5,6 @@ must begin with the function's name and say which argument it is about; nothing 
 makes sense for which argument is said here in a table: a new argument has to be entered, so that no
 new function slips through.
 """
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalCall=false
 
 import inspect
 import os
