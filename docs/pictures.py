@@ -122,16 +122,6 @@ def concepts():
     return plot.concepts(found, num_crops=7, title="Four concepts of a three, by importance")
 
 
-def activation_atlas():
-    """What the last convolution of a net for digits knows, in a plane; what makes a three in it."""
-    apply_fn, variables, images, _ = trained()
-    layer = jv.default_layer(apply_fn, variables, images[:1])
-    found = jv.concepts.activation_atlas(
-        apply_fn, variables, images, layer=layer, key=KEY, grid=(8, 8), min_count=5, num_steps=128
-    )
-    return plot.activation_atlas(found, target=3)
-
-
 def influence():
     """Test digits, two that the net gets wrong among them, and who made it so."""
     apply_fn, variables, _, _ = trained()
@@ -171,8 +161,7 @@ def shapley_interactions():
     )  # fmt: skip
 
 
-# docs/NAME.png; of methods docs/pictures/NAME.png
-PAGES = (concepts, activation_atlas, influence, graphs)
+PAGES = (concepts, influence, graphs)  # docs/NAME.png; of methods docs/pictures/NAME.png
 
 
 def how_it_works():
