@@ -144,7 +144,8 @@ def reader(
 
     @functools.cache  # annotations are read when they are first needed, not on import
     def found():
-        return checks_of(function) | (checks or {})
+        own = {n: _or_none(signature, n, check) for n, check in (checks or {}).items()}
+        return checks_of(function) | own
 
     def read(args, kwargs):
         bound = fitting(name, signature, args, kwargs)
@@ -161,6 +162,12 @@ def reader(
         return bound
 
     return read
+
+
+def _or_none(signature, name, check):
+    """The check, that lets None pass where that is the default: saying so changes nothing."""
+    parameter = signature.parameters.get(name)
+    return maybe(check) if parameter is not None and parameter.default is None else check
 
 
 def checks_of(function: Callable) -> dict[str, Check]:

@@ -24,11 +24,16 @@ from jaxviz.influence.steps import (
     Steps,
     checked,
     divided,
+    drawn,
     given_weights,
     one_step,
     own_or_told,
     spans,
 )
+from jaxviz.rules.fast import fast
+
+# Bytes of a run's states that are kept where nobody said.
+_KEPT = 2**28
 
 
 class Magic(NamedTuple):
@@ -67,11 +72,9 @@ def magic(
     drawn. Nothing is approximated but by float rounding. What leaving examples out does is
     predicted to first order, by minus the sum of their scores.
 
-    Memory: the run's states are not kept, but computed again from a few of them. Time, in training
-    runs: 1 forwards, 1 to compute the states again, and that of each step's own pullback: 6.6
-    together for one test quantity of a small dense net on a CPU. Further quantities add to the
-    pullbacks alone. With `max_states` below about 2 * sqrt(T), each further level of recomputation
-    costs one run more.
+    Memory: where the run's states are too many to be kept, they are computed again from a few of
+    them. Time, in training runs: 1 forwards, about 3 for the pullbacks of its steps, and 1 for each
+    level of recomputation; MEASURED. Further quantities add to the pullbacks alone.
 
     A network with kinks (ReLU, max pooling) trained with large steps has gradients that are right
     at the point and predict little; smooth activations and smaller steps help (the paper calls
@@ -83,9 +86,10 @@ def magic(
         sign (positive is helpful) take minus a loss, or a log probability.
       weights: `[N]`: where the gradient is taken; None is ones, the run itself.
       max_states: Most states of the training that are held at once, those of a span's steps
-        included; None is about 2 * sqrt(T), one level of recomputation.
+        included; None is all of them where they take at most 256 MB, else about 2 * sqrt(T), one
+        level of recomputation.
       chunk_size: Test quantities pulled back at once; None takes all. It changes memory, not the
-        recomputation.
+        recomputation. On a CPU convolutional nets are quickest one by one (1).
       checkpoint: Folder where the way back is saved after each of its parts; called again with the
         same arguments, the way back goes on from there.
 
@@ -119,11 +123,14 @@ def magic(
             f"{weights.shape}. Call it once for each."
         )
     numbers_of("magic", test_fn, steps.state)
-    length, slots, _ = planned([len(rows) for rows in steps.order], max_states)
-    replay = _Replay(steps, weights, spans(steps, length), slots, chunk_size)
+    sizes = [len(rows) for rows in steps.order]
+    if max_states is None:
+        one = sum(leaf.nbytes for leaf in jax.tree.leaves(steps.state))
+        max_states = max(_KEPT // max(one, 1), sum(planned(sizes, None)[:2]) + 1)
+    length, slots, depth = planned(sizes, max_states)
+    replay = _Replay(steps, weights, spans(steps, length), slots, depth, chunk_size)
     parts = replay.parts(0, len(replay.spans))
-    kept = replay.starts(steps.state, parts)
-    final = replay.forwards(kept[-1], *parts[-1])
+    kept, final = replay.starts(steps.state, parts)
     values, cotangents = _tested(final, test_fn=test_fn)
     start = jnp.zeros((values.size, weights.size), weights.dtype), cotangents
     way = _Way(checkpoint, start, (final, cotangents, weights, steps.order), len(replay.spans))
@@ -132,18 +139,22 @@ def magic(
 
 
 def planned(sizes: list[int], max_states: int | None) -> tuple[int, int, int]:
-    """Steps in a span, states kept at each level, and levels.
+    """Steps in a span, states kept at each level, and levels of recomputation.
 
     Held at once are the states of a span, those kept at each level, and the one where the run
-    starts: `length + slots * depth + 1`.
+    starts: `length + slots * depth + 1`. Without a level all spans are: `length * (slots + 1) + 1`.
+    None asks for the one level that holds least.
 
     Example:
-      >>> planned([8] * 100, None), planned([8] * 100, 12)
-      ((10, 9, 1), (2, 3, 3))
+      >>> planned([8] * 100, None), planned([8] * 100, 12), planned([8] * 100, 101)
+      ((10, 9, 1), (2, 3, 3), (10, 9, 0))
     """
+    length = math.isqrt(len(sizes) - 1) + 1
+    slots = len(divided(sizes, length)) - 1
     if max_states is None:
-        length = math.isqrt(len(sizes) - 1) + 1
-        return length, len(divided(sizes, length)) - 1, 1
+        return length, slots, 1
+    if length * (slots + 1) < max_states:
+        return length, slots, 0
     found = _fitting(sizes, max_states)
     if found is None:
         least = next(m for m in range(max_states + 1, len(sizes) + 3) if _fitting(sizes, m))
@@ -172,6 +183,7 @@ class _Replay(NamedTuple):
     weights: jax.Array
     spans: list[Span]
     slots: int
+    depth: int
     chunk_size: int | None
 
     def parts(self, first, last):
@@ -185,12 +197,22 @@ class _Replay(NamedTuple):
             state = advanced(state, self.weights, self.steps.data, span, step_fn=self.steps.step_fn)
         return state
 
+    def recorded(self, state, number):
+        """All states of a span's steps, and the one after it."""
+        given = self.weights, self.steps.data, self.spans[number]
+        return _recorded(state, *given, step_fn=self.steps.step_fn)
+
     def starts(self, state, parts):
-        """The state where each part begins."""
-        kept = [state]
-        for first, last in parts[:-1]:
-            kept.append(self.forwards(kept[-1], first, last))
-        return kept
+        """The state where each part begins, or all of it where none is recomputed; and the last."""
+        kept = []
+        for first, last in parts:
+            if self.depth == 0:
+                states, state = self.recorded(state, first)
+                kept.append(states)
+            else:
+                kept.append(state)
+                state = self.forwards(state, first, last)
+        return kept, state
 
     def backwards(self, kept, parts, carry, way):
         """Pulls `carry`, the scores and cotangents after the parts, back to before them."""
@@ -200,7 +222,7 @@ class _Replay(NamedTuple):
                 continue
             if last - first == 1:
                 carry = _reversed(
-                    state,
+                    state if self.depth == 0 else self.recorded(state, first)[0],
                     self.weights,
                     self.steps.data,
                     self.spans[first],
@@ -210,7 +232,8 @@ class _Replay(NamedTuple):
                 )
             else:
                 inner = self.parts(first, min(last, way.done))
-                carry = self.backwards(self.starts(state, inner), inner, carry, way)
+                begun, state = self.starts(state, inner[:-1])
+                carry = self.backwards([*begun, state], inner, carry, way)
             way.save(first, carry)
         return carry
 
@@ -223,53 +246,71 @@ def advanced(state: Any, weights: Any, data: Any, span: Span, *, step_fn: Callab
     )
 
 
-@functools.partial(jax.jit, static_argnames=("step_fn", "chunk_size"))
-def _reversed(state, weights, data, span, carry, *, step_fn, chunk_size):
-    """The span's states once more, then back through its steps, one pullback for each."""
-    length = len(span.rows)
+@functools.partial(jax.jit, static_argnames="step_fn")
+def _recorded(state, weights, data, span, *, step_fn):
+    """The states before each of the span's steps, `[length, ...]`, and the one after them."""
 
     def record(t, carried):
         state, kept = carried
         kept = jax.tree.map(lambda k, s: k.at[t].set(s), kept, state)
         return one_step(step_fn, state, data, weights, span, t), kept
 
-    kept = jax.tree.map(lambda s: jnp.broadcast_to(s, (length, *s.shape)), state)
-    last = span.count - 1
-    state, kept = jax.lax.fori_loop(0, last, record, (state, kept))
-    kept = jax.tree.map(lambda k, s: k.at[last].set(s), kept, state)
+    kept = jax.tree.map(lambda s: jnp.broadcast_to(s, (len(span.rows), *s.shape)), state)
+    state, kept = jax.lax.fori_loop(0, span.count, record, (state, kept))
+    return kept, state
 
+
+@functools.partial(jax.jit, static_argnames=("step_fn", "chunk_size"))
+def _reversed(kept, weights, data, span, carry, *, step_fn, chunk_size):
+    """Back through the span's steps, one pullback for each."""
     structure = jax.tree.structure(kept)
     moves = tuple(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(kept))
-    step = rewrite(_Step(step_fn, structure, moves), FLAT_ROOTS)
+    # What JAX makes of a gradient's derivative is again what XLA is slow at inside a loop.
+    pulled = rewrite(_Pullback(_Step(step_fn, structure, moves), chunk_size), fast)
 
     def back(number, carried):
         scores, cotangents = carried
-        t = last - number
+        t = span.count - 1 - number
         moving, still = _divided(jax.tree.leaves(jax.tree.map(lambda k: k[t], kept)), moves)
-        fixed = (still, data, span, t)
-        _, pull = jax.vjp(lambda *moving: step(fixed, moving), moving, weights)
-        if chunk_size is None:
-            cotangents, given = jax.vmap(pull)(cotangents)
-        else:
-            cotangents, given = jax.lax.map(pull, cotangents, batch_size=chunk_size)
-        return scores + given, cotangents
+        given, cotangents = pulled(still, (moving, drawn(data, weights, span, t), cotangents))
+        return scores.at[:, span.rows[t]].add(given), cotangents
 
     return jax.lax.fori_loop(0, span.count, back, carry)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """`(what does not move, (the state's floating leaves, weights)) -> those leaves afterwards`."""
+    """`(what does not move, batch, key, the state's floating leaves, weights) -> those leaves`."""
 
     step_fn: Callable
     structure: Any
     moves: tuple[bool, ...]
 
     def __call__(self, fixed, moving):
-        (still, data, span, t), (leaves, weights) = fixed, moving
+        (still, batch, key), (leaves, weights) = fixed, moving
         state = jax.tree.unflatten(self.structure, _joined(leaves, still, self.moves))
-        after = one_step(self.step_fn, state, data, weights, span, t)
+        after = self.step_fn(state, batch, weights, key)
         return _divided(jax.tree.leaves(after), self.moves)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pullback:
+    """From cotangents `[K, ...]` after a step to those by its batch's weights, and before it."""
+
+    step: _Step
+    chunk_size: int | None
+
+    def __call__(self, still, given):
+        moving, (batch, weights, key), cotangents = given
+        step = rewrite(self.step, FLAT_ROOTS)
+        fixed = still, batch, key
+        _, pull = jax.vjp(lambda *moving: step(fixed, moving), moving, weights)
+        count = len(jax.tree.leaves(cotangents)[0])
+        if min(count, self.chunk_size or count) == 1:  # no axis of one: kernels would be batched
+            before, given = jax.lax.map(pull, cotangents)
+        else:
+            before, given = jax.lax.map(pull, cotangents, batch_size=self.chunk_size or count)
+        return given, before
 
 
 def _flat_root(op):

@@ -247,10 +247,14 @@ def divided(sizes: Sequence[int], length: int) -> list[tuple[int, int]]:
 
 def one_step(step_fn: Callable, state: Any, data: Any, weights: jax.Array, span: Span, t: Any):
     """The state after the span's step `t`; `weights` are those of all examples, `[N]`."""
+    return step_fn(state, *drawn(data, weights, span, t))
+
+
+def drawn(data: Any, weights: jax.Array, span: Span, t: Any) -> tuple[Any, jax.Array, Any]:
+    """What the span's step `t` sees: its batch, the batch's weights, and its key."""
     rows = span.rows[t]
     batch = jax.tree.map(lambda a: jnp.take(a, rows, axis=0), data)
-    key = None if span.keys is None else span.keys[t]
-    return step_fn(state, batch, jnp.take(weights, rows), key)
+    return batch, jnp.take(weights, rows), None if span.keys is None else span.keys[t]
 
 
 def given_weights(who: str, steps: Steps, weights: Any) -> jax.Array:

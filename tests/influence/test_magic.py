@@ -145,8 +145,12 @@ def test_the_way_back_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 def test_no_more_states_are_held_than_were_asked_for(sizes):
     for most in range(12, 40):
         length, slots, depth = planned(sizes, most)
-        assert length + slots * depth + 1 <= most
-        assert (slots + 1) ** depth >= len(divided(sizes, length))
+        if depth == 0:
+            assert length * (slots + 1) + 1 <= most
+            assert slots + 1 == len(divided(sizes, length))
+        else:
+            assert length + slots * depth + 1 <= most
+            assert (slots + 1) ** depth >= len(divided(sizes, length))
     length, slots, depth = planned(sizes, None)
     assert depth == 1
     assert length + slots <= 2 * np.sqrt(len(sizes)) + 4
