@@ -123,9 +123,7 @@ def main():
     methods = {
         "trac_in": lambda: averaged(traced(known, both)),
         "trak": lambda: averaged(
-            influence.trak(
-                apply_fn, [variables], known, both, damping=1.0, **sketch, **weights
-            )
+            influence.trak(apply_fn, [variables], known, both, damping=1.0, **sketch, **weights)
         ),
         "ek_fac": lambda: averaged(eased(known, both)),
         "knn_shapley": lambda: averaged(
@@ -147,7 +145,9 @@ def main():
         json_line(method=name, wrong_found_in_4_percent=among, average=one.average_precision)
 
     count = -(-options.runs // TOGETHER)
-    rows = np.concatenate([saved(folder / f"half{n}.npy", lambda n=n: part(n)) for n in range(count)])
+    rows = np.concatenate(
+        [saved(folder / f"half{n}.npy", lambda n=n: part(n)) for n in range(count)]
+    )
     kept, values = rows[:, : len(labels)].astype(bool), rows[:, len(labels) :]
     runs = influence.SubsetRuns(kept, values, np.zeros(values.shape[1]))
     lds = {n: influence.datamodeling_score(s, runs) for n, s in scores.items()}

@@ -14,7 +14,7 @@ from jaxviz.influence.magic import planned
 from jaxviz.influence.steps import divided
 from jaxviz.parts.losses import cross_entropy
 
-WEIGHED = np.array([0, 3, 7])
+WEIGHED = np.random.RandomState(2).permutation(60)[:50]
 
 
 class Net(nn.Module):
@@ -33,13 +33,13 @@ def noisy(key, images):
 
 def points():
     rng = np.random.RandomState(0)
-    images = rng.rand(10, 5)
+    images = rng.rand(60, 5)
     images[:, 0] = 0  # weights without a gradient, whose second moment has an infinite slope
-    return data.Dataset(images, rng.randint(0, 3, 10).astype(np.int32), ("a", "b", "c"))
+    return data.Dataset(images, rng.randint(0, 3, 60).astype(np.int32), ("a", "b", "c"))
 
 
 def test_scores_are_finite_differences_of_fit():
-    """Adam, a schedule, batch statistics, dropout and augmentation; 4 steps."""
+    """Adam, a schedule, batch statistics, dropout and augmentation; 8 steps, 50 examples."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # Flax mixes in 64 bits
         train, net = points(), Net()
         start = jax.jit(net.init)(jax.random.key(1), np.ones((1, 5), np.float32))
@@ -48,7 +48,7 @@ def test_scores_are_finite_differences_of_fit():
             key=jax.random.key(0),
             optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 8)),
             num_epochs=2,
-            batch_size=5,
+            batch_size=15,
             augment=noisy,
             initial=start,
         )
@@ -66,14 +66,15 @@ def test_scores_are_finite_differences_of_fit():
             np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-14)
 
         step = 1e-3  # where smaller, what rounding makes of gradients that are 0 shows
-        moved = step * np.eye(10)[WEIGHED]
+        moved = step * np.eye(60)[WEIGHED]
         ends = influence.retrained(
             steps, test_fn, 1 + np.concatenate([moved, -moved]), chunk_size=1
         )
-        differences = (ends[:3] - ends[3:]) / (2 * step)
-        assert np.abs(differences).max() > 0.01
-        found = out.scores[:, WEIGHED].T
-        np.testing.assert_allclose(found, differences, rtol=1e-3, atol=1e-3 * np.abs(found).max())
+        differences = (ends[:50] - ends[50:]) / (2 * step)
+        assert np.abs(differences).max() > 1e-3
+        found = np.asarray(out.scores[:, WEIGHED].T)
+        np.testing.assert_allclose(found, differences, rtol=1e-3)
+        assert np.linalg.norm(found - differences) < 1e-5 * np.linalg.norm(found)
 
 
 def squares(w, batch):
@@ -156,3 +157,27 @@ def test_no_more_states_are_held_than_were_asked_for(sizes):
     assert length + slots <= 2 * np.sqrt(len(sizes)) + 4
     with pytest.raises(ValueError, match=r"magic: max_states must be at least \d+ for these"):
         planned([8] * 1000, 5)
+
+
+def conv_net(params, x):
+    x = jax.lax.conv_general_dilated(
+        x, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return jnp.tanh(x).mean((1, 2)) @ params["v"]
+
+
+def test_quantities_together_and_one_by_one_through_convolutions():  # oracle: finite differences
+    rng = np.random.RandomState(0)
+    draw = lambda *s: jnp.asarray(rng.randn(*s), jnp.float32)
+    params, data = {"w": draw(3, 3, 1, 4), "v": draw(4, 3)}, (draw(6, 5, 5, 1), jnp.arange(6) % 3)
+    loss = lambda params, batch: cross_entropy(conv_net(params, batch[0]), batch[1])
+    order = [[0, 1, 2], [3, 4, 5], [1, 1, 4]]  # one twice in a batch: its weight counts twice
+    steps = influence.weighted_steps(loss, params, data, order, optimizer=optax.sgd(0.5))
+    test_fn = lambda state: -loss(state.params, (data[0][:2], data[1][:2]))
+    out = influence.magic(steps, test_fn)
+    moved = 0.03 * np.eye(6)
+    ends = influence.retrained(steps, test_fn, 1 + np.concatenate([moved, -moved]), chunk_size=4)
+    np.testing.assert_allclose(out.scores.T, (ends[:6] - ends[6:]) / 0.06, atol=2e-4)
+    for options in ({"chunk_size": 1}, {"max_states": None, "chunk_size": 2}):
+        again = influence.magic(steps, test_fn, **options)
+        np.testing.assert_allclose(again.scores, out.scores, atol=1e-6)
