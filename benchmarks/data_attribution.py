@@ -2,9 +2,9 @@
 
     python -m benchmarks.data_attribution --folder FOLDER
 
-MNIST's net A learns 5,000 digits, 2 % of them with a wrong label, for one epoch. LDS is over 64 nets
-trained on random halves, for 50 test digits. Each part is saved in the folder once it is done: a run
-that was ended goes on where it was. Prints a line of JSON for each method, and draws the ranking.
+MNIST's net A learns 5,000 digits, 2 % of them with a wrong label, for one epoch. LDS is over 64
+nets trained on random halves, for 50 test digits. Each part is saved in the folder once it is done:
+a run that was ended goes on where it was. Prints a line of JSON for each method, and draws them.
 """
 
 import argparse
