@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.concepts.dictionary import Dictionary
-from jaxviz.concepts.largest import largest, largest_few
+from jaxviz.concepts.largest import largest
 
 KINDS = ("top_k", "batch_top_k", "matryoshka", "archetypal", "standard", "gated", "jump_relu")
 # Those that keep so many codes; the others pay for each.
@@ -14,7 +14,6 @@ KEEPING = KINDS[:4]
 # Those that choose over the whole batch, and have one threshold when they are done.
 OVER_BATCH = ("batch_top_k", "matryoshka")
 ATOM_NORM, FIRST_THRESHOLD = 0.1, 0.01  # SAELens'
-_FEW = 16  # codes of a row that are found one after the other
 THRESHOLD_MEMENTO = 0.99  # of the running threshold of BatchTopK, a step
 
 
@@ -138,10 +137,8 @@ def losses(
     """
     atoms = atoms_of(weights, points)
     norm = jnp.linalg.norm(atoms, axis=1)
-    # (a - bias) @ encoder, but that no gradient is made of the batch, only to sum it up again.
-    inner = weights.encoder_bias
-    inner = inner if fixed.transcodes else inner - weights.bias @ weights.encoder
-    pre = a @ weights.encoder + inner[None]
+    centred = a if fixed.transcodes else a - weights.bias[None]
+    pre = centred @ weights.encoder + weights.encoder_bias[None]
     if fixed.kind in KEEPING and fixed.kind != "archetypal":
         # As if atoms were of norm 1, so that units are compared by what they add.
         pre, atoms = pre * norm[None], atoms / jnp.maximum(norm, 1e-12)[:, None]
@@ -149,7 +146,6 @@ def losses(
     off = lambda found: (found * found).sum(-1).mean()
     none = jnp.zeros((), a.dtype)
     sparsity = auxiliary = nested = none
-    centred = a if fixed.transcodes else a - weights.bias[None]
     codes = _codes(fixed, weights, centred, pre, limit, most)
     reconstruction = off(decoded(codes) - target)
     if fixed.kind == "standard":
@@ -210,8 +206,6 @@ def _codes(fixed, weights, centred, pre, limit, most):
     if fixed.kind in OVER_BATCH:
         count = jnp.floor(limit * len(pre)).astype(jnp.int32)
         kept = largest(positive.reshape(-1), count).reshape(pre.shape)
-    elif most <= _FEW and jax.default_backend() == "cpu":
-        kept = largest_few(pre, limit.astype(jnp.int32), most)
     else:
         _, places = jax.lax.top_k(jax.lax.stop_gradient(pre), most)
         few = jnp.broadcast_to(jnp.arange(most)[None] < limit.astype(jnp.int32), places.shape)

@@ -41,28 +41,6 @@ def largest(values: jax.Array, count: jax.Array | int, *, exact: bool = False) -
     return (above | ((rest >= first) & (rest > 0) & (room > 0))) & (count > 0)
 
 
-def largest_few(values: jax.Array, count: jax.Array, most: int) -> jax.Array:
-    """`largest` where `count` is `most` at most, and that is few: one maximum after the other.
-
-    A pass over the values each. `jax.lax.top_k` takes a processor twice as long for 8 of 256 or 512
-    numbers, and its places have still to be scattered into a mask.
-
-    Args:
-      values: `[..., K]`, real; no gradient is taken through the choice.
-      count: How many, 1 to `most`, an integer without axes. Of equal numbers all are one.
-      most: Passes.
-
-    Returns:
-      Booleans `[..., K]`.
-    """
-    values = jax.lax.stop_gradient(values)
-    border = least = values.max(-1, keepdims=True)
-    for number in range(1, most):
-        least = jnp.where(values < least, values, -jnp.inf).max(-1, keepdims=True)
-        border = jnp.where(number < count, least, border)
-    return values >= border
-
-
 def _ranks(values: jax.Array) -> jax.Array:
     """Whole numbers without a sign, in the order of the values."""
     wide = values.dtype == jnp.float64

@@ -18,7 +18,7 @@ from jaxviz.concepts.autoencoder_losses import (
     nested_widths,
 )
 from jaxviz.concepts.dictionary import decode, encode
-from jaxviz.concepts.largest import largest, largest_few
+from jaxviz.concepts.largest import largest
 
 PEERS = dict(np.load(pathlib.Path(__file__).parents[1] / "reference" / "autoencoder_peers.npz"))
 KEEP = 3
@@ -129,15 +129,6 @@ def test_the_largest_are_those_of_a_sort():
         border = np.sort(values, -1)[:, ::-1][:, min(max(count, 1), 33) - 1, None]
         expected = (values >= border) & (count > 0)
         np.testing.assert_array_equal(together, expected)
-
-
-def test_the_largest_few_are_those_of_top_k():
-    values = np.random.default_rng(0).normal(size=(50, 30)).astype("f4")
-    few = jax.jit(largest_few, static_argnums=2)
-    for count in (1, 3, 5):
-        kept = np.zeros(values.shape, bool)
-        np.put_along_axis(kept, np.argsort(-values, 1)[:, :count], True, 1)
-        np.testing.assert_array_equal(few(values, count, 5), kept)
 
 
 def test_the_largest_of_numbers_that_differ_in_64_bits_alone():
