@@ -7,6 +7,7 @@ are trained first and stay there; the other two need their published weights.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -114,7 +115,7 @@ def judged(name, folder, examples, until):
         metrics[metric] = of_probabilities(getattr(jv.metrics, metric))
     again = {"max_sensitivity", "random_logit"} & metrics.keys()
     ways = {
-        method.name: bound(method.name, run, **FEWER.get(method.name, {}))
+        method.name: functools.partial(bound(method.name, run), **FEWER.get(method.name, {}))
         for method in jv.methods()
         if not method.needs
         and not (again and method.name in NOT_AGAIN)

@@ -144,7 +144,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=1)
     asked = parser.parse_args()
     jv.keep_memory()
-    peer, threads = Peer(asked.python), os.cpu_count()
+    peer, threads = Peer(asked.python), len(os.sched_getaffinity(0))
     for name in asked.nets:
         net_rows(peer, name, asked.only, asked.repeats, threads, asked.images)
 
