@@ -13,6 +13,8 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -110,11 +112,11 @@ def judged(name, folder, examples, until):
         test, masks = data.load(source, "test"), None
         pixels, labels = test.images[:count], test.labels[:count]
     names = (*FIRST, *MORE.get(name, ()))
-    metrics = {metric: (metric, COARSER.get(metric, {})) for metric in names}
+    metrics: dict[str, Any] = {metric: (metric, COARSER.get(metric, {})) for metric in names}
     for metric in ("deletion", "insertion"):
         metrics[metric] = of_probabilities(getattr(jv.metrics, metric))
     again = {"max_sensitivity", "random_logit"} & metrics.keys()
-    ways = {
+    ways: dict[str, Callable] = {
         method.name: functools.partial(bound(method.name, run), **FEWER.get(method.name, {}))
         for method in jv.methods()
         if not method.needs

@@ -161,19 +161,8 @@ def insertion(
     units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
     steps = thresholds(units.counts, num_steps)
     if at_most_one(units, num_steps):
-        scores = one_by_one(
-            name,
-            apply_fn,
-            params,
-            x,
-            units,
-            order,
-            fill,
-            target,
-            num_steps,
-            chunk_size,
-            insert=True,
-        )
+        asked = name, apply_fn, params, x, units, (order,), fill, target, num_steps, chunk_size
+        scores = one_by_one(*asked, insert=True)
         if scores is not None:
             return as_curve(scores, steps, units)
     rank, cover = units.laid(ranks(units, order)), covers(name, fill, x)
@@ -274,7 +263,8 @@ def srg(
 
     Returns:
       A `Gain`, in units of the explained output; exactly 0 for a constant map, whose two orders are
-      one. Costs `2 * num_steps` forward passes.
+      one. Costs `2 * num_steps` forward passes; of as many steps as units less where it can, as
+      `region_perturbation` does, up to rounding then (a constant map's gain, too).
 
     Raises:
       ValueError: As for `deletion`.
@@ -292,12 +282,13 @@ def srg(
     units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
     steps = thresholds(units.counts, num_steps)
     if at_most_one(units, num_steps):
-        most, least = (
-            one_by_one(name, apply_fn, params, x, units, order, fill, target, num_steps, chunk_size)
-            for order in ("most_first", "least_first")
+        both: tuple[Order, ...] = "most_first", "least_first"
+        scores = one_by_one(
+            name, apply_fn, params, x, units, both, fill, target, num_steps, chunk_size
         )
-        if most is not None and least is not None:
-            return _gain(as_curve(most, steps, units), as_curve(least, steps, units), steps)
+        if scores is not None:
+            most, least = (as_curve(one, steps, units) for one in jnp.split(scores, 2, axis=1))
+            return _gain(most, least, steps)
     cover = covers(name, fill, x)
     most, least = (units.laid(ranks(units, order)) for order in ("most_first", "least_first"))
 
@@ -338,7 +329,7 @@ def deleted(
     steps = every if each else thresholds(units.counts, num_steps)
     if each or at_most_one(units, num_steps):
         scores = one_by_one(
-            name, apply_fn, params, x, units, order, fill, target, num_steps, chunk_size
+            name, apply_fn, params, x, units, (order,), fill, target, num_steps, chunk_size
         )
         if scores is not None:
             return as_curve(scores, steps, units)

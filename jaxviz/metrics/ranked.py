@@ -177,7 +177,7 @@ def one_by_one(
     params: Any,
     x: jax.Array,
     units: Units,
-    order: Order,
+    orders: tuple[Order, ...],
     fill: Any,
     target: Target,
     num_steps: int,
@@ -185,14 +185,14 @@ def one_by_one(
     *,
     insert: bool = False,
 ) -> jax.Array | None:
-    """The score before any step and after each, `[num_steps + 1, N]`, by what each step changes.
+    """The score before any step and after each, `[num_steps + 1, M * N]`, by what each step changes.
 
     None where a step changes more than one unit, where nobody knows when the program is made what
     it changes, or where whole passes are as cheap.
 
     Args:
       name, apply_fn, params, x, units, fill, target: As for the metrics.
-      order: In which units go.
+      orders: M, in which units go: the rows of all examples in the first, then in the next.
       num_steps: Units, or more steps, of which some change nothing; or so many units.
       chunk_size: As for the metrics.
       insert: Whether `x` comes into the fill, not the fill into `x`.
@@ -202,7 +202,8 @@ def one_by_one(
     count = units.counts
     steps = np.arange(num_steps + 1, dtype=np.int64)
     steps = steps if num_steps <= count else steps * count // num_steps
-    found = jnp.argsort(ranks(units, order), axis=1).astype(jnp.int32)
+    ranked = jnp.concatenate([ranks(units, order) for order in orders])
+    found = jnp.argsort(ranked, axis=1).astype(jnp.int32)
     none = jnp.full((len(found), 1), -1, jnp.int32)
     at = np.where(np.diff(steps) > 0, steps[:-1], count)
     units_in_turn = jnp.concatenate([found, none], axis=1)[:, at]

@@ -78,12 +78,13 @@ def successive(
       filled: The same shape: what stands in the place of what is replaced.
       target: As for every method; None is the top class at `x`.
       places: The units.
-      order: `[N, K]`, the unit that goes at each step; one that is no unit's number is none.
+      order: `[N, K]`, the unit that goes at each step; one that is no unit's number is none. With
+        `[M * N, K]` each example goes M times: row i is of example i % N, and cores share all rows.
       chunk_size: Inputs at once, for all N examples; None chooses. Each example at work has what
         the net made of it in memory, too.
 
     Returns:
-      `[K, N]` and `[N]`; None where whole passes are as cheap, or examples not known to have
+      `[K, M * N]` and `[M * N]`; None where whole passes are as cheap, or examples not known to have
       nothing to do with one another. Backends but the CPU want many inputs at once, not steps.
     """
     if callable(target) or jax.default_backend() != "cpu" or not _one_by_one(apply_fn, params, x):
@@ -103,13 +104,13 @@ def successive(
 
     if not any(places.stretch(jnp.int32(0))):
         return None
-    steps = order.shape[1]
-    with serving(len(x) * steps):
+    rows, steps = order.shape
+    with serving(rows * steps):
         rules = weighed()
-    with serving(len(x)):
+    with serving(rows):
         once = weighed()
     links = chain(one_step, example(x), argument, rules, once)
-    together = max(1, min(len(x), _ALIVE // max(1, x[0].size)))
+    together = max(1, min(rows, _ALIVE // max(1, x[0].size)))
     # About N examples are at work at most, on all cores together: so many copies of each.
     several = max(1, min(_STEPS // together, steps, chunk_size or steps))
     passes = call_flops(apply_fn, params, example(x))
@@ -117,7 +118,7 @@ def successive(
         return None
 
     def one(i):
-        row = lambda a: jax.lax.dynamic_slice_in_dim(a, i, 1)
+        row = lambda a: jax.lax.dynamic_slice_in_dim(a, i % len(x), 1)
         fill, chosen = row(filled), target
         if chosen is not None and jnp.ndim(chosen):
             chosen = row(jnp.asarray(chosen))
@@ -131,14 +132,14 @@ def successive(
             return state, jax.vmap(lambda one: select(finish(one), chosen)[0])(made)
 
         # What no later step waits for is done for several at once.
-        units = jnp.pad(row(order)[0], (0, -steps % several), constant_values=-1)
+        units = jnp.pad(order[i], (0, -steps % several), constant_values=-1)
         scores = jax.lax.scan(some, state, units.reshape(-1, several))[1]
         return scores.reshape(-1)[:steps], select(outputs, chosen)[0]
 
     # As large as what a core has to do for an example: that decides whether cores share them.
     work = jax.ShapeDtypeStruct((steps, *x.shape[1:]), x.dtype)
-    each = lambda cores: cores * max(1, min(together, -(-len(x) // cores)))
-    scores, clean = stacked("successive", one, len(x), None, work, each)
+    each = lambda cores: cores * max(1, min(together, -(-rows // cores)))
+    scores, clean = stacked("successive", one, rows, None, work, each)
     return scores.T, clean
 
 

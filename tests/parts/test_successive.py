@@ -95,6 +95,7 @@ def test_metrics_take_it_and_give_the_same(net, monkeypatch):
     asked: list[Any] = [
         (metrics.region_perturbation, {"window": (4, 6), "order": "least_first"}),
         (metrics.insertion, {"num_steps": places + 7}),
+        (metrics.srg, {"num_steps": places}),  # both orders in one go
     ]
     for metric, options in asked:
         ours = metric(apply_fn, params, x, a, fill=0.3, **options)
@@ -102,9 +103,11 @@ def test_metrics_take_it_and_give_the_same(net, monkeypatch):
         assert np.isnan(ours.area[1])
         np.testing.assert_allclose(ours.curve, expected.curve, atol=2e-6)
         np.testing.assert_allclose(ours.area, expected.area, atol=2e-6)
-    assert [found is not None for found in taken] == [True, True]
+    assert [found is not None for found in taken] == [True] * 3
     metrics.deletion(apply_fn, params, x, a, num_steps=4)  # many pixels a step
-    assert len(taken) == 2
+    assert len(taken) == 3
+    nothing = metrics.srg(apply_fn, params, x, 0 * x, fill=0.3, num_steps=places)
+    assert nothing.area.tolist() == [0.0] * 3  # a constant map's orders are one
 
 
 @pytest.mark.parametrize(
