@@ -120,6 +120,7 @@ def judged(name, folder, examples, until):
         method.name: functools.partial(bound(method.name, run), **FEWER.get(method.name, {}))
         for method in jv.methods()
         if not method.needs
+        and method.family != "attention"  # these nets have none
         and not (again and method.name in NOT_AGAIN)
         # Class activation maps in the sense of the first paper need averages before the outputs.
         and not (method.linear and name in ("mnist_a", "cifar"))

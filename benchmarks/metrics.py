@@ -76,7 +76,8 @@ class Peer:
         )
 
     def ask(self, **asked):
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline() or '{"error": "the process ended"}')

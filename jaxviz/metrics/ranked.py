@@ -185,9 +185,9 @@ def one_by_one(
     *,
     insert: bool = False,
 ) -> jax.Array | None:
-    """The score before any step and after each, `[num_steps + 1, M * N]`, by what each step changes.
+    """The score before any step and after each, `[num_steps + 1, M * N]`.
 
-    None where a step changes more than one unit, where nobody knows when the program is made what
+    By what each step changes; None where a step changes more than one unit, where nobody knows when the program is made what
     it changes, or where whole passes are as cheap.
 
     Args:

@@ -84,8 +84,8 @@ def successive(
         the net made of it in memory, too.
 
     Returns:
-      `[K, M * N]` and `[M * N]`; None where whole passes are as cheap, or examples not known to have
-      nothing to do with one another. Backends but the CPU want many inputs at once, not steps.
+      `[K, M * N]` and `[M * N]`; None where whole passes are as cheap, or examples not known to
+      have nothing to do with one another. Backends but the CPU want many inputs at once, not steps.
     """
     if callable(target) or jax.default_backend() != "cpu" or not _one_by_one(apply_fn, params, x):
         return None

@@ -70,6 +70,28 @@ def test_infidelity_of_the_gradient_of_a_linear_model_is_0():
         assert (measure(RNG.normal(size=X.shape).astype(np.float32)) > 1e-3).all()
 
 
+def test_infidelity_of_windows_is_that_of_whole_passes(monkeypatch):
+    """As with a function, of which nobody knows that it changes one window alone."""
+    monkeypatch.setattr("jaxviz.parts.covered._OVERHEAD", 0.1)  # a net so small would go whole
+    kernels = RNG.normal(size=(2, 3, 3, 2, 2)).astype(np.float32) / 3
+
+    def net(kernels, x):
+        for kernel in kernels:
+            x = jnp.tanh(jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ))  # fmt: skip
+        return x.sum((1, 2))
+
+    x = RNG.normal(size=(3, 9, 9, 2)).astype(np.float32)
+    x[2, 4, 4] = np.nan
+    square = metrics.square_removal((2, 3), 0.5)
+    told = {"key": KEY, "num_samples": 5}
+    ours = metrics.infidelity(net, kernels, x, x, 1, perturb=square, **told)
+    whole = metrics.infidelity(net, kernels, x, x, 1, perturb=lambda k, x: square(k, x), **told)
+    chex.assert_trees_all_close(ours, whole, rtol=2e-5)
+    assert np.isnan(ours).tolist() == [False, False, True]
+
+
 def test_a_change_is_made_once_for_the_model_and_for_the_attribution():
     drawn = []
 
