@@ -187,8 +187,8 @@ def one_by_one(
 ) -> jax.Array | None:
     """The score before any step and after each, `[num_steps + 1, M * N]`.
 
-    By what each step changes; None where a step changes more than one unit, where nobody knows when the program is made what
-    it changes, or where whole passes are as cheap.
+    By what each step changes; None where a step changes more than one unit, where nobody knows
+    when the program is made what it changes, or where whole passes are as cheap.
 
     Args:
       name, apply_fn, params, x, units, fill, target: As for the metrics.
