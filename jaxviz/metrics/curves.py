@@ -161,8 +161,12 @@ def insertion(
     units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
     steps = thresholds(units.counts, num_steps)
     if at_most_one(units, num_steps):
-        asked = name, apply_fn, params, x, units, (order,), fill, target, num_steps, chunk_size
-        scores = one_by_one(*asked, insert=True)
+        scores = one_by_one(
+            *(name, apply_fn, params, x, units),
+            (order,),
+            *(fill, target, num_steps, chunk_size),
+            insert=True,
+        )
         if scores is not None:
             return as_curve(scores, steps, units)
     rank, cover = units.laid(ranks(units, order)), covers(name, fill, x)
@@ -282,7 +286,7 @@ def srg(
     units = units_of(name, x, attribution, unit=unit, segments=segments, num_segments=num_segments)
     steps = thresholds(units.counts, num_steps)
     if at_most_one(units, num_steps):
-        both: tuple[Order, ...] = "most_first", "least_first"
+        both: tuple[Order, Order] = ("most_first", "least_first")
         scores = one_by_one(
             name, apply_fn, params, x, units, both, fill, target, num_steps, chunk_size
         )
