@@ -1,10 +1,11 @@
 """Activation atlases of a net whose layer is the images' own colours."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxviz import parametrizations
+from jaxviz import channels_first, parametrizations
 from jaxviz.concepts import activation_atlas
 
 SPOTS = np.array([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9]], np.float32)
@@ -71,6 +72,20 @@ def test_the_size_of_batches_changes_nothing(inputs):
     one, other = (made(w, x, batch_size=size, num_steps=1) for size in (61, 16))
     np.testing.assert_array_equal(one.members, other.members)
     np.testing.assert_allclose(one.directions, other.directions, atol=1e-6)
+
+
+def test_channels_first_is_the_same(inputs):
+    w, x, _ = inputs
+    mixed = lambda x: jax.nn.relu(jnp.einsum("nchw,cd->ndhw", x, jnp.eye(3)))  # it says the axis
+    turned = channels_first(lambda w, x: mixed(x).mean((2, 3)) @ w)
+    straight = made(w, x, num_steps=1)
+    found = activation_atlas(
+        turned, w, np.moveaxis(x, -1, 1), layer="relu_0", key=jax.random.key(0), grid=(2, 2),
+        min_count=3, num_steps=1, transforms=(), redirected_steps=0, batch_size=16,
+        cosine_power=1.0, parametrization=parametrizations.pixels(),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.members, straight.members)
+    np.testing.assert_allclose(np.moveaxis(found.images, 1, -1), straight.images, atol=1e-5)
 
 
 def test_what_makes_no_atlas_is_refused(inputs):
