@@ -18,6 +18,7 @@ PICTURES = (
     "filters_and_features/classes",
     "tank_or_sky/mean_maps",
     "six_ways/maximal",
+    "what_a_layer_knows/atlas",
 )
 
 
