@@ -60,9 +60,11 @@ def _heard(next_function, args, kwargs, context):
     path = context.module.module_name
     with mark(path):
         outputs = next_function(*args, **kwargs)
-    if context.method_name != "__call__":
+    kind = type(context.module).__name__
+    # What lifts parameters, of stacked layers say, gives these alone, and is no layer.
+    if context.method_name != "__call__" or kind == "LiftingModule":
         return outputs
-    return tag(path, type(context.module).__name__, outputs)
+    return tag(path, kind, outputs)
 
 
 @public()

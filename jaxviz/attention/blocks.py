@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxviz.attention.found import Attention, found
 from jaxviz.graph.axes import Axes, axes
-from jaxviz.graph.axis_rules import Tokens
+from jaxviz.graph.axis_labels import Tokens
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Value, equation_of
 from jaxviz.graph.roles import leaves

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxviz.attention.moves import moved
 from jaxviz.graph.axes import axes
-from jaxviz.graph.axis_rules import CHANNELS, Tokens
+from jaxviz.graph.axis_labels import CHANNELS, Tokens
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Scalar, Value, equation_of
 from jaxviz.graph.names import join_scope

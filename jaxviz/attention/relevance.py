@@ -15,7 +15,7 @@ from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.graph.axes import axes
-from jaxviz.graph.axis_rules import Tokens
+from jaxviz.graph.axis_labels import Tokens
 from jaxviz.graph.trace import Traced
 from jaxviz.parts.feature_maps import Resize
 

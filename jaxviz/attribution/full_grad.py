@@ -10,7 +10,7 @@ from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import is_floating
 from jaxviz.graph.axes import axes
-from jaxviz.graph.axis_rules import BATCH, ROWS
+from jaxviz.graph.axis_labels import of_batch
 from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.lines import source
@@ -162,7 +162,7 @@ def _check_loops(traced: Any) -> None:
             continue
         first = sum(scan_arity(node.equation)[:2])
         rows = [known.labels.get(o) for o in node.operands[first:] if not isinstance(o, Scalar)]
-        if any(labels and labels[0] in (BATCH, ROWS) for labels in rows):
+        if any(labels and of_batch(labels[0]) for labels in rows):
             raise ValueError(
                 "full_gradient: apply_fn must take all examples at once, for each bias has a term "
                 f"in each; got a loop over examples at {source(node)}. Take jax.vmap in place of "

@@ -393,11 +393,17 @@ def real_array(who: str, option: str, value: Any) -> Any:
 
 
 def integers(who: str, option: str, value: Any) -> Any:
-    """An array of integers, or a list of them."""
+    """An array of integers, or a list of them; of 32 bits at least, for they are counted with."""
     found = numbers_list(who, option, value)
     if np.size(found) and not jnp.issubdtype(jnp.result_type(found), jnp.integer):
         raise refused(who, option, "integers", value, "Number them from 0.", ValueError)
-    return found
+    return _widened(found)
+
+
+def _widened(found: Any) -> Any:
+    dtype = jnp.result_type(found)
+    narrow = jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize < 4
+    return found.astype(np.int32) if narrow else found
 
 
 def unit(who: str, option: str, value: Any) -> Any:
@@ -409,7 +415,7 @@ def unit(who: str, option: str, value: Any) -> Any:
         raise refused(who, option, "an index or a list of indices", value, kind=ValueError)
     if not isinstance(found, Tracer) and (np.size(found) == 0 or np.min(np.asarray(found)) < 0):
         raise refused(who, option, "an index from 0, or a list of them", value, kind=ValueError)
-    return found
+    return _widened(found)
 
 
 def weights(who: str, option: str, value: Any) -> Any:

@@ -229,13 +229,21 @@ def same_when_batched(key: jax.Array) -> jax.Array:
     """A key whose draws are the same alone and under `vmap`: the key itself, if it is so.
 
     Threefry's are. Those of "rbg" and "unsafe_rbg" depend on what is batched beside them, and so
-    would on `chunk_size`: from them a threefry key is drawn.
+    would on `chunk_size`, and on the device besides: a threefry key is made of what they hold, by
+    threefry alone, so that a key under `vmap` gives what it gives alone.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # made by `jax.random.PRNGKey`
         key = jax.random.wrap_key_data(key)
     if str(jax.random.key_impl(key)) == "threefry2x32":
         return key
-    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+    first, *rest = (jax.random.key_data(key)[..., i] for i in range(_words(key)))
+    made = jax.random.wrap_key_data(jnp.stack([first, first], -1), impl="threefry2x32")
+    return functools.reduce(jax.random.fold_in, rest, made)
+
+
+def _words(key: jax.Array) -> int:
+    """How many numbers a key holds."""
+    return jax.eval_shape(jax.random.key_data, key).shape[-1]
 
 
 def under_trace(arguments: Any) -> bool:

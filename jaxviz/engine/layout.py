@@ -19,7 +19,7 @@ from jaxviz.calls.leaves import ONE, per_leaf
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import axes
 from jaxviz.graph.held import hold
-from jaxviz.graph.trace import model, trace
+from jaxviz.graph.trace import declared_channels, model, trace
 
 # Options that may have the axes of x.
 _LIKE_X = ("attribution", "baseline", "baselines", "fill", "segments")
@@ -116,7 +116,7 @@ def channels_of(apply_fn: Callable, params: Any, x: Any) -> Moves | None:
     ranks = [np.ndim(leaf) for leaf in jax.tree.leaves(x)]
     if max(ranks) < 3:
         return None
-    said = _declared(apply_fn)
+    said = declared_channels(apply_fn)
     if said is not None:
         found = [said % max(rank, 1) for rank in ranks]
     else:
@@ -128,15 +128,6 @@ def channels_of(apply_fn: Callable, params: Any, x: Any) -> Moves | None:
     places = zip(found, ranks, strict=True)
     moves = tuple(None if rank < 3 or axis == rank - 1 else axis for axis, rank in places)
     return moves if any(axis is not None for axis in moves) else None
-
-
-def _declared(apply_fn: Any) -> int | None:
-    """What a model, or the model that it is made of, says of its inputs' channels."""
-    while not hasattr(apply_fn, "channel_axis"):
-        if getattr(apply_fn, "is_tail", False) or not hasattr(apply_fn, "apply_fn"):
-            return None
-        apply_fn = apply_fn.apply_fn
-    return apply_fn.channel_axis
 
 
 def _each(function: Callable, x: Any, moves: Moves) -> Any:

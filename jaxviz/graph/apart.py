@@ -10,7 +10,8 @@ import jax
 
 from jaxviz.graph.activations import NAMED
 from jaxviz.graph.axes import Walk, axes, given_labels
-from jaxviz.graph.axis_rules import BATCH, ROWS, RULES, Labels
+from jaxviz.graph.axis_labels import Labels, of_batch
+from jaxviz.graph.axis_rules import RULES
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 
@@ -24,7 +25,7 @@ def apart(traced: Any) -> bool:
     """
     known = axes(traced)
     values = jax.tree.leaves(traced.x)
-    walk = _Apart(known.count, {leaf: set() for leaf in range(len(values))})
+    walk = _Apart(known.count, [len(traced.program.avals[v].shape) for v in values])
     walk.run(traced.program, traced.program.nodes, {v: known.labels[v] for v in values})
     return known.count == 1 or walk.found
 
@@ -41,10 +42,7 @@ class _Apart(Walk):
             if node.members or not any(reached):
                 continue
             made = [env[v] for v in node.outputs]
-            single = all(
-                labels is not None and sum(a in (BATCH, ROWS) for a in labels) == 1
-                for labels in made
-            )
+            single = all(labels is not None and sum(map(of_batch, labels)) == 1 for labels in made)
             primitive, params = equation_of(node).primitive.name, equation_of(node).params
             if not single:
                 self.found = False
@@ -88,7 +86,7 @@ def _moves_along(primitive: str, params: dict, given: list, made: list, count: i
 
 
 def _batch_of(labels: Labels | None) -> int | None:
-    return next((a for a, label in enumerate(labels or ()) if label in (BATCH, ROWS)), None)
+    return next((a for a, label in enumerate(labels or ()) if of_batch(label)), None)
 
 
 # What gives each place a number made of the numbers at that place alone. Proof for `apart`, where

@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxviz.graph.axis_rules import BATCH, CHANNELS, ROWS, RULES, Labels, Tokens, alike
+from jaxviz.graph.axis_labels import (
+    BATCH,
+    CHANNELS,
+    Label,
+    Labels,
+    Tokens,
+    of_batch,
+    of_channels,
+    source,
+)
+from jaxviz.graph.axis_rules import RULES, alike
 from jaxviz.graph.equations import kept_positions, scan_arity
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import CUSTOM, REMAT, Node, Program, Scalar, Value, equation_of
@@ -22,21 +32,26 @@ class Axes(NamedTuple):
     Attributes:
       labels: By value, a label for each axis; values that `x` does not reach are not in it, and
         None stands for those made by an operation without a rule.
-      fed: For each leaf of `x` its axes that convolutions take for channels.
+      fed: For each leaf of `x` its axes that convolutions, or the model's word, take for channels.
       count: The number of examples.
+      beside: For each leaf of `x` its axis that is left over where convolutions go over all others.
     """
 
     labels: dict[Value, Labels | None]
     fed: dict[int, set[int]]
     count: int
+    beside: dict[int, set[int]]
 
     def batch(self, value: Value) -> int | None:
         """The axis of the batch, or of rows that are a multiple of it; None where there is none."""
-        found = self.labels.get(value)
-        for label in (BATCH, ROWS):
-            if found and label in found:
-                return found.index(label)
-        return None
+        return self.batch_of(self.labels.get(value) or ())
+
+    @staticmethod
+    def batch_of(found: Labels) -> int | None:
+        """The axis of the batch among some labels."""
+        if BATCH in found:
+            return found.index(BATCH)
+        return next((a for a, label in enumerate(found) if of_batch(label)), None)
 
     def has_none(self, value: Value) -> bool:
         """Whether the value is surely none of a batch; one example alone may be squeezed away."""
@@ -46,11 +61,30 @@ class Axes(NamedTuple):
         return known and self.batch(value) is None and self.count > 1
 
     def channels(self, value: Value) -> int | None:
-        """The axis that a convolution or dense layer put the channels on, or None."""
-        found = self.labels.get(value)
-        if not found or CHANNELS not in found:
-            return None
-        return len(found) - 1 - found[::-1].index(CHANNELS)
+        """The axis that has the channels, as a convolution or dense layer put them there, or as
+        convolutions take them from `x`; None where that is not known."""
+        found = self.labels.get(value) or ()
+        given = [a for a, label in enumerate(found) if self._of_input_channels(label)]
+        made = [a for a, label in enumerate(found) if label == CHANNELS]
+        divided = [a for a, label in enumerate(found) if of_channels(label)]
+        told = (given, made, divided, self._left_over(found))
+        return next((axes[-1] for axes in told if axes), None)
+
+    def _left_over(self, found: Labels) -> list[int]:
+        """The one axis that is of nothing known, beside all axes of space of an image."""
+        places = [label for label in found if isinstance(label, tuple)]
+        rest = [a for a, label in enumerate(found) if label is None]
+        if len(rest) != 1 or len(found) != len(places) + 2 or self.batch_of(found) is None:
+            return []
+        whole = {leaf for leaf, _ in places}
+        (leaf,) = whole if len(whole) == 1 else (-1,)
+        channels, axes = self.input_channels(leaf), {axis for _, axis in places}
+        every = set(range(1, len(places) + 2))
+        return rest if channels is not None and axes == every - {channels} else []
+
+    def _of_input_channels(self, label: Label) -> bool:
+        label = source(label)
+        return isinstance(label, tuple) and self.input_channels(label[0]) == label[1]
 
     def tokens(self, value: Value) -> tuple[int, Tokens] | None:
         """The axis that has several axes of x in a row, and what is known of it; None for none."""
@@ -59,8 +93,12 @@ class Axes(NamedTuple):
         return joint[0] if len(joint) == 1 else None
 
     def input_channels(self, leaf: int = 0) -> int | None:
-        """The axis of a leaf of `x` that every convolution it reaches takes for channels."""
-        found = self.fed.get(leaf, set())
+        """The axis of a leaf of `x` that every convolution it reaches takes for channels.
+
+        Where none takes one of its axes so, such as of grey images that are made coloured ones, it
+        is the only one that they do not go over.
+        """
+        found = self.fed.get(leaf) or self.beside.get(leaf) or set()
         return min(found) if len(found) == 1 else None
 
 
@@ -74,16 +112,21 @@ def axes(traced: Any) -> Axes:
         labels[value] = tuple((leaf, a) if a else BATCH for a in range(rank))
     shapes = [traced.program.avals[v].shape for v in leaves]
     count = shapes[0][0] if shapes and shapes[0] else 0
-    walk = Walk(count, {leaf: set() for leaf in range(len(leaves))})
+    ranks = [len(shape) for shape in shapes]
+    walk = Walk(count, ranks)
     walk.run(traced.program, traced.program.nodes, labels)
-    return Axes(labels, walk.fed, count)
+    if traced.channels is not None:  # as the model says itself
+        walk.fed.update({i: {traced.channels % r} for i, r in enumerate(ranks) if r > 2})
+    return Axes(labels, walk.fed, count, walk.beside)
 
 
 class Walk:
     """The walk: how many examples there are, and what convolutions have said of `x`."""
 
-    def __init__(self, count: int, fed: dict[int, set[int]]):
-        self.count, self.fed = count, fed
+    def __init__(self, count: int, ranks: Sequence[int]):
+        self.count, self.ranks = count, ranks
+        self.fed: dict[int, set[int]] = {leaf: set() for leaf in range(len(ranks))}
+        self.beside: dict[int, set[int]] = {leaf: set() for leaf in range(len(ranks))}
 
     def run(self, program: Program, nodes: Sequence[Node], env: dict[Value, Any]) -> None:
         """Labels what each node makes."""

@@ -5,39 +5,32 @@ is made. What no rule follows is not known (None), never guessed.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
-BATCH, ROWS, CHANNELS = "batch", "rows", "channels"  # ROWS: the batch and more in one axis
-Label = Any  # one of those, (leaf, axis) of x, Tokens, or None
-Labels = tuple[Label, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """The label of an axis that has several axes of x in a row, as a transformer's tokens.
-
-    Attributes:
-      axes: Those, as (leaf, axis), in order.
-      sizes: How many places each has.
-      before: Places of the joint axis ahead of theirs, such as a class token.
-      after: Places behind.
-    """
-
-    axes: tuple[tuple[int, int], ...]
-    sizes: tuple[int, ...]
-    before: int = 0
-    after: int = 0
+from jaxviz.graph.axis_labels import (
+    BATCH,
+    CHANNELS,
+    ROWS,
+    Label,
+    Labels,
+    Part,
+    Tokens,
+    of_batch,
+    of_channels,
+    regrouped,
+)
 
 
 def _merged(ways: Sequence[Labels], rank: int) -> Labels:
     """Of arrays that are combined place by place: each axis is what any of them says it is."""
-    order = {BATCH: 0, ROWS: 1, CHANNELS: 2, None: 4}
+    order = {BATCH: 0, ROWS: 1, CHANNELS: 2, None: 5}
+    rank_of = lambda label: (
+        (1 if of_batch(label) else 4) if isinstance(label, Part) else order.get(label, 3)
+    )
     found = []
     for a in range(rank):
         said = [labels[a] for labels in ways]
-        label = min(said, key=lambda label: order.get(label, 3), default=None)
+        label = min(said, key=rank_of, default=None)
         joint = {label for label in said if isinstance(label, Tokens)}
         found.append(None if len(joint) > 1 else label)
     return tuple(found)
@@ -68,7 +61,7 @@ def _same_rank(walk, params, given, out):
     ways = []
     for shape, labels in given:
         if labels and len(shape) == len(out):
-            counted = [a in (BATCH, ROWS) or isinstance(a, Tokens) for a in labels]
+            counted = [of_batch(a) or isinstance(a, (Part, Tokens)) for a in labels]
             sides = zip(labels, counted, shape, out, strict=True)
             ways.append(tuple(None if of_all and n != m else a for a, of_all, n, m in sides))
     return _merged(ways, len(out))
@@ -140,83 +133,38 @@ def _stack(walk, params, given, out):
 
 def _reshape(walk, params, given, out):
     shape, labels = given[0]
-    if params.get("dimensions") is not None:
-        return None
-    return _regrouped(walk.count, shape, labels, out)
-
-
-def _regrouped(count: int, before: tuple, labels: Labels, after: tuple) -> Labels:
-    """Labels after a reshape: axes stay, join or divide; axes of one place come and go."""
-    found: list[Label] = [None] * len(after)
-    i = j = 0
-    while i < len(before) and j < len(after):
-        ones, left = _ones(before, i), _ones(after, j)
-        spare = ones - left
-        if spare > 0 and labels[i] != BATCH:
-            i += 1
-        elif before[i] == after[j]:
-            found[j] = labels[i]
-            i, j = i + 1, j + 1
-        elif spare > 0 and labels[i] not in (BATCH, ROWS):
-            i += 1
-        elif after[j] == 1 and not (count == 1 and labels[i] in (BATCH, ROWS)):
-            j += 1
-        else:
-            first, start = i, j
-            a, b, i, j = before[i], after[j], i + 1, j + 1
-            while a != b and (i < len(before) if a < b else j < len(after)):
-                if a < b:
-                    a, i = a * before[i], i + 1
-                else:
-                    b, j = b * after[j], j + 1
-            sizes, parts = before[first:i], after[start:j]
-            if len(parts) == 1 and _follow(labels[first:i]):
-                found[start] = Tokens(labels[first:i], sizes)
-            elif len(sizes) == 1 and _is_grid(labels[first], parts):
-                found[start:j] = labels[first].axes
-            elif len(sizes) == 1 and isinstance(labels[first], tuple):
-                found[start] = labels[first]  # patches: the places within one come after
-            elif labels[first] in (BATCH, ROWS) and count:
-                # Rows of the batch come first in the joint axis, so they can be told apart again.
-                size = after[start]
-                if size % count == 0:
-                    found[start] = BATCH if size == count else ROWS
-    return tuple(found)
-
-
-def _follow(labels: Sequence[Label]) -> bool:
-    """Whether axes are some of one leaf of x, in order."""
-    pairs = [label for label in labels if isinstance(label, tuple)]
-    return len(pairs) == len(labels) > 1 and all(
-        leaf == other and a < b for (leaf, a), (other, b) in itertools.pairwise(pairs)
-    )
-
-
-def _is_grid(label: Label, sizes: tuple[int, ...]) -> bool:
-    """Whether a joint axis has those places and no other."""
-    return isinstance(label, Tokens) and label == Tokens(label.axes, sizes)
-
-
-def _ones(shape: tuple, at: int) -> int:
-    """How many axes of one place follow each other there."""
-    run = 0
-    while at + run < len(shape) and shape[at + run] == 1:
-        run += 1
-    return run
+    if (order := params.get("dimensions")) is not None:  # transposed first
+        shape, labels = (tuple(of[a] for a in order) for of in (shape, labels))
+    return regrouped(walk.count, shape, labels, out)
 
 
 def _dot(walk, params, given, out):
-    """Batch axes, free axes of the left, free axes of the right; the weights' last are channels."""
+    """Batch axes, free axes of the left, free axes of the right; the weights' last are channels.
+
+    But where a product is along another axis (an image resized, tokens mixed), channels stay where
+    they are; and heads that say which products there are, are no channels of these.
+    """
     contracted, batched = params["dimension_numbers"]
     free: list[list[Label]] = []
     for side, (shape, labels) in enumerate(given):
         rest = [a for a in range(len(shape)) if a not in (*contracted[side], *batched[side])]
         free.append([labels[a] if labels else None for a in rest])
         if not labels and rest:
-            free[-1][-1] = CHANNELS
+            free[-1][-1] = _made_of_product(given[1 - side][1], contracted[1 - side])
     both = [given[side][1] and tuple(given[side][1][a] for a in batched[side]) for side in (0, 1)]
     shared = _merged([labels for labels in both if labels], len(batched[0]))
+    if all(labels for _, labels in given) and not any(map(of_channels, (*free[0], *free[1]))):
+        shared = tuple(None if of_channels(label) else label for label in shared)
     return (*shared, *free[0], *free[1])
+
+
+def _made_of_product(labels: Labels | None, along: Sequence[int]) -> Label:
+    """The label of weights' last axis, after a product with a value along some of its axes."""
+    gone = [labels[a] for a in along] if labels else []
+    stay = any(of_channels(label) for a, label in enumerate(labels or ()) if a not in along)
+    if not stay or any(map(of_channels, gone)):
+        return CHANNELS
+    return gone[0] if len(gone) == 1 and isinstance(gone[0], tuple) else None
 
 
 def _conv(walk, params, given, out):
@@ -225,15 +173,33 @@ def _conv(walk, params, given, out):
     found: list[Label] = [None] * len(out)
     if labels is None:  # only the kernel comes from x
         return None
-    source = labels[numbers.lhs_spec[1]]
-    if isinstance(source, tuple):
-        leaf, axis = source
-        walk.fed[leaf].add(axis)
-    for before, after in zip(numbers.lhs_spec, numbers.out_spec, strict=True):
-        found[after] = labels[before]
+    channels = whole = labels[numbers.lhs_spec[1]]
     # Examples with kernels of their own come as groups of channels, example by example.
-    found[numbers.out_spec[1]] = ROWS if source in (BATCH, ROWS) else CHANNELS
+    if isinstance(channels, Part) and of_batch(channels) and len(channels.labels) == 2:
+        whole = channels.labels[1]
+    if isinstance(whole, tuple):
+        leaf, axis = whole
+        walk.fed[leaf].add(axis)
+    _left_over(walk, [labels[a] for a in numbers.lhs_spec[2:]])
+    for before, after in zip(numbers.lhs_spec, numbers.out_spec, strict=True):
+        found[after] = None if of_channels(labels[before]) else labels[before]
+    made, count = numbers.out_spec[1], walk.count
+    found[made] = CHANNELS
+    if of_batch(channels):
+        each = (count, out[made] // max(1, count))
+        fits = each[0] * each[1] == out[made]
+        found[made] = Part((BATCH, CHANNELS), each, out[made : made + 1], 0) if fits else ROWS
     return tuple(found)
+
+
+def _left_over(walk, space: Sequence[Label]) -> None:
+    """Tells the walk which axis of an image a convolution does not go over."""
+    if not space or not all(isinstance(label, tuple) for label in space):
+        return
+    leaf, over = space[0][0], {axis for _, axis in space}
+    rest = set(range(1, walk.ranks[leaf])) - over
+    if len(rest) == 1 and all(label[0] == leaf for label in space):
+        walk.beside[leaf] |= rest
 
 
 def _gather(walk, params, given, out):

@@ -412,8 +412,13 @@ def _reshaped(node: Node, program: Program, env: dict[Value, Sight]) -> Sight:
     """An axis is followed where it stays whole: as many numbers before it and after it."""
     old = _shape(node.operands[0], program)
     new = program.avals[node.outputs[0]].shape
+    params = equation_of(node).params
+    order = params.get("dimensions") if "new_sizes" in params else None  # transposed first
+    order = tuple(order or range(len(old)))
+    old = tuple(old[axis] for axis in order)
 
     def places(axis):
+        axis = order.index(axis)
         before = int(np.prod(old[:axis]))
         for other, size in enumerate(new):
             if size == old[axis] > 1 and int(np.prod(new[:other])) == before:

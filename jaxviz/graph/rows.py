@@ -76,6 +76,7 @@ LISTED = frozenset(
     "conv conv_product dense matmul batch_norm affine layer_norm rms_norm max_pool avg_pool"
     " sum_pool mean softmax log_softmax concatenate flatten embed select_and_gather_add".split()
 ) | (ACTIVATION_KINDS - {"pointwise"})
+_LOOPS = ("scan", "while")
 _BODIES = {
     **{"custom_jvp_call": "custom_jvp", "custom_vjp_call": "custom_vjp", "cond": "cond"},
     **{"scan": "scan", "while": "while", "remat2": "remat", "checkpoint": "remat"},
@@ -248,7 +249,7 @@ class _Namer:
                 if (paths[id(node)] + "/").startswith(stem)
                 and any(v in program.depends for v in node.inputs)
             ]
-            inside = stem[:-1] in around
+            inside = stem[:-1] in around or any(node.kind in _LOOPS for node in nodes)
             kinds = [part.kind for node in nodes for part in _listed(program, node)]
             submodules = inside or len(kinds) > 1
             kind = kinds[0] if len(kinds) == 1 and not inside else class_name
@@ -277,7 +278,7 @@ class _Namer:
             self._name_members(member, path)
 
     def _leaf_modules(self, program, paths, embeds) -> set[str]:
-        """Modules that are one layer: no module inside, one listed operation in a call."""
+        """Modules that are one layer: no module and no loop inside, one listed operation a call."""
         calls: dict[str, int] = {}
         for path, class_name, _ in program.tags:
             if class_name and "#" not in path:
@@ -288,10 +289,11 @@ class _Namer:
                 path = paths[id(node)]
                 listed[path] = listed.get(path, 0) + len(list(_listed(program, node, embeds)))
         around = {outer for path in calls for outer in _around(path)}
+        looping = {paths[id(node)] for node in program.nodes if node.kind in _LOOPS}
         return {
             path
             for path, count in calls.items()
-            if path and listed.get(path, 0) <= count and path not in around
+            if path and listed.get(path, 0) <= count and path not in around | looping
         }
 
     def _body_rows(self, program, node, origin, outer, name, turns) -> Iterator[Row]:

@@ -101,6 +101,8 @@ def _walked(jaxpr: Any, operands: Sequence[Operand], bind: Callable, values_only
     if len(jaxpr.eqns) > _LARGEST_FUNCTION or len(jaxpr.outvars) != 1:
         raise Unproved
     env: dict[Any, Operand] = dict(zip(jaxpr.invars, operands, strict=True))
+    # How the axes of a value lie, where `jax.vmap` has turned them: numbers meet at one place.
+    turned: dict[Any, tuple[int, ...]] = {}
 
     def read(atom):
         if _is_literal(atom):
@@ -110,12 +112,31 @@ def _walked(jaxpr: Any, operands: Sequence[Operand], bind: Callable, values_only
         return env[atom]
 
     for equation in jaxpr.eqns:
+        out, straight = (
+            equation.outvars[0],
+            tuple(range(getattr(equation.outvars[0].aval, "ndim", 0))),
+        )
         try:
-            made = through(equation, [read(a) for a in equation.invars], bind, values_only)
+            given = [read(a) for a in equation.invars]
+            ways = {
+                turned.get(a, straight)
+                for a, o in zip(equation.invars, given, strict=True)
+                if isinstance(o, Function)
+            }
+            if equation.primitive.name == "transpose":
+                made, order = given[0], equation.params["permutation"]
+                ways = {tuple(way[a] for a in order) for way in ways}
+            else:
+                made = through(equation, given, bind, values_only)
         except Unproved:
             continue
-        env[equation.outvars[0]] = made
-    return read(jaxpr.outvars[0])
+        if len(ways) > 1:
+            continue
+        env[out], turned[out] = made, next(iter(ways), straight)
+    out = jaxpr.outvars[0]
+    if not _is_literal(out) and turned.get(out, ()) != tuple(range(len(turned.get(out, ())))):
+        raise Unproved
+    return read(out)
 
 
 def _check_derivative(

@@ -34,6 +34,7 @@ class Traced:
       params: The tree of params, as numbered values.
       x: The tree of x, as numbered values.
       outputs: The tree of outputs, as numbered values.
+      channels: The axis of x that the model says has the channels, or None.
       facts: What has been found out about it, for `facts.fact`.
     """
 
@@ -41,6 +42,7 @@ class Traced:
     params: Any
     x: Any
     outputs: Any
+    channels: int | None = None
     facts: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
@@ -51,8 +53,10 @@ class Model:
       shape: The outputs' shapes and dtypes, a tree of `jax.ShapeDtypeStruct`.
     """
 
-    def __init__(self, closed: Any, shape: Any, structure: Any, num_params: int):
-        self.shape = shape
+    def __init__(
+        self, closed: Any, shape: Any, structure: Any, num_params: int, channels: int | None
+    ):
+        self.shape, self._channels = shape, channels
         self._closed, self._structure, self._num_params = closed, structure, num_params
 
     @functools.cached_property
@@ -78,7 +82,7 @@ class Model:
         program = build(jaxpr, self._closed.consts, depends, flat=flat, held=held)
         params, x = jax.tree.unflatten(self._structure, program.inputs)
         outputs = jax.tree.unflatten(jax.tree.structure(self.shape), program.outputs)
-        return Traced(program, params, x, outputs)
+        return Traced(program, params, x, outputs, self._channels)
 
     def __call__(self, params: Any, x: Any) -> Any:
         """The model run, without running its Python again."""
@@ -124,12 +128,21 @@ def model(apply_fn: Callable, params: Any, x: Any) -> Model:
         return found
     closed, shape = _traced(apply_fn, params, x)
     num_params = structure.num_leaves - len(jax.tree.leaves(x))
-    found = Model(closed, shape, structure, num_params)
+    found = Model(closed, shape, structure, num_params, declared_channels(apply_fn))
     if not any(isinstance(c, Tracer) for c in closed.consts):
         models[key] = found
         for oldest in list(models)[:-_MOST]:
             models.pop(oldest, None)
     return found
+
+
+def declared_channels(apply_fn: Any) -> int | None:
+    """What a model, or the model that it is made of, says of its inputs' channels."""
+    while not hasattr(apply_fn, "channel_axis"):
+        if getattr(apply_fn, "is_tail", False) or not hasattr(apply_fn, "apply_fn"):
+            return None
+        apply_fn = apply_fn.apply_fn
+    return apply_fn.channel_axis
 
 
 def _traced(apply_fn, params, x):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxviz.calls.options import described, numbers_list, real, refused, rows, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
+from jaxviz.engine.contract import same_when_batched
 from jaxviz.influence.retraining import retrained
 from jaxviz.influence.steps import Steps, checked
 
@@ -140,7 +141,8 @@ def subset_runs(
             f"{share} keeps {size}. Choose another, or give more examples."
         )
     draw = lambda key: jax.random.permutation(key, num_examples)
-    ranks = np.asarray(jax.vmap(draw)(jax.random.split(key, num_runs)))
+    keys = jax.random.split(same_when_batched(key), num_runs)
+    ranks = np.asarray(jax.vmap(draw)(keys))
     kept = ranks < size
     weights = np.concatenate([np.ones((1, num_examples), bool), kept]).astype(np.float32)
     values = _values("subset_runs", steps, test_fn, weights, chunk_size)

@@ -118,8 +118,8 @@ def infidelity(
         (integrated gradients) by `x - baseline`.
       target: As for `deletion`.
       key: Sample k is drawn with `jax.random.fold_in(key, k)`.
-      perturb: `(key, x) -> x - I`, of the whole batch: `gaussian_noise(scale)`,
-        `square_removal(window)`, or your own. None is `gaussian_noise()`.
+      perturb: `(key, x) -> x - I`, of the whole batch, channels last wherever the model has them:
+        `gaussian_noise(scale)`, `square_removal(window)`, or your own. None is `gaussian_noise()`.
       num_samples: Changes.
       normalize: Scales each example's attribution by the number that makes its infidelity least,
         E[(I . a)(f(x) - f(x - I))] / E[(I . a)^2], so that scale does not count.

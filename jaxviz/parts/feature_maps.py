@@ -13,7 +13,7 @@ from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import at_least_float32, outputs_of
 from jaxviz.graph.axes import axes
-from jaxviz.graph.axis_rules import Tokens
+from jaxviz.graph.axis_labels import Tokens
 from jaxviz.graph.held import hold
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import find

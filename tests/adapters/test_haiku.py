@@ -56,6 +56,20 @@ def test_two_inputs(without):
     assert [x.name for x in jaxviz.layers(apply_fn, given, (X, X))][:2] == ["linear", "linear_1"]
 
 
+def test_stacked_layers_are_rows_and_what_lifts_their_weights_is_none():
+    block = lambda x: x + jax.nn.relu(hk.Linear(3)(x))
+    net = hk.transform(lambda x: hk.Linear(2)(hk.experimental.layer_stack(2)(block)(x)))
+    x = jnp.ones((4, 3))
+    apply_fn, given = jaxviz.from_haiku(net, net.init(KEY, x))
+    found = jaxviz.layers(apply_fn, given, x)
+    assert [layer.name for layer in found if layer.kind == "dense"] == [
+        "linear[0]",
+        "linear[1]",
+        "linear",
+    ]
+    assert all(layer.shape[0] == 4 for layer in found)
+
+
 def test_what_is_refused():
     net = hk.transform_with_state(function)
     params, state = net.init(KEY, X, True)

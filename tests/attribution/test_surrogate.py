@@ -282,6 +282,17 @@ def test_draws_do_not_depend_on_what_is_drawn_beside_them(impl):
         np.testing.assert_allclose(one, six, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_a_key_among_others_under_vmap_draws_what_it_draws_alone(impl):
+    w, x = data()
+    model = lambda w, x: (x * w).sum((1, 2))
+    one = jax.jit(lambda key: rise(model, w, x, 0, cells=2, num_samples=3, key=key))
+    keys = jax.random.split(jax.random.key(3, impl=impl), 2)
+    alone = np.stack([one(key) for key in keys])
+    np.testing.assert_allclose(jax.vmap(one)(keys), alone, rtol=1e-5, atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
 def test_of_a_class_that_is_not_there_nothing_is_known():
     rng = np.random.default_rng(0)
     w, x = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 3), (2, 4)))

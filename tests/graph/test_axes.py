@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxviz as jv
 from jaxviz.graph.axes import axes
-from jaxviz.graph.axis_rules import BATCH, CHANNELS, ROWS
+from jaxviz.graph.axis_labels import BATCH, CHANNELS, Part
 from jaxviz.graph.trace import trace
 
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -27,9 +27,32 @@ def labelled(function, *shape):
 # From a function of x [3, 5, 4] to what its axes are, worked out by hand.
 MOVES = {
     "transpose": (lambda x: x.transpose(2, 0, 1), ((0, 2), BATCH, (0, 1))),
-    "joined": (lambda x: x.reshape(15, 4), (ROWS, (0, 2))),
-    "joined and divided": (lambda x: x.reshape(15, 4).reshape(3, 5, 4), (BATCH, None, (0, 2))),
-    "batch inside": (lambda x: x.transpose(1, 0, 2).reshape(15, 4), (None, (0, 2))),
+    "joined": (lambda x: x.reshape(15, 4), (Part((BATCH, (0, 1)), (3, 5), (15,), 0), (0, 2))),
+    "joined and divided": (lambda x: x.reshape(15, 4).reshape(3, 5, 4), (BATCH, (0, 1), (0, 2))),
+    "joined and divided otherwise": (
+        lambda x: jnp.pad(x, ((0, 0), (0, 1), (0, 0))).reshape(18, 4).reshape(3, 2, 3, 4),
+        (BATCH, None, None, (0, 2)),
+    ),
+    "batch inside": (
+        lambda x: x.transpose(1, 0, 2).reshape(15, 4),
+        (Part(((0, 1), BATCH), (5, 3), (15,), 0), (0, 2)),
+    ),
+    "channels in groups": (
+        lambda x: jnp.tanh((x @ jnp.ones((4, 6))).reshape(3, 5, 2, 3)).reshape(3, 5, 6),
+        (BATCH, (0, 1), CHANNELS),
+    ),
+    "channels shuffled": (
+        lambda x: (x @ jnp.ones((4, 6))).reshape(3, 5, 2, 3).swapaxes(2, 3).reshape(3, 5, 6),
+        (BATCH, (0, 1), CHANNELS),
+    ),
+    "channels and places in groups": (
+        lambda x: (x @ jnp.ones((4, 6))).swapaxes(1, 2).reshape(3, 2, 15).reshape(3, 6, 5),
+        (BATCH, CHANNELS, (0, 1)),
+    ),
+    "tokens mixed": (
+        lambda x: jnp.einsum("nlc,lm->nmc", x @ jnp.ones((4, 6)), jnp.ones((5, 7))),
+        (BATCH, (0, 1), CHANNELS),
+    ),
     "ones come and go": (lambda x: x[None, :, None].reshape(3, 5, 4), (BATCH, (0, 1), (0, 2))),
     "reduced": (lambda x: jnp.tanh(x).max(1), (BATCH, (0, 2))),
     "batch summed": (lambda x: x.sum(0), ((0, 1), (0, 2))),

@@ -524,6 +524,32 @@ def test_grouping_keeps_programs_whole_and_their_numbers(seed):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("function", [jax.nn.relu, jax.nn.relu6, jax.nn.softplus])
+def test_an_activation_is_one_whatever_axis_vmap_has_its_examples_on(function):
+    def net(w, x):
+        return jax.vmap(lambda x: jnp.exp(function(w @ x)))(x)  # w @ x becomes [places, examples]
+
+    w = jnp.ones((6, 6))
+    (found,) = [one for one in jv.layers(net, w, X) if function.__name__ in one.name]
+    assert (found.name, found.shape) == (f"{function.__name__}_0", (4, 6))
+    head, tail = jv.split(net, w, X, found.name)
+    a, carry = head(w, X)
+    np.testing.assert_allclose(a, function(X @ w.T), rtol=1e-5)
+    np.testing.assert_allclose(tail((w, carry), a), net(w, X), rtol=1e-5)
+
+
+def test_a_slope_with_its_axes_turned_is_not_that_of_the_values():
+    turned = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+    turned.defjvp(lambda p, t: (turned(*p), jnp.where(p[0].T > 0, t[0], 0)))
+    back = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+    back.defjvp(lambda p, t: (back(*p), jnp.where(p[0] > 0, t[0], 0).T))
+    square = X[:, :4]
+    for function in (turned, back):
+        assert "relu_0" not in [
+            one.name for one in jv.layers(lambda _, x, f=function: f(x), None, square)
+        ]
+
+
 def test_flops_do_not_depend_on_what_is_recognised():
     plain = lambda x: jnp.maximum(x, 0)
     hidden = jax.custom_jvp(plain)

@@ -239,3 +239,26 @@ def test_a_clamped_variance_is_no_relu():
     kinds = [layer.kind for layer in jv.layers(*build("attention"))]
     assert "layer_norm" in kinds
     assert "relu" not in kinds
+
+
+class _Recurrent(nn.Module):
+    """One dense layer for all times, and a loop that takes in what it gives."""
+
+    @nn.compact
+    def __call__(self, x):
+        drive = x @ self.param("drive", nn.initializers.ones, (3, 4))
+        step = lambda h, a: (jnp.tanh(h + a), None)
+        return jax.lax.scan(step, jnp.zeros((len(x), 4)), drive.swapaxes(0, 1))[0]
+
+
+def test_a_module_of_a_layer_and_a_loop_is_not_that_layer():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2)(_Recurrent(name="memory")(x))
+
+    x = jnp.ones((2, 5, 3))
+    net = Net()
+    found = {one.name: one for one in jv.layers(net.apply, net.init(jax.random.key(0), x), x)}
+    assert found["memory"].kind == "_Recurrent"
+    assert found["memory/dense_0"].shape == (2, 5, 4)

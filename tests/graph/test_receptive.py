@@ -103,3 +103,11 @@ def test_errors_name_the_layer_and_the_shape():
         receptive_field(lambda _, x: jax.nn.relu(x), None, jnp.ones((1, 2, 2, 1)), "relu")
     with pytest.raises(ValueError, match=r"x must be one array \[N, \*space, C\]; got \(1, 2\)"):
         receptive_field(lambda _, x: jax.nn.relu(x), None, jnp.ones((1, 2)), "relu_0")
+
+
+def test_a_reshape_that_transposes_first_moves_the_boxes_with_the_places():
+    def net(w, x):  # as `jax.vmap` writes some of its reshapes
+        return jax.nn.relu(jax.lax.reshape(x, (2, 4, 4, 1), dimensions=(0, 2, 1, 3)) * w)
+
+    boxes = receptive_field(net, 2.0, jnp.ones((2, 4, 4, 1)), "relu_0")
+    assert boxes[3, 1, 0].tolist() == [1, 3, 2, 4]  # of the place at row 1, column 3
