@@ -1,5 +1,7 @@
 """Images with channels first: every map of places is that of the same net with channels last."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ def masks(image):
     return np.stack([CELLS == k for k in range(4)])
 
 
-WINDOWS = {"window": (3, 3), "stride": (3, 3)}
+WINDOWS: dict[str, Any] = {"window": (3, 3), "stride": (3, 3)}
 METHODS = {
     "grad_cam": lambda f, x, lay: jv.grad_cam(f, PARAMS, x, 1),
     "score_cam": lambda f, x, lay: jv.score_cam(f, PARAMS, x, 1),

@@ -194,7 +194,7 @@ def test_a_channel_that_is_not_there_is_refused():
     net, params = mapped(Small())
     x = jnp.ones((2, 3, 8, 8))
     for explain in (jv.concept_relevance, jv.feature_projection):
-        for channel in (8, np.array([0, 99])):
+        for channel in (8, jnp.array([0, 99])):
             with pytest.raises(
                 ValueError, match=rf"^{explain.__name__}: channel must be in \[0, 8\)"
             ):

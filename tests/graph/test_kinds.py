@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 from scipy import special
 
 import jaxviz as jv
@@ -408,7 +409,7 @@ ODD = {
         (lambda a: (a * a + a, jnp.maximum(a, 0) - a))(x * 0.5)[0]
         + (lambda a: jnp.where(a > 0, a, 0))(x * 0.5)
     ),
-    "kept inside": lambda x: jax.ad_checkpoint.checkpoint_name(jnp.exp(-x), "e") + 1,
+    "kept inside": lambda x: checkpoint_name(jnp.exp(-x), "e") + 1,
     "overlap": lambda x: (lambda e: e / (1 + e) + e / e.sum(-1, keepdims=True))(jnp.exp(x)),
     "scan": lambda x: (
         jax.lax.scan(lambda c, r: (jnp.maximum(c * 0.5, r), jnp.tanh(c) * c), x[:, 0], x.T)[1].T

@@ -171,13 +171,3 @@ def test_errors(options, told):
     given = {"attribution": exact} | options
     with pytest.raises(ValueError, match=f"^deletion: {told}"):
         metrics.deletion(linear, w, x, given.pop("attribution"), 1, **given)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
-def test_segments_of_few_bits_are_those_of_many(dtype):
-    """Up to the type's last number, beside which there is place for no other, -1 neither."""
-    x = 1 + jnp.arange(512.0).reshape(2, 16, 16, 1) % 7
-    wide = np.arange(256).reshape(16, 16) // (2 if dtype == np.int8 else 1)
-    net = lambda w, x: x.sum((1, 2)) * w
-    area = lambda segments: metrics.irof(net, 1.0, x, x, 0, segments=segments).area
-    np.testing.assert_array_equal(area(wide.astype(dtype)), area(wide))

@@ -6,6 +6,7 @@ import pytest
 from scipy import ndimage
 
 from jaxviz.attribution.ablation import feature_ablation
+from jaxviz.metrics import irof
 from jaxviz.parts.regions import blurred
 
 
@@ -30,6 +31,16 @@ def test_segments_are_whole_numbers_of_any_type(dtype):  # as masks in files are
         segments[:2] = -(2**40)
         out = feature_ablation(lambda _, x: x.sum(1, keepdims=True), None, x, 0, segments=segments)
         np.testing.assert_allclose(out[:, :2], 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16])
+def test_segments_of_few_bits_are_those_of_many(dtype):
+    """Up to the type's last number, beside which there is place for no other, -1 neither."""
+    x = 1 + jnp.arange(512.0).reshape(2, 16, 16, 1) % 7
+    wide = np.arange(256).reshape(16, 16) // (2 if dtype == np.int8 else 1)
+    net = lambda w, x: x.sum((1, 2)) * w
+    area = lambda segments: irof(net, 1.0, x, x, 0, segments=segments).area
+    np.testing.assert_array_equal(area(wide.astype(dtype)), area(wide))
 
 
 def test_a_blur_of_booleans_is_a_share():
