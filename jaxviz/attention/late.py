@@ -114,7 +114,8 @@ def _divided_first(traced: Traced) -> Traced:
     changed = recognised(changed)
     outputs = jax.tree.map(stands, traced.outputs)
     other = frozenset().union(*(late.other for late in found))
-    return _Divided(changed, traced.params, traced.x, outputs, traced, new, other)
+    given = changed, traced.params, traced.x, outputs, traced.channels
+    return _Divided(*given, as_is=traced, stands=new, other=other)
 
 
 def _late(search: Search, node: Node) -> _Late | None:

@@ -42,7 +42,7 @@ class Traced:
     params: Any
     x: Any
     outputs: Any
-    channels: int | None = None
+    channels: int | None
     facts: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
