@@ -270,6 +270,8 @@ def _sum(relevances) -> jax.Array:
     """Of all floating numbers, in float32 at the least."""
     total = jnp.zeros((), jnp.float32)
     for a in relevances:
+        if jnp.iscomplexobj(a):  # JAX has the imaginary part's with the other sign
+            a = a.real - a.imag
         if a.dtype != jax.dtypes.float0 and jnp.issubdtype(a.dtype, jnp.floating):
             wide = np.promote_types(total.dtype, at_least_float32(a))
             total = total.astype(wide) + a.astype(wide).sum()

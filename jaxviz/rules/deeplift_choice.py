@@ -4,6 +4,10 @@ A truth value is a number, 0 or 1, with a difference of its own: where a - b cro
 baseline and input, a > b changes by one, and a - b carries that change, as the difference quotient
 of a step. A choice that is the same at both ends carries the difference of what it chose; where it
 is another one, the comparison explains the whole change. So `where(x > 0, x, 0)` is a ReLU.
+
+A choice between a number and an infinity (the experts of a mixture that are not among the top k,
+set to -inf before their softmax) has no finite change to share. There the infinity counts as a
+number beyond all others, 2^60, whose exponential is nothing as well.
 """
 
 from collections.abc import Callable
@@ -135,6 +139,9 @@ def chosen(op: Op) -> Callable | None:
             return here, there, None
         cases, ends = [_numbers(v) for v in cases], [_numbers(v) for v in (here, there)]
         other = which != which0
+        if is_float(here):
+            here, there = _within(here, there, other)
+            ends = [here, there]
         kept = [v[2] if isinstance(v, tuple) else jnp.zeros_like(v) for v in cases]
         change = jnp.where(other, finite(gap(*ends)), 0).astype(kept[0].dtype)
         share = step * (_number(which) - _number(which0))
@@ -142,6 +149,13 @@ def chosen(op: Op) -> Callable | None:
         return here, there, same + change * share.astype(change.dtype)
 
     return replaced
+
+
+def _within(here: jax.Array, there: jax.Array, other: jax.Array) -> list[jax.Array]:
+    """Both ends, an infinity that was chosen at one of them alone as a number beyond all others."""
+    most = jnp.asarray(2.0**15 if here.dtype == jnp.float16 else 2.0**60, here.dtype)
+    one = other & (jnp.isinf(here) != jnp.isinf(there))
+    return [jnp.where(one, jnp.clip(a, -most, most), a) for a in (here, there)]
 
 
 def converted(op: Op) -> Callable | None:

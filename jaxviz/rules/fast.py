@@ -1,8 +1,9 @@
 """`fast`: the same function and gradients, at the speed the machine allows.
 
 XLA's CPU backend is slow at the pullback of max pooling, at depthwise convolutions, at gradients of
-convolutions inside loops and at first layers. `rewrite(apply_fn, fast)` puts kernels without these
-faults in place, of any function; elsewhere than on a CPU it changes nothing.
+convolutions inside loops and at first layers, and may lose the gradient of a maximum along an axis
+(`kernels_extreme`). `rewrite(apply_fn, fast)` puts kernels without these faults in place, of any
+function; elsewhere than on a CPU it changes nothing.
 
 What takes long to compile is weighed against what it saves. All kernels but one compile in about
 the time of what they replace. Winograd's filtering of a 3x3 convolution takes 0.3 s more, each way,
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op, RuleSet
 from jaxviz.rules.kernels_conv import conv, supported
+from jaxviz.rules.kernels_extreme import extreme
 from jaxviz.rules.kernels_pool import POOL_OPTIONS, max_pool
 
 # YNNPACK for matrix products, where XLA's own are up to 16 times slower (a transposed matrix, few
@@ -96,8 +98,18 @@ def _conv_rule(op: Op, passes: float = math.inf):
     return functools.partial(conv, **options, filtered=repaid)
 
 
+def _extreme_rule(op: Op):
+    suits = jax.default_backend() == "cpu" and jnp.issubdtype(op.outputs[0].dtype, jnp.floating)
+    falls = op.primitive == "reduce_min"
+    return functools.partial(extreme, tuple(op.options["axes"]), falls) if suits else None
+
+
 def _rule_set(conv_rule):
-    table = {"reduce_window_max": _pool_rule, "conv_general_dilated": conv_rule}
+    table = {
+        "reduce_window_max": _pool_rule,
+        "conv_general_dilated": conv_rule,
+        **dict.fromkeys(("reduce_max", "reduce_min"), _extreme_rule),
+    }
     return RuleSet("fast", table, named=False)
 
 

@@ -34,6 +34,7 @@ from jaxviz.rules.fast import weighed
 from jaxviz.rules.lrp_maps import (
     contributions,
     derivative,
+    is_complex,
     moving,
     quick,
     replaced,
@@ -338,7 +339,8 @@ def _layer_rule(name: str, tangent: Callable[[_Layer, jax.Array], jax.Array]) ->
 
 def _is_layer(op: Op) -> bool:
     core = op.members[0][0] if op.members else op
-    return core.kind in LINEAR and len(core.inputs) == 2 and len(moving(core)) == 1
+    weights = core.kind in LINEAR and len(core.inputs) == 2 and len(moving(core)) == 1
+    return weights and not is_complex(core)
 
 
 def _layer(op: Op, inputs: Sequence[jax.Array]) -> _Layer:

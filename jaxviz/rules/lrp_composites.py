@@ -24,6 +24,7 @@ from jaxviz.rules.lrp_operations import (
     keep,
     log_softmax,
     logits,
+    modulus,
     normalised,
     pass_through,
     product,
@@ -47,14 +48,16 @@ _MOVES = (
     " select_and_gather_add"
     # Of a running log-sum-exp its derivative is each exponential's part of the sum.
     " cumlogsumexp"
+    # Two real numbers are one complex number, and its parts again.
+    " complex real imag"
 ).split()
 _SUMS = (
-    "add add_any bias sub sum mean sum_pool avg_pool cumsum scatter_add scatter-sub reduce_sum"
+    "add add_any bias sub sum mean sum_pool avg_pool cumsum scatter_add scatter-sub reduce_sum fft"
 ).split()
 # Groups whose operations have rules of their own: no matter how a norm is spelled.
 _APART = "layer_norm rms_norm affine".split()
 _POINTWISE = (
-    "abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma"
+    "acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil clamp conj cos cosh digamma"
     " erf erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p log2 logistic neg pow"
     " round rsqrt sign sin sinh sqrt square stop_gradient tan tanh"
 ).split()
@@ -75,7 +78,9 @@ def composite(
     however they are spelled. Softmax shares by gradient times input (weights that are divided by
     their sum only after they weighed something as well), log-sum-exp by the parts of its sum, and
     the logarithm of a softmax is a number less its log-sum-exp. What was chosen by a
-    comparison (a mask) is a constant: nothing goes back through it.
+    comparison (a mask) is a constant: nothing goes back through it. A complex number (a spectrum)
+    is two real ones: Fourier transforms and filters share by contribution between all parts, a
+    magnitude by its parts' squares, a product half to each factor.
 
     Args:
       name: Said in errors.
@@ -100,6 +105,7 @@ def composite(
         exponentials.LOG_OF_QUOTIENT: log_of_quotient(stabilizer),
         **dict.fromkeys(("mul", "matmul", "conv_product"), product(stabilizer)),
         **dict.fromkeys(("max", "min"), extremum),
+        "abs": modulus(stabilizer),
         **dict.fromkeys(("scatter-max", "scatter-min"), scattered_extremum),
         **dict.fromkeys(("reduce_prod", "cumprod"), factors),
         "scatter-mul": scattered_product,

@@ -94,9 +94,21 @@ def moving(op: Op) -> list[int]:
     return [i for i, (r, a) in pairs if r and jnp.issubdtype(a.dtype, jnp.inexact)]
 
 
+def is_complex(op: Op) -> bool:
+    """Whether an operation reads or makes complex numbers."""
+    return any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (*op.inputs, *op.outputs))
+
+
 def contribution(x: jax.Array, t: jax.Array | None) -> jax.Array | None:
-    """x t, and nothing of what is infinite (a masked logit): all that it makes has no relevance."""
-    return None if t is None else jnp.where(jnp.isinf(x), jnp.zeros_like(x), x) * t
+    """x t, and nothing of what is infinite (a masked logit): all that it makes has no relevance.
+
+    A complex number is two real ones: each of its parts has its own t, and `share` its own z.
+    """
+    if t is None:
+        return None
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(*(contribution(f(x), f(t)) for f in (jnp.real, jnp.imag)))  # type: ignore[arg-type]
+    return jnp.where(jnp.isinf(x), jnp.zeros_like(x), x) * t
 
 
 def contributions(inputs: Sequence[jax.Array], tangents: Sequence) -> list[jax.Array | None]:
@@ -108,6 +120,8 @@ def share(d: jax.Array, z: jax.Array, epsilon: float = 0.0) -> jax.Array:
 
     Without an epsilon there is no scale in it: what is c times as large is shared alike.
     """
+    if jnp.iscomplexobj(z):
+        return jax.lax.complex(*(share(f(d), f(z), epsilon) for f in (jnp.real, jnp.imag)))
     if epsilon:
         e = jnp.asarray(epsilon, z.dtype)
         z = z + jnp.where(z < 0, -e, e)

@@ -16,6 +16,7 @@ from jaxviz.rules.lrp_maps import (
     contribution,
     contributions,
     derivative,
+    is_complex,
     moving,
     replaced,
     share,
@@ -28,6 +29,12 @@ def pass_through(op: Op) -> Callable:
     An input that is broadcast (`x[:, :, None] * w`) gets the sum over its copies.
     """
     at = moving(op)
+    if is_complex(op) and op.primitive not in ("conj", "neg", "stop_gradient"):
+        raise NotImplementedError(
+            f"no rule of LRP shares between the real and imaginary parts in {op.primitive!r} at "
+            f"{op.source}; what is linear in them, products and magnitudes have one. Take the "
+            "magnitude before it, or give it `epsilon()`."
+        )
     if len(at) != 1 or not _spreads(op.inputs[at[0]].shape, op.outputs[0].shape):
         raise NotImplementedError(
             f"pass_through: needs one input of the output's shape; the operation {op.kind!r} at "
@@ -50,7 +57,7 @@ def _product(epsilon: float, least: int) -> Rule:
         ranks = {i: _rank(op, i, least) for i in at}
         taking = [i for i in at if ranks[i] == min(ranks.values())]
         factors = [o for o in op.operands if o in taking and isinstance(o, int)]
-        if op.primitive == "mul":
+        if op.primitive == "mul" and not is_complex(op):
 
             def halves(inputs, tangents):
                 z = op.evaluate(*inputs)
@@ -175,7 +182,26 @@ def signal_takes_all(epsilon: float = 0.0) -> Rule:
 def quotient(op: Op) -> Callable:
     """For a quotient of two activations (a normalisation): all relevance to the numerator."""
     at = moving(op)
+    if is_complex(op) and op.operands[0] in at:
+        return _in_one(op, op.operands[0], 0.0)  # type: ignore[arg-type]
     return pass_through(op) if len(at) == 1 else _all_to(op, op.operands[0])
+
+
+@functools.cache
+def modulus(epsilon: float = 0.0) -> Rule:
+    """For |z|: of a complex number each part gets its square's part of |z|^2; else passed on."""
+    return lambda op: _in_one(op, 0, epsilon) if is_complex(op) else pass_through(op)
+
+
+def _in_one(op: Op, at: int, epsilon: float) -> Callable:
+    """By contribution to what is linear, or of first degree, in one operand's parts."""
+
+    def tangent(inputs, tangents):
+        given = [t if i == at else None for i, t in enumerate(tangents)]
+        z, d = derivative(op, inputs, contributions(inputs, given))
+        return z, share(d, z, epsilon)
+
+    return replaced(op, tangent)
 
 
 def extremum(op: Op) -> Callable | None:
@@ -264,6 +290,9 @@ def unnormalised(op: Op) -> None:
 
 def factors(op: Op) -> Callable:
     """For products along an axis: each of n factors gets 1/n (the uniform rule)."""
+
+    if is_complex(op):
+        return pass_through(op)  # which refuses it
 
     def tangent(inputs, tangents):
         (t,) = tangents

@@ -261,3 +261,29 @@ def test_order_statistics_by_hand():
     # Two places crossed the middle together: (5, 7, 1) from (1, 2, 3) has 5 for 2, by both.
     x, x0 = jnp.array([[5.0, 7.0, 1.0]]), jnp.array([[1.0, 2.0, 3.0]])
     np.testing.assert_allclose(shares(lambda x: jnp.sort(x, 1)[:, 1:]), [[1.5, 1.5, 0.0]])
+
+
+def top_experts(w, x):
+    """A mixture whose experts beyond the top two are masked out before the softmax."""
+    logits = x @ w["gate"]
+    least = jax.lax.top_k(logits, 2)[0][:, -1:]
+    weights = jax.nn.softmax(jnp.where(logits >= least, logits, -jnp.inf))
+    return jnp.einsum("ne,neo->no", weights, jnp.einsum("ni,eio->neo", x, w["experts"]))
+
+
+def largest_of_some(w, x):
+    h = x @ w["gate"]
+    return jnp.where(h > h.mean(1, keepdims=True), h, -jnp.inf).max(1, keepdims=True) @ w["out"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("net", [top_experts, largest_of_some])
+def test_choices_of_an_infinity_are_complete(net, rule):  # oracle: completeness
+    keys = jax.random.split(jax.random.key(5), 3)
+    w = {"gate": jax.random.normal(keys[0], (6, 4)), "out": jnp.ones((1, 2))}
+    w["experts"] = jax.random.normal(keys[1], (4, 6, 2))
+    x, x0 = inputs(6, 5, 6)
+    for scale in (1.0, 1e-3):
+        shares = jv.deep_lift(net, w, scale * x, 1, baseline=scale * x0, rule=rule)
+        gained = (net(w, scale * x) - net(w, scale * x0))[:, 1]
+        np.testing.assert_allclose(shares.sum(1), gained, rtol=1e-3, atol=1e-5 * scale)

@@ -184,3 +184,30 @@ def test_what_compiles_slowly_is_weighed_by_the_work_of_a_call():
             assert served() == 8
             assert filters(photo, weighed())
     assert served() == 1
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_gradient_of_a_normalised_extreme_is_not_lost(falls):  # oracle: JAX, an operation at a time
+    """XLA computes the normalised map anew for each reader, and of two roundings none is equal."""
+    kernel, last, x = (
+        jax.random.normal(jax.random.key(seed), shape)
+        for seed, shape in ((4, (3, 2, 5)), (5, (5, 2)), (6, (2, 7, 2)))
+    )
+
+    def net(x):
+        numbers = ("NHC", "HIO", "NHC")
+        h = lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=numbers)
+        h = (h - h.mean(1, keepdims=True)) / jnp.sqrt(h.var(1, keepdims=True) + 1e-5)
+        return ((h.min(1) if falls else h.max(1)) @ last)[:, 0].sum()
+
+    quick = rewrite(lambda _, x: net(x), fast)
+    found = jax.jit(jax.grad(lambda x: quick(None, x)))(x)
+    np.testing.assert_allclose(found, jax.grad(net)(x), atol=1e-5)
+
+
+def test_winners_alike_share_as_in_jax():
+    x = jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [1.0, jnp.nan, 0.0]])
+    quick = rewrite(lambda _, x: x.max(1) ** 2 + x.min(1), fast)
+    plain = lambda x: x.max(1) ** 2 + x.min(1)
+    for f in (jax.jacrev, jax.jacfwd):
+        np.testing.assert_array_equal(f(lambda x: quick(None, x))(x), f(plain)(x))
