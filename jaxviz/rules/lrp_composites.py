@@ -19,6 +19,7 @@ from jaxviz.rules.lrp import (
 )
 from jaxviz.rules.lrp_logarithms import log_of_quotient
 from jaxviz.rules.lrp_operations import (
+    complement,
     extremum,
     factors,
     keep,
@@ -72,10 +73,12 @@ def composite(
     Underneath, the function is explained as it is computed, whatever derivative the model gives it:
     `stop_gradient`, a straight-through estimator or a reversed gradient change nothing. Activations
     and scalings pass relevance on; sums and averages share it by contribution; max pooling gives it
-    to the winner; reshapes, slices and the like move it; of a product of activations each factor
-    gets the same part, of a quotient the numerator gets all, and a product with one over something
-    is a quotient: layer norm and its kin are centred, their deviation held, scaled and shifted,
-    however they are spelled. Softmax shares by gradient times input (weights that are divided by
+    to the winner, as its gradient does (of equal ones in a window the first, of equal ones along an
+    axis each its part); reshapes, slices and the like move it; of a product of activations each
+    factor gets the same part, of a quotient the numerator gets all, one minus a gate (a sigmoid, a
+    softmax) passes on as the gate of its other side, and a product with one over something is a
+    quotient: layer norm and its kin are centred, their deviation held, scaled and shifted, however
+    they are spelled. Softmax shares by gradient times input (weights that are divided by
     their sum only after they weighed something as well), log-sum-exp by the parts of its sum, and
     the logarithm of a softmax is a number less its log-sum-exp. What was chosen by a
     comparison (a mask) is a constant: nothing goes back through it. A complex number (a spectrum)
@@ -106,6 +109,7 @@ def composite(
         **dict.fromkeys(("mul", "matmul", "conv_product"), product(stabilizer)),
         **dict.fromkeys(("max", "min"), extremum),
         "abs": modulus(stabilizer),
+        "sub": complement(shared),
         **dict.fromkeys(("scatter-max", "scatter-min"), scattered_extremum),
         **dict.fromkeys(("reduce_prod", "cumprod"), factors),
         "scatter-mul": scattered_product,

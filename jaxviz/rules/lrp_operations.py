@@ -204,6 +204,22 @@ def _in_one(op: Op, at: int, epsilon: float) -> Callable:
     return replaced(op, tangent)
 
 
+@functools.cache
+def complement(rule: Rule) -> Rule:
+    """The rule, but one minus a gate is the gate of what it leaves, and is passed on.
+
+    So a highway's and a GRU's `1 - sigmoid(x)` have what `sigmoid(-x)` has. Shared by contribution,
+    the one would take the more the further the gate is open, without a bound.
+    """
+
+    def found(op: Op) -> Callable | None:
+        one = op.operands[0]
+        from_one = isinstance(one, Scalar) and one.value == 1 and op.roles[:1] == ("gate",)
+        return pass_through(op) if from_one else rule(op)
+
+    return found
+
+
 def extremum(op: Op) -> Callable | None:
     """For max and min: between activations the winner takes all; against a constant, passed on."""
     return pass_through(op) if len(moving(op)) == 1 else None

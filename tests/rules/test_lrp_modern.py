@@ -429,3 +429,27 @@ def test_a_loop_of_unknown_length_is_refused_by_name():
     half = lambda x: jax.lax.while_loop(lambda x: x.max() > 1, lambda x: x / 2, x)
     with pytest.raises(NotImplementedError, match=r"^lrp: .*the loop at .*test_lrp_modern\.py:\d+"):
         jv.lrp(lambda w, x: half(jnp.tanh(x)) @ w, jnp.eye(3), jnp.ones((2, 3)), 0)
+
+
+def test_one_minus_a_gate_is_the_other_sides_gate():  # oracle: the same function, spelled otherwise
+    w = [drawn(4, 4), drawn(4, 4, seed=8), drawn(4, 2, seed=9)]
+
+    def highway(other):
+        def net(w, x):
+            gate = jax.nn.sigmoid(x @ w[0])
+            return (gate * jax.nn.relu(x @ w[1]) + other(gate, x @ w[0]) * x) @ w[2]
+
+        return net
+
+    x = drawn(3, 4, seed=10)
+    one_minus, negative = highway(lambda g, t: 1 - g), highway(lambda g, t: jax.nn.sigmoid(-t))
+    found = np.asarray(jv.lrp(one_minus, w, x, 0))
+    close(found, jv.lrp(negative, w, x, 0))
+    np.testing.assert_allclose(found.sum(1), one_minus(w, x)[:, 0], rtol=1e-4)  # and conserves
+
+
+def test_equal_winners_get_what_the_gradient_gives_them():
+    x = jnp.array([[2.0, 2.0, 1.0]])
+    window = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 3), (1, 1), "VALID")
+    close(relevance(window, x), [[2, 0, 0]])
+    close(relevance(lambda x: x.max(1, keepdims=True), x), [[1, 1, 0]])
