@@ -31,7 +31,7 @@ def pass_through(op: Op) -> Callable:
     at = moving(op)
     if is_complex(op) and op.primitive not in ("conj", "neg", "stop_gradient"):
         raise NotImplementedError(
-            f"no rule of LRP shares between the real and imaginary parts in {op.primitive!r} at "
+            f"lrp: no rule shares between the real and imaginary parts in {op.primitive!r} at "
             f"{op.source}; what is linear in them, products and magnitudes have one. Take the "
             "magnitude before it, or give it `epsilon()`."
         )

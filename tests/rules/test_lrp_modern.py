@@ -370,6 +370,7 @@ CONSERVING = {
     "solved": lambda x: jax.scipy.linalg.solve_triangular(jnp.eye(6) + 1, x.T, lower=True).T,
     "norm": lambda x: jnp.linalg.norm(x, axis=1, keepdims=True),
     "std": lambda x: x.std(1, keepdims=True),
+    "magnitudes of a spectrum": lambda x: jnp.abs(jnp.fft.rfft(x)),
     "running products": lambda x: lax.associative_scan(jnp.multiply, x, axis=1),
 }
 
@@ -384,7 +385,7 @@ def test_functions_without_constants_conserve(name):
 @pytest.mark.parametrize(
     "f",
     [
-        lambda x: jnp.abs(jnp.fft.rfft(x)),
+        lambda x: jnp.exp(jnp.fft.rfft(x)).real,
         lambda x: x[:, :3] ** x[:, 3:],
         lambda x: jnp.arctan2(x[:, :3], x[:, 3:]),
         lambda x: x % 1.5,
