@@ -20,6 +20,7 @@ from jaxviz.graph.lines import source
 from jaxviz.graph.roles import inner, leaves, roles, start
 from jaxviz.graph.rows import LISTED, operation_names
 from jaxviz.graph.signs import nonnegative
+from jaxviz.graph.stopped import needed
 from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import model
 
@@ -51,6 +52,7 @@ class Op(NamedTuple):
         where a convolution or dense layer put them; else the last.
       nonnegative: For rule sets that are `functional`, of each input whether it is known never to
         be negative, as after a ReLU.
+      stopped: Whether a `stop_gradient` is on every way from it to the outputs.
     """
 
     kind: str
@@ -70,6 +72,7 @@ class Op(NamedTuple):
     roles: tuple[str, ...] = ()
     channel_axis: int = -1
     nonnegative: tuple[bool, ...] = ()
+    stopped: bool = False
 
     @property
     def source(self) -> str:
@@ -413,6 +416,7 @@ def make_op(
     return Op(
         kind=node.kind if own is None else own.kind,
         primitive=primitive_of(node),
+        stopped=needed(program).isdisjoint(node.outputs),
         name=names.get(id(node), ""),
         operands=tuple(o if isinstance(o, Scalar) else where[o] for o in node.operands),
         inputs=tuple(aval(v) for v in node.inputs),

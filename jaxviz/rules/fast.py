@@ -99,7 +99,8 @@ def _conv_rule(op: Op, passes: float = math.inf):
 
 
 def _extreme_rule(op: Op):
-    suits = jax.default_backend() == "cpu" and jnp.issubdtype(op.outputs[0].dtype, jnp.floating)
+    floats = jnp.issubdtype(op.outputs[0].dtype, jnp.floating)
+    suits = jax.default_backend() == "cpu" and floats and not op.stopped
     falls = op.primitive == "reduce_min"
     return functools.partial(extreme, tuple(op.options["axes"]), falls) if suits else None
 
