@@ -55,7 +55,7 @@ FEWER = {
 }
 COARSER = {"max_sensitivity": {"num_samples": 2}}
 # What explains again cannot be traced through these, and would cost hours with those.
-NOT_AGAIN = ("xrai",)
+NOT_AGAIN = ("xrai", "owen_values")
 
 
 def run_of(name, folder):
