@@ -139,6 +139,10 @@ from jaxviz.features import (
     regularizers as regularizers,
     transforms as transforms,
 )
+from jaxviz.features.activation_grid import (
+    ActivationGrid as ActivationGrid,
+    activation_grid as activation_grid,
+)
 from jaxviz.features.dreaming import deep_dream as deep_dream
 from jaxviz.features.examples import top_examples as top_examples
 from jaxviz.features.filters import filters as filters

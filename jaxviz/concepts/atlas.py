@@ -15,9 +15,8 @@ from jaxviz.concepts.factorization import pca
 from jaxviz.engine.contract import program
 from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.engine.targets import check_target, output_shape, with_classes
+from jaxviz.features.activation_grid import climbed_along
 from jaxviz.features.examples import filled, numbered
-from jaxviz.features.maximization import maximize_activation
-from jaxviz.features.objectives import direction
 from jaxviz.graph.held import hold
 from jaxviz.graph.split import split
 from jaxviz.parts.channels import channel_axis
@@ -144,7 +143,7 @@ def activation_atlas(
     who = "activation_atlas"
     apply_fn, params = hold(who, apply_fn, params)
     draw, climb = jax.random.split(key)
-    seen, moves, size, chosen, shape = [], None, 0, None, None
+    seen, moves, size, chosen, shape = [], None, 0, None, ()
     for first, batch in numbered(who, images, batch_size):
         if chosen is None:
             shape, size, given = batch.shape[1:], len(batch), apply_fn
@@ -175,9 +174,9 @@ def activation_atlas(
         )
     mean = lambda a: np.stack([a[at == cell].mean(0) for cell in kept])
     directions = mean(values)
-    pictures = _climbed(
-        given, params, shape, layer, _told_apart(directions, values), cosine_power, climb,
-        chunk_size, options,
+    pictures = climbed_along(
+        given, params, shape, layer, _told_apart(directions, values), key=climb,
+        cosine_power=cosine_power, chunk_size=chunk_size, options=options,
     )  # fmt: skip
     number = np.full(rows * columns, -1)
     number[kept] = np.arange(len(kept))
@@ -254,24 +253,4 @@ def _told_apart(directions, values):
     """Directions times the inverse of the values' second moments (Carter et al.'s whitening)."""
     moments = values.T.astype(np.float64) @ values / len(values)
     floor = 1e-2 * np.trace(moments) / len(moments) + 1e-12
-    found = np.linalg.solve(moments + floor * np.eye(len(moments)), directions.T).T
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _climbed(apply_fn, params, shape, layer, directions, power, key, chunk_size, options):
-    """The image of each direction; the last ones come twice where chunks ask for more."""
-    count = len(directions)
-    chunk = None if chunk_size is None else min(chunk_size, count)
-    if chunk is not None:
-        fill = -count % chunk
-        directions = np.concatenate([directions, np.repeat(directions[-1:], fill, 0)])
-    found = maximize_activation(
-        apply_fn,
-        params,
-        shape,
-        direction(layer, directions, cosine_power=power),
-        key=key,
-        chunk_size=chunk,
-        **options,
-    )
-    return np.asarray(found.images)[:count]
+    return np.linalg.solve(moments + floor * np.eye(len(moments)), directions.T).T

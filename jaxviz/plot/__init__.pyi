@@ -11,7 +11,10 @@ from jaxviz.plot.features import (
 from jaxviz.plot.grids import feature_maps as feature_maps, image_grid as image_grid
 from jaxviz.plot.influential import influential_examples as influential_examples
 from jaxviz.plot.interactions import interactions as interactions
-from jaxviz.plot.layer_atlas import activation_atlas as activation_atlas
+from jaxviz.plot.layer_atlas import (
+    activation_atlas as activation_atlas,
+    activation_grid as activation_grid,
+)
 from jaxviz.plot.logo import sequence_logo as sequence_logo
 from jaxviz.plot.occlusion import occlusion_sheet as occlusion_sheet
 from jaxviz.plot.projections import (

@@ -1,4 +1,4 @@
-"""An activation atlas drawn: the cells of a plane, each as large as it is full."""
+"""Climbed images where they lie: an atlas's cells by how full they are, an image's by strength."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jaxviz.calls.options import maybe, refused, whole
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET, SIGNED, interpolation
 from jaxviz.plot.inputs import check_images, check_names, first_words, has_channels_first
-from jaxviz.plot.page import FRAME, fit, titled
+from jaxviz.plot.page import EDGE, FRAME, fit, frame, put_title, titled
 
 _SIDE, _LEAST = 0.62, 0.35  # inches of a cell; side of the emptiest, as a share of the fullest's
 
@@ -92,19 +92,93 @@ def activation_atlas(
         edge.ax.tick_params(labelsize=7, colors=INK)
         edge.set_label(fit(f"effect on {names[target]}", 0.5 * height, 8), fontsize=8, color=INK)
     for k, (row, column) in enumerate(np.asarray(found.cells)):
-        side = 0.94 * sides[k]
         middle, across = row * (1 + room) + 0.5, column + 0.5
-        box = (across - side / 2, across + side / 2, middle + side / 2, middle - side / 2)
-        ax.imshow(images[k], extent=box, interpolation=interpolation(images.shape[1]), zorder=1)
+        box = _put(ax, images[k], across, middle, 0.94 * sides[k])
         style = {"edgecolor": FRAME, "linewidth": 0.6}
         if colours is not None:
             style = {"edgecolor": colours[k], "linewidth": 2.2}
-        ax.add_patch(Rectangle((box[0], box[3]), side, side, fill=False, zorder=2, **style))
+        ax.add_patch(Rectangle(*box, fill=False, zorder=2, **style))
         if len(classes):
             best = int(classes[effects[k].argmax()])
             ax.text(
-                across, middle + side / 2 + room / 2, fit(names[best], 0.96 * _SIDE, 5.5),
+                across, middle + box[1] / 2 + room / 2, fit(names[best], 0.96 * _SIDE, 5.5),
                 ha="center", va="center", fontsize=5.5, color=QUIET, parse_math=False,
             )  # fmt: skip
     ax.set(xlim=(0, columns), ylim=(rows * (1 + room), 0))
+    return figure
+
+
+def _put(ax, image, across, down, side):
+    """Draws an image around a place; its corner, width and height."""
+    left, top = across - side / 2, down - side / 2
+    box = (left, left + side, top + side, top)
+    ax.imshow(image, extent=box, interpolation=interpolation(len(image)), zorder=1)
+    return (left, top), side, side
+
+
+def _grid(who: str, option: str, value: Any) -> Any:
+    if not all(hasattr(value, name) for name in ("images", "strengths")):
+        raise refused(who, option, "what jaxviz.activation_grid returns", value)
+    return value
+
+
+@public(found=_grid)
+def activation_grid(
+    found: Any,
+    images: Any = None,
+    *,
+    title: str | None = "What the layer sees at each place",
+) -> Figure:
+    """Draws what a layer sees at each place of images, a line an image, places by their strength.
+
+    The area of a place goes with its strength, from nothing to the strongest of its image.
+
+    Args:
+      found: What `jaxviz.activation_grid` returns; climbed images in [0, 1].
+      images: Those that were looked at, `[N, H, W, C]` in 0 to 1, or channels first, to stand
+        beside; None leaves them out.
+      title: Above everything; None leaves it out.
+
+    Returns:
+      A Figure for `savefig`.
+
+    Raises:
+      ValueError: Images outside 0 to 1, or not one for each line.
+
+    Example:
+      >>> from jaxviz import ActivationGrid
+      >>> few = ActivationGrid(np.ones((1, 2, 2, 4, 4, 3)), np.ones((1, 2, 2)))
+      >>> len(activation_grid(few, np.ones((1, 8, 8, 3))).axes)
+      2
+    """
+    who = "activation_grid"
+    strengths, cells = np.asarray(found.strengths), np.asarray(found.images)
+    count, rows, columns = strengths.shape
+    cells = check_images(who, cells.reshape(-1, *cells.shape[3:]))
+    cells = cells.reshape(count, rows, columns, *cells.shape[1:])
+    beside = [] if images is None else check_images(who, images)
+    if images is not None and len(beside) != count:
+        raise ValueError(
+            f"{who}: images must be {count}, one for each line; got {len(beside)}. Pass those that "
+            "activation_grid was given, or None."
+        )
+    side = min(_SIDE, 6.0 / max(rows, columns))
+    high, wide = rows * side, columns * side
+    width = 2 * EDGE + wide + (high + 0.2) * bool(len(beside))
+    top = 0.5 if title else EDGE
+    height = top + count * (high + EDGE)
+    figure = Figure(figsize=(max(width, 3.6), height), facecolor="white")
+    put_title(figure, title)
+    for line in range(count):
+        low, left = height - top - (line + 1) * high - line * EDGE, EDGE
+        if len(beside):
+            seen = frame(figure, left, low, high, high)
+            seen.imshow(beside[line], interpolation=interpolation(len(beside[line])))
+            left += high + 0.2
+        ax = frame(figure, left, low, wide, high)
+        strength = np.nan_to_num(strengths[line])
+        sides = np.sqrt(strength / (strength.max() or 1))
+        for row, column in np.argwhere(sides > 0.02):  # others are no more than a speck
+            _put(ax, cells[line, row, column], column + 0.5, row + 0.5, 0.98 * sides[row, column])
+        ax.set(xlim=(0, columns), ylim=(rows, 0))
     return figure
