@@ -19,6 +19,7 @@ PICTURES = (
     "tank_or_sky/mean_maps",
     "six_ways/maximal",
     "what_a_layer_knows/atlas",
+    "what_a_layer_knows/places",
 )
 
 

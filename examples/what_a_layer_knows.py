@@ -6,7 +6,7 @@ and CIFAR-10 are read from $JAXVIZ_DATA.
 The atlas lays out what the second stage of the net does at 2,000 places of test images, and what
 it looks like; frames say what speaks for a car. Then the units that cars need most, and where in
 which images they do. Last, segments of cars in clusters: which of them move the score more than
-segments do anyhow?
+segments do anyhow? At the end a car, and what the last stage sees at each of its places.
 """
 
 import argparse
@@ -64,6 +64,13 @@ def main(argv=None):
     )  # fmt: skip
     print("TCAV scores", found.scores.round(2), "beyond chance", found.significant)
     save(plot.concepts(found, title="Pieces of cars, in clusters, by TCAV score"), "pieces")
+
+    grid = jv.activation_grid(
+        apply_fn, variables, cars[1:2], layer="layer3", key=jax.random.key(2),
+        num_steps=arguments.num_steps,
+    )  # fmt: skip
+    title = "What the last stage of ResNet-20 sees at each place of a car"
+    save(plot.activation_grid(grid, cars[1:2], title=title), "places")
     return atlas, found
 
 
