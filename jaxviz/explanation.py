@@ -237,8 +237,8 @@ def explain(
       An `Explanation`.
 
     Raises:
-      ValueError: An unknown method, class or layer, or outputs that are no `[N, K]`; a method's
-        own, where it is not for this x.
+      ValueError: An unknown method, class or layer; outputs that are no `[N, K]`, or not finite; a
+        method's own, where it is not for this x.
       TypeError: Called inside a trace, for numbers are needed; wrong kinds of arguments.
 
     Example:
@@ -250,6 +250,17 @@ def explain(
     key = jax.random.key(0) if key is None else key
     how = {"classes": classes, "layer": layer, "key": key}
     return explained(apply_fn, params, x, target, methods_asked(methods), **how)
+
+
+def _check_numbers(outputs: np.ndarray) -> None:
+    """Refuses logits without probabilities: no class of them is the top one."""
+    lost = np.flatnonzero(~np.isfinite(outputs.max(-1)))  # a single -inf is a class shut out
+    if len(lost):
+        raise ValueError(
+            f"explain: the net's outputs must be numbers; those of {len(lost)} of {len(outputs)} "
+            f"examples are NaN or infinite, first of number {lost[0]}. Look for NaN in params and "
+            "x, and for a log, root or division of zero."
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -302,6 +313,7 @@ def explained(
                 f"Pass {shape[1]}."
             )
         known = tuple(map(str, range(shape[1]) if classes is None else classes))
+        _check_numbers(outputs)
         chosen, probabilities = classes_asked(target, known, outputs), shares(outputs)
     else:
         check_function("explain", part, shaped, target)

@@ -47,6 +47,9 @@ PARAMS = {"a": jnp.ones((1, 1, 1, 2)), "d": jnp.ones((2, 3))}
 KEY = jax.random.key(0)
 CELLS = np.arange(64).reshape(8, 8) // 32
 
+GIVEN_AWAY = jnp.ones((2, 8, 8, 2))
+GIVEN_AWAY.delete()  # as `donate_argnums` does
+
 # Values that make no sense in most places.
 WRONG: dict[str, Any] = {
     "none": None,
@@ -83,24 +86,29 @@ WRONG: dict[str, Any] = {
     "masked": np.ma.masked_array(ONES, ONES > 2),
     "tensor": Tensor(),
     "image": Image.new("RGB", (8, 8)),
+    "huge": 2**70,
+    "letters_in_bytes": bytearray(b"ab"),
+    "records": np.zeros(2, [("a", "f4")]),
+    "given_away": GIVEN_AWAY,
     "shape": jax.ShapeDtypeStruct((2, 8, 8, 2), jnp.float32),
 }
 
+UNUSABLE = {"huge", "letters_in_bytes", "records", "given_away"}
 NUMBERS = "zero minus half minus_half"
 # Which of them do make sense for an argument of a kind; the rest must be refused.
 TAKEN = {
     "count": "",
     "count0": "zero",
     "count_or_none": "none",
-    "positive": "half",
-    "positive0": "zero half",
-    "positive_or_none": "half none",
-    "number": NUMBERS,
+    "positive": "half huge",
+    "positive0": "zero half huge",
+    "positive_or_none": "half huge none",
+    "number": f"{NUMBERS} huge",
     "share": "",
     "share_or_none": "none",
     "share0": "zero",
-    "bounds": f"{NUMBERS} zeros minuses",
-    "baseline": f"{NUMBERS} true nan inf zeros minuses nans none",
+    "bounds": f"{NUMBERS} huge zeros minuses",
+    "baseline": f"{NUMBERS} huge true nan inf zeros minuses nans none",
     "flag": "true",
     "choice": "",
     "table": "empty_dict",
@@ -110,11 +118,11 @@ TAKEN = {
     "size": "true",
     "model": "class function",
     # What params are is the model's to say: a few that it cannot read are enough.
-    "params": " ".join(WRONG.keys() - {"none", "half", "word", "dict", "object"}),
+    "params": " ".join(WRONG.keys() - {"none", "half", "word", "dict", "object"} - UNUSABLE),
     "x": "",
     "x_or_shape": "shape",
     "image": "cube",
-    "weight": f"{NUMBERS} zeros minuses",
+    "weight": f"{NUMBERS} huge zeros minuses",
     "rows": "cube integers",
     "name": "word",
     "vector": "cube integers zeros minuses",
@@ -122,8 +130,8 @@ TAKEN = {
     "labels": "zero minus zeros minuses integers",
     "target_or_function": "zero zeros class function",
     "function": "class function",
-    "fill": f"{NUMBERS} true nan inf zeros minuses nans",
-    "fill_or_function": f"{NUMBERS} true nan inf zeros minuses nans",
+    "fill": f"{NUMBERS} huge true nan inf zeros minuses nans",
+    "fill_or_function": f"{NUMBERS} huge true nan inf zeros minuses nans",
     "array": "",
     "unit": "zero zeros",
     "position": "zeros",
@@ -142,13 +150,13 @@ TAKEN = {
     "interval": "",
     "path": "word",
     "floats": "cube nans empty_tuple",
-    "statistics": f"{NUMBERS} zeros minuses",
-    "positives": "half",
+    "statistics": f"{NUMBERS} huge zeros minuses",
+    "positives": "half huge",
     "epoch": "zero none",
     "names": "word words",
     "index": "zero minus zeros minuses empty_tuple dict",
     "axis": "minus",
-    "value": f"{NUMBERS} true nan inf zeros minuses nans function class dict cube integers",
+    "value": f"{NUMBERS} huge true nan inf zeros minuses nans function class dict cube integers",
     "batch": "cube integers",
     "pair": "zeros minuses nans",
     "any": " ".join(WRONG),

@@ -20,6 +20,7 @@ from jaxviz.adapters.calls import (
     unlike,
     wrong_params,
 )
+from jaxviz.calls.options import text
 from jaxviz.calls.public import public
 
 _CURE = (
@@ -70,7 +71,9 @@ def _module(who: str, option: str, value: Any) -> nnx.Module:
     raise other(who, f"{option} must be a flax.nnx.Module", value, otherwise)
 
 
-@public(module=_module, kwargs=lambda who, option, value: value)  # they are the module's own
+@public(
+    module=_module, method=text, kwargs=lambda who, option, value: value
+)  # they are the module's own
 def from_nnx(
     module: nnx.Module, *args: Any, method: str = "__call__", **kwargs: Any
 ) -> tuple[NNXApply, dict[str, Any]]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.cam import grad_cam_pp, layer_cam
-from jaxviz.calls.options import maybe, real, refused
+from jaxviz.calls.options import maybe, real, refused, with_parameters
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.parts.feature_maps import Layers, Resize, resized, spatial_stages
 
@@ -16,7 +16,7 @@ _TAKEN = {"layer", "relu", "resize", "reshape"}
 
 
 def _method(who: str, option: str, value: Any) -> Callable:
-    known = inspect.signature(value).parameters if callable(value) else {}
+    known = inspect.signature(with_parameters(who, option, value)).parameters
     open_ones = {k for k, p in known.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
     if not set(known) >= _TAKEN or open_ones:
         told = f", which also needs {', '.join(sorted(open_ones))}" if open_ones else ""

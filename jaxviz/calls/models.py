@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxviz.calls.naming import caller, is_ours
-from jaxviz.calls.options import array, is_jax, refused
+from jaxviz.calls.options import array, described, is_jax, refused
 
 
 def model(who: str, option: str, value: Any) -> Callable:
@@ -93,6 +94,10 @@ def moving_images(who: str, option: str, value: Any) -> Any:
             f"{who}: {option} must be images [N, H, W, C]; got {shapes_of(value)}. One image is "
             "x[None]."
         )
+    known = not isinstance(found, Tracer)
+    if not np.size(found) or (known and not np.isfinite(np.asarray(found, np.float32)).all()):
+        must = f"{option} must be one image or more, all finite"
+        raise ValueError(f"{who}: {must}; got {described(found)}. Look for NaN in it.")
     return found
 
 
@@ -129,6 +134,15 @@ def real(who: str, option: str, value: Any) -> Any:
 
 def _dtypes(value):
     return [a.dtype if is_jax(type(a)) else jnp.result_type(a) for a in jax.tree.leaves(value)]
+
+
+def own_or_told(error: Exception, who: str, must: str) -> Exception:
+    """An error of this library as it is; a user's function's own, with what was asked of it."""
+    if is_ours(error):
+        return error
+    words = " ".join(str(error).split())[:200].rstrip(".")
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    return kind(f"{who}: {must}; it fails with {type(error).__name__}: {words}.")
 
 
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a terminal: Keras writes in bold

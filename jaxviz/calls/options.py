@@ -5,6 +5,7 @@ array of one) or raises, in words that a newcomer understands.
 """
 
 import functools
+import inspect
 import math
 import numbers
 import os
@@ -65,7 +66,7 @@ def described(value: Any) -> str:
 
 
 def whole(least: int | None = None, most: int | None = None) -> Check:
-    """A whole number: an int, or one of NumPy's or JAX's; no bool, no float.
+    """A whole number: an int, or one of NumPy's or JAX's; no bool, no float, of 48 bits at most.
 
     Example:
       >>> whole(1)("f", "n", np.int64(3))
@@ -82,6 +83,8 @@ def whole(least: int | None = None, most: int | None = None) -> Check:
             raise refused(who, option, f"a whole number{limits}", value, _traced(value))
         if (least is not None and number < least) or (most is not None and number > most):
             raise refused(who, option, limits.strip(", "), value, kind=ValueError)
+        if abs(number) >= 2**48:
+            raise refused(who, option, "a whole number of 48 bits", value, kind=ValueError)
         return number
 
     return check
@@ -142,11 +145,18 @@ def _as_real(value):
     if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (int, float)):
-        return value
+        return value if abs(value) < 2**31 else _as_float(value)
     one = isinstance(value, (np.generic, np.ndarray, jax.Array)) and not isinstance(value, Tracer)
     if one and value.ndim == 0 and _is_real(value.dtype):
         return value.item()
     return None
+
+
+def _as_float(value):
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number with hundreds of digits
+        return math.inf
 
 
 def _limits(least, most, above=False, below=False):
@@ -179,7 +189,8 @@ def several(one: Check, what: str, *, least: int = 1, count: int | None = None) 
         plain = listed and (value.dtype == bool or jnp.issubdtype(value.dtype, np.number))
         if plain and value.ndim:
             value = tuple(value.tolist() if value.ndim == 1 else value)
-        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        letters = isinstance(value, (str, bytes, bytearray, memoryview))
+        if letters or not isinstance(value, Sequence):
             raise refused(who, option, what, value)
         if len(value) < least or (count is not None and len(value) != count):
             raise refused(who, option, what, value, kind=ValueError)
@@ -304,6 +315,17 @@ def function(who: str, option: str, value: Any) -> Callable:
     return value
 
 
+def with_parameters(who: str, option: str, value: Any) -> Callable:
+    """A function whose parameters can be told; those of some of Python's own cannot."""
+    function(who, option, value)
+    try:
+        inspect.signature(value)
+    except (TypeError, ValueError):
+        must = "a function whose parameters are known"
+        raise refused(who, option, must, value, "Put a function of your own around it.") from None
+    return value
+
+
 def instance(*kinds: type) -> Check:
     """An object of one of some classes."""
 
@@ -352,7 +374,9 @@ def key(who: str, option: str, value: Any) -> Any:
 def array(who: str, option: str, value: Any) -> Any:
     """An array of numbers, or a number; NumPy's foreign byte orders are turned into ours."""
     if isinstance(value, jax.Array) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return value
+        return there(who, option, value)
+    if isinstance(value, int) and not -(2**31) <= value < 2**31:
+        return _as_float(value)  # JAX takes none of more than 32 bits
     if isinstance(value, (bool, int, float, complex)):
         return value
     if isinstance(value, np.ma.MaskedArray):
@@ -369,6 +393,17 @@ def array(who: str, option: str, value: Any) -> Any:
         return jnp.asarray(value)
     advice = _NUMBERS if hasattr(value, "__array__") or hasattr(value, "__len__") else ""
     raise refused(who, option, "an array of numbers", value, advice)
+
+
+def there(who: str, option: str, value: Any) -> Any:
+    """An array of JAX, or what else there is; not one whose memory was given away."""
+    if is_jax(type(value)) and not isinstance(value, Tracer) and value.is_deleted():
+        raise ValueError(
+            f"{who}: {option} must be an array that is still there; the memory of this one of "
+            f"{value.dtype} of shape {value.shape} was given away. Take what the function returned "
+            "to which it was donated."
+        )
+    return value
 
 
 _NUMBERS = "Make it one: np.asarray(value, np.float32)."

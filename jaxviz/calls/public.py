@@ -33,6 +33,7 @@ OPTIONS: dict[str, Check] = {
     "x": models.batch,
     "key": options.key,
     "layer": options.layer,
+    "method": options.with_parameters,
     "channel": options.unit,
     "unit": options.unit,
     "segments": options.leaves_of(options.integers),
@@ -152,6 +153,7 @@ def reader(
         checked = found()
         given = bound.arguments
         for option, value in given.items():
+            options.there(name, option, value)
             check = checked.get(option)
             if check is not None:
                 given[option] = check(name, option, value)

@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.trace:
             traceback.print_exc()
         else:
-            print(f"jaxviz {arguments.name}: {' '.join(str(error).split())}", file=sys.stderr)
+            told = " ".join(str(error).split()).removeprefix(f"{arguments.name}: ")
+            print(f"jaxviz {arguments.name}: {told}", file=sys.stderr)
         sys.exit(2)
 
 

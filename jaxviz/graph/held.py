@@ -4,11 +4,14 @@ And models that hold arrays, as one with a value set in it does: those become pa
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 @jax.tree_util.register_static
@@ -73,7 +76,9 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
       nothing compiles twice; given again they are returned as they are.
 
     Raises:
-      TypeError: A leaf is an array of another library, or is not hashable.
+      TypeError: A leaf is an array of another library, of numbers that JAX has not, or is not
+        hashable.
+      ValueError: A leaf is a whole number that is too large, or an array that was given away.
 
     Example:
       >>> apply_fn, params = hold("f", lambda p, x: p["act"](x * p["w"]), {"act": abs, "w": 2.0})
@@ -84,6 +89,8 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
     if own and all(map(_is_array, own)):
         apply_fn, params = Lifted(structure, type(apply_fn)), (params, own)
     leaves = jax.tree.leaves(params)
+    if not all(map(_is_usable, leaves)):
+        params = jax.tree_util.tree_map_with_path(functools.partial(_usable, who), params)
     if all(_is_array(leaf) or _is_number(leaf) for leaf in leaves):
         return apply_fn, params
 
@@ -94,6 +101,43 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
         return Held(leaf)
 
     return Given(apply_fn), jax.tree_util.tree_map_with_path(held, params)
+
+
+def _is_usable(leaf: Any) -> bool:
+    """Whether JAX takes an array or a number as it is; what is neither is not asked."""
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.isnative and leaf.dtype.itemsize <= 8
+    if isinstance(leaf, int):
+        return -(2**31) <= leaf < 2**31
+    return not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or not leaf.is_deleted()
+
+
+def _usable(who: str, path: Any, leaf: Any) -> Any:
+    """A leaf in a form that JAX takes: in this machine's order of bytes."""
+    if _is_usable(leaf):
+        return leaf
+    at = jax.tree_util.keystr(path) or "their root"
+    if isinstance(leaf, jax.Array):
+        raise ValueError(
+            f"{who}: params must hold arrays that are still there; the memory of that at {at} was "
+            "given away. Take what the function returned to which it was donated."
+        )
+    if isinstance(leaf, int):
+        whole = jnp.iinfo(jnp.result_type(int))
+        if whole.min <= leaf <= whole.max:
+            return leaf
+        raise ValueError(
+            f"{who}: params must hold whole numbers of {whole.bits} bits; got {leaf} at {at}. Take "
+            "it out of params, into apply_fn."
+        )
+    if not _is_array(leaf):
+        return leaf
+    if leaf.dtype.itemsize > (16 if leaf.dtype.kind == "c" else 8):
+        raise TypeError(
+            f"{who}: params must hold arrays of at most 64 bits a number; got {leaf.dtype} at {at}."
+            " Make it one: np.asarray(value, np.float32)."
+        )
+    return leaf if leaf.dtype.isnative else leaf.astype(leaf.dtype.newbyteorder("="))
 
 
 def as_tree(value: Any) -> Any:
@@ -109,7 +153,8 @@ def as_given(tree: Any) -> Any:
 
 def _is_array(leaf: Any) -> bool:
     if isinstance(leaf, (np.ndarray, np.generic)):
-        return leaf.dtype.kind not in "OSUMm"  # objects, text and dates are no numbers
+        # Objects, text, dates and records are no numbers; bfloat16 and its like are.
+        return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, np.number)
     return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.models import shapes_of
+from jaxviz.calls.models import own_or_told, shapes_of
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
@@ -27,7 +27,6 @@ from jaxviz.influence.steps import (
     drawn,
     given_weights,
     one_step,
-    own_or_told,
     spans,
 )
 from jaxviz.rules.fast import fast

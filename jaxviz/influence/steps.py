@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.calls.models import shapes_of
-from jaxviz.calls.naming import is_ours
+from jaxviz.calls.models import own_or_told, shapes_of
 from jaxviz.calls.options import described, leaves_of, numbers_list, real_array, refused, tree
 from jaxviz.calls.public import public
 
@@ -200,15 +199,6 @@ def _check_step(who, steps):
                 f"{jax.tree_util.keystr(path)} is {old.dtype} {old.shape} before a step, "
                 f"{new.dtype} {new.shape} after it. Begin with what a step returns."
             )
-
-
-def own_or_told(error: Exception, who: str, must: str) -> Exception:
-    """An error of this library as it is; a user's function's own, with what was asked of it."""
-    if is_ours(error):
-        return error
-    words = " ".join(str(error).split())[:200].rstrip(".")
-    kind = TypeError if isinstance(error, TypeError) else ValueError
-    return kind(f"{who}: {must}; it fails with {type(error).__name__}: {words}.")
 
 
 class Span(NamedTuple):

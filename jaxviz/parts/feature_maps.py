@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.calls import options
-from jaxviz.calls.models import batch_or_shapes
+from jaxviz.calls.models import batch_or_shapes, own_or_told
+from jaxviz.calls.options import described
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import at_least_float32, outputs_of
@@ -85,7 +86,14 @@ def cuts(
         maps = reshape or functools.partial(laid_out, channels=axis, rank=_rank(x))
         if reshape is None and (tokens := _tokens_of(name, apply_fn, params, x, one)):
             maps = functools.partial(grid_of_tokens, tokens=tokens)
-        shape = jax.eval_shape(maps, a).shape
+        must = f"reshape must be a function of the layer's output {a.shape}"
+        try:
+            laid = jax.eval_shape(maps, a)
+        except Exception as error:  # the user's, of any kind
+            raise own_or_told(error, name, must) from error
+        if not hasattr(laid, "shape"):
+            raise TypeError(f"{name}: {must} that returns an array; got {described(laid)}.")
+        shape = laid.shape
         if len(shape) < 3 or shape[0] != a.shape[0]:
             told = f"reshape makes {shape} of it" if reshape else "which has no spatial extent"
             raise ValueError(

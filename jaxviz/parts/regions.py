@@ -153,12 +153,13 @@ def blurred(x: jax.Array, sigma: float) -> jax.Array:
     x = jnp.asarray(x)
     dtype = x.dtype if is_floating(x) else jnp.dtype(jnp.float32)
     x = x.astype(at_least_float32(jax.ShapeDtypeStruct((), dtype)))
-    reach = math.ceil(4 * sigma)
-    bell = np.exp(-((np.arange(-reach, reach + 1) / sigma) ** 2) / 2)
-    bell /= bell.sum()
     for axis in range(1, x.ndim - 1):
         # One matrix an axis: row i holds what each pixel gives to pixel i, mirrored ones included.
         size = x.shape[axis]
+        spread = min(sigma, 16 * size)  # a wider one is the mean of the axis, as this is
+        reach = math.ceil(4 * spread)
+        bell = np.exp(-((np.arange(-reach, reach + 1) / spread) ** 2) / 2)
+        bell /= bell.sum()
         matrix = np.zeros((size, size))
         places = np.arange(size)[:, None] + np.arange(-reach, reach + 1)[None, :]
         places = places % (2 * size)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxviz.calls.options import described
+from jaxviz.calls.options import described, refused
 
 # Names of so many are made and compared in a second.
 _MOST_CLASSES = 1_000_000
@@ -14,6 +14,9 @@ _MOST_CLASSES = 1_000_000
 
 def check_array(who: str, what: str, values: Any) -> np.ndarray:
     """Returns `values` as an array of real numbers."""
+    if isinstance(values, (bytearray, memoryview, np.ma.MaskedArray)):  # NumPy drops the mask
+        told = "Fill it: values.filled(0.0)." if hasattr(values, "mask") else "Pass numbers."
+        raise refused(who, what, "an array of real numbers", values, told)
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:  # rows of several lengths, a tracer
@@ -23,7 +26,8 @@ def check_array(who: str, what: str, values: Any) -> np.ndarray:
         ) from None
     if array.dtype.kind not in "biuf":
         try:  # what kind V holds: bfloat16 and the like
-            array = array.astype(np.float32) if array.dtype.kind == "V" else None
+            small = array.dtype.kind == "V" and array.dtype.type is not np.void  # no record
+            array = array.astype(np.float32) if small else None
         except (TypeError, ValueError):
             array = None
         if array is None:

@@ -340,7 +340,7 @@ def test_a_mesh_of_eight_devices_gives_the_same():
         """
     )
     folder = os.path.dirname(__file__)
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join([folder, *sys.path])
     done = subprocess.run(

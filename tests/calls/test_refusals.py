@@ -324,3 +324,46 @@ def test_xrai_refuses_outputs_without_classes_as_the_others_do():
 def test_the_systems_words_about_a_file_name_the_call():
     with pytest.raises(FileNotFoundError, match=r"^read_idx: cannot use /nowhere/at/all: No such"):
         data.read_idx("/nowhere/at/all")
+
+
+def test_params_of_files_and_what_jax_has_not():
+    want = jv.gradient(net, W, X, 0)
+    for dtype in (">f4", ">f8", "<f8"):  # as HDF5 and old archives keep them
+        np.testing.assert_array_equal(jv.gradient(net, np.asarray(W, dtype), X, 0), want)
+    given_away = jnp.ones(3)
+    given_away.delete()  # as `donate_argnums` does
+    ignored = lambda params, x: net(W, x)
+    for leaf, told in (
+        (given_away, r"still there; the memory of that at \['a'\] was given away"),
+        (2**70, r"whole numbers of 32 bits; got 1180591620717411303424 at \['a'\]"),
+        (np.ones(3, np.clongdouble), r"at most 64 bits a number; got complex\d+ at \['a'\]"),
+        (np.zeros(2, [("b", "f4")]), r"hold arrays, and .* numpy.ndarray of \[.* at \['a'\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"^gradient: params must .*{told}"):
+            jv.gradient(ignored, {"a": leaf}, X, 0)
+
+
+def test_a_function_to_lay_out_maps_that_fails_is_told_of():
+    image, conv = jnp.ones((1, 4, 4, 2)), lambda w, x: jax.nn.relu(x @ w).mean((1, 2))
+    ask = lambda reshape: jv.grad_cam(conv, W, image, 0, layer="relu_0", reshape=reshape)
+    with pytest.raises(ValueError, match=r"^grad_cam: reshape must be .*ZeroDivisionError: div"):
+        ask(lambda a: 1 / 0)
+    with pytest.raises(
+        TypeError, match=r"^grad_cam: reshape must be .* returns an array; got None"
+    ):
+        ask(lambda a: None)
+    with pytest.raises(TypeError, match=r"^at_layer: method must be a function whose parameters"):
+        jv.at_layer(int, "relu_0")
+
+
+def test_a_blur_wider_than_any_image_is_its_mean():
+    image = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    np.testing.assert_allclose(jv.blurred(image, 1e12), jnp.full_like(image, 5.5), rtol=1e-4)
+
+
+def test_logits_that_are_no_numbers_are_told_of_before_any_method_runs():
+    x = jnp.array([[1.0, 2.0], [-9.0, 0.0]])
+    with pytest.raises(ValueError, match=r"^explain: the net's outputs .* 1 of 2 .*number 1"):
+        jv.explain(lambda w, x: jnp.log(x @ w), jnp.ones((2, 3)), x)
+    shut_out = lambda w, x: (x @ w).at[:, 1].set(-jnp.inf)
+    assert jv.explain(shut_out, W, x, methods=["gradient"]).probabilities[0, 1] == 0

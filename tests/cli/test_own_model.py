@@ -306,6 +306,7 @@ flat = lambda: {"model": (apply, params), "input_shape": (8, -8, 3)}
 winner = lambda: {"model": (lambda p, x: apply(p, x).argmax(-1), params), **size}
 sharp = lambda params, x: net.apply(params, jnp.linalg.svd(x)[1].mean(1))
 spectral = lambda: {"model": (sharp, params), **size}
+rooted = lambda: {"model": (lambda p, x: jnp.sqrt(apply(p, x) - 9.0), params), **size}
 """
 
 
@@ -319,6 +320,11 @@ def test_what_does_not_fit_is_one_sentence(place, tmp_path, capsys):
         ("flat", [], "must give 'input_shape' as (height, width, channels); got (8, -8, 3)."),
         ("winner", [], "it returns int32. Return logits, not the class that wins."),
         ("spectral", ["--methods", "lrp"], "lrp: epsilon_plus: no rule for the operation 'svd'"),
+        (
+            "rooted",
+            ["--methods", "saliency"],
+            "jaxviz explain: the net's outputs must be numbers; those of",
+        ),
         ("flat", ["--seed", "1e3"], "--seed: must be a whole number, 0 to 4294967295; got '1e3'"),
         ("flat", ["--methods", ","], "--methods: must name a method; got ','"),
         ("flat", ["--data", "folder:"], "--data: must say which folder, folder:PATH; got 'folder:"),

@@ -192,7 +192,8 @@ def test_complete_on_whatever_a_net_is_made_of(rule, names):
         target = np.repeat(np.arange(len(names)), 4)
         x, x0 = (jnp.asarray(np.tile(a, (len(names), 1))) for a in (x, x0))
         out = deep_lift(every_odd, w, x, target, baseline=x0, rule=rule)
-        gained = np.asarray(every_odd(w, x) - every_odd(w, x0))[np.arange(len(x)), target]
+        gains = jax.jit(lambda w, x, x0: every_odd(w, x) - every_odd(w, x0))(w, x, x0)
+        gained = np.asarray(gains)[np.arange(len(x)), target]
     out = np.asarray(out)
     gap, out = (out.sum(1) - gained).reshape(-1, 4), out.reshape(-1, 4, 4)
     for name, shares, missing in zip(names, out, gap, strict=True):

@@ -13,7 +13,11 @@ import pytest
 
 import jaxviz as jv
 
-WORKER = Path(__file__).parent / "worker.py"
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import worker  # noqa: E402
+
+sys.path.pop(0)
 SIGKILL = int(signal.SIGKILL)
 KILLS = int(os.environ.get("JAXVIZ_TEST_KILLS", "1"))
 
@@ -28,8 +32,12 @@ def chunks_done(folder):
 
 def start(out, *arguments, stop=""):
     """The job as a process of its own; `stop` is told in the worker."""
-    command = [sys.executable, str(WORKER), str(out), *map(str, arguments)]
-    env = {**os.environ, **({"STOP": stop} if stop else {})}
+    told = "import sys, worker; worker.main(*sys.argv[1:])"  # a store tells the module of its net
+    command = [sys.executable, "-c", told, str(out), *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    env |= {"STOP": stop} if stop else {}
+    if arguments:
+        env["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     )
@@ -41,10 +49,11 @@ def finish(process, code=0):
     return said
 
 
+# What is not killed runs in this process, which is another one than all the killed ones.
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "store"
-    finish(start(out))
+    worker.main(out)
     return out
 
 
@@ -58,7 +67,7 @@ def test_killed_and_started_again(tmp_path, whole):
         if chunks_done(out) > 18:
             break
     assert chunks_done(out) < 24
-    finish(start(out))
+    worker.main(out)
     assert contents(out) == contents(whole)
 
 

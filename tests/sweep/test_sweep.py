@@ -419,7 +419,8 @@ print(json.dumps(out))
 
 
 def test_any_number_of_devices_gives_the_same_numbers(tmp_path):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     here = os.path.dirname(__file__)
     run = subprocess.run(
         [sys.executable, "-c", DEVICES, here], env=env, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""A sweep as a job: `worker.py STORE [process processes port]`.
+"""A sweep as a job: `main(store, process, processes, port)`.
 
 With STOP="signal:chunk:seconds" in its environment it sends itself that signal so many seconds
 after it began its chunk-th chunk: before it is done, however busy the machine.
@@ -6,12 +6,8 @@ after it began its chunk-th chunk: before it is done, however busy the machine.
 
 import functools
 import os
-import sys
 import threading
 import time
-
-if len(sys.argv) > 2:
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import jax
 import numpy as np
@@ -66,7 +62,3 @@ def main(out, process="0", processes="1", port="0"):
     methods["slow"] = Slow(slowly)
     jv.sweep(methods, net, w, (x, np.arange(ROWS) % 5), out=out, batch_size=SIZE, mesh=mesh,
              key=jax.random.key(1))  # fmt: skip
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
