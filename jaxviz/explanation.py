@@ -263,6 +263,12 @@ def _check_numbers(outputs: np.ndarray) -> None:
         )
 
 
+_NO_CLASSES = (
+    "explain: outputs must be [N, K] or [N]; got {}. Return the logits alone, or pass a function "
+    "outputs -> [N] as target."
+)
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON has it, or in words."""
     if isinstance(value, (list, tuple)):
@@ -296,6 +302,8 @@ def explained(
     apply_fn, params = hold("explain", apply_fn, params)
     part = jax.tree.map(lambda a: a[:rows], x)  # of the shapes that will be compiled
     shaped = model(apply_fn, params, part).shape  # fails, if it does, in our words
+    if not callable(target) and getattr(shaped, "shape", None) == ():
+        raise ValueError(_NO_CLASSES.format("()"))
     calls = calls_of(asked, apply_fn, params, part, layer, key)
     outputs = in_parts(lambda x, _: outputs_of(apply_fn, params, x), x, rows)
     known: tuple[str, ...] = tuple(classes or ())
@@ -303,10 +311,7 @@ def explained(
     count = len(jax.tree.leaves(x)[0])
     if not callable(target):
         if shape is None or len(shape) != 2 or shape[0] != count:
-            raise ValueError(
-                f"explain: outputs must be [N, K] or [N]; got {shape or models.shapes_of(outputs)}."
-                " Return the logits alone, or pass a function outputs -> [N] as target."
-            )
+            raise ValueError(_NO_CLASSES.format(shape or models.shapes_of(outputs)))
         if classes is not None and len(classes) != shape[1]:
             raise ValueError(
                 f"explain: classes must name each output; got {len(classes)} for {shape[1]}. "

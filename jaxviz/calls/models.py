@@ -169,6 +169,23 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
     )
 
 
+def returned(apply_fn: Any, outputs: Any) -> Any:
+    """What a model returned, Python's numbers as arrays; what is no array of numbers is refused."""
+
+    def one(leaf):
+        if is_jax(type(leaf)) or hasattr(leaf, "__jax_array__"):
+            return leaf
+        if isinstance(leaf, (bool, int, float, complex)):
+            return jnp.asarray(leaf)
+        if isinstance(leaf, (np.ndarray, np.generic)) and leaf.dtype.kind not in "OSUMm":
+            return leaf
+        must = "apply_fn must return an array or a pytree of arrays"
+        told = "It is a class: pass an instance of it." if isinstance(apply_fn, type) else ""
+        raise TypeError(f"{caller('apply_fn')}: {must}; got {described(leaf)}. {told}".rstrip())
+
+    return jax.tree.map(one, outputs)
+
+
 # Where the classes of a framework's models are from, and how to get a function of params.
 _ADAPTERS = {
     "flax.linen.": "For a Linen module pass `module.apply` and its variables.",

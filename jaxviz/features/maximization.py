@@ -223,7 +223,7 @@ class State(NamedTuple):
 def _climb(who, fixed, params, objective, total, parametrization, starts, redirected_steps):
     key, given, noisy = starts
     values = _read.eval_shape(fixed, who, params, total)
-    check(objective, values, who)
+    check(objective, values, who, fixed.shape[0])
     nested = under_trace((params, objective, total, parametrization, key, given))
     large = is_large(params)
     shares = fixed.chunk_size is None  # else so many are alive, not so many on each core

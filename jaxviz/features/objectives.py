@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import real, rows, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32
@@ -289,13 +290,29 @@ def gram(a: jax.Array) -> jax.Array:
     return jnp.einsum("mpc,mpd->mcd", flat, flat) / flat.shape[1]
 
 
-def check(objective: Objective, values: dict[str, Any], who: str) -> None:
-    """Refuses units that a layer does not have; `values` are the layers' shapes by name."""
+def check(objective: Objective, values: dict[str, Any], who: str, count: int) -> None:
+    """Refuses units that a layer does not have, and layers that no image can climb.
+
+    Args:
+      objective: The objective.
+      values: Shapes and dtypes of the layers by name.
+      who: The public function, for errors.
+      count: How many images there are.
+    """
     for part in _parts(objective):
+        layer = getattr(part.function, "layer", None)
+        if type(part.function).__module__ != __name__ or layer not in values:
+            continue  # a user's own function reads what it likes
+        shape, dtype = (getattr(values[layer], name, None) for name in ("shape", "dtype"))
+        if not shape or shape[0] != count or not jnp.issubdtype(dtype, jnp.floating):
+            told = "apply_fn's outputs" if layer == OUTPUTS else f"layer {layer!r}"
+            came = shapes_of(values[layer]) if dtype is None else f"{dtype} of shape {shape}"
+            raise ValueError(
+                f"{who}: {told} must be floating numbers [M, ..., C] of the M = {count} images "
+                f"given; got {came}. Let apply_fn return what the objective reads."
+            )
         if not isinstance(part.function, (_At, _Mean)):
             continue
-        layer = part.function.layer
-        shape = values[layer].shape
         (units,) = part.data
         if isinstance(units, Tracer):
             continue

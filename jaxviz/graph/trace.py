@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxviz.calls.models import failed
+from jaxviz.calls.models import failed, returned
 from jaxviz.calls.options import is_jax
 from jaxviz.graph.equations import closed_function
 from jaxviz.graph.interpreter import Program, build, is_flat
@@ -148,9 +148,10 @@ def declared_channels(apply_fn: Any) -> int | None:
 def _traced(apply_fn, params, x):
     def run(params, x):
         try:
-            return apply_fn(params, x)
+            outputs = apply_fn(params, x)
         except Exception as error:  # the model's own, of whatever kind
             raise failed(apply_fn, params, x, error) from error
+        return returned(apply_fn, outputs)
 
     linen = "flax.linen" in sys.modules
     with naming():

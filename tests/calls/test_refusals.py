@@ -1,6 +1,7 @@
 """What is refused and what is not: rows of a batch, target functions, models that fail, arrays."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -367,3 +368,42 @@ def test_logits_that_are_no_numbers_are_told_of_before_any_method_runs():
         jv.explain(lambda w, x: jnp.log(x @ w), jnp.ones((2, 3)), x)
     shut_out = lambda w, x: (x @ w).at[:, 1].set(-jnp.inf)
     assert jv.explain(shut_out, W, x, methods=["gradient"]).probabilities[0, 1] == 0
+
+
+class Made:
+    """A model of a class, of which someone passes the class."""
+
+    def __init__(self, *args):
+        pass
+
+    def __call__(self, w, x):
+        return x @ w
+
+
+def test_what_a_model_returns_is_arrays():
+    for model, told in (
+        (Made, "a Made. It is a class: pass an ins"),
+        (lambda w, x: "cat", "'cat'"),
+    ):
+        for call in (jv.gradient, jv.explain, jv.layers, jv.summary, jv.lrp):
+            with pytest.raises(TypeError, match=f"^{call.__name__}: apply_fn must return .*{told}"):
+                call(model, W, X)
+    for number in (1.0, jnp.float32(1)):
+        with pytest.raises(ValueError, match=r"^explain: outputs must be .*; got \(\)"):
+            jv.explain(lambda w, x, number=number: number, W, X)
+    np.testing.assert_array_equal(jv.gradient(Made(), W, X, 0), jv.gradient(net, W, X, 0))
+
+
+@pytest.mark.parametrize(
+    ("shaped", "told"),
+    [
+        (lambda o: {"logits": o}, "{'logits': (1, 3)}"),
+        (lambda o: o.astype(int), "int32 of shape (1, 3)"),
+        (lambda o: o.T, "float32 of shape (3, 1)"),
+        (lambda o: o.sum(), "float32 of shape ()"),
+    ],
+)
+def test_outputs_that_no_image_can_climb_are_refused(shaped, told):
+    climbed = lambda w, x: shaped(x.mean((1, 2)) @ w)
+    with pytest.raises(ValueError, match=f"^maximize_activation: .*got {re.escape(told)}"):
+        jv.maximize_activation(climbed, W, (4, 4, 2), jv.objectives.logit(0), key=KEY)
