@@ -303,10 +303,10 @@ def check(objective: Objective, values: dict[str, Any], who: str, count: int) ->
         layer = getattr(part.function, "layer", None)
         if type(part.function).__module__ != __name__ or layer not in values:
             continue  # a user's own function reads what it likes
-        shape, dtype = (getattr(values[layer], name, None) for name in ("shape", "dtype"))
+        shape, dtype = getattr(values[layer], "shape", ()), getattr(values[layer], "dtype", bool)
         if not shape or shape[0] != count or not jnp.issubdtype(dtype, jnp.floating):
             told = "apply_fn's outputs" if layer == OUTPUTS else f"layer {layer!r}"
-            came = shapes_of(values[layer]) if dtype is None else f"{dtype} of shape {shape}"
+            came = shapes_of(values[layer]) if dtype is bool else f"{dtype} of shape {shape}"
             raise ValueError(
                 f"{who}: {told} must be floating numbers [M, ..., C] of the M = {count} images "
                 f"given; got {came}. Let apply_fn return what the objective reads."

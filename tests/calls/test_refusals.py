@@ -407,3 +407,9 @@ def test_outputs_that_no_image_can_climb_are_refused(shaped, told):
     climbed = lambda w, x: shaped(x.mean((1, 2)) @ w)
     with pytest.raises(ValueError, match=f"^maximize_activation: .*got {re.escape(told)}"):
         jv.maximize_activation(climbed, W, (4, 4, 2), jv.objectives.logit(0), key=KEY)
+
+
+def test_a_loss_has_no_gradient_through_the_class_that_wins():
+    winner, given = lambda w, x: (x @ w).astype(int), (X, np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"^trac_in: apply_fn must return floating .* int32\. Ret"):
+        jv.influence.trac_in(winner, [W], given, given, learning_rates=[0.1])
