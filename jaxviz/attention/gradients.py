@@ -1,24 +1,17 @@
 """Gradients by attention weights, made small where they arise; examples taken some at a time."""
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attention.blocks import ways
-from jaxviz.attention.found import Attention, found
+from jaxviz.attention.found import Attention
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import chunk_length, rows_of
-from jaxviz.graph.changed import run_changed
-from jaxviz.graph.split import environment
+from jaxviz.graph.changed import run
+from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.trace import Traced
-
-# Bytes of weights in a model from which on the way back makes each block's again: all at once would
-# be several times that.
-_MANY = 2**28
 
 
 def wide(a: jax.Array) -> jax.Array:
@@ -55,10 +48,11 @@ def reduced_gradients(
             one.value: lambda a, one=one, slot=slot: _noting(one, reduce)(a, slot)
             for one, slot in zip(taken, slots, strict=True)
         }
-        outputs = _run_in_parts(traced, arguments, change)
+        outputs = run(traced, arguments, change, traced.program.outputs)
         return select(jax.tree.map(lambda value: outputs[value], traced.outputs), target).sum()
 
-    return jax.grad(explained)([made(one) for one in taken])
+    slots = [made(one) for one in taken]
+    return jax.grad(recomputed(explained, slots))(slots)
 
 
 def _noting(one: Attention, reduce: Callable) -> Callable:
@@ -76,61 +70,6 @@ def _noting(one: Attention, reduce: Callable) -> Callable:
 
     noted.defvjp(forward, backward)
     return noted
-
-
-def _run_in_parts(traced: Traced, arguments: Sequence[Any], change: dict) -> dict:
-    """`changed.run`; where weights are many, a part from one attention to the next is made again
-    for its gradients."""
-    nodes = ways(traced).nodes
-    env = environment(traced.program, arguments)
-    parts = _parts(traced)
-    read_later = set(jax.tree.leaves(traced.outputs))
-    keeps = []
-    for start, end in reversed(parts):
-        made = {v for node in nodes[start:end] for v in node.outputs}
-        keeps.append(sorted(made & read_later))
-        read_later |= {v for node in nodes[start:end] for v in node.inputs}
-    for (start, end), kept in zip(parts, reversed(keeps), strict=True):
-
-        def part(given, start=start, end=end, kept=kept):
-            here = dict(given)
-            run_changed(nodes[start:end], here, change)
-            return {value: here[value] for value in kept}
-
-        run = part if len(parts) == 1 else jax.checkpoint(part)
-        made = {v for node in nodes[start:end] for v in node.outputs}
-        reads = {v for node in nodes[start:end] for v in node.inputs} - made
-        env.update(run({v: env[v] for v in sorted(reads)}))
-    return env
-
-
-def _parts(traced: Traced) -> list[tuple[int, int]]:
-    """Where to cut between attentions: where least is alive; nowhere if weights are few."""
-    known, every = ways(traced), found(traced)
-    if sum(_bytes(traced, one.value) for one in every) < _MANY:
-        return [(0, known.end)]
-    last = {v: i for i, node in enumerate(known.nodes) for v in node.inputs}
-    moving = traced.program.depends
-    alive, now = [], 0
-    going: dict[int, int] = {}
-    for i, node in enumerate(known.nodes):
-        for value in node.outputs:
-            if value in moving and value in last:
-                now += _bytes(traced, value)
-                going[last[value]] = going.get(last[value], 0) + _bytes(traced, value)
-        now -= going.get(i, 0)
-        alive.append(now)
-    at = [known.made[one.value] for one in every]
-    cuts = [
-        min(range(a + 1, b), key=alive.__getitem__, default=a) + 1
-        for a, b in itertools.pairwise(at)
-    ]
-    return list(zip([0, *cuts], [*cuts, known.end], strict=True))
-
-
-def _bytes(traced: Traced, value: Any) -> int:
-    aval = traced.program.avals[value]
-    return math.prod(aval.shape) * jnp.dtype(aval.dtype).itemsize
 
 
 def by_examples(

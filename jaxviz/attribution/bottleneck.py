@@ -1,5 +1,6 @@
 """Information bottlenecks: how many bits of each place of a layer the answer needs."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxviz.calls.options import real
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import at_least_float32, fixed_target, outputs_of, score_of
+from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.split import split
 from jaxviz.parts.feature_maps import Resize, cuts, last_spatial_layer, resized
 from jaxviz.parts.regions import blurred, count_baselines
@@ -155,7 +157,8 @@ def information_bottleneck(
 
     def step(state, k):
         logits, memory = state
-        slope = jax.grad(loss)(logits, jax.random.fold_in(key, k))
+        costs = recomputed(functools.partial(loss, key=jax.random.fold_in(key, k)), logits)
+        slope = jax.grad(costs)(logits)
         # optax is not written for strict promotion, which a user may have set.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, memory = optimizer.update(slope, memory, logits)

@@ -18,6 +18,7 @@ from jaxviz.graph.facts import fact
 from jaxviz.graph.fold import fold
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, evaluate
+from jaxviz.graph.recompute import copied, recomputed
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, replacements
 from jaxviz.graph.rows import operation_names, rows
 from jaxviz.graph.split import used
@@ -144,7 +145,8 @@ def _sums(apply_fn, params, x, target=None, *, layers, rules):
             return {i: outputs[i] for i in handed}
 
         total = _sum(handed.values())
-        _, pull = jax.vjp(made, jnp.zeros(len(program.nodes), total.dtype))
+        probes = jnp.zeros(len(program.nodes), total.dtype)
+        _, pull = jax.vjp(recomputed(made, probes), probes)
         (lost,) = pull(handed)
         ends = [-1, *(cuts[name] for name in layers), len(program.nodes) - 1]
         later = jnp.cumsum(lost[::-1])[::-1]  # what the nodes from one on lose
@@ -152,7 +154,8 @@ def _sums(apply_fn, params, x, target=None, *, layers, rules):
         kept = total - later[np.array(ends) + 1]
         return kept[:-1], jnp.diff(kept), total
 
-    return jax.vmap(one)(x, handed)
+    with copied(rows_of(x)):
+        return jax.vmap(one)(x, handed)
 
 
 _sums.__name__ = "lrp_conservation"  # the name that its errors begin with

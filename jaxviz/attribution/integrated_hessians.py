@@ -20,6 +20,7 @@ from jaxviz.engine.copies import (
     score_of,
 )
 from jaxviz.engine.layout import of_places
+from jaxviz.graph.recompute import recomputed
 from jaxviz.parts.coalitions import segmented
 from jaxviz.parts.regions import per_place
 
@@ -125,7 +126,8 @@ def _pairs(apply_fn, params, x, target=None, *, baseline, numbers, count, num_st
         step, segment = k // count, k % count
         s, weight = jnp.asarray(points, wide)[step], jnp.asarray(weights, wide)[step]
         along = jnp.broadcast_to(jnp.arange(count)[None] == segment, (rows, count)).astype(wide)
-        slopes, curved = jax.jvp(jax.grad(score), (jnp.full((rows, count), s),), (along,))
+        here = jnp.full((rows, count), s)
+        slopes, curved = jax.jvp(jax.grad(recomputed(score, here)), (here,), (along,))
         row = weight * (s * curved + along * slopes)
         return jnp.where((jnp.arange(count) == segment)[None, :, None], row[:, None], 0)
 

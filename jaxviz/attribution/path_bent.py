@@ -16,6 +16,7 @@ from jaxviz.engine.copies import (
     running_sum,
 )
 from jaxviz.graph.indices import unless
+from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.parts.gradients import input_gradient
 from jaxviz.rules.fast import weighed
@@ -87,7 +88,8 @@ def guided_integrated_gradients(
 
     def ends(moved):  # the share of its way that each input has gone, [N, inputs]
         at = between(start, x, moved.reshape(x.shape))
-        score, pull = jax.vjp(lambda at: select(fair(params, at), target), at)
+        score_at = recomputed(lambda at: select(fair(params, at), target), at)
+        score, pull = jax.vjp(score_at, at)
         (gradient,) = pull(jnp.ones_like(score))
         return gradient.astype(way.dtype), score.astype(way.dtype)
 

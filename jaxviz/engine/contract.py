@@ -21,11 +21,13 @@ from jaxviz.engine.targets import (
     check_function,
     check_target,
     output_shape,
+    values_of,
     with_classes,
 )
 from jaxviz.graph.equations import tracing
 from jaxviz.graph.held import hold
 from jaxviz.graph.indices import at_index
+from jaxviz.graph.recompute import explaining
 from jaxviz.graph.rows import rows
 from jaxviz.graph.split import reaches
 from jaxviz.graph.trace import trace
@@ -122,7 +124,8 @@ def explanation(
                 traced = None if target_fn is not None else target
                 nested = under_trace((params, x, traced, bound))
                 call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
-                result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
+                with explaining(values_of(apply_fn, params, x)):
+                    result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
                 return result if moves is None else as_given(result, x, moves)
 
         return public  # type: ignore[return-value]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.shares import MOST, cores, shared, width
 from jaxviz.graph.indices import unless
+from jaxviz.graph.recompute import copied, recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.rules.fast import serving, weighed
 
@@ -224,7 +225,8 @@ def running_gradients(
         values, weights = _each(at, jnp.clip(k, 0, num - 1))
         first_of_all = lambda a, b: jnp.where(_column(place == 0, b), a[None], b)
         values = jax.tree.map(first_of_all, jax.lax.stop_gradient(here), values)
-        found, pull = jax.vjp(lambda values: _each(outputs, values), values)
+        each = recomputed(lambda values: _each(outputs, values), values)
+        found, pull = jax.vjp(each, values)
         top = jnp.where(first == 0, jnp.argmax(found[0], axis=1), top)
         scores = lambda found: jax.vmap(lambda outputs: select(outputs, top))(found).sum()
         (gradients,) = pull(jax.grad(scores)(found))
@@ -394,7 +396,8 @@ def _each(term, several):
         one = term(jax.tree.map(lambda a: a[0], several))
         return jax.tree.map(lambda a: jnp.asarray(a)[None], one)
     # Not rows [chunk * N]: a target function or params may hold one entry for each example.
-    return jax.vmap(term)(several)
+    with copied(len(jax.tree.leaves(several)[0])):
+        return jax.vmap(term)(several)
 
 
 def with_noise(key: jax.Array, x: Any, noise_scale: Any) -> Any:

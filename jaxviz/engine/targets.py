@@ -25,6 +25,11 @@ def output_shape(apply_fn: Callable, params: Any, x: Any) -> Any:
     return model(apply_fn, params, x).shape
 
 
+def values_of(apply_fn: Callable, params: Any, x: Any) -> int:
+    """Bytes of all that the model's operations make, from its trace, which is remembered."""
+    return model(apply_fn, params, x).size
+
+
 @dataclasses.dataclass(frozen=True)
 class OneNumber:
     """A model of one number an example, `[N]`, as one of one class, `[N, 1]`."""

@@ -63,7 +63,7 @@ def affine_start(
     program = traced.program
     affine = {v for v in program.inputs if v in program.depends}
     for node in program.nodes:
-        affine |= _affine(program, node, affine)
+        affine |= affine_outputs(program, node, affine)
     border = _border(program, affine)
     before = needed(program.nodes, border)
     made = sum(math.prod(program.avals[v].shape) for v in border)
@@ -103,12 +103,12 @@ _ONE = _LAYERS | {"mul"}
 _FIRST = frozenset({"div", "dynamic_slice", "gather"})
 
 
-def _affine(program: Program, node: Node, affine: set[Value]) -> set[Value]:
+def affine_outputs(program: Program, node: Node, affine: set[Value]) -> set[Value]:
     """A node's outputs, and those inside a group, if they are affine in the input; else none."""
     if node.members:
         known = set(affine)
         for member in node.members:
-            found = _affine(program, member, known)
+            found = affine_outputs(program, member, known)
             known |= found
             if not found and any(v in program.depends for v in member.inputs):
                 return set()

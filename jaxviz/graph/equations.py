@@ -5,6 +5,7 @@ so an operation that nobody wrote a rule for works in every version of JAX.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,24 @@ def read_results(equation: Any) -> list[Any]:
 def kept_positions(equation: Any) -> list[int]:
     """Which of the equation's results a node has for outputs: those that are read."""
     return [i for i, v in enumerate(equation.outvars) if not isinstance(v, jex.DropVar)]
+
+
+def bytes_of(aval: Any) -> int:
+    """Bytes of an array; about those of keys; none of what is no array."""
+    if not hasattr(aval, "shape"):
+        return 0
+    return math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8)
+
+
+def made(jaxpr: Any) -> int:
+    """Bytes of all that the equations of a jaxpr make; a scan's are those of all its turns."""
+    total = 0
+    for equation in inner_jaxpr(jaxpr)[0].eqns:
+        total += sum(bytes_of(v.aval) for v in equation.outvars)
+        inner = [p for v in equation.params.values() for p in (v if isinstance(v, tuple) else (v,))]
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += turns * sum(made(j) for j in inner if hasattr(inner_jaxpr(j)[0], "eqns"))
+    return total
 
 
 def scan_arity(equation: Any) -> tuple[int, int, int]:

@@ -394,24 +394,27 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
             values = [jnp.asarray(v) if isinstance(v, np.ndarray) else v for v in values]
         outputs = node.bound(*values)
     elif isinstance(replacement, tuple):
-        outputs = _with_bodies(node, values, replacement)
+        functions = [
+            lambda *xs, body=body, plan=plan: evaluate(body, xs, plan)
+            for body, plan in zip(node.bodies, replacement, strict=True)
+        ]
+        outputs = with_bodies(node, values, functions)
     else:
         outputs = replacement(*values)
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
     env.update(zip(node.outputs, outputs, strict=True))
 
 
-def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
-    """A higher-order operation bound anew around bodies of which some are rewritten."""
+def with_bodies(
+    node: Node, values: Sequence[Any], functions: Sequence[Callable], again: bool = False
+) -> list[Any]:
+    """A higher-order operation bound anew around other bodies; with `again`, of a scan, each turn
+    is made again on the way back."""
     equation, name = node.equation, node.equation.primitive.name
     given = dict(zip(node.inputs, values, strict=True))
     arguments = [
         jnp.asarray(literal_value(atom)) if isinstance(operand, Scalar) else given[operand]
         for operand, atom in zip(node.operands, equation.invars, strict=True)
-    ]
-    functions = [
-        lambda *xs, body=body, plan=plan: evaluate(body, xs, plan)
-        for body, plan in zip(node.bodies, plans, strict=True)
     ]
     if name in CUSTOM:  # the custom derivative goes: what is inside has another one now
         outputs = functions[0](*arguments)
@@ -422,7 +425,7 @@ def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
             policy=equation.params["policy"],
         )(*arguments)
     elif name == "scan":
-        outputs = _scan(equation, functions[0], arguments)
+        outputs = _scan(equation, functions[0], arguments, again)
     elif name == "while":
         c, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
         head, body = functions
@@ -437,7 +440,7 @@ def _with_bodies(node: Node, values: Sequence[Any], plans: tuple) -> list[Any]:
     return [o for v, o in pairs if not isinstance(v, DropVar)]
 
 
-def _scan(equation: Any, function: Callable, arguments: Sequence[Any]) -> list[Any]:
+def _scan(equation: Any, function: Callable, arguments: Sequence[Any], again: bool) -> list[Any]:
     consts, carried, _ = scan_arity(equation)
     cut = consts + carried
 
@@ -447,7 +450,7 @@ def _scan(equation: Any, function: Callable, arguments: Sequence[Any]) -> list[A
 
     p = equation.params
     last, stacked = jax.lax.scan(
-        step,
+        jax.checkpoint(step, prevent_cse=False) if again else step,
         list(arguments[consts:cut]),
         list(arguments[cut:]),
         length=p["length"],

@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from jaxviz.calls.models import failed, returned
 from jaxviz.calls.options import is_jax
-from jaxviz.graph.equations import closed_function
+from jaxviz.graph.equations import closed_function, made
 from jaxviz.graph.interpreter import Program, build, is_flat
 from jaxviz.graph.names import naming, under_names
 
@@ -70,6 +70,11 @@ class Model:
         scans over layers are written out turn by turn."""
         same = is_flat(self.as_written.program)
         return self.as_written if same else self._traced(flat=True)
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of all that its operations make, all turns of a scan, one of other loops."""
+        return made(self._closed)
 
     def _traced(self, flat: bool) -> Traced:
         jaxpr = self._closed.jaxpr

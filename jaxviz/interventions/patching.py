@@ -15,6 +15,7 @@ from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32, stacked
 from jaxviz.graph.changed import after, run, run_changed
+from jaxviz.graph.recompute import explaining, kept, recomputed
 from jaxviz.graph.trace import Traced
 from jaxviz.interventions.patched import check_source, like_x, read
 from jaxviz.interventions.places import Place, heads_of_all, places, program
@@ -346,7 +347,8 @@ class Cut:
             return select(self.outputs(env), self.target).sum()
 
         nothing = [jnp.zeros(place.shape, place.dtype) for place in self.found]
-        slopes = jax.grad(explained)(nothing)
+        with explaining(kept(self.traced.program)):
+            slopes = jax.grad(recomputed(explained, nothing))(nothing)
         names = [place.name for place in self.found]
         return read(self.found, self.env), dict(zip(names, slopes, strict=True))
 

@@ -18,6 +18,7 @@ from jaxviz.engine.copies import (
     times_weights,
 )
 from jaxviz.graph.affine import affine_start
+from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.rules.fast import serving, weighed
 
@@ -40,7 +41,7 @@ def plain_gradient(function: Callable, params: Any, x: Any, target: Target = Non
     """`input_gradient` of what has the fast operations already: nothing is traced for them."""
     moving, whole = _moving(x)
     score = lambda moving: select(function(params, whole(moving, x)), target).sum()
-    return whole(jax.grad(score)(moving), _nothing(x))
+    return whole(jax.grad(recomputed(score, moving))(moving), _nothing(x))
 
 
 def _moving(x: Any) -> tuple[list, Callable]:

@@ -115,7 +115,7 @@ def test_weights_that_are_many_are_made_again_to_the_same_numbers(monkeypatch, g
     for (_, a, *_), g in zip(states, gradients, strict=True):
         step = np.maximum(a * g, 0).mean(1)
         total = total + step + step @ total
-    monkeypatch.setattr("jaxviz.attention.gradients._MANY", 0)
+    monkeypatch.setattr("jaxviz.graph.recompute.BUDGET", 0)
     again = lambda w, x: net(w, x)
     found = jax.make_jaxpr(lambda x: jv.attention_relevance(again, W, x, 1, query=0))(X)
     assert str(found).count("remat2[") + str(found).count("checkpoint[") >= 2
