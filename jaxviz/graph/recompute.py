@@ -6,8 +6,8 @@ cut where least is alive between its operations (a transformer's residual stream
 part is a `jax.checkpoint`: only what goes from part to part is kept, and one part's own values at a
 time. It costs one more pass forward, and numbers differ by rounding alone.
 
-XLA has to keep apart what is made twice. It does from JAX 0.12 on; on a CPU before (0.10.2) it finds
-the second the same as the first, so there only the turns of a scan are made again.
+XLA has to keep apart what is made twice. It does from JAX 0.12 on; on a CPU before (0.10.2) it
+takes the second for the first, so there only the turns of a scan are made again.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ from jaxviz.graph.interpreter import (
     with_bodies,
 )
 
-# Bytes of values that a way back may keep: half of 8 GB. XLA keeps between 0.8 and 1.3 times what is
-# counted (a gradient, LRP and DeepLIFT of 12 blocks), and the way back needs more besides.
+# Bytes of values that a way back may keep: half of 8 GB. XLA keeps 0.8 to 1.3 times what is counted
+# (a gradient, LRP and DeepLIFT of 12 blocks), and the way back needs more besides.
 BUDGET = 2**32
 # What a method keeps for each number of the model at most: a bundle of DeepLIFT, the terms of LRP.
 _MOST_KEPT = 8
