@@ -24,6 +24,7 @@ from jaxviz.folders import out_folder
 from jaxviz.parts.losses import cross_entropy
 
 KEY = jax.random.key(0)
+METHODS = "trac_in", "trak", "ek_fac", "knn_shapley", "magic"
 TOGETHER = 4  # nets in one part
 SELF = 100  # examples whose gradients are held at once
 
@@ -58,7 +59,8 @@ def main():
     parser.add_argument("--train", type=int, default=5000, help="training digits")
     parser.add_argument("--test", type=int, default=50, help="test digits")
     parser.add_argument("--validation", type=int, default=1000, help="test digits for suspicion")
-    parser.add_argument("--runs", type=int, default=64, help="nets trained on random halves")
+    parser.add_argument("--runs", type=int, default=64, help="on halves; 0: no LDS")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
@@ -136,14 +138,20 @@ def main():
         "trac_in_itself": lambda: on_itself(traced, known),
         "ek_fac_itself": lambda: on_itself(eased, known),
     }
-    suspicions = {n: saved(folder / f"{n}.npy", f) for n, f in suspicions.items()}
-    scores = {n: saved(folder / f"{n}.npy", f) for n, f in methods.items()}
+    scores = {n: saved(folder / f"{n}.npy", methods[n]) for n in options.methods}
+    suspicions = {
+        n: saved(folder / f"{n}.npy", of)
+        for n, of in suspicions.items()
+        if n == "loss" or n.removesuffix("_itself") in scores
+    }
     suspicions |= {f"{n}_validation": -s[-1] for n, s in scores.items()}
     found = {n: influence.mislabelled(s, flipped) for n, s in suspicions.items()}
     for name, one in found.items():
         among = float(one.recall[round(0.04 * len(flipped)) - 1])
         json_line(method=name, wrong_found_in_4_percent=among, average=one.average_precision)
 
+    if not options.runs:
+        return
     count = -(-options.runs // TOGETHER)
     rows = np.concatenate(
         [saved(folder / f"half{n}.npy", lambda n=n: part(n)) for n in range(count)]
