@@ -46,14 +46,15 @@ def operator(
 
     def product(vector, rows, weights):
         x, y = rows
-        run = outputs_at(x)
+        run, given = outputs_at(x), vector.dtype
+        vector = vector.astype(flat.dtype)  # solvers count in 32 bits at least
         if curvature == "hessian":
             slope = jax.grad(lambda flat: costs(run(flat), y, weights))
-            return jax.jvp(slope, (flat,), (vector,))[1]
+            return jax.jvp(slope, (flat,), (vector,))[1].astype(given)
         outputs, moved = jax.jvp(run, (flat,), (vector,))
         slope = jax.grad(lambda outputs: costs(outputs, y, weights))
         bent = jax.jvp(slope, (outputs,), (moved,))[1]
-        return jax.vjp(run, flat)[1](bent)[0]
+        return jax.vjp(run, flat)[1](bent)[0].astype(given)
 
     def matvec(vector):
         def add(total, part):

@@ -86,6 +86,11 @@ def prepared(
     except TypeError:
         raise refused(who, "loss", "a hashable function (outputs, labels) -> [N]", loss) from None
     for option, (x, y) in data.items():
+        if option == "train" and num_rows(x) == 0:
+            raise ValueError(
+                f"{who}: train must hold an example at least; got x {shapes_of(x)}. Pass those "
+                "that the model was trained on."
+            )
         _check_loss(who, option, apply_fn, params, x, y, loss)
     return Model(apply_fn, loss, places), params
 

@@ -96,7 +96,8 @@ def _influence(
     key: Any,
     damping: Any,
 ) -> jax.Array:
-    flat = lambda row: jnp.concatenate([g.reshape(-1) for g in gradient(model, params, row)])
+    wide = lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)).reshape(-1)
+    flat = lambda row: jnp.concatenate([wide(g) for g in gradient(model, params, row)])
     tests = over_rows(flat, test, chunk_size)
     curved = operator(model, params, train, curvature, damping, chunk_size)
     solved = solver(curved, tests, key)

@@ -57,6 +57,14 @@ def test_training_images_for_and_against_test_images(tmp_path, capsys, monkeypat
     apply_fn = models.apply_fn(loaded.net)
     expected = jv.influence.trac_in(apply_fn, [loaded.variables], *given, layers=["params"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # Through the run again, as `fit` did it, and by the layers of the net.
+    assert main(f"influence {run} --examples 1 2 --methods magic ek_fac --shown 1".split()) == 0
+    with np.load(run / "influence" / "scores.npz") as kept:
+        assert set(kept.files) == {"examples", "magic", "ek_fac"}
+        for name in ("magic", "ek_fac"):
+            assert np.isfinite(kept[name]).all()
+            assert np.abs(kept[name]).min(1).max() > 0
+            assert kept[name].shape == (2, 10)
     with pytest.raises(SystemExit):
         main(f"influence {run} --examples 4".split())
     assert "--examples must be test images 0 to 3; got 4" in capsys.readouterr().err

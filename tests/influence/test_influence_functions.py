@@ -134,3 +134,26 @@ def test_a_solver_that_draws_asks_for_a_key(small):
     net, params, data = small[:3]
     with pytest.raises(ValueError, match=r"^influence: key must be given"):
         INF.influence(net, params, data, data, solver=INF.arnoldi())
+
+
+def dense(params, x):
+    return x @ params["w"] + params["b"][None]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("influence", {"damping": 0.1}), ("ek_fac", {}), ("lo_gra", {"key": jax.random.key(0)})],
+)
+def test_parameters_of_16_bits_and_no_examples(method, options):  # oracle: the same in 32 bits
+    rng = np.random.default_rng(0)
+    draw = lambda *s: jnp.asarray(rng.normal(size=s), jnp.bfloat16)
+    params, x, y = {"w": draw(4, 3), "b": draw(3)}, draw(6, 4), np.arange(6) % 3
+    wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+    call = getattr(jv.influence, method)
+    found = call(dense, params, (x, y), (x[:2], y[:2]), **options)
+    data = (wide(x), y), (wide(x)[:2], y[:2])
+    wanted = call(dense, wide(params), *data, **options)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, atol=0.03 * np.abs(wanted).max())
+    with pytest.raises(ValueError, match=rf"^{method}: train must hold an example at least"):
+        call(dense, params, (x[:0], y[:0]), (x, y), **options)

@@ -66,6 +66,32 @@ def test_products_of_what_goes_in_and_comes_back_are_the_gradients():  # oracle:
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * (1 + np.abs(theirs).max()))
 
 
+def test_eigenvalues_are_of_the_explicit_gauss_newton_in_every_kind_of_layer():
+    """Oracle: the outputs' Jacobian by each weight, times a root of the softmax's covariance."""
+    net, x = Net(), RNG.normal(size=(3, 6, 5, 2)).astype(np.float32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x[:1])
+    params = jax.tree.map(lambda a: RNG.normal(size=a.shape).astype(np.float32) / 2, shapes)
+    factors = INF.kronecker_factors(net.apply, params, (x, np.arange(3)), chunk_size=2)
+    places = chosen("f", params, None)
+    plan = layered.plan_of(net.apply, params, x[0], places)
+
+    @jax.jit
+    @jax.vmap
+    def columns(x):  # of the root, [outputs, P]
+        jacobian = jax.jacrev(lambda p: net.apply(p, x[None])[0])(params)
+        p = jax.nn.softmax(net.apply(params, x[None])[0])
+        flat = jnp.concatenate([a.reshape(len(p), -1) for a in taken(jacobian, places)], 1)
+        return (jnp.diag(jnp.sqrt(p)) - jnp.sqrt(p)[:, None] * p[None]) @ flat
+
+    found = np.asarray(columns(x), np.float64)
+    for layer in plan.layers:
+        blocks = found[..., layer.index]  # [N, outputs, B, in, out]
+        turned = factors.inputs[layer.name].mT @ blocks @ factors.outputs[layer.name]
+        wanted = np.square(turned).sum(1).mean(0)
+        values = factors.eigenvalues[layer.name]
+        np.testing.assert_allclose(values, wanted, atol=1e-5 * wanted.max(), err_msg=layer.name)
+
+
 def over_time(params, x):
     step = lambda h, t: (jnp.tanh(h @ params["w"] + t), None)
     return jax.lax.scan(step, x, x.T[:, :, None] + x[None] * 0)[0]
