@@ -290,7 +290,8 @@ def _parser() -> _Parser:
         "--methods", nargs="+", type=_several("method", INFLUENCES), metavar="NAME", action=_Flat,
         default=list(DEFAULT_INFLUENCES),
         help=f"{_list(INFLUENCES)}; magic goes through the whole training again, which takes about "
-        f"five times as long as that, for many examples longer; default: {' '.join(DEFAULT_INFLUENCES)}",
+        f"five times as long as that, for many examples longer; default: "
+        f"{' '.join(DEFAULT_INFLUENCES)}",
     )  # fmt: skip
     influence.add_argument(
         "--shown", dest="num_shown", type=_count, default=10, metavar="N",
