@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.attention.found import Attention
 from jaxviz.engine.contract import Target, select
@@ -15,7 +16,7 @@ from jaxviz.graph.trace import Traced
 
 
 def wide(a: jax.Array) -> jax.Array:
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    return a.astype(np.promote_types(a.dtype, np.float32))
 
 
 def weights_shape(traced: Traced, one: Attention) -> tuple[int, ...]:
@@ -40,7 +41,7 @@ def reduced_gradients(
 
     def made(one):
         dtype = traced.program.avals[one.value].dtype
-        a = jax.ShapeDtypeStruct(weights_shape(traced, one), jnp.promote_types(dtype, jnp.float32))
+        a = jax.ShapeDtypeStruct(weights_shape(traced, one), np.promote_types(dtype, np.float32))
         return jnp.zeros_like(jax.eval_shape(reduce, a, a))
 
     def explained(slots):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.calls.options import instance, real
 from jaxviz.calls.public import public
@@ -96,7 +97,7 @@ def _influence(
     key: Any,
     damping: Any,
 ) -> jax.Array:
-    wide = lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)).reshape(-1)
+    wide = lambda g: g.astype(np.promote_types(g.dtype, np.float32)).reshape(-1)
     flat = lambda row: jnp.concatenate([wide(g) for g in gradient(model, params, row)])
     tests = over_rows(flat, test, chunk_size)
     curved = operator(model, params, train, curvature, damping, chunk_size)

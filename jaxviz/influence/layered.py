@@ -350,7 +350,7 @@ def read(plan: Plan, params: Any, x: Any) -> Read:
 
 def weight_gradients(inputs: Sequence[jax.Array], back: Sequence[jax.Array]) -> list[jax.Array]:
     """The gradient of each layer's weight, `[B, in, out]`, bias last, from what was read."""
-    wide = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    wide = lambda a: a.astype(np.promote_types(a.dtype, np.float32))
     pairs = zip(inputs, back, strict=True)
     return [jnp.einsum("bpi,bpo->bio", wide(a), wide(g)) for a, g in pairs]
 

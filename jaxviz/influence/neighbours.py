@@ -70,12 +70,16 @@ def knn_shapley(train: Any, test: Any, *, num_neighbors: int = 5) -> jax.Array:
 
 @jax.jit
 def _sorted_by_distance(x, at):
-    x, at = (a.reshape(len(a), -1).astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (x, at))
+    x, at = (a.reshape(len(a), -1).astype(_wide(a.dtype)) for a in (x, at))
 
     def one(row):  # differences, for squares of long vectors cancel
         return jnp.argsort(jnp.square(x - row[None]).sum(1), stable=True)
 
     return jax.lax.map(one, at)
+
+
+def _wide(dtype):
+    return np.promote_types(dtype, np.float32) if jnp.issubdtype(dtype, jnp.floating) else "float32"
 
 
 def _knn_shapley(train, test, num_neighbors):

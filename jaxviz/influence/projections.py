@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Projection = Literal["rademacher", "sjlt"] | None
 
@@ -33,7 +34,7 @@ def projected(
       dim: Length of what comes out.
       key: PRNG key.
     """
-    flat = [a.astype(jnp.promote_types(a.dtype, jnp.float32)).reshape(-1) for a in vectors]
+    flat = [a.astype(np.promote_types(a.dtype, np.float32)).reshape(-1) for a in vectors]
     if projection is None:
         return flat
     assert dim is not None

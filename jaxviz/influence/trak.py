@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.calls.options import maybe, real, whole
 from jaxviz.calls.public import public
@@ -208,7 +209,7 @@ def _lo_gra(
         back = seen.pull(output_gradient(model, seen.outputs, y))[0]
         found = []
         for i, (a, g) in enumerate(zip(seen.inputs, back, strict=True)):
-            a, g = (v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in (a, g))
+            a, g = (v.astype(np.promote_types(v.dtype, np.float32)) for v in (a, g))
             a = a @ drawn(2 * i, a.shape[-1], a.dtype)
             g = g @ drawn(2 * i + 1, g.shape[-1], g.dtype)
             found.append(jnp.einsum("bpi,bpo->bio", a, g).reshape(-1))

@@ -43,8 +43,9 @@ def probability(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _logits(outputs):
-    wide = jnp.promote_types(outputs.dtype, jnp.float32)
-    return outputs.astype(wide)
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        return outputs.astype(jnp.float32)
+    return outputs.astype(np.promote_types(outputs.dtype, np.float32))  # JAX's may be strict
 
 
 def check_labels(who: str, option: str, outputs: Any, labels: Any, loss: str = "loss") -> None:
