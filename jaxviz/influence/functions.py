@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxviz.calls.options import instance, real
 from jaxviz.calls.public import public
@@ -13,6 +12,7 @@ from jaxviz.engine.contract import same_when_batched
 from jaxviz.influence.curvature import Curvature, operator
 from jaxviz.influence.examples import Model, default_chunk, num_rows, over_rows, pair, prepared
 from jaxviz.influence.gradients import LAYERS, compiled, gradient
+from jaxviz.influence.layered import wide
 from jaxviz.influence.solvers import Solver, conjugate_gradients
 from jaxviz.parts.losses import cross_entropy
 
@@ -97,8 +97,7 @@ def _influence(
     key: Any,
     damping: Any,
 ) -> jax.Array:
-    wide = lambda g: g.astype(np.promote_types(g.dtype, np.float32)).reshape(-1)
-    flat = lambda row: jnp.concatenate([wide(g) for g in gradient(model, params, row)])
+    flat = lambda row: jnp.concatenate([g.reshape(-1) for g in wide(gradient(model, params, row))])
     tests = over_rows(flat, test, chunk_size)
     curved = operator(model, params, train, curvature, damping, chunk_size)
     solved = solver(curved, tests, key)

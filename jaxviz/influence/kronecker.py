@@ -21,7 +21,7 @@ from jaxviz.influence.examples import (
     prepared,
 )
 from jaxviz.influence.gradients import LAYERS, compiled, output_gradient
-from jaxviz.influence.layered import Plan, plan_of, read, weight_gradients
+from jaxviz.influence.layered import Plan, plan_of, read, weight_gradients, wide
 from jaxviz.parts.losses import cross_entropy
 
 
@@ -208,7 +208,7 @@ def _factors(
             seen = read(plan, params, x)
             drawn = None if key is None else jax.random.fold_in(key, number)
             given = cotangents(model, seen.outputs, y, curvature, drawn)
-            return seen.inputs, jax.vmap(lambda c: seen.pull(c)[0])(given)
+            return wide((seen.inputs, jax.vmap(lambda c: seen.pull(c)[0])(given)))
 
         def of_chunk(part):
             rows, counts = part

@@ -350,9 +350,13 @@ def read(plan: Plan, params: Any, x: Any) -> Read:
 
 def weight_gradients(inputs: Sequence[jax.Array], back: Sequence[jax.Array]) -> list[jax.Array]:
     """The gradient of each layer's weight, `[B, in, out]`, bias last, from what was read."""
-    wide = lambda a: a.astype(np.promote_types(a.dtype, np.float32))
-    pairs = zip(inputs, back, strict=True)
-    return [jnp.einsum("bpi,bpo->bio", wide(a), wide(g)) for a, g in pairs]
+    pairs = zip(wide(inputs), wide(back), strict=True)
+    return [jnp.einsum("bpi,bpo->bio", a, g) for a, g in pairs]
+
+
+def wide(tree: Any) -> Any:
+    """Arrays in 32 bits at least, for sums: JAX's own rule may be strict."""
+    return jax.tree.map(lambda a: a.astype(np.promote_types(a.dtype, np.float32)), tree)
 
 
 def leaf_gradients(

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxviz.calls.options import maybe, real, whole
 from jaxviz.calls.public import public
@@ -21,7 +20,7 @@ from jaxviz.influence.examples import (
 )
 from jaxviz.influence.gradients import LAYERS, compiled, feature_of, output_gradient
 from jaxviz.influence.kronecker import planned
-from jaxviz.influence.layered import plan_of, read
+from jaxviz.influence.layered import plan_of, read, wide
 from jaxviz.influence.projections import Projection
 from jaxviz.influence.trac_in import checkpoint_list
 from jaxviz.parts.losses import cross_entropy, margin, probability
@@ -209,7 +208,7 @@ def _lo_gra(
         back = seen.pull(output_gradient(model, seen.outputs, y))[0]
         found = []
         for i, (a, g) in enumerate(zip(seen.inputs, back, strict=True)):
-            a, g = (v.astype(np.promote_types(v.dtype, np.float32)) for v in (a, g))
+            a, g = wide((a, g))
             a = a @ drawn(2 * i, a.shape[-1], a.dtype)
             g = g @ drawn(2 * i + 1, g.shape[-1], g.dtype)
             found.append(jnp.einsum("bpi,bpo->bio", a, g).reshape(-1))
