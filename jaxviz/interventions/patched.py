@@ -335,6 +335,6 @@ def _moved(direction: jax.Array, strength: jax.Array, a: jax.Array) -> jax.Array
             f"steered: direction must broadcast to the layer's value, {tuple(a.shape)}; got "
             f"{tuple(direction.shape)}. [channels] will do."
         )
-    wide = np.promote_types(a.dtype, np.float32)
+    wide = jnp.promote_types(a.dtype, jnp.float32)
     step = strength.astype(wide) * direction.astype(wide)
     return (a.astype(wide) + jnp.broadcast_to(step, a.shape)).astype(a.dtype)
