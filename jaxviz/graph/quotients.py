@@ -119,10 +119,10 @@ def _reachable(program: Program, search: Search, parts: list[Node]) -> list[Node
 
 
 def _hidden(nodes: Sequence[Node]) -> Iterator[Node]:
-    """The members of groups that stay whole."""
+    """The members of groups that stay whole, but for those that make what a group is read for."""
     for node in nodes:
         if node.members and node.kind in _WHOLE:
-            yield from leaves(node.members)
+            yield from (n for n in leaves(node.members) if set(node.outputs).isdisjoint(n.outputs))
         elif node.members:
             yield from _hidden(node.members)
 

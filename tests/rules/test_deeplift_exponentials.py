@@ -64,6 +64,10 @@ SAME = {
     "segments": (over_segments, of_each_segment),
     "sink": (with_sink, with_column),
     "logarithm": (logarithm_where, logarithm_of_kept),
+    "graph attention": (
+        lambda x: over_segments(jax.nn.leaky_relu(x, 0.2)),
+        lambda x: of_each_segment(jax.nn.leaky_relu(x, 0.2)),
+    ),
 }
 
 
