@@ -11,7 +11,7 @@ from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import Maximization, maximize_activation
 from jaxviz.features.objectives import Objective
-from jaxviz.features.parametrizations import fourier, phases
+from jaxviz.features.parametrizations import fourier, natural_spectrum, phases
 from jaxviz.features.transforms import Transform, jitter, zoom
 from jaxviz.graph.split import activations
 
@@ -28,7 +28,7 @@ def maco(
     shape: Sequence[int],
     objective: Objective,
     *,
-    magnitude: jax.Array,
+    magnitude: jax.Array | None = None,
     key: jax.Array,
     num_steps: int = 256,
     num_views: int = 4,
@@ -44,7 +44,8 @@ def maco(
       params: Any pytree, handed on untouched.
       shape: `(H, W, C)`, or `(M, H, W, C)`.
       objective: One of `jaxviz.objectives`.
-      magnitude: `[C, H, W // 2 + 1]`: `parametrizations.spectrum(photographs, (H, W, C))`.
+      magnitude: `[C, H, W // 2 + 1]`: `parametrizations.spectrum(photographs, (H, W, C))`; None is
+        `parametrizations.natural_spectrum`.
       key: PRNG key.
       num_steps: Steps, >= 1.
       num_views: Crops averaged in each step.
@@ -63,6 +64,8 @@ def maco(
       Fel et al. 2023, arXiv:2306.06805, section 3 and algorithm 1. There 32 crops of a share that
       shrinks from 0.5 to 0.05, of images of 1,280 pixels; here shares from 0.25 to 0.75 throughout.
     """
+    if magnitude is None:
+        magnitude = natural_spectrum(tuple(shape[-3:]))
     return maximize_activation(
         apply_fn,
         params,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
 import jaxviz as jv
 from jaxviz import parametrizations
@@ -158,3 +159,20 @@ def test_errors():
         p.initial(None, (1, 4, 4, 3), *p.data)
     with pytest.raises(ValueError, match=r"images must be \[N, H, W, 1\]"):
         spectrum(jnp.ones((2, 4, 4, 3)), (4, 4, 1))
+
+
+def test_photographs_have_the_natural_spectrum():
+    """Oracle: a temple and a flower, photographs that scikit-learn ships."""
+    photographs = np.stack(load_sample_images().images) / np.float32(255)
+    for channels in (3, 1):
+        images = photographs if channels == 3 else photographs.mean(-1, keepdims=True)
+        shape = (60, 90, channels)  # as long for its height as they are
+        given = np.asarray(spectrum(images, shape))
+        law = np.asarray(parametrizations.natural_spectrum(shape))
+        cycles = parametrizations.frequencies(60, 90) * 90
+        for low, high in ((1.5, 4), (4, 9), (9, 18), (18, 30)):
+            band = (cycles >= low) & (cycles < high)
+            ratio = np.sqrt((law[:, band] ** 2).mean(1) / (given[:, band] ** 2).mean(1))
+            assert ((ratio > 1 / 2.5) & (ratio < 2.5)).all(), (channels, low, ratio)
+    with pytest.raises(ValueError, match=r"natural_spectrum: shape must be .* 1 or 3 channels"):
+        parametrizations.natural_spectrum((8, 8, 4))
