@@ -65,7 +65,8 @@ def maco(
       shrinks from 0.5 to 0.05, of images of 1,280 pixels; here shares from 0.25 to 0.75 throughout.
     """
     if magnitude is None:
-        magnitude = natural_spectrum(tuple(shape[-3:]))
+        height, width, channels = shape[-3:]
+        magnitude = natural_spectrum((height, width, channels))
     return maximize_activation(
         apply_fn,
         params,
