@@ -11,7 +11,7 @@ from jaxviz.calls.public import public
 from jaxviz.features import objectives
 from jaxviz.features.maximization import Maximization, maximize_activation
 from jaxviz.features.objectives import Objective
-from jaxviz.features.parametrizations import fourier, natural_spectrum, phases
+from jaxviz.features.parametrizations import fourier, phases
 from jaxviz.features.transforms import Transform, jitter, zoom
 from jaxviz.graph.split import activations
 
@@ -64,9 +64,6 @@ def maco(
       Fel et al. 2023, arXiv:2306.06805, section 3 and algorithm 1. There 32 crops of a share that
       shrinks from 0.5 to 0.05, of images of 1,280 pixels; here shares from 0.25 to 0.75 throughout.
     """
-    if magnitude is None:
-        height, width, channels = shape[-3:]
-        magnitude = natural_spectrum((height, width, channels))
     return maximize_activation(
         apply_fn,
         params,

@@ -251,14 +251,16 @@ def _apart(images, decorrelate, low, high):
 
 
 @public()
-def phases(magnitude: jax.Array, low: float = 0.0, high: float = 1.0) -> Parametrization:
+def phases(
+    magnitude: jax.Array | None = None, low: float = 0.0, high: float = 1.0
+) -> Parametrization:
     """Waves of fixed strength, of which only the phases climb.
 
     `low + (high - low) * sigmoid(M irfft2(magnitude * exp(i v)))`: whatever the phases, the image
     has the spectrum of photographs, so there is no noise to climb into.
 
     Args:
-      magnitude: `[C, H, W // 2 + 1]`, as `natural_spectrum` or `spectrum` gives.
+      magnitude: `[C, H, W // 2 + 1]`, as `spectrum` gives; None is `natural_spectrum`.
       low: Smallest value of the image.
       high: Largest value.
 
@@ -267,15 +269,18 @@ def phases(magnitude: jax.Array, low: float = 0.0, high: float = 1.0) -> Paramet
       spread before the sigmoid; here the magnitudes are those of photographs before theirs.
     """
     initial, image = _phases(low, high)
-    return Parametrization(initial, image, None, (jnp.asarray(magnitude)[None],))
+    data = () if magnitude is None else (jnp.asarray(magnitude)[None],)
+    return Parametrization(initial, image, None, data)
 
 
 @functools.cache
 def _phases(low, high):
-    def initial(key, shape, magnitude):
+    def initial(key, shape, magnitude=None):
         count, height, width, channels = shape
         expected = (channels, height, width // 2 + 1)
-        if magnitude.shape[1:] != expected:
+        if magnitude is None:
+            natural_spectrum(shape[1:])  # refuses other channels
+        elif magnitude.shape[1:] != expected:
             raise ValueError(
                 f"phases: magnitude must be {expected} for images {shape[1:]}; got "
                 f"{magnitude.shape[1:]}. Take `natural_spectrum({shape[1:]})`."
@@ -285,7 +290,9 @@ def _phases(low, high):
         draw = lambda key: jax.random.uniform(key, expected, minval=-math.pi, maxval=math.pi)
         return _for_each(key, count, draw)
 
-    def image(v, shape, magnitude):
+    def image(v, shape, magnitude=None):
+        if magnitude is None:
+            magnitude = natural_spectrum(shape[1:])[None]
         # The constant wave has no phase: the image keeps its brightness.
         v = v.at[:, :, 0, 0].set(0.0)
         waves = jax.lax.complex(magnitude * jnp.cos(v), magnitude * jnp.sin(v))

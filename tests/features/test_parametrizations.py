@@ -176,3 +176,19 @@ def test_photographs_have_the_natural_spectrum():
             assert ((ratio > 1 / 2.5) & (ratio < 2.5)).all(), (channels, low, ratio)
     with pytest.raises(ValueError, match=r"natural_spectrum: shape must be .* 1 or 3 channels"):
         parametrizations.natural_spectrum((8, 8, 4))
+
+
+def test_phases_of_no_photographs():
+    shape = (2, 8, 10, 3)
+    given = parametrizations.phases(parametrizations.natural_spectrum(shape[1:]))
+    for_none = parametrizations.phases()
+    variables = start(for_none, shape)
+    np.testing.assert_array_equal(start(given, shape), variables)
+    np.testing.assert_array_equal(draw(given, variables, shape), draw(for_none, variables, shape))
+    net = lambda w, x: x.mean((2, 3)) @ w  # channels first
+    first = jv.channels_first(net)
+    climb = {"key": KEY, "num_steps": 2, "transforms": (), "redirected_steps": 0}
+    out = jv.maco(first, jnp.eye(3), (3, 8, 10), jv.objectives.logit(0), **climb)
+    assert out.images.shape == (1, 3, 8, 10)
+    with pytest.raises(ValueError, match=r"maco: shape must be"):
+        jv.maco(net, jnp.eye(3), (8,), jv.objectives.logit(0), **climb)
