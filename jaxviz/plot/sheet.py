@@ -39,6 +39,7 @@ from jaxviz.plot.page import (
     fit_among,
     fitting_points,
     frame,
+    one_line,
     put_title,
     text_width,
 )
@@ -152,7 +153,8 @@ def explanation_sheet(
     height = cell_height(CELL, images.shape[1:])
     tallest = height if probabilities is None else max(height, BARS_TALL)
     row = tallest + UNDER + GAP
-    top = TOP if title else TOP - 0.32
+    heads = {name: _lines(name) for name in heats}
+    top = (TOP if title else TOP - 0.32) + 0.15 * any(len(lines) > 1 for lines in heads.values())
     size = (LEFT * 2 + sum(widths) + GAP * (len(widths) - 1), top + BOTTOM + row * count - GAP)
     figure = Figure(figsize=size, facecolor="white")
 
@@ -170,17 +172,17 @@ def explanation_sheet(
             right = None if probabilities is None else probabilities[n].argmax() == labels[n]
             _verdict(ax, names, labels[n], right)
         if n == 0:
-            _head(ax, "input")
+            _head(ax, ["input"])
         if probabilities is not None:
             ax = _bars(place(n, 1), probabilities[n], names, labels, target, n)
             if n == 0:
-                _head(ax, "probability")
+                _head(ax, ["probability"])
         for column, (name, heat) in enumerate(heats.items(), len(widths) - len(heats)):
             ax = bare(place(n, column))
             draw_heat(ax, heat, n, image, name in overlay)
             _under(ax, _scale(heat, n), QUIET)
             if n == 0:
-                _head(ax, name)
+                _head(ax, heads[name])
 
     for column, heat in enumerate(heats.values(), len(widths) - len(heats)):
         left = LEFT + sum(widths[:column]) + GAP * column
@@ -243,10 +245,25 @@ def overlay(image, attribution, *, percentile: float = 99.0, title: str | None =
     return figure
 
 
-def _head(ax: Axes, text: str) -> None:
-    room = CELL + GAP - 0.04
-    size = max(fitting_points(text, 0.97 * room, 9.5), 7.5)  # widths are not quite proportional
-    ax.set_title(fit(text, room, size), fontsize=size, color=INK, pad=5, parse_math=False)
+_HEAD = CELL + GAP - 0.04  # inches above a cell, for its name
+
+
+def _lines(name: str) -> list[str]:
+    """A name in the one or two lines in which it fits above its cell, or cut to them."""
+    lines = [one_line(line) for line in str(name).split("\n", 1)]
+    if len(lines) == 1 and text_width(lines[0], 7.5) > _HEAD:
+        text = lines[0]
+        breaks = [n for n in range(1, len(text)) if text[n - 1] in "_ "]
+        if breaks:
+            middle = min(breaks, key=lambda n: abs(2 * n - len(text)))
+            lines = [text[:middle].rstrip(), text[middle:]]
+    return [fit(line, _HEAD, 7.5) for line in lines]
+
+
+def _head(ax: Axes, lines: list[str]) -> None:
+    # Widths are not quite proportional.
+    size = max(min(fitting_points(line, 0.97 * _HEAD, 9.5) for line in lines), 7.5)
+    ax.set_title("\n".join(lines), fontsize=size, color=INK, pad=5, parse_math=False)
 
 
 def _under(ax: Axes, text: str, colour: str) -> None:

@@ -195,8 +195,19 @@ def test_an_overlay_is_its_column_of_the_sheet(size):
     assert texts(grey.axes[1]) == ["none", "much"]
 
 
-def test_a_title_is_set_smaller_before_it_is_cut():
-    maps = dict.fromkeys(["information bottleneck", "a title far too long for any column"], IMAGE)
-    titles = [ax.get_title() for ax in explanation_sheet(IMAGE, maps).axes]
+def test_a_title_is_set_smaller_and_on_two_lines_before_it_is_cut():
+    names = [
+        "information bottleneck",
+        "a title far too long for any column",
+        "w" * 60,
+        "ig\nrank 1",
+    ]
+    figure = explanation_sheet(IMAGE, dict.fromkeys(names, IMAGE), title="above")
+    titles = [ax.get_title() for ax in figure.axes]
     assert "information bottleneck" in titles
-    assert any(title.startswith("a title") and "…" in title for title in titles)
+    assert "a title far too\nlong for any column" in titles
+    assert "ig\nrank 1" in titles
+    assert any(title.startswith("www") and "…" in title for title in titles)
+    figure.canvas.draw()  # two lines lie below what stands above everything
+    low = figure._suptitle.get_window_extent().y0
+    assert max(ax.title.get_window_extent().y1 for ax in figure.axes) < low
