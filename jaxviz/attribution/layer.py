@@ -18,9 +18,7 @@ from jaxviz.calls.options import layer as a_layer
 from jaxviz.calls.public import fitting, public
 from jaxviz.engine.contract import of_none
 from jaxviz.engine.copies import rows_of
-from jaxviz.engine.layout import Declared
 from jaxviz.graph.held import hold
-from jaxviz.graph.layers import layer_named
 from jaxviz.graph.split import Head, headed, split
 from jaxviz.parts.regions import fill_like
 
@@ -102,9 +100,6 @@ def at_layer(method: Callable, layer: str) -> Callable:
                 ):
                     given = options.get(option)
                     options[option] = _start(name, option, given, head, arrays, x, a)
-            axis = layer_named(name, held, arrays, x, layer).channel_axis
-            # Where nothing says that they are elsewhere, the tail's own convolutions are asked.
-            tail = tail if axis == -1 else Declared(tail, axis)
             return method(tail, (arrays, carry), a, target, **options)
 
     explained.__name__ = explained.__qualname__ = f"{name[:-1]}, {layer!r})"

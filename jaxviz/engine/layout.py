@@ -56,6 +56,10 @@ class Declared:
         return self.apply_fn(params, x)
 
     @property
+    def inside_axis(self) -> int:
+        return self.channel_axis
+
+    @property
     def is_tail(self) -> bool:
         return getattr(self.apply_fn, "is_tail", False)
 
@@ -116,7 +120,7 @@ def channels_of(apply_fn: Callable, params: Any, x: Any) -> Moves | None:
     ranks = [np.ndim(leaf) for leaf in jax.tree.leaves(x)]
     if max(ranks) < 3:
         return None
-    said = declared_channels(apply_fn)
+    said = declared_channels(apply_fn).inputs
     if said is not None:
         found = [said % max(rank, 1) for rank in ranks]
     else:

@@ -5,7 +5,7 @@ batch anywhere, and a convolution says by its dimension numbers which axis holds
 rule follows is not known (None), never guessed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxviz.graph.axis_labels import (
     CHANNELS,
     Label,
     Labels,
+    Part,
     Tokens,
     of_batch,
     of_channels,
@@ -35,12 +36,18 @@ class Axes(NamedTuple):
       fed: For each leaf of `x` its axes that convolutions, or the model's word, take for channels.
       count: The number of examples.
       beside: For each leaf of `x` its axis that is left over where convolutions go over all others.
+      parts: The labels of axes that reshapes made, and that convolutions take for channels.
+      declared: By how many axes a leaf of `x` has, the one that the model says has its channels.
+      avals: Shapes by value.
     """
 
     labels: dict[Value, Labels | None]
     fed: dict[int, set[int]]
     count: int
     beside: dict[int, set[int]]
+    parts: set[Part]
+    declared: dict[int, int]
+    avals: Mapping[Value, Any]
 
     def batch(self, value: Value) -> int | None:
         """The axis of the batch, or of rows that are a multiple of it; None where there is none."""
@@ -61,19 +68,37 @@ class Axes(NamedTuple):
         return known and self.batch(value) is None and self.count > 1
 
     def channels(self, value: Value) -> int | None:
-        """The axis that has the channels, as a convolution or dense layer put them there, or as
-        convolutions take them from `x`; None where that is not known."""
+        """The axis that has the channels: as a convolution or dense layer put them there, or as
+        convolutions take them; else as the model says of an input of as many axes. None where that
+        is not known."""
         found = self.labels.get(value) or ()
         given = [a for a, label in enumerate(found) if self._of_input_channels(label)]
         made = [a for a, label in enumerate(found) if label == CHANNELS]
+        taken = [a for a, label in enumerate(found) if label in self.parts]
         divided = [a for a, label in enumerate(found) if of_channels(label)]
-        told = (given, made, divided, self._left_over(found))
+        if len(divided) == len(found) - 1:  # into channels and places: which is which is not told
+            divided = []
+        told = (given, made, taken, self._left_over(found), divided, self._as_declared(value))
         return next((axes[-1] for axes in told if axes), None)
 
+    def _as_declared(self, value: Value) -> list[int]:
+        """The axis of a value that nothing else is known of, where the model has a word for it."""
+        rank = len(self.avals[value].shape) if value in self.avals else 0
+        if rank not in self.declared:
+            return []
+        found, axis = self.labels.get(value) or (), self.declared[rank]
+        beside = [a for a in range(rank) if a != (self.batch(value) or 0)][axis - 1]
+        of_places = bool(found) and isinstance(found[beside], (tuple, Tokens))
+        return [] if of_places else [beside]
+
     def _left_over(self, found: Labels) -> list[int]:
-        """The one axis that is of nothing known, beside all axes of space of an image."""
+        """The one axis that is no place, beside all axes of space of an image."""
         places = [label for label in found if isinstance(label, tuple)]
-        rest = [a for a, label in enumerate(found) if label is None]
+        rest = [
+            a
+            for a, label in enumerate(found)
+            if not isinstance(label, (tuple, Tokens)) and not of_batch(label)
+        ]
         if len(rest) != 1 or len(found) != len(places) + 2 or self.batch_of(found) is None:
             return []
         whole = {leaf for leaf, _ in places}
@@ -115,9 +140,12 @@ def axes(traced: Any) -> Axes:
     ranks = [len(shape) for shape in shapes]
     walk = Walk(count, ranks)
     walk.run(traced.program, traced.program.nodes, labels)
-    if traced.channels is not None:  # as the model says itself
-        walk.fed.update({i: {traced.channels % r} for i, r in enumerate(ranks) if r > 2})
-    return Axes(labels, walk.fed, count, walk.beside)
+    said, images = traced.channels, {r for r in ranks if r > 2}
+    if said.inputs is not None:
+        walk.fed.update({i: {said.inputs % r} for i, r in enumerate(ranks) if r in images})
+    inside = {} if said.inside is None else {r: said.inside % r for r in images}
+    avals = traced.program.avals
+    return Axes(labels, walk.fed, count, walk.beside, walk.parts, inside, avals)
 
 
 class Walk:
@@ -127,6 +155,7 @@ class Walk:
         self.count, self.ranks = count, ranks
         self.fed: dict[int, set[int]] = {leaf: set() for leaf in range(len(ranks))}
         self.beside: dict[int, set[int]] = {leaf: set() for leaf in range(len(ranks))}
+        self.parts: set[Part] = set()
 
     def run(self, program: Program, nodes: Sequence[Node], env: dict[Value, Any]) -> None:
         """Labels what each node makes."""

@@ -180,6 +180,8 @@ def _conv(walk, params, given, out):
     if isinstance(whole, tuple):
         leaf, axis = whole
         walk.fed[leaf].add(axis)
+    elif isinstance(channels, Part) and not of_batch(channels):
+        walk.parts.add(channels)
     _left_over(walk, [labels[a] for a in numbers.lhs_spec[2:]])
     for before, after in zip(numbers.lhs_spec, numbers.out_spec, strict=True):
         found[after] = None if of_channels(labels[before]) else labels[before]

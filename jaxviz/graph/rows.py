@@ -36,7 +36,8 @@ class Layer(NamedTuple):
         of a scan over layers can be reached, each by its number: `blocks[2]/mlp`).
       submodules: Whether rows below it are part of it, so that sums would count twice.
       channel_axis: Which axis of its output holds the channels: the one that the convolution or
-        dense layer that made it put them on, else the last.
+        dense layer that made it put them on, else that of a model which says so
+        (`jaxviz.channels_first`), else the last.
     """
 
     name: str

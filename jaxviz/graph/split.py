@@ -57,10 +57,12 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
       ([[3.0, 0.0]], (), [[4.0, 1.0]])
     """
     held, arrays = hold("split", apply_fn, params)
-    find_cut(trace(held, arrays, x), layer, "split")
+    row = find_cut(trace(held, arrays, x), layer, "split").row
     leaves, structure = jax.tree.flatten(x)
     shapes = tuple((np.shape(a), jnp.result_type(a)) for a in leaves)
-    return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes)
+    # Where nothing says that they are elsewhere, the tail's own convolutions are asked.
+    channels = None if row.layer.channel_axis == -1 else row.layer.channel_axis
+    return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes, channels)
 
 
 @public()
@@ -198,6 +200,7 @@ class Tail:
     layer: str
     structure: Any
     shapes: tuple
+    channel_axis: int | None  # of a, as the model has it; None where that does not say
     is_tail = True  # rules for the first layer of a net have none to apply to in here
 
     def __call__(self, params: tuple[Any, tuple], a: jax.Array) -> Any:

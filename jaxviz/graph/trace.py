@@ -12,7 +12,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,19 @@ from jaxviz.graph.interpreter import Program, build, is_flat
 from jaxviz.graph.names import naming, under_names
 
 
+class Said(NamedTuple):
+    """On which axis a model says that channels are.
+
+    Attributes:
+      inputs: Of x, or None.
+      inside: Of values inside that have as many axes as x, or None. A twin of other inputs has the
+        word of the model that it is made of.
+    """
+
+    inputs: int | None
+    inside: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
     """A model's program, with what turns its flat values back into trees.
@@ -34,7 +47,7 @@ class Traced:
       params: The tree of params, as numbered values.
       x: The tree of x, as numbered values.
       outputs: The tree of outputs, as numbered values.
-      channels: The axis of x that the model says has the channels, or None.
+      channels: Which axes the model says have the channels.
       facts: What has been found out about it, for `facts.fact`.
     """
 
@@ -42,7 +55,7 @@ class Traced:
     params: Any
     x: Any
     outputs: Any
-    channels: int | None
+    channels: Said
     facts: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
@@ -53,9 +66,7 @@ class Model:
       shape: The outputs' shapes and dtypes, a tree of `jax.ShapeDtypeStruct`.
     """
 
-    def __init__(
-        self, closed: Any, shape: Any, structure: Any, num_params: int, channels: int | None
-    ):
+    def __init__(self, closed: Any, shape: Any, structure: Any, num_params: int, channels: Said):
         self.shape, self._channels = shape, channels
         self._closed, self._structure, self._num_params = closed, structure, num_params
 
@@ -141,13 +152,16 @@ def model(apply_fn: Callable, params: Any, x: Any) -> Model:
     return found
 
 
-def declared_channels(apply_fn: Any) -> int | None:
-    """What a model, or the model that it is made of, says of its inputs' channels."""
-    while not hasattr(apply_fn, "channel_axis"):
-        if getattr(apply_fn, "is_tail", False) or not hasattr(apply_fn, "apply_fn"):
-            return None
+def declared_channels(apply_fn: Any) -> Said:
+    """What a model says of its channels, or the model that it is made of."""
+    inputs, said = None, False
+    while not hasattr(apply_fn, "inside_axis"):  # as what was declared itself has
+        if not said and hasattr(apply_fn, "channel_axis"):  # a twin, or a tail
+            inputs, said = apply_fn.channel_axis, True
+        if not hasattr(apply_fn, "apply_fn"):
+            return Said(inputs, None)
         apply_fn = apply_fn.apply_fn
-    return apply_fn.channel_axis
+    return Said(inputs if said else apply_fn.channel_axis, apply_fn.inside_axis)
 
 
 def _traced(apply_fn, params, x):
