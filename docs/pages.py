@@ -59,6 +59,7 @@ OTHERS = {
             "occlusion_scores",
             "completeness_gap",
             "lrp_conservation",
+            "lrp_search",
             "path_integrated_gradients",
             "full_gradient",
         ],

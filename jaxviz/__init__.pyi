@@ -180,8 +180,10 @@ from jaxviz.parts.targets import continuations as continuations
 from jaxviz.report import report as report
 from jaxviz.sweep import (
     Evaluation as Evaluation,
+    LrpSearch as LrpSearch,
     Sweep as Sweep,
     evaluate as evaluate,
+    lrp_search as lrp_search,
     open_sweep as open_sweep,
     sweep as sweep,
 )

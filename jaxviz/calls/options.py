@@ -125,7 +125,8 @@ def real(
             return value
         number = _as_real(value)
         if number is None:
-            raise refused(who, option, f"a number{limits}", value, _traced(value))
+            told = "" if traced else _traced(value)
+            raise refused(who, option, f"a number{limits}", value, told)
         low = least is not None and (number < least or (above and number == least))
         high = most is not None and (number > most or (below and number == most))
         if not math.isfinite(number):

@@ -124,6 +124,8 @@ def explanation(
                 traced = None if target_fn is not None else target
                 nested = under_trace((params, x, traced, bound))
                 call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
+                if any(getattr(v, "traced", False) for _, v in fixed):
+                    call = run  # a part of the program whose numbers it holds
                 with explaining(values_of(apply_fn, params, x)):
                     result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
                 return result if moves is None else as_given(result, x, moves)

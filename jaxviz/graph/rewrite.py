@@ -134,6 +134,12 @@ class RuleSet:
         """Whether a rule is for one turn of a scan over layers, which is written out for it."""
         return any(map(turns_of, self._rules))  # type: ignore[attr-defined]
 
+    @property
+    def traced(self) -> bool:
+        """Whether a rule holds a number under trace: what is made of it is kept nowhere."""
+        rules = [*self._rules.values(), self.default]  # type: ignore[attr-defined]
+        return any(getattr(rule, "traced", False) for rule in rules)
+
     def find(self, op: Op) -> tuple[bool, Callable | None]:
         """Whether the table has a row for an operation, and what its rule answers."""
         rule = self.rule(op.kind, op.primitive, op.name, op.first)

@@ -32,10 +32,13 @@ from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
 from jaxviz.rules.fast import weighed
 from jaxviz.rules.lrp_maps import (
+    at_least_zero,
     contributions,
     derivative,
     is_complex,
+    made_once,
     moving,
+    number,
     quick,
     replaced,
     share,
@@ -73,7 +76,7 @@ class _Layer(NamedTuple):
         return jax.jvp(lambda x: self.apply(x, w), (self.x,), (t,))[1]
 
 
-@public()
+@public(epsilon=number)
 def epsilon(epsilon: float = 0.0, *, bias: bool = True) -> Rule:
     """Shares relevance by contribution: R_i = sum_j x_i w_ij R_j / (z_j + eps sign z_j).
 
@@ -96,10 +99,10 @@ def epsilon(epsilon: float = 0.0, *, bias: bool = True) -> Rule:
     return _epsilon(epsilon, bias)
 
 
-@functools.cache
+@made_once
 def _epsilon(epsilon: float, bias: bool) -> Rule:
     def rule(op: Op) -> Callable:
-        def tangent(inputs, tangents):
+        def tangent(inputs, tangents, epsilon):
             if _is_layer(op):
                 given = [
                     None if t is None else x * t for x, t in zip(inputs, tangents, strict=True)
@@ -113,12 +116,12 @@ def _epsilon(epsilon: float, bias: bool) -> Rule:
                 return z, share(d, denominator, epsilon)
             return z, jax.tree.map(lambda z, d: share(d, z, epsilon), z, d)
 
-        return replaced(op, tangent)
+        return replaced(op, tangent, epsilon=epsilon)
 
     return rule
 
 
-@public()
+@public(gamma=number, stabilizer=number)
 def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = 0.0) -> Rule:
     """Like epsilon, with the contributions of the output's own sign enlarged by 1 + gamma.
 
@@ -141,12 +144,12 @@ def gamma(gamma: float = 0.25, *, bias: bool = True, stabilizer: float = 0.0) ->
     return _gamma(gamma, stabilizer, bias)
 
 
-@functools.cache
+@made_once
 def _gamma(gamma: float, stabilizer: float, bias: bool) -> Rule:
 
-    def tangent(layer: _Layer, t):
+    def tangent(layer: _Layer, t, gamma, stabilizer):
         w, b = layer.w, layer.b if bias else jnp.zeros_like(layer.b)
-        g = jnp.asarray(gamma, w.dtype)
+        g = at_least_zero(gamma, w.dtype)
         up, down = w + g * _pos(w), w + g * _neg(w)
         z = layer.apply(layer.x, w) + layer.b
         zero = jnp.zeros_like(z)
@@ -159,10 +162,10 @@ def _gamma(gamma: float, stabilizer: float, bias: bool) -> Rule:
         d = part_of(z > 0, up, down, b + g * _pos(b))
         return d + part_of(z < 0, down, up, b + g * _neg(b))
 
-    return _layer_rule("gamma", tangent)
+    return _layer_rule("gamma", tangent, gamma=gamma, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def alpha_beta(
     alpha: float = 2.0, beta: float = 1.0, *, bias: bool = True, stabilizer: float = 0.0
 ) -> Rule:
@@ -190,10 +193,10 @@ def alpha_beta(
     return _alpha_beta(alpha, beta, stabilizer, bias)
 
 
-@functools.cache
+@made_once
 def _alpha_beta(alpha: float, beta: float, stabilizer: float, bias: bool) -> Rule:
 
-    def tangent(layer: _Layer, t):
+    def tangent(layer: _Layer, t, stabilizer):
         w = layer.w
 
         def part_of(for_pos, for_neg, b):
@@ -205,10 +208,10 @@ def _alpha_beta(alpha: float, beta: float, stabilizer: float, bias: bool) -> Rul
             d = d - jnp.asarray(beta, w.dtype) * part_of(_neg(w), _pos(w), _neg(layer.b))
         return d
 
-    return _layer_rule("alpha_beta", tangent)
+    return _layer_rule("alpha_beta", tangent, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def z_plus(*, bias: bool = True, stabilizer: float = 0.0) -> Rule:
     """Shares relevance among the positive contributions alone: `alpha_beta(1, 0)`.
 
@@ -219,7 +222,7 @@ def z_plus(*, bias: bool = True, stabilizer: float = 0.0) -> Rule:
     return alpha_beta(1.0, 0.0, bias=bias, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def z_box(
     low: float | Sequence[float], high: float | Sequence[float], *, stabilizer: float = 0.0
 ) -> Rule:
@@ -245,9 +248,9 @@ def z_box(
     return _z_box(low_, high_, stabilizer)
 
 
-@functools.cache
+@made_once
 def _z_box(low, high, stabilizer) -> Rule:
-    def tangent(layer: _Layer, t):
+    def tangent(layer: _Layer, t, stabilizer):
         x, w = layer.x, layer.w
         down = jnp.broadcast_to(_at_rank(low, x), x.shape)
         up = jnp.broadcast_to(_at_rank(high, x), x.shape)
@@ -259,10 +262,10 @@ def _z_box(low, high, stabilizer) -> Rule:
         d = box(layer.along, x * t, down * t, up * t)
         return share(d, whole, stabilizer)
 
-    return _layer_rule("z_box", tangent)
+    return _layer_rule("z_box", tangent, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def w_square(*, stabilizer: float = 0.0) -> Rule:
     """For a first layer of unbounded inputs: shares by squared weights, whatever the input is.
 
@@ -278,17 +281,17 @@ def w_square(*, stabilizer: float = 0.0) -> Rule:
     return _w_square(stabilizer)
 
 
-@functools.cache
+@made_once
 def _w_square(stabilizer: float) -> Rule:
-    def tangent(layer: _Layer, t):
+    def tangent(layer: _Layer, t, stabilizer):
         square = layer.w * layer.w
         whole = layer.apply(jnp.ones_like(layer.x), square)
         return share(layer.along(t, square), whole, stabilizer)
 
-    return _layer_rule("w_square", tangent)
+    return _layer_rule("w_square", tangent, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def flat(*, stabilizer: float = 0.0) -> Rule:
     """For a first layer: shares evenly among the inputs that an output sees.
 
@@ -301,24 +304,24 @@ def flat(*, stabilizer: float = 0.0) -> Rule:
     return _flat(stabilizer)
 
 
-@functools.cache
+@made_once
 def _flat(stabilizer: float) -> Rule:
-    def tangent(layer: _Layer, t):
+    def tangent(layer: _Layer, t, stabilizer):
         ones = jnp.ones_like(layer.w)
         whole = layer.apply(jnp.ones_like(layer.x), ones)
         return share(layer.along(t, ones), whole, stabilizer)
 
-    return _layer_rule("flat", tangent)
+    return _layer_rule("flat", tangent, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def norm(*, stabilizer: float = 0.0) -> Rule:
     """For sums and averages: shares by contribution; `epsilon` under the name it has there."""
     return _epsilon(stabilizer, True)
 
 
-def _layer_rule(name: str, tangent: Callable[[_Layer, jax.Array], jax.Array]) -> Rule:
-    """A rule that needs a layer's weights, from its map of tangents."""
+def _layer_rule(name: str, tangent: Callable[..., jax.Array], **numbers: Any) -> Rule:
+    """A rule that needs a layer's weights, from its map of tangents `(layer, t, **numbers)`."""
 
     def rule(op: Op) -> Callable:
         if not _is_layer(op):
@@ -327,11 +330,11 @@ def _layer_rule(name: str, tangent: Callable[[_Layer, jax.Array], jax.Array]) ->
                 f"the input; got the operation {op.kind!r} at {op.source}. Give it `epsilon()`."
             )
 
-        def layered(inputs, tangents):
+        def layered(inputs, tangents, **numbers):
             layer = _layer(op, inputs)
-            return quick(op)(*inputs), tangent(layer, tangents[op.depends.index(True)])
+            return quick(op)(*inputs), tangent(layer, tangents[op.depends.index(True)], **numbers)
 
-        return replaced(op, layered)
+        return replaced(op, layered, **numbers)
 
     rule.__name__ = name
     return rule

@@ -18,6 +18,7 @@ from jaxviz.rules.lrp import (
     z_plus,
 )
 from jaxviz.rules.lrp_logarithms import log_of_quotient
+from jaxviz.rules.lrp_maps import holds_traced, number
 from jaxviz.rules.lrp_operations import (
     complement,
     extremum,
@@ -64,7 +65,7 @@ _POINTWISE = (
 ).split()
 
 
-@public(default=maybe(function))
+@public(default=maybe(function), stabilizer=number)
 def composite(
     name: str, rows: Mapping[str, Rule], *, stabilizer: float = 0.0, default: Rule = refuse
 ) -> RuleSet:
@@ -137,21 +138,21 @@ def composite(
     )
 
 
-@public()
+@public(epsilon=number)
 def epsilon(epsilon: float = 0.0) -> RuleSet:
     """The epsilon rule everywhere, for batch norm that follows no linear layer as well."""
     rows: dict[str, Rule] = dict.fromkeys(("conv", "dense", "batch_norm"), epsilon_rule(epsilon))
     return composite("epsilon", rows, stabilizer=epsilon)
 
 
-@public()
+@public(epsilon=number, stabilizer=number)
 def epsilon_plus(epsilon: float = 0.0, *, stabilizer: float = 0.0) -> RuleSet:
     """Positive contributions in convolutions, epsilon in dense layers."""
     rows = {"conv": z_plus(stabilizer=stabilizer), "dense": epsilon_rule(epsilon)}
     return composite("epsilon_plus", rows, stabilizer=stabilizer)
 
 
-@public(low=_RANGE, high=_RANGE)
+@public(low=_RANGE, high=_RANGE, epsilon=number, gamma=number, stabilizer=number)
 def epsilon_gamma_box(
     low: float | Sequence[float],
     high: float | Sequence[float],
@@ -169,7 +170,7 @@ def epsilon_gamma_box(
     return composite("epsilon_gamma_box", rows, stabilizer=stabilizer)
 
 
-@public()
+@public(epsilon=number, stabilizer=number)
 def epsilon_alpha2_beta1(epsilon: float = 0.0, *, stabilizer: float = 0.0) -> RuleSet:
     """Alpha-beta (2, 1) in convolutions, epsilon in dense layers."""
     rows = {
@@ -179,14 +180,14 @@ def epsilon_alpha2_beta1(epsilon: float = 0.0, *, stabilizer: float = 0.0) -> Ru
     return composite("epsilon_alpha2_beta1", rows, stabilizer=stabilizer)
 
 
-@public()
+@public(stabilizer=number)
 def with_flat(rules: RuleSet, *, stabilizer: float = 0.0) -> RuleSet:
     """A composite whose first layer shares evenly."""
     rows = dict(rules.table) | {"first": flat(stabilizer=stabilizer)}
     return composite(f"{rules.name}_flat", rows, stabilizer=stabilizer, default=rules.default)  # type: ignore[arg-type]
 
 
-@public()
+@public(stabilizer=number)
 def excitation_backprop(*, stabilizer: float = 0.0) -> RuleSet:
     """Positive contributions in convolutions and dense layers, without biases.
 
@@ -198,7 +199,7 @@ def excitation_backprop(*, stabilizer: float = 0.0) -> RuleSet:
     return composite("excitation_backprop", rows, stabilizer=stabilizer)
 
 
-@public()
+@public(epsilon=number, gamma=number, conv_gamma=number)
 def attn_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.0) -> RuleSet:
     """AttnLRP: relevance goes through a transformer's attention weights as well.
 
@@ -227,7 +228,7 @@ def attn_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.
     return _transformer("attn_lrp", epsilon, gamma, conv_gamma, product(epsilon))
 
 
-@public()
+@public(epsilon=number, gamma=number, conv_gamma=number)
 def cp_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.0) -> RuleSet:
     """CP-LRP: attention weights, gates and norms are constants, and nothing goes through them.
 
@@ -253,7 +254,9 @@ def cp_lrp(epsilon: float = 0.0, *, gamma: float = 0.0, conv_gamma: float = 0.0)
 
 def _transformer(name: str, epsilon, gamma, conv_gamma, products: Rule) -> RuleSet:
     def layer(gamma):
-        return gamma_rule(gamma, stabilizer=epsilon) if gamma else epsilon_rule(epsilon)
+        if holds_traced(gamma) or gamma:
+            return gamma_rule(gamma, stabilizer=epsilon)
+        return epsilon_rule(epsilon)
 
     rows = dict.fromkeys(("mul", "matmul", "conv_product"), products)
     rows |= {"dense": layer(gamma), "conv": layer(conv_gamma), "batch_norm": epsilon_rule(epsilon)}

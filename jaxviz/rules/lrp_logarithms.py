@@ -1,6 +1,5 @@
 """LRP through the logarithm of a quotient of exponentials: one log-sum-exp less another."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -10,12 +9,12 @@ from jaxviz.graph.logarithms import QUOTIENT
 from jaxviz.graph.rewrite import Op, Rule
 from jaxviz.rules.deeplift_exponentials import Sums
 from jaxviz.rules.differences import divided, wide
-from jaxviz.rules.lrp_maps import replaced, share
+from jaxviz.rules.lrp_maps import made_once, replaced, share
 
 _CLIPS = ("max", "min", "clamp")
 
 
-@functools.cache
+@made_once
 def log_of_quotient(stabilizer: float = 0.0) -> Rule:
     """log (sum a exp x / sum b exp x): each exponent has its part of either sum's logarithm.
 
@@ -28,7 +27,7 @@ def log_of_quotient(stabilizer: float = 0.0) -> Rule:
         inner = op._replace(members=op.members[: at[0] + 1]) if at else op
         sums = Sums(inner)
 
-        def tangent(inputs, tangents):
+        def tangent(inputs, tangents, stabilizer):
             exponents, moved = sums.relative(inputs, tangents)
             e = {i: jnp.exp(here) for i, (here, _) in exponents.items()}
             totals = lambda e: sums.ends(inputs, e)
@@ -65,7 +64,7 @@ def log_of_quotient(stabilizer: float = 0.0) -> Rule:
                 values.append(member.evaluate(*given))
             raise AssertionError("no logarithm at the end")
 
-        return replaced(op, tangent)
+        return replaced(op, tangent, stabilizer=stabilizer)
 
     return rule
 

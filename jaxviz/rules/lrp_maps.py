@@ -7,28 +7,59 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
+from jaxviz.calls.options import real
 from jaxviz.graph.rewrite import Op, Rule, RuleSet
 from jaxviz.rules.fast import weighed
 
+number = real(0, traced=True)
+"""The check of a rule's number. Of a traced one only its numbers tell, so `share` gives NaN."""
 
-def replaced(op: Op, tangent: Callable) -> Callable:
+
+def made_once(make: Callable) -> Callable:
+    """The same rule for equal arguments; nothing is kept of what holds a number under trace."""
+    kept = functools.cache(make)
+
+    @functools.wraps(make)
+    def found(*args):
+        if not any(map(holds_traced, args)):
+            return kept(*args)
+        made = make(*args)
+        for rule in made if isinstance(made, tuple) else (made,):
+            if not isinstance(rule, RuleSet):
+                rule.traced = True  # as `RuleSet.traced` reads it
+        return made
+
+    return found
+
+
+def holds_traced(value: Any) -> bool:
+    """Whether a rule's argument is a number under trace, or holds one."""
+    return isinstance(value, Tracer) or getattr(value, "traced", False)
+
+
+def replaced(op: Op, tangent: Callable, **numbers: Any) -> Callable:
     """The operation as it stands, `(inputs, tangents) -> (outputs, tangent)` its derivative.
 
     The outputs in `tangent` come from the operation itself, so a derivative of the explanation
-    differentiates the net's true values.
+    differentiates the net's true values. It gets the rule's `numbers` by name: those under trace
+    are inputs too, for a derivative is taken when what it closed over may be gone (in a loop).
     """
     reached = moving(op)
+    traced = {k: v for k, v in numbers.items() if isinstance(v, Tracer)}
 
     @jax.custom_jvp
-    def replaced(*inputs):
+    def replaced(traced, *inputs):
         return op.evaluate(*inputs)
 
     @replaced.defjvp
     def jvp(inputs, tangents):
-        return tangent(inputs, [t if i in reached else None for i, t in enumerate(tangents)])
+        (traced, *inputs), (_, *tangents) = inputs, tangents
+        along = [t if i in reached else None for i, t in enumerate(tangents)]
+        return tangent(inputs, along, **(numbers | traced))
 
-    return replaced
+    return functools.partial(replaced, traced)
 
 
 def derivative(
@@ -68,7 +99,7 @@ def over_fast(rules: RuleSet) -> RuleSet:
     return _over(rules, weighed())
 
 
-@functools.cache
+@made_once
 def _over(rules: RuleSet, under: RuleSet) -> RuleSet:
     rows: dict[str, Rule] = {key: _Or(rule, under) for key, rule in dict(rules.table).items()}
     if rules.default is None:
@@ -82,6 +113,10 @@ class _Or:
 
     rule: Rule
     under: RuleSet
+
+    @property
+    def traced(self) -> bool:
+        return holds_traced(self.rule)
 
     def __call__(self, op: Op) -> Callable | None:
         return self.rule(op) or self.under.find(op)[1]
@@ -115,17 +150,26 @@ def contributions(inputs: Sequence[jax.Array], tangents: Sequence) -> list[jax.A
     return [contribution(x, t) for x, t in zip(inputs, tangents, strict=True)]
 
 
-def share(d: jax.Array, z: jax.Array, epsilon: float = 0.0) -> jax.Array:
+def at_least_zero(value: Any, dtype: Any) -> jax.Array:
+    """A rule's number as an array; NaN for one under trace that the rule would refuse."""
+    a = jnp.asarray(value, dtype)
+    if not isinstance(value, Tracer):
+        return a
+    return jnp.where((a >= 0) & jnp.isfinite(a), a, jnp.full_like(a, jnp.nan))
+
+
+def share(d: jax.Array, z: jax.Array, epsilon: Any = 0.0) -> jax.Array:
     """d / (z + epsilon sign z); nothing where that is infinite, or 0 (less than a normal number).
 
     Without an epsilon there is no scale in it: what is c times as large is shared alike.
     """
     if jnp.iscomplexobj(z):
         return jax.lax.complex(*(share(f(d), f(z), epsilon) for f in (jnp.real, jnp.imag)))
-    if epsilon:
-        e = jnp.asarray(epsilon, z.dtype)
+    traced = isinstance(epsilon, Tracer)
+    if traced or epsilon:
+        e = at_least_zero(epsilon, z.dtype)
         z = z + jnp.where(z < 0, -e, e)
     least = jnp.finfo(z.dtype).tiny
-    if epsilon < least:
+    if traced or epsilon < least:
         z = jnp.where(jnp.abs(z) < least, jnp.full_like(z, jnp.inf), z)
     return d / z

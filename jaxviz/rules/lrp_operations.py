@@ -17,7 +17,9 @@ from jaxviz.rules.lrp_maps import (
     contributions,
     derivative,
     is_complex,
+    made_once,
     moving,
+    number,
     replaced,
     share,
 )
@@ -48,7 +50,7 @@ def keep(op: Op) -> None:
     """For operations that move numbers or pick one: the own derivative moves relevance alike."""
 
 
-@functools.cache
+@made_once
 def _product(epsilon: float, least: int) -> Rule:
     """Shares among the factors that are most of a signal; roles from `least` on are told apart."""
 
@@ -66,18 +68,18 @@ def _product(epsilon: float, least: int) -> Rule:
 
             return replaced(op, halves)
 
-        def tangent(inputs, tangents):
+        def tangent(inputs, tangents, epsilon):
             given = [t if i in taking else None for i, t in enumerate(tangents)]
             z, d = derivative(op, inputs, contributions(inputs, given))
             return z, share(d / len(factors), z, epsilon)
 
-        return replaced(op, tangent)
+        return replaced(op, tangent, epsilon=epsilon)
 
     rule.least, rule.epsilon = least, epsilon  # type: ignore[attr-defined]
     return rule
 
 
-@functools.cache
+@made_once
 def weighed(rule: Rule) -> tuple[Rule, Rule]:
     """How weights share with what they weigh before they are divided by their sum.
 
@@ -123,17 +125,17 @@ def weighed(rule: Rule) -> tuple[Rule, Rule]:
         (total,) = (i for i in at if i != top)
         mine = part(op.roles[top].removeprefix(NUMERATOR))
 
-        def tangent(inputs, tangents):
+        def tangent(inputs, tangents, epsilon):
             given = [t * mine if i == total else t for i, t in enumerate(tangents)]
             z, d = derivative(op, inputs, given)
             return z, share(d, z, epsilon)
 
-        return replaced(op, tangent)
+        return replaced(op, tangent, epsilon=epsilon)
 
     return weighs, after
 
 
-@public()
+@public(epsilon=number)
 def product(epsilon: float = 0.0) -> Rule:
     """For a product of two activations (gates, attention): half of the relevance to each factor.
 
@@ -153,7 +155,7 @@ def product(epsilon: float = 0.0) -> Rule:
     return _product(epsilon, ROLES.index("divisor"))
 
 
-@public()
+@public(epsilon=number)
 def signal_takes_all(epsilon: float = 0.0) -> Rule:
     """For a product of a signal and a gate (LSTM, GRU, GLU, SwiGLU): all of it to the signal.
 
@@ -187,7 +189,7 @@ def quotient(op: Op) -> Callable:
     return pass_through(op) if len(at) == 1 else _all_to(op, op.operands[0])
 
 
-@functools.cache
+@made_once
 def modulus(epsilon: float = 0.0) -> Rule:
     """For |z|: of a complex number each part gets its square's part of |z|^2; else passed on."""
     return lambda op: _in_one(op, 0, epsilon) if is_complex(op) else pass_through(op)
@@ -196,15 +198,15 @@ def modulus(epsilon: float = 0.0) -> Rule:
 def _in_one(op: Op, at: int, epsilon: float) -> Callable:
     """By contribution to what is linear, or of first degree, in one operand's parts."""
 
-    def tangent(inputs, tangents):
+    def tangent(inputs, tangents, epsilon):
         given = [t if i == at else None for i, t in enumerate(tangents)]
         z, d = derivative(op, inputs, contributions(inputs, given))
         return z, share(d, z, epsilon)
 
-    return replaced(op, tangent)
+    return replaced(op, tangent, epsilon=epsilon)
 
 
-@functools.cache
+@made_once
 def complement(rule: Rule) -> Rule:
     """The rule, but one minus a gate is the gate of what it leaves, and is passed on.
 
@@ -251,7 +253,7 @@ def normalised(op: Op) -> Callable:
     return replaced(op, tangent)
 
 
-@functools.cache
+@made_once
 def log_softmax(stabilizer: float = 0.0) -> Rule:
     """For the logarithm of a softmax, in any spelling: x_i less the log-sum-exp of all x.
 
@@ -284,14 +286,14 @@ def log_softmax(stabilizer: float = 0.0) -> Rule:
                     left = left * share(moved, values[-1])
             return left
 
-        def tangent(inputs, tangents):
+        def tangent(inputs, tangents, stabilizer):
             x, t = (turn(before, a) for a in (inputs[at], tangents[at]))
             total = jax.nn.logsumexp(x, axes, keepdims=True)
             mean = (jnp.exp(x - total) * t).sum(axes, keepdims=True)
             d = turn(after, share(contribution(x, t) - total * mean, x - total, stabilizer))
             return op.evaluate(*inputs), d * kept(inputs) if apart else d
 
-        return replaced(op, tangent)
+        return replaced(op, tangent, stabilizer=stabilizer)
 
     return rule
 

@@ -186,7 +186,8 @@ def _judged(
     found = {}
     for name, metric in metrics:
         with _of(f"{name} of {label}"):
-            found[name] = _score_of(name, metric(**_asked(metric, name, given, key)), count)
+            judged = metric(**_asked(metric, name, given, key))
+            found[name] = score_of("evaluate", name, judged, count)
     return {"finite": _finite(attribution), "of": found}
 
 
@@ -256,14 +257,14 @@ def _map_of(name: str, explained: Any, count: int) -> Any:
     return found
 
 
-def _score_of(name: str, found: Any, count: int) -> dict[str, jax.Array]:
+def score_of(who: str, name: str, found: Any, count: int) -> dict[str, jax.Array]:
     """The numbers `[N]`, and the curves `[N, points]`, among what a metric gives."""
     parts = found._asdict() if hasattr(found, "_asdict") else {"area": found}
     arrays = {k: v for k, v in parts.items() if np.shape(v)[:1] == (count,)}
     flat = [k for k, v in arrays.items() if np.ndim(v) == 1]
     if not flat:
         raise ValueError(
-            f"evaluate: {name} must give a number for each of the {count} examples of a batch, "
+            f"{who}: {name} must give a number for each of the {count} examples of a batch, "
             f"[{count}]; it gives {described(found)}. Reduce all axes but the first."
         )
     kept = {"score": arrays["area" if "area" in flat else flat[0]]}
@@ -388,14 +389,16 @@ def _directions(metrics: Mapping[str, Callable], lower: Sequence[str]) -> dict[s
             f"evaluate: lower_is_better must name metrics that are there; got "
             f"{', '.join(sorted(unknown))}. There are {', '.join(metrics)}."
         )
-    found = {}
-    for label, metric in metrics.items():
-        name = label_of(metric)
-        ours = name in METRICS and _innermost(metric) is getattr(jaxviz.metrics, name)
-        options = getattr(metric, "keywords", {})
-        better = METRICS[name].better_with(options) if ours else "higher"
-        found[label] = "lower" if label in lower else better
-    return found
+    return {
+        label: "lower" if label in lower else better(metric) for label, metric in metrics.items()
+    }
+
+
+def better(metric: Callable) -> str:
+    """Whether "higher" or "lower" is better; of a function of the user's own, higher."""
+    name = label_of(metric)
+    ours = name in METRICS and _innermost(metric) is getattr(jaxviz.metrics, name)
+    return METRICS[name].better_with(getattr(metric, "keywords", {})) if ours else "higher"
 
 
 def _batches(data: Any) -> tuple[Any, tuple[Any, Any, Any]]:
