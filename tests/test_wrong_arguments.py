@@ -324,6 +324,14 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "lrp": {"rules": ("table", "epsilon")},
     "concept_relevance": {"rules": ("table", "epsilon")},
     "lrp_conservation": {"rules": ("table", "epsilon")},
+    "lrp_search": {
+        "metric": (
+            "function",
+            lambda f, params, x, attribution, target: attribution.sum((1, 2, 3)),
+        ),
+        **{"candidates": ("object", {"gamma": [0.1]}), "rules": ("function", jv.rules.attn_lrp)},
+        **{"method": ("function", jv.lrp), "lower_is_better": ("flag", True)},
+    },
     "top_projections": {"num_images": ("count!", 1)},
 }
 

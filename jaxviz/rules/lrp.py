@@ -14,6 +14,9 @@ exactly 0 hands nothing on, and inputs c times as large, of a net without biases
 times as large, for any c and in any precision. An epsilon or `stabilizer` that is given is added to
 |z| as it is, in units of z, as in the papers and their peers (zennit's default is 1e-6).
 
+Numbers (gamma, epsilon, stabilizer) may be traced: under `jit`, `vmap` and `grad` new ones compile
+nothing. A traced one that would be refused, below 0 or not finite, makes the relevance NaN.
+
 A convolution or dense layer is seen with its bias, and with the batch norm right after it folded
 in: z = W x + b. The relevance that b takes is lost unless a rule is made with `bias=False`.
 """

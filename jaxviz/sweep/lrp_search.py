@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxviz.attribution.propagation import lrp
 from jaxviz.calls.options import described, function, real, several
@@ -40,7 +41,7 @@ class LrpSearch(NamedTuple):
     best: dict[str, jax.Array]
 
     def __repr__(self) -> str:
-        if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(tuple(self))):
+        if any(isinstance(a, Tracer) for a in jax.tree.leaves(tuple(self))):
             return f"LrpSearch of {len(self.mean)} candidates, under trace"
         names = list(self.candidates)
         wide = [max(len(name), 8) for name in names]
