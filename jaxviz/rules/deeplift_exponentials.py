@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.quotients import SHIFTED
 from jaxviz.graph.rewrite import Op
-from jaxviz.rules.deeplift_softmax import mean_weights
+from jaxviz.rules.deeplift_softmax import less_the_mean, log_mean
 from jaxviz.rules.differences import along, column, divided, finite, gap, halfway, shrink, wide
 
 _CLIPPING = frozenset({"max", "min", "clamp"})
@@ -248,39 +248,34 @@ def in_rows(op: Op) -> Callable:
         counted = wide(sums.values(ends[0], {top: ones})[summed])  # how often it is in the sum
         tops = [jnp.exp(log) * weight for log in (e.here, e.there)]
         total = lambda a: jax.jvp(lambda t: bottom(t, 0, left[0]), (tops[0],), (a,))[1]
-        wholes, losses, losses_of_top = [], [], []
+        nothing = {i: jnp.zeros_like(a) for i, a in left[0].items()}
+        none = jnp.zeros_like(ones)
+        added = bottom(none, 0, nothing) if sums.adds else jnp.zeros_like(ones)
+        wholes, losses, besides = [], [], []
         for k, log in enumerate((e.here, e.there)):
             whole = bottom(tops[k], k, left[k])
-            rest = bottom(jnp.zeros_like(ones), k, left[k]) if others or sums.adds else 0
+            beside = bottom(none, k, left[k]) if others or sums.adds else 0
             most = tops[k] * counted > whole / 2
-            rest = total(jnp.where(most, 0, tops[k])) + rest
+            rest = total(jnp.where(most, 0, tops[k])) + beside
             log = log + jnp.log(weight)
-            near = jnp.log1p(rest / jnp.where(most, tops[k] * counted, 1))
-            loss = jnp.where(most, near, gap(jnp.log(whole), log + jnp.log(counted)))
+            near = jnp.log1p(rest / jnp.where(most, tops[k], 1))
+            near = jnp.where(most & (counted == 1), near, gap(jnp.log(whole), log))
             wholes.append(whole)
-            losses.append(loss)
-            losses_of_top.append(jnp.where(counted == 1, loss, gap(jnp.log(whole), log)))
-        rise = shift + gap(*map(jnp.log, wholes))
-        w, rest = mean_weights(e.run, rise, *losses)
-        parts, big = divided(w * e.carried, counted), w > 0.5
-        fixed = jnp.zeros_like(w)
-        if sums.shifted and sums.adds:
-            # What is added to e' is less beside e the more was taken off.
-            nothing = {i: jnp.zeros_like(a) for i, a in left[0].items()}
-            added = bottom(jnp.zeros_like(ones), 0, nothing)
-            framed = jnp.maximum(
-                wholes[0] * jnp.exp(jnp.minimum(shift, 0)),
-                wholes[1] * jnp.exp(-jnp.maximum(shift, 0)),
-            )
-            fixed = added * shrink(shift) / (framed * shrink(rise)) * e.shift_carried
-        others_part = total(jnp.where(big, 0, parts)) + fixed
-        mean = others_part + total(jnp.where(big, parts, 0))
-        carried = jnp.where(big, rest * e.carried - others_part, e.carried - mean)
+            losses.append(near)
+            besides.append(((beside - added) / whole, added / whole))
+        fell = gap(*map(jnp.log, wholes))  # what is added to e', of the whole
+        rise = shift + fell
+        still, fixed = (
+            jnp.where(jnp.abs(a) > jnp.abs(b), a, b) * shrink(run)
+            for a, b, run in zip(*besides, (rise, fell), strict=True)
+        )
+        mean = log_mean(*losses)
+        # What is added to e' is less beside e the more was taken off.
+        beside = still + fixed, fixed * e.shift_carried
+        carried = less_the_mean(e.carried, mean, total, counted, beside)
         here, there = (sums.values(end, {})[-1] for end in ends)
         if sums.how != "sub":
-            one, other = losses_of_top
-            change = jnp.where(one == other, 0, one - other)
-            carried = jnp.exp(-jnp.minimum(one, other)) * shrink(change) * carried
+            carried = mean * carried
         return here, there, finite(carried).astype(here.dtype)
 
     return replaced

@@ -180,3 +180,12 @@ def test_complete_at_any_distance(name, rule):
     assert (gap <= 3e-6 * size).all(), gap / size
     near = slice(0, 6)  # beyond, shares of a softmax may be as large as its logits
     assert (size <= 10 * (np.abs(one) + np.abs(other)))[near].all()
+
+
+def test_attention_far_from_its_baseline_has_shares_of_its_scores_size():
+    """A row whose logits all fall by 1e8 and more: what is common to them has no share."""
+    x = jnp.concatenate([scale * drawn(2, 5, 4, seed=3) for scale in (1.0, 1e4, 1e8)])
+    found = np.asarray(jv.deep_lift(NETS["causal"], None, x, 0), np.float64).sum((2,))
+    gained = np.asarray(NETS["causal"](None, x), np.float64)[:, 0]  # nothing at zeros
+    np.testing.assert_allclose(found.sum(1), gained, rtol=1e-4)
+    assert (np.abs(found).max(1) < 100 * np.abs(gained)).all()

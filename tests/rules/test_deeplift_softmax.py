@@ -36,7 +36,7 @@ def ends():
 
 
 def by_definition(x, x0):
-    """m_i (1[i = j] - w_j), by logarithmic means in 150 decimal digits; m_i and m_i = 1."""
+    """m_i (1[i = j] - m_j / sum m), by logarithmic means in 150 decimal digits; m_i and m_i = 1."""
     count = len(x)
     with decimal.localcontext(prec=150, Emin=-(10**17), Emax=10**17):
         logits = [[decimal.Decimal(float(v)) for v in a] for a in (x, x0)]
@@ -51,12 +51,10 @@ def by_definition(x, x0):
             near = abs(run) < decimal.Decimal("1e-70")
             return values[0] if near else (values[0] - values[1]) / run
 
-        all_of_it = mean(sums, whole)
-        w = [mean(*pair) / all_of_it for pair in zip(turned(exps), turned(logits), strict=True)]
-        rest = [[(i == j) - w[j] for j in range(count)] for i in range(count)]
         s = [[e / total for e in row] for row, total in zip(exps, sums, strict=True)]
         logs = [[v - at for v in row] for row, at in zip(logits, whole, strict=True)]
         m = [mean(*pair) for pair in zip(turned(s), turned(logs), strict=True)]
+        rest = [[(i == j) - m[j] / sum(m) for j in range(count)] for i in range(count)]
         soft = [[float(m[i] * v) for v in rest[i]] for i in range(count)]
         return np.array(soft), np.array(rest, float)
 
