@@ -105,9 +105,12 @@ def main(names):
         apply_fn, variables, _, x = trained()
         for name, images in features(apply_fn, variables, x).items():
             save(plot.stitched(images, title=name.replace("_", " ")), name)
-    for draw in (*PAGES, shapley_interactions):
+    for name in INTERACTIONS:
+        if not names or name in names:
+            save(interactions(name), name)
+    for draw in PAGES:
         if not names or draw.__name__ in names:
-            save(draw(), f"../{draw.__name__}" if draw in PAGES else draw.__name__)
+            save(draw(), f"../{draw.__name__}")
 
 
 def concepts():
@@ -150,17 +153,28 @@ def graphs():
     return plot.attribution_graph(graph)
 
 
-def shapley_interactions():
+def interactions(name):
     """Which parts of a digit need one another."""
     apply_fn, variables, _, x = trained()
     segments = jv.grid_segments(x.shape[1:3], (3, 3))
-    found = jv.shapley_interactions(apply_fn, variables, x[1:2], segments=segments)
+    told = "What pairs of nine parts of a three do together"
+    if name == "integrated_hessians":  # of a net of ReLUs it has nothing to tell
+        smooth = jv.rewrite(apply_fn, jv.rules.softplus_surrogate(10.0))
+        found = jv.integrated_hessians(smooth, variables, x[1:2], segments=segments)[0]
+        alone = jnp.diag(found)
+        return plot.interactions(
+            found * (1 - jnp.eye(len(found))), values=alone, image=x[1], segments=segments,
+            title=f"{told}: integrated Hessians",
+        )  # fmt: skip
+    method = getattr(jv, name)
+    found = method(apply_fn, variables, x[1:2], segments=segments)
+    told += ": hidden together" if name == "occlusion_interactions" else ""
     return plot.interactions(
-        found.pairs[0], values=found.values[0], image=x[1], segments=segments,
-        title="What pairs of nine parts of a three do together",
-    )  # fmt: skip
+        found.pairs[0], values=found.values[0], image=x[1], segments=segments, title=told
+    )
 
 
+INTERACTIONS = "shapley_interactions", "integrated_hessians", "occlusion_interactions"
 PAGES = (concepts, influence, graphs)  # docs/NAME.png; of methods docs/pictures/NAME.png
 
 
