@@ -31,8 +31,9 @@ from jaxviz.graph.interpreter import (
     with_bodies,
 )
 
-# Bytes of values that a way back may keep: half of 8 GB. XLA keeps 0.8 to 1.3 times what is counted
-# (a gradient, LRP and DeepLIFT of 12 blocks), and the way back needs more besides.
+# Bytes of values that a way back may keep where the device does not say what it has: half of 8 GB.
+# XLA keeps 0.8 to 1.3 times what is counted (a gradient, LRP and DeepLIFT of 12 blocks), and the
+# way back needs more besides.
 BUDGET = 2**32
 # What a method keeps for each number of the model at most: a bundle of DeepLIFT, the terms of LRP.
 _MOST_KEPT = 8
@@ -73,12 +74,13 @@ def recomputed(function: Callable, *arguments: Any) -> Callable:
       explained (`explaining`) is too small for it to matter.
     """
     copies = _copies.get()
-    if _values.get() * copies * _MOST_KEPT <= BUDGET:
+    most = _budget()
+    if _values.get() * copies * _MOST_KEPT <= most:
         return function
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     moves = [True] * len(closed.jaxpr.invars)
     program = build(closed.jaxpr, closed.consts, moves, flat=False)
-    budget = BUDGET // copies
+    budget = most // copies
     if kept(program) <= budget:
         return function
 
@@ -87,6 +89,12 @@ def recomputed(function: Callable, *arguments: Any) -> Callable:
         return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
     return run
+
+
+def _budget() -> int:
+    """Bytes that a way back may keep: half of the memory of a device that tells it, if more."""
+    told = jax.local_devices()[0].memory_stats() or {}
+    return max(BUDGET, told.get("bytes_limit", 0) // 2)
 
 
 def _evaluate(program: Program, arguments: Sequence[Any], budget: int) -> list[Any]:
