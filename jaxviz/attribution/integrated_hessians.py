@@ -125,11 +125,12 @@ def _pairs(apply_fn, params, x, target=None, *, baseline, numbers, count, num_st
     def term(k):
         step, segment = k // count, k % count
         s, weight = jnp.asarray(points, wide)[step], jnp.asarray(weights, wide)[step]
-        along = jnp.broadcast_to(jnp.arange(count)[None] == segment, (rows, count)).astype(wide)
+        this = jnp.arange(count, dtype=segment.dtype) == segment
+        along = jnp.broadcast_to(this[None], (rows, count)).astype(wide)
         here = jnp.full((rows, count), s)
         slopes, curved = jax.jvp(jax.grad(recomputed(score, here)), (here,), (along,))
         row = weight * (s * curved + along * slopes)
-        return jnp.where((jnp.arange(count) == segment)[None, :, None], row[:, None], 0)
+        return jnp.where(this[None, :, None], row[:, None], 0)
 
     total = running_sum(name, term, num_steps * count, chunk_size, x)
     return (total + total.mT) / 2  # which differ by rounding alone

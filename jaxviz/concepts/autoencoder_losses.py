@@ -208,7 +208,8 @@ def _codes(fixed, weights, centred, pre, limit, most):
         kept = largest(positive.reshape(-1), count).reshape(pre.shape)
     else:
         _, places = jax.lax.top_k(jax.lax.stop_gradient(pre), most)
-        few = jnp.broadcast_to(jnp.arange(most)[None] < limit.astype(jnp.int32), places.shape)
+        order = jnp.arange(most, dtype=jnp.int32)
+        few = jnp.broadcast_to(order[None] < limit.astype(jnp.int32), places.shape)
         rows = jnp.broadcast_to(jnp.arange(len(pre))[:, None], places.shape)
         kept = jnp.zeros(pre.shape, bool).at[rows, places].set(few)
     return jnp.where(kept, positive, 0)

@@ -315,7 +315,8 @@ class Cut:
         here: Any = True
         for axis, at in zip(self.axes, jnp.unravel_index(k, self.sizes), strict=True):
             shape = [-1 if a == axis else 1 for a in range(seen.ndim)]
-            here = here & (jnp.arange(seen.shape[axis]) == at).reshape(shape)
+            places = jnp.arange(seen.shape[axis], dtype=at.dtype)
+            here = here & (places == at).reshape(shape)
         new = jnp.broadcast_to(new.astype(seen.dtype), seen.shape)
         return jnp.where(jnp.broadcast_to(here, seen.shape), new, seen)
 
