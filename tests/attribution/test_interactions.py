@@ -140,3 +140,13 @@ def test_relu_nets_have_pairs_by_their_surrogate_alone():
     soft = lambda x: np.logaddexp(0, 30.0 * (x @ FIRST)) / 30.0 @ SECOND[:, 1]
     np.testing.assert_allclose(out.sum((1, 2)), soft(X) - soft(0 * X), atol=1e-3)
     assert np.abs(out[0, 0, 1:]).max() > 0.01
+
+
+def test_integrated_hessians_in_64_bits():  # oracle: of x y every half is x y, by hand
+    product = lambda w, x: (w * x[:, 0] * x[:, 1])[:, None]
+    with jax.enable_x64(True):
+        x = np.array([[2.0, 3.0]])
+        out = np.asarray(jv.integrated_hessians(product, np.float64(2), x, 0, num_steps=4))
+    assert out.dtype == np.float64
+    np.testing.assert_allclose(out.sum(), 12.0, rtol=1e-12)
+    np.testing.assert_allclose(out[0], out[0].T, rtol=1e-12)

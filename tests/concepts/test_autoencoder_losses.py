@@ -138,6 +138,19 @@ def test_the_largest_of_numbers_that_differ_in_64_bits_alone():
     np.testing.assert_array_equal(found, values > np.sort(values)[:, -5:-4])
 
 
+def test_the_codes_of_top_k_where_integers_have_64_bits():
+    a, dead = jnp.asarray(PEERS["a"]), jnp.asarray(PEERS["dead"])
+    limit = jnp.float32(KEEP)
+
+    def codes():
+        options = fixed("top_k"), weights("top_k"), a, a, limit, KEEP, dead, dead.any(), None
+        return losses(*options)[1]
+
+    with jax.enable_x64(True):
+        found = codes()
+    np.testing.assert_allclose(found, codes(), rtol=1e-6)
+
+
 def test_widths_inside_one_another():
     assert nested_widths((1 / 16, 1 / 8, 1 / 4, 1 / 2), 32) == (2, 4, 8, 16)
     assert nested_widths((0.01, 0.02, 0.99), 4) == (1,)
