@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op, refuse
-from jaxviz.rules.differences import column, divided, gap, shrink, wide
+from jaxviz.rules.differences import divided, gap, shrink, wide
 
 TURNS = ("transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim", "rev")
 
@@ -37,12 +37,18 @@ def softmax(op: Op) -> Callable | None:
 
     def replaced(*inputs):
         x, x0, d = (turn(before, wide(a)) for a in inputs[at])
-        mean = log_mean(*(_losses(a, axes) for a in (x, x0)))
+        losses = [_losses(a, axes) for a in (x, x0)]
+        mean = log_mean(*losses)
         carried = less_the_mean(d, mean, lambda a: a.sum(axes, keepdims=True))
-        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        ends = [-loss for loss in losses]
         if op.kind == "softmax":
-            carried = mean * carried
-        return here, there, turn(after, carried).astype(here.dtype)
+            carried, ends = mean * carried, [jnp.exp(log) for log in ends]
+        defined = [jnp.isfinite(a.max(axes, keepdims=True)) for a in (x, x0)]
+        ends = [jnp.where(at, a, jnp.nan) for at, a in zip(defined, ends, strict=True)]
+        here, there, carried = (
+            turn(after, a).astype(op.outputs[0].dtype) for a in (*ends, carried)
+        )
+        return here, there, carried
 
     return replaced
 
@@ -94,16 +100,30 @@ def less_the_mean(
 
 
 def _losses(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """-log softmax, with all digits where it is small."""
-    top = x.max(axes, keepdims=True)
+    """-log softmax, with all digits where it is small.
+
+    Where XLA makes x twice, rounded in two ways, none may equal its maximum, or one be above it.
+    """
+    first = _first_largest(x, axes)
+    top = jnp.where(first, x, -jnp.inf).max(axes, keepdims=True)
     top = jnp.where(jnp.isfinite(top), top, 0)
-    others = jnp.where(_first_largest(x, axes), 0, jnp.exp(x - top)).sum(axes, keepdims=True)
-    return gap(top, x) + jnp.log1p(others)
+    below = jnp.where(first, 0, jnp.maximum(gap(top, x), 0))
+    others = jnp.where(first, 0, jnp.exp(-below)).sum(axes, keepdims=True)
+    return below + jnp.log1p(others)
 
 
 def _first_largest(a: jax.Array, axes: Sequence[int]) -> jax.Array:
     """Where the largest number along axes is, one place of each."""
     sizes = [n if i in axes else 1 for i, n in enumerate(a.shape)]
     number = jnp.arange(math.prod(sizes), dtype=jnp.int32).reshape(sizes)
-    largest = a == a.max(axes, keepdims=True)
-    return number == jnp.where(largest, number, number.size).min(axes, keepdims=True)
+    number = jnp.broadcast_to(number, a.shape)
+
+    def larger(one, other):
+        (a, i), (b, j) = one, other
+        mine = (a > b) | ((a == b) & (i < j))
+        return jnp.where(mine, a, b), jnp.where(mine, i, j)
+
+    given = jax.lax.stop_gradient(a), number
+    least = jnp.asarray(-jnp.inf, a.dtype), jnp.int32(math.prod(sizes))
+    _, found = jax.lax.reduce(given, least, larger, tuple(axes))
+    return number == jnp.expand_dims(found, tuple(axes))

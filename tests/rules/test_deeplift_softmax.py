@@ -71,3 +71,15 @@ def test_every_share_at_every_scale_and_distance(rule, logarithm):
     worst = (np.abs(found - exact) / bound).argmax()
     i = worst // 16
     assert (np.abs(found - exact) <= bound).all(), (x[i], x0[i], found[i], exact[i])
+
+
+def test_attention_of_large_logits_has_no_nan_whatever_xla_makes_twice():
+    """From logits of 1e10 on, fused and rounded anew, none equalled its row's maximum."""
+
+    def f(_, x):
+        out = jax.nn.dot_product_attention(x, 0.7 * x, x)
+        return out.reshape(len(x), -1, 4).mean(1)
+
+    x = 1e6 * jax.random.normal(jax.random.key(6), (2, 5, 2, 2))
+    shares = np.asarray(jv.deep_lift(f, None, x, 0))
+    np.testing.assert_allclose(shares.sum((1, 2, 3)), f(None, x)[:, 0], rtol=1e-4)
