@@ -13,9 +13,10 @@ from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.cav import Probe
 from jaxviz.concepts.clustering import k_means
-from jaxviz.concepts.pooled import places_mean
+from jaxviz.concepts.pooled import places_mean, wide
 from jaxviz.concepts.tcav import Batches, Fit, Tcav, against_chance
-from jaxviz.engine.contract import Target
+from jaxviz.engine.contract import Target, same_when_batched
+from jaxviz.engine.copies import at_least_float32
 from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.engine.targets import check_target, output_shape
 from jaxviz.graph.held import hold
@@ -160,44 +161,21 @@ def ace(
       by the t-test that `tcav` corrects.
     """
     who = "ace"
+    start, draw, hide = jax.random.split(same_when_batched(key), 3)
     held, arrays = hold(who, apply_fn, params)
     moves = channels_of(held, arrays, x)
-    if np.ndim(x) != 4:
-        raise ValueError(f"{who}: x must be [N, H, W, C]; got {np.shape(x)}. One is x[None].")
+    x = _checked(who, x)
     axis = moves[0] if moves is not None else None  # of the channels, where it is not the last
-    x = np.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{who}: x must be floating; got {x.dtype}. Cast it: x.astype(float32).")
     if moves is not None and axis is not None:
         held, x = ChannelsLast(held, moves), np.moveaxis(x, axis, -1)
     layer_named(who, held, arrays, x, layer)
     if not callable(target):
         check_target(who, held, arrays, x, output_shape(held, arrays, x), target)
-    colour = np.asarray(x.mean((0, 1, 2)) if fill is None else fill).astype(x.dtype)
-    try:
-        fill = np.broadcast_to(colour, x.shape[1:])
-    except ValueError:
-        raise ValueError(
-            f"{who}: fill must broadcast to an image, {x.shape[1:]}, channels last; got "
-            f"{colour.shape}."
-        ) from None
-    if random is not None:
-        given, random = np.shape(random), np.asarray(random)
-        random = random if axis is None else np.moveaxis(random, axis + 1, -1)
-        if random.shape[2:] != x.shape[1:] or len(random) < 3 or random.shape[1] < 2:
-            raise ValueError(
-                f"{who}: random must be 3 sets at least of 2 images like those of x; got {given}."
-            )
-    if segments is None:
-        segments = _maps(
-            who, "segments", [slic_segments(x, n, compactness=COMPACTNESS) for n in RESOLUTIONS]
-        )
-    wanted = x.shape[:3]
-    if wrong := [one.shape for one in segments if one.shape not in (wanted, wanted[1:])]:
-        raise ValueError(
-            f"{who}: segments must be maps {wanted} or {wanted[1:]}, as x is; got {wrong[0]}."
-        )
-    segments = tuple(np.broadcast_to(one, wanted) for one in segments)
+    run = functools.partial(_values, held, layer, arrays)
+
+    fill = _filling(who, x, fill)
+    random = None if random is None else _anything(who, x, random, axis)
+    segments = _fitting(who, x, segments)
     found = _segments(segments)
     if len(found) < max(num_concepts, num_examples):
         raise ValueError(
@@ -205,57 +183,28 @@ def ace(
             f"{num_examples}; got {len(found)}. Take more images or finer segments."
         )
     patches = lambda at: _cut_out(x, segments, found[at], fill)
-    run = functools.partial(_values, held, layer, arrays)
     batches = Batches(np.arange(len(found)), batch_size)
     values = np.concatenate(list(batches.each(lambda at: run(patches(at)))))
-    start, draw, hide = jax.random.split(key, 3)
-    clusters = k_means(values, num_concepts, key=start, num_seeds=num_seeds)
-    labels = np.asarray(clusters.codes).argmax(1)
-    off = np.square(values - np.asarray(clusters.dictionary.atoms)[labels]).sum(1)
-    least = (num_examples + 1) // 2
-    kept = [k for k in range(num_concepts) if _stays(found[labels == k, 0], len(x), least)]
-    if not kept:
-        raise ValueError(
-            f"{who}: num_concepts must leave a cluster of many images with {least} segments; the "
-            f"largest of {num_concepts} has {np.bincount(labels).max()}. Take fewer clusters, "
-            "fewer examples, or more images."
-        )
-    sizes = np.array([(labels == k).sum() for k in kept])
-    each = min(num_examples, sizes.min())
-    nearest = [np.flatnonzero(labels == k) for k in kept]
-    nearest = np.stack([at[np.argsort(off[at], kind="stable")[:each]] for at in nearest])
+
+    counts = num_concepts, num_examples, num_seeds
+    nearest, sizes = _clustered(who, values, found[:, 0], len(x), *counts, start)
+    each = nearest.shape[1]
     if random is None:
         draws = jax.random.split(draw, num_random)
         sets = np.stack([values[_drawn(one, len(values), each)] for one in draws])
     else:
         flat = Batches(random.reshape(-1, *x.shape[1:]), batch_size)
         sets = np.concatenate(list(flat.each(run))).reshape(*random.shape[:2], -1)
-    names = tuple(f"concept {k}" for k in range(len(kept)))
-    told = against_chance(
-        (held, arrays, x, target),
-        names,
-        {layer: list(values[nearest])},
-        {layer: sets},
-        Fit(hide, probe, penalty, held_out),
-        alpha,
-        batch_size,
-    )
-    scores = told.scores[:, 0].mean(1)
-    order = np.argsort(-np.where(np.isnan(scores), -1, scores), kind="stable")
-    told = told._replace(
-        **{
-            name: getattr(told, name)[order]
-            for name in ("scores", "effects", "p_values", "significant", "accuracy")
-        },
-        vectors={layer: told.vectors[layer][order]},
-    )
+    model, fit = (held, arrays, x, target), Fit(hide, probe, penalty, held_out)
+    told, scores, order = _tested(model, layer, values[nearest], sets, fit, alpha, batch_size)
+
     nearest = nearest[order]
     crops = np.stack([patches(at) for at in nearest])
     if axis is not None:
         crops = np.moveaxis(crops, -1, axis + 1)
     image, level, number = np.moveaxis(found[nearest], -1, 0)
     return Ace(
-        scores[order],
+        scores,
         told.p_values[:, 0],
         told.significant[:, 0],
         sizes[order],
@@ -266,6 +215,90 @@ def ace(
         segments,
         told,
     )
+
+
+def _checked(who, x) -> np.ndarray:
+    if np.ndim(x) != 4:
+        raise ValueError(f"{who}: x must be [N, H, W, C]; got {np.shape(x)}. One is x[None].")
+    x = np.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{who}: x must be floating; got {x.dtype}. Cast it: x.astype(float32).")
+    return x
+
+
+def _filling(who, x, fill) -> np.ndarray:
+    """What surrounds a segment, an image."""
+    if fill is None:
+        fill = x.mean((0, 1, 2), dtype=at_least_float32(x))  # bfloat16 would stall in its own
+    colour = np.asarray(fill).astype(x.dtype)
+    try:
+        return np.broadcast_to(colour, x.shape[1:])
+    except ValueError:
+        raise ValueError(
+            f"{who}: fill must broadcast to an image, {x.shape[1:]}, channels last; got "
+            f"{colour.shape}."
+        ) from None
+
+
+def _anything(who, x, random, axis) -> np.ndarray:
+    """Sets of images of anything, with their channels last."""
+    given, random = np.shape(random), np.asarray(random)
+    random = random if axis is None else np.moveaxis(random, axis + 1, -1)
+    if random.shape[2:] != x.shape[1:] or len(random) < 3 or random.shape[1] < 2:
+        raise ValueError(
+            f"{who}: random must be 3 sets at least of 2 images like those of x; got {given}."
+        )
+    return random
+
+
+def _fitting(who, x, segments) -> tuple[np.ndarray, ...]:
+    """Maps of segments, `[N, H, W]` for each resolution."""
+    if segments is None:
+        segments = _maps(
+            who, "segments", [slic_segments(x, n, compactness=COMPACTNESS) for n in RESOLUTIONS]
+        )
+    wanted = x.shape[:3]
+    if wrong := [one.shape for one in segments if one.shape not in (wanted, wanted[1:])]:
+        raise ValueError(
+            f"{who}: segments must be maps {wanted} or {wanted[1:]}, as x is; got {wrong[0]}."
+        )
+    return tuple(np.broadcast_to(one, wanted) for one in segments)
+
+
+def _clustered(who, values, images, count, num_concepts, num_examples, num_seeds, key):
+    """Of each cluster that stays the segments nearest to its centre, `[K, M]`, and its size."""
+    clusters = k_means(values, num_concepts, key=key, num_seeds=num_seeds)
+    labels = np.asarray(clusters.codes).argmax(1)
+    off = np.square(values - np.asarray(clusters.dictionary.atoms)[labels]).sum(1)
+    least = (num_examples + 1) // 2
+    kept = [k for k in range(num_concepts) if _stays(images[labels == k], count, least)]
+    if not kept:
+        raise ValueError(
+            f"{who}: num_concepts must leave a cluster of many images with {least} segments; the "
+            f"largest of {num_concepts} has {np.bincount(labels).max()}. Take fewer clusters, "
+            "fewer examples, or more images."
+        )
+    of = [np.flatnonzero(labels == k) for k in kept]
+    sizes = np.array([len(at) for at in of])
+    each = min(num_examples, sizes.min())
+    return np.stack([at[np.argsort(off[at], kind="stable")[:each]] for at in of]), sizes
+
+
+def _tested(model, layer, concepts, sets, fit, alpha, batch_size) -> tuple[Tcav, Any, Any]:
+    """TCAV of concepts `[K, M, C]`, their scores, the largest first, and which is where."""
+    names = tuple(f"concept {k}" for k in range(len(concepts)))
+    values, others = {layer: list(concepts)}, {layer: sets}
+    told = against_chance(model, names, values, others, fit, alpha, batch_size)
+    scores = told.scores[:, 0].mean(1)
+    order = np.argsort(-np.where(np.isnan(scores), -1, scores), kind="stable")
+    told = told._replace(
+        **{
+            name: getattr(told, name)[order]
+            for name in ("scores", "effects", "p_values", "significant", "accuracy")
+        },
+        vectors={layer: told.vectors[layer][order]},
+    )
+    return told, scores[order], order
 
 
 def _segments(maps) -> np.ndarray:
@@ -302,16 +335,18 @@ def _cut_out(x, maps, found, fill):
 def _enlarged(images, masks, boxes, fill):
     """What lies in boxes, bilinearly as large as the images; of no other pixels."""
 
+    dtype = at_least_float32(images)  # half precision has no room for where pixels are
+
     def one(image, mask, box):
-        alone = jnp.where(mask[..., None], image, fill)
+        alone = jnp.where(mask[..., None], image, fill).astype(dtype)
         for axis, (start, stop) in enumerate((box[:2], box[2:])):
             size = image.shape[axis]
-            start, stop = start.astype(image.dtype), stop.astype(image.dtype)
-            at = (jnp.arange(size, dtype=image.dtype) + 0.5) * (stop - start) / size - 0.5 + start
+            start, stop = start.astype(dtype), stop.astype(dtype)
+            at = (jnp.arange(size, dtype=dtype) + 0.5) * (stop - start) / size - 0.5 + start
             at = jnp.clip(at, start, stop - 1)
-            near = jnp.abs(at[:, None] - jnp.arange(size, dtype=image.dtype)[None])
+            near = jnp.abs(at[:, None] - jnp.arange(size, dtype=dtype)[None])
             alone = jnp.moveaxis(jnp.tensordot(jnp.maximum(1 - near, 0), alone, (1, axis)), 0, axis)
-        return alone
+        return alone.astype(image.dtype)
 
     return jax.vmap(one)(images, masks, boxes)
 
@@ -320,7 +355,7 @@ def _enlarged(images, masks, boxes, fill):
 def _values(apply_fn, layer, params, images):
     """The mean over places of a layer, `[M, C]`."""
     found = Values(apply_fn, (layer,), "ace", channels_last=True)(params, images)
-    return places_mean(found[layer])
+    return places_mean(wide(found[layer]))
 
 
 def _stays(images, count, least) -> bool:

@@ -12,7 +12,8 @@ from jaxviz.calls.options import flag, function, image_list, maybe, real, refuse
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.factorization import pca
-from jaxviz.engine.contract import program
+from jaxviz.concepts.pooled import wide
+from jaxviz.engine.contract import program, same_when_batched
 from jaxviz.engine.layout import ChannelsLast, channels_of
 from jaxviz.engine.targets import check_target, output_shape, with_classes
 from jaxviz.features.activation_grid import climbed_along
@@ -58,11 +59,11 @@ class ActivationAtlas(NamedTuple):
 
 
 def _labels(who: str, option: str, value: Any) -> np.ndarray:
-    found = np.asarray(value) if isinstance(value, (list, tuple, range, np.ndarray)) else None
-    whole_numbers = found is not None and (found.dtype.kind in "iu" or found.size == 0)
-    if found is None or not whole_numbers or found.ndim != 1 or len(np.unique(found)) < len(found):
-        raise refused(who, option, "a list of classes, each once", value, kind=ValueError)
-    return found.astype(int)
+    must = "a list of classes, each once"
+    found = several(whole(), must, least=0)(who, option, value)
+    if len(set(found)) < len(found):
+        raise refused(who, option, must, value, kind=ValueError)
+    return np.array(found, int)
 
 
 @public(
@@ -142,7 +143,7 @@ def activation_atlas(
     """
     who = "activation_atlas"
     apply_fn, params = hold(who, apply_fn, params)
-    draw, climb = jax.random.split(key)
+    draw, climb = jax.random.split(same_when_batched(key))
     seen, moves, size, chosen, shape = [], None, 0, None, ()
     for first, batch in numbered(who, images, batch_size):
         if chosen is None:
@@ -161,6 +162,11 @@ def activation_atlas(
     if chosen is None:
         raise ValueError(f"{who}: images must hold at least one image; got none.")
     values, effects = (np.concatenate(a) for a in zip(*seen, strict=True))
+    if unknown := len(values) - np.isfinite(values).all(1).sum():
+        raise ValueError(
+            f"{who}: the values of layer {layer!r} must be finite; {unknown} of {len(values)} have "
+            "NaN or infinity. Leave those images out, or take a layer before it."
+        )
     points = _plane(who, values, layout)
     rows, columns = grid
     at = np.minimum((points * [columns, rows]).astype(int), [columns - 1, rows - 1])
@@ -215,7 +221,7 @@ def _taken(apply_fn, layer, pooled, params, x, key, first, classes):
     a, carry = head(params, x)
     axis = channel_axis("activation_atlas", apply_fn, params, x, layer)
     laid = lambda a: jnp.moveaxis(a, axis, -1).reshape(a.shape[0], -1, a.shape[axis])
-    values = laid(a)
+    values = wide(laid(a))  # NumPy adds bfloat16 up in bfloat16, where means of many stall
     numbers = first + jnp.arange(len(values))
     # Of an image's own number, so that the size of batches changes nothing.
     draw = lambda n: jax.random.randint(jax.random.fold_in(key, n), (), 0, values.shape[1])
@@ -223,7 +229,7 @@ def _taken(apply_fn, layer, pooled, params, x, key, first, classes):
     one = lambda a: jnp.take_along_axis(a, places, 1)[:, 0]
 
     def effect(label):
-        share = values * laid(input_gradient(tail, (params, carry), a, label))
+        share = values * wide(laid(input_gradient(tail, (params, carry), a, label)))
         return (share.sum(1) if pooled else one(share)).sum(-1)
 
     effects = jnp.zeros((len(values), 0), values.dtype)

@@ -143,7 +143,7 @@ class Collection:
         """Takes in a batch: of each image and unit a score, a place and a mean, `[N, U]` each."""
         length = len(batch)
         strongest, places, means = (np.asarray(a)[:length] for a in found)
-        self.total += means.sum(0)
+        self.total += means.sum(0, dtype=np.float64)  # bfloat16 would stall in its own
         self.count += length
         scores = np.concatenate([self.scores, strongest.T], 1)
         order = np.argsort(-scores, 1, kind="stable")[:, : self.num]  # [U, K]

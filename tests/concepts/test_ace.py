@@ -7,6 +7,7 @@ import pytest
 
 from jaxviz.concepts import ace
 from jaxviz.concepts.ace import _cut_out, _segments
+from jaxviz.engine.contract import same_when_batched
 
 COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
 RED, GREEN, BLUE = range(3)
@@ -79,6 +80,39 @@ def test_channels_first_is_the_same(planted):
     straight = found_in(params, x)
     np.testing.assert_allclose(turned.p_values, straight.p_values, atol=1e-6)
     np.testing.assert_allclose(np.moveaxis(turned.crops, 2, -1), straight.crops, atol=1e-6)
+
+
+def test_half_precision_is_cut_as_single_is(planted):
+    params, x, _ = planted
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    found = found_in(params, x.astype(jnp.bfloat16))
+    at = np.stack([found.images, found.resolutions, found.numbers], -1).reshape(-1, 3)
+    colour = np.broadcast_to(x.mean((0, 1, 2)), x.shape[1:])
+    wanted = _cut_out(x, found.segments, at, colour).reshape(found.crops.shape)
+    np.testing.assert_allclose(found.crops.astype(np.float32), wanted, atol=0.01)
+    assert found.sizes.sum() == 180
+
+
+def test_half_precision_knows_where_224_pixels_are():
+    x = np.random.default_rng(0).uniform(size=(1, 224, 224, 1)).astype(jnp.bfloat16)
+    part, fill = np.zeros((1, 224, 224), int), np.zeros((224, 224, 1), x.dtype)
+    part[0, 101:199, 150:223] = 1
+    half, single = (
+        _cut_out(x.astype(d), [part], np.array([[0, 0, 1]]), fill.astype(d)).astype(np.float32)
+        for d in (x.dtype, np.float32)
+    )
+    np.testing.assert_allclose(half, single, atol=2**-8)
+
+
+def test_neither_the_kind_of_key_nor_batches_change_a_concept(planted):
+    params, x, _ = planted
+    key = jax.random.key(3, impl="rbg")
+    one = found_in(params, x, key=key)
+    for more in ({"key": same_when_batched(key)}, {"key": key, "batch_size": 7}):
+        other = found_in(params, x, **more)
+        np.testing.assert_array_equal(other.sizes, one.sizes)
+        np.testing.assert_allclose(other.tcav.accuracy, one.tcav.accuracy)
+        np.testing.assert_allclose(other.tcav.effects, one.tcav.effects, atol=1e-5)
 
 
 def test_a_segment_that_an_earlier_map_has_too_comes_once():

@@ -1,6 +1,7 @@
 """Activation atlases of a net whose layer is the images' own colours."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +58,9 @@ def test_a_layout_of_ones_own_and_means_over_places(inputs):
         seen.append(values)
         return np.stack([np.arange(len(values)), np.zeros(len(values))], 1)
 
-    found = made(w, x, layout=layout, pooled=True, classes=[1], grid=(1, 3), batch_size=61)
+    found = made(
+        w, x, layout=layout, pooled=True, classes=jnp.array([1]), grid=(1, 3), batch_size=61
+    )
     np.testing.assert_allclose(seen[0], x.mean((1, 2)), atol=1e-6)
     np.testing.assert_allclose(found.points[:, 0].argsort(), np.arange(61))
     assert found.cells.tolist() == [[0, 0], [0, 1], [0, 2]]
@@ -66,11 +69,25 @@ def test_a_layout_of_ones_own_and_means_over_places(inputs):
     np.testing.assert_allclose(found.effects, mean, atol=1e-5)
 
 
-def test_the_size_of_batches_changes_nothing(inputs):
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_the_size_of_batches_changes_nothing(inputs, kind):
     w, x, _ = inputs
-    one, other = (made(w, x, batch_size=size, num_steps=1) for size in (61, 16))
+    key = jax.random.key(0, impl=kind)
+    one, other = (made(w, x, key=key, batch_size=size, num_steps=1) for size in (61, 16))
     np.testing.assert_array_equal(one.members, other.members)
     np.testing.assert_allclose(one.directions, other.directions, atol=1e-6)
+
+
+def test_means_of_many_values_in_half_precision():  # oracle: all values are 1, effects 1 / 4
+    x = np.ones((2000, 2, 2, 1), jnp.bfloat16)
+    alone = lambda w, x: jax.nn.relu(x.astype(w.dtype)).mean((1, 2)) @ w
+    found = activation_atlas(
+        alone, jnp.ones((1, 1), jnp.bfloat16), x, layer="relu_0", key=jax.random.key(0),
+        grid=(1, 1), num_steps=1, transforms=(), redirected_steps=0, batch_size=1000,
+        parametrization=parametrizations.pixels(),
+    )  # fmt: skip
+    assert found.directions.tolist() == [[1.0]]
+    assert found.effects.tolist() == [[0.25]]
 
 
 def test_channels_first_is_the_same(inputs):
@@ -94,6 +111,11 @@ def test_what_makes_no_atlas_is_refused(inputs):
         made(w, x, min_count=61)
     with pytest.raises(ValueError, match="activation_atlas: "):
         made(w, x, classes=[2])
+    with pytest.raises(ValueError, match="classes must be a list of classes, each once; got"):
+        made(w, x, classes=[1, 1])
+    missing = np.where(np.arange(61)[:, None, None, None] == 5, np.nan, x).astype(np.float32)
+    with pytest.raises(ValueError, match=r"values of layer 'relu_0' must be finite; 1 of 61 have"):
+        made(w, missing)
     with pytest.raises(ValueError, match="activation_atlas: "):
         made(w, x, layer="relu")
     maps = lambda w, x: jax.nn.relu(x)

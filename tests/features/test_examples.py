@@ -61,6 +61,12 @@ def test_fewer_images_than_asked_for_and_layers_without_space():
     assert top.boxes[0, 0].tolist() == [0, 0, 1, 1]
 
 
+def test_a_mean_of_many_images_in_half_precision():  # oracle: all activations are 1
+    images, net = np.ones((1000, 1, 1, 1), jnp.bfloat16), lambda w, x: jax.nn.relu(x)
+    top = jv.top_examples(net, None, images, layer="relu_0", num_images=1, batch_size=1000)
+    assert top.means.tolist() == [1.0]
+
+
 def test_errors():
     net = lambda w, x: jnp.tanh(x)
     with pytest.raises(ValueError, match="at least one image; got none"):
