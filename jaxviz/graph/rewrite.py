@@ -47,7 +47,8 @@ class Op(NamedTuple):
         of the group's inputs followed by the outputs of the members before.
       makers: For each input, the operation that made it, where `lift` has come by it; else None.
       roles: For rule sets that are `functional`, what each input is: "" (no relevance can reach it:
-        params, and what was chosen by a comparison), "signal", "activation", "gate" or "divisor".
+        params, and what was chosen by a comparison), "signal", "activation", "gate", "sigmoid" (a
+        gate as well) or "divisor".
       channel_axis: For rule sets that are `placed`, the axis of the output that holds channels,
         where a convolution or dense layer put them; else the last.
       nonnegative: For rule sets that are `functional`, of each input whether it is known never to

@@ -4,7 +4,8 @@ Two things no operation shows by itself. Whether the explained input reaches a v
 numbers, or only through a choice: a mask `x != 0` made into zeros and ones depends on the input,
 but no relevance can go back through the comparison, so it counts as a constant. And what a factor
 is to the other one: `c * rsqrt(v)` is the quotient c / sqrt(v), however it is spelled and wherever
-a scale was multiplied in; `h * sigmoid(g)` is a signal behind a gate.
+a scale was multiplied in; `h * sigmoid(g)` is a signal behind a gate. A gate that is known to be a
+sigmoid is told apart from others, since one minus it is the sigmoid of the other sign.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from jaxviz.graph.interpreter import Node, Program, Scalar, Value
 from jaxviz.graph.kinds import ACTIVATION_KINDS
 
 # From what is explained to what only scales it; "" is what no relevance can reach.
-ROLES = ("", "signal", "activation", "gate", "divisor")
+ROLES = ("", "signal", "activation", "gate", "sigmoid", "divisor")
 REARRANGING = frozenset(
     (
         "broadcast_in_dim concatenate convert_element_type copy copy_p device_put dynamic_slice"
@@ -33,6 +34,11 @@ _GATES = frozenset({"sigmoid", "hard_sigmoid"})
 Roles = dict[Value, str]
 
 
+def rank(role: str) -> int:
+    """How far a role is from what is explained; a sigmoid is one gate among others."""
+    return ROLES.index("gate" if role == "sigmoid" else role)
+
+
 def roles(program: Program, given: Mapping[Value, str], gates: frozenset[Value] = frozenset()):
     """The role of each value that relevance can reach.
 
@@ -43,7 +49,8 @@ def roles(program: Program, given: Mapping[Value, str], gates: frozenset[Value] 
 
     Returns:
       From values to one of "signal", "activation" (what a function of one number made), "gate" (a
-      weight from 0 to 1) or "divisor" (one over something, times constants). Others are absent.
+      weight from 0 to 1), "sigmoid" (a gate that is a sigmoid, plain or hard, or one minus it) or
+      "divisor" (one over something, times constants). Others are absent.
     """
     found: Roles = dict(given)
     exponentials: set[Value] = set()  # exp(...) times and plus constants
@@ -107,7 +114,7 @@ def _visit(program: Program, node: Node, found: Roles, exponentials: set[Value])
         return
     if node.kind in ACTIVATION_KINDS:
         is_clip = node.kind in ("relu", "pointwise") and "divisor" in here
-        role = "divisor" if is_clip else "gate" if node.kind in _GATES else "activation"
+        role = "divisor" if is_clip else "sigmoid" if node.kind in _GATES else "activation"
         found.update(dict.fromkeys(outputs, role))
     elif node.kind == "softmax":
         found.update(dict.fromkeys(outputs, "gate"))
@@ -144,6 +151,9 @@ def _weakest(several) -> str:
 def _made(program: Program, node: Node, here: list[str], exponentials: set[Value]) -> str:
     """The role of what an operation makes of operands of such roles."""
     name = node.equation.primitive.name
+    if name == "logistic" or (_of_sigmoids(here) and (name in REARRANGING or _from_one(node))):
+        return "sigmoid"
+    here = ["gate" if r == "sigmoid" else r for r in here]  # what else is made of it is none
     reached = [r for r in here if r]
     of_exponential = any(o in exponentials for o in node.operands if isinstance(o, Value))
     kept = name in REARRANGING or (len(reached) == 1 and name in ("add", "mul", "div"))
@@ -152,8 +162,6 @@ def _made(program: Program, node: Node, here: list[str], exponentials: set[Value
     exponent = _power(program, node)
     if name == "rsqrt" or exponent < 0:
         return "divisor"
-    if name == "logistic":
-        return "gate"
     even = name in ("abs", "square") or (name == "integer_pow" and not exponent % 2)
     if name in _BOUNDED or (even and reached == ["signal"]):
         return "activation"  # how large something is, whichever way it points: |cos| in a B-cos net
@@ -170,6 +178,15 @@ def _made(program: Program, node: Node, here: list[str], exponentials: set[Value
     if name in REARRANGING or name in _SAME or even or name in ("mul", "select_n") or exponent > 0:
         return reached[0] if len(set(reached)) == 1 else "signal"
     return "signal"
+
+
+def _of_sigmoids(here: list[str]) -> bool:
+    return {r for r in here if r} == {"sigmoid"}
+
+
+def _from_one(node: Node) -> bool:
+    one = node.operands[0]
+    return node.equation.primitive.name == "sub" and isinstance(one, Scalar) and one.value == 1
 
 
 def _power(program: Program, node: Node) -> float:

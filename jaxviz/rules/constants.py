@@ -16,7 +16,7 @@ from jaxviz.calls.public import public
 from jaxviz.graph import exponentials
 from jaxviz.graph.kinds import RELU_KINDS
 from jaxviz.graph.rewrite import Op, Rule, RuleSet
-from jaxviz.graph.roles import ROLES
+from jaxviz.graph.roles import rank
 from jaxviz.rules.lrp_maps import derivative, moving, replaced
 
 HELD = ("attention", "gates", "norms", "activations")
@@ -130,11 +130,12 @@ def _whole(op: Op) -> Callable:
 
 @functools.cache
 def _factors(weights: bool, divisors: bool) -> Rule:
-    governed = {*(("activation", "gate") if weights else ()), *(("divisor",) if divisors else ())}
+    gates = ("activation", "gate", "sigmoid") if weights else ()
+    governed = {*gates, *(("divisor",) if divisors else ())}
 
     def rule(op: Op) -> Callable | None:
         at = moving(op)
-        ranks = {i: ROLES.index(op.roles[i]) * (op.roles[i] in governed) for i in at}
+        ranks = {i: rank(op.roles[i]) * (op.roles[i] in governed) for i in at}
         held = [i for i in at if ranks[i] > min(ranks.values())]
         return _holding(op, held) if held else None
 

@@ -76,15 +76,15 @@ def composite(
     and scalings pass relevance on; sums and averages share it by contribution; max pooling gives it
     to the winner, as its gradient does (of equal ones in a window the first, of equal ones along an
     axis each its part); reshapes, slices and the like move it; of a product of activations each
-    factor gets the same part, of a quotient the numerator gets all, one minus a gate (a sigmoid, a
-    softmax) passes on as the gate of its other side, and a product with one over something is a
-    quotient: layer norm and its kin are centred, their deviation held, scaled and shifted, however
-    they are spelled. Softmax shares by gradient times input (weights that are divided by
-    their sum only after they weighed something as well), log-sum-exp by the parts of its sum, and
-    the logarithm of a softmax is a number less its log-sum-exp. What was chosen by a
-    comparison (a mask) is a constant: nothing goes back through it. A complex number (a spectrum)
-    is two real ones: Fourier transforms and filters share by contribution between all parts, a
-    magnitude by its parts' squares, a product half to each factor.
+    factor gets the same part, of a quotient the numerator gets all, one minus a sigmoid (plain
+    or hard) passes on as the sigmoid of the other sign, and a product with one over something
+    is a quotient: layer norm and its kin are centred, their deviation held, scaled and shifted,
+    however they are spelled. Softmax shares by gradient times input (weights that are divided
+    by their sum only after they weighed something as well), log-sum-exp by the parts of its
+    sum, and the logarithm of a softmax is a number less its log-sum-exp. What was chosen by a
+    comparison (a mask) is a constant: nothing goes back through it. A complex number (a
+    spectrum) is two real ones: Fourier transforms and filters share by contribution between all
+    parts, a magnitude by its parts' squares, a product half to each factor.
 
     Args:
       name: Said in errors.

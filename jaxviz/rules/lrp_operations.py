@@ -10,7 +10,7 @@ from jaxviz.calls.public import public
 from jaxviz.graph.exponentials import NUMERATOR
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op, Rule
-from jaxviz.graph.roles import ROLES
+from jaxviz.graph.roles import rank
 from jaxviz.rules.deeplift_softmax import TURNS, layout
 from jaxviz.rules.lrp_maps import (
     contribution,
@@ -95,8 +95,8 @@ def weighed(rule: Rule) -> tuple[Rule, Rule]:
 
     def part(role: str) -> float:
         """The weights' part beside a factor of that role."""
-        ranks = map(ROLES.index, ("gate", role))
-        weights, other = (rank if rank >= (least or 0) else 0 for rank in ranks)
+        ranks = map(rank, ("gate", role))
+        weights, other = (r if r >= (least or 0) else 0 for r in ranks)
         return 0.5 if weights == other else float(weights < other)
 
     def weighs(op: Op) -> Callable:
@@ -152,7 +152,7 @@ def product(epsilon: float = 0.0) -> Rule:
     Reference:
       Achtibat et al. 2024, arXiv:2402.05602, proposition 3.3 (the uniform rule), 3.4 (norms).
     """
-    return _product(epsilon, ROLES.index("divisor"))
+    return _product(epsilon, rank("divisor"))
 
 
 @public(epsilon=number)
@@ -178,7 +178,7 @@ def signal_takes_all(epsilon: float = 0.0) -> Rule:
       sigmoids of an LSTM; Ali et al. 2022, arXiv:2202.07304, for attention. The order of
       activations for GLU variants is ours.
     """
-    return _product(epsilon, ROLES.index("activation"))
+    return _product(epsilon, rank("activation"))
 
 
 def quotient(op: Op) -> Callable:
@@ -208,15 +208,16 @@ def _in_one(op: Op, at: int, epsilon: float) -> Callable:
 
 @made_once
 def complement(rule: Rule) -> Rule:
-    """The rule, but one minus a gate is the gate of what it leaves, and is passed on.
+    """The rule, but one minus a sigmoid is the sigmoid of the other sign, and is passed on.
 
     So a highway's and a GRU's `1 - sigmoid(x)` have what `sigmoid(-x)` has. Shared by contribution,
-    the one would take the more the further the gate is open, without a bound.
+    the one would take the more the further the gate is open, without a bound. Not so one minus a
+    softmax: its logits get gradient times input, whose sign is the other one here.
     """
 
     def found(op: Op) -> Callable | None:
         one = op.operands[0]
-        from_one = isinstance(one, Scalar) and one.value == 1 and op.roles[:1] == ("gate",)
+        from_one = isinstance(one, Scalar) and one.value == 1 and op.roles == ("sigmoid",)
         return pass_through(op) if from_one else rule(op)
 
     return found
@@ -400,8 +401,8 @@ def _all_to(op: Op, at: int | Scalar) -> Callable:
 
 
 def _rank(op: Op, i: int, least: int) -> int:
-    rank = ROLES.index(op.roles[i]) if op.roles else 0
-    return rank if rank >= least else 0
+    found = rank(op.roles[i]) if op.roles else 0
+    return found if found >= least else 0
 
 
 def _spreads(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -449,6 +449,25 @@ def test_one_minus_a_gate_is_the_other_sides_gate():  # oracle: the same functio
     np.testing.assert_allclose(found.sum(1), one_minus(w, x)[:, 0], rtol=1e-4)  # and conserves
 
 
+@pytest.mark.parametrize("composite", ["epsilon", "attn_lrp", "epsilon_plus"])
+def test_one_minus_a_softmax_is_no_sigmoid(composite):  # oracle: what is left is the other class
+    w, x = drawn(4, 2), drawn(1, 4, seed=2)
+    two = lambda x: jax.nn.softmax(x @ w)
+    expected = relevance(lambda x: two(x)[:, 1:], x, rules=composite)
+    close(relevance(lambda x: 1 - two(x)[:, :1], x, rules=composite), expected)
+    close(relevance(lambda x: 1 - (1 - two(x)[:, 1:]), x, rules=composite), expected)
+
+
+def test_one_minus_a_part_of_sigmoids_is_passed_on():
+    w, x = drawn(4, 4), drawn(3, 4, seed=2)
+    both = lambda x, other: (lambda r, z: r * other(z))(*jnp.split(jax.nn.sigmoid(x @ w), 2, 1))
+    negative = jnp.concatenate([w[:, :2], -w[:, 2:]], 1)
+    expected = relevance(lambda x: jnp.prod(jax.nn.sigmoid(x @ negative).reshape(3, 2, 2), 1), x)
+    close(relevance(lambda x: both(x, lambda z: 1 - z), x), expected)
+    hard = lambda x: jax.nn.hard_sigmoid(x @ w)
+    close(relevance(lambda x: 1 - hard(x), x).sum(1), (1 - hard(x)).sum(1))
+
+
 def test_equal_winners_get_what_the_gradient_gives_them():
     x = jnp.array([[2.0, 2.0, 1.0]])
     window = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 3), (1, 1), "VALID")
