@@ -20,7 +20,7 @@ from jaxviz.graph.lines import source
 from jaxviz.graph.roles import inner, leaves, roles, start
 from jaxviz.graph.rows import LISTED, operation_names
 from jaxviz.graph.signs import nonnegative
-from jaxviz.graph.stopped import needed
+from jaxviz.graph.stopped import not_stopped
 from jaxviz.graph.towers import turns_of, without_turns
 from jaxviz.graph.trace import model
 
@@ -423,7 +423,7 @@ def make_op(
     return Op(
         kind=node.kind if own is None else own.kind,
         primitive=primitive_of(node),
-        stopped=needed(program).isdisjoint(node.outputs),
+        stopped=not_stopped(program).isdisjoint(node.outputs),
         name=names.get(id(node), ""),
         operands=tuple(o if isinstance(o, Scalar) else where[o] for o in node.operands),
         inputs=tuple(aval(v) for v in node.inputs),

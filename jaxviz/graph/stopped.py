@@ -5,7 +5,7 @@ from jaxviz.graph.interpreter import Node, Program, Value
 
 
 @fact
-def needed(program: Program) -> frozenset[Value]:
+def not_stopped(program: Program) -> frozenset[Value]:
     """The values from which a way leads to the outputs that no gradient is stopped on."""
     found = set(program.outputs)
 

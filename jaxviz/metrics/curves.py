@@ -266,9 +266,9 @@ def srg(
       unit, segments, num_segments, chunk_size: As for `deletion`.
 
     Returns:
-      A `Gain`, in units of the explained output; exactly 0 for a constant map, whose two orders are
-      one. Costs `2 * num_steps` forward passes; of as many steps as units less where it can, as
-      `region_perturbation` does, up to rounding then (a constant map's gain, too).
+      A `Gain`, in units of the explained output; 0 for a constant map, whose two orders are one.
+      Costs `2 * num_steps` forward passes; of as many steps as units less where it can, as
+      `region_perturbation` does, up to rounding then.
 
     Raises:
       ValueError: As for `deletion`.

@@ -125,7 +125,8 @@ def materialised(f: Callable, *args: jax.Array):
     XLA fuses cheap work into each consumer and would do it again for every element there (the
     winner of a window for each element of its gradient). It does not fuse across a conditional; the
     predicate is true, which the barrier hides until after those decisions. Were it seen through one
-    day, only time would be lost.
+    day, time would be lost here, but right gradients in `kernels_extreme`: an operand that is made
+    anew beside its maximum may be rounded otherwise and equal it nowhere.
     """
     f = jax.jit(f)  # traced once for the shapes and the conditional
     shapes = jax.eval_shape(f, *args)
