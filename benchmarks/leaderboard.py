@@ -34,6 +34,12 @@ NETS = {
     "resnet20": ("cifar10", None, 32),
     "squeezenet1_1": ("photographs", None, 10),
 }
+TITLES = {
+    "mnist_a": "MNIST, net A",
+    "cifar": "CIFAR-10, the small net",
+    "resnet20": "CIFAR-10, ResNet-20 with published weights",
+    "squeezenet1_1": "ImageNet, SqueezeNet 1.1, boxes of the objects",
+}
 FIRST = ("deletion", "insertion", "sparseness")
 # Explaining again doubles what is compiled, and on photographs takes hours; boxes tell more there.
 MORE = {
@@ -169,9 +175,11 @@ def main(argv=None):
         found.figure().savefig(options.out / f"{name}.png", dpi=110)
         mark = f"<!-- {name} -->"
         text = options.page.read_text()
-        table = f"{mark}\n```\n{found.table()}\n```\n<!-- end -->"
-        fresh, count = re.subn(f"{mark}.*?<!-- end -->", lambda _, t=table: t, text, flags=re.S)
-        if not count:
+        count = min(NETS[name][2], options.examples or NETS[name][2])
+        title = f"## {TITLES[name]} ({count} images)"
+        table = f"{mark}\n{title}\n\n```\n{found.table()}\n```\n<!-- end -->"
+        fresh, marks = re.subn(f"{mark}.*?<!-- end -->", lambda _, t=table: t, text, flags=re.S)
+        if not marks:
             raise SystemExit(f"leaderboard: {options.page} must have {mark} and <!-- end -->.")
         options.page.write_text(fresh)
 
