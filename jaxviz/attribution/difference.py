@@ -186,7 +186,7 @@ def _revealed(apply_fn, params, x, start, target):
             x,
             bundle=lambda i, leaf: (leaf, starts[i], ups[i], *along[i]),
             still=reveal_cancel.still,
-            each=reveal_cancel.linear,
+            each=reveal_cancel.each,
         )
         here, there, _, positive, negative = outputs
         return here, there, positive + negative

@@ -162,9 +162,13 @@ def _under_a_root(graph: Graph, node: Any) -> bool:
 
 
 def _places(graph: Graph, members: set[int], source: int, out: int) -> bool:
-    """Whether each place of the output is made from the same place of the source alone."""
+    """Whether each place of the output is made from the same place of the source alone.
+
+    Params may take part, laid out as the source (the slope of a learned Swish, for each channel),
+    where there is more than sums, products and choices: those are layers, or leaky.
+    """
     avals = graph.program.avals
-    shape = avals[source].shape
+    shape, learned = avals[source].shape, False
     if avals[out].shape != shape or avals[out].dtype != avals[source].dtype:
         return False
     for p in members:
@@ -176,8 +180,18 @@ def _places(graph: Graph, members: set[int], source: int, out: int) -> bool:
                 if avals[o].shape != shape:
                     return False
             elif number_of(o, graph.uniform) is None:
-                return False
-    return True
+                held = avals[o].shape if type(o) is int else None
+                if held and any(m not in (1, n) for m, n in zip(held, shape, strict=True)):
+                    return False
+                if held is None:
+                    return False
+                learned = True
+    return not learned or any(_bends(graph.nodes[p]) for p in members)
+
+
+def _bends(node: Any) -> bool:
+    """Whether an operation is none of those that lines are made of."""
+    return any(m.kind in _BENT or primitive_of(m) in _BENDING for m in (node, *flat(node)))
 
 
 def _holds(graph: Graph, members: Iterable[int]) -> bool:
@@ -209,6 +223,11 @@ def _named(graph: Graph, members: set[int], source: int, out: int) -> str | None
     nodes = [m for p in sorted(members) for m in flat(graph.nodes[p])]
     return _remembered("function", prove, _signature(graph, nodes, source))
 
+
+_BENT = NAMED - RELU_KINDS - {"leaky_relu", "hard_tanh", "hard_sigmoid"}
+_BENDING = frozenset(
+    "cos erf erfc exp exp2 expm1 log log1p logistic pow rsqrt sin sinh sqrt tan tanh".split()
+)
 
 # What alone can be an activation, and what can be the last step of one that is not.
 _ALONE = frozenset({"max", "clamp"})

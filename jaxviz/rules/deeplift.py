@@ -42,6 +42,7 @@ from jaxviz.rules.deeplift_choice import (
     no_difference,
 )
 from jaxviz.rules.deeplift_exponentials import in_rows, in_sums
+from jaxviz.rules.deeplift_hypot import hypot
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
 from jaxviz.rules.deeplift_softmax import softmax
 from jaxviz.rules.differences import (
@@ -278,6 +279,7 @@ LUMPED = {
     "is_finite": is_finite,
     "cumlogsumexp": log_sums,
     "triangular_solve": solved,
+    "custom_jvp_call": hypot,
 }
 
 rescale = RuleSet(

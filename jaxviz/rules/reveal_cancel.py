@@ -139,8 +139,15 @@ def activation(op: Op) -> Callable | None:
 def lumped(op: Op) -> Callable | None:
     """By the rule of Rescale, sorted by the sign of what comes out (complex: not sorted)."""
     found = deeplift.rescale.find(op)[1]
-    if found is None:
-        return None
+    return found and _as_rescale(found)
+
+
+def each(op: Op) -> Callable:
+    """What has no rule: by its own derivative, refused where its result is no real number."""
+    return linear(op) if _is_real(op) else _as_rescale(deeplift.linear(op))
+
+
+def _as_rescale(found: Callable) -> Callable:
 
     def replaced(*inputs):
         def through(carried):
@@ -216,11 +223,14 @@ def _signed(rule: Rule) -> Rule:
     """The rule where all that moves are real numbers, whose differences have a sign."""
 
     def signed(op):
-        moving = [a for a, d in zip(op.inputs, op.depends, strict=True) if d]
-        real = all(jnp.issubdtype(a.dtype, jnp.floating) for a in [*moving, *op.outputs])
-        return rule(op) if real else lumped(op)
+        return rule(op) if _is_real(op) else lumped(op)
 
     return signed
+
+
+def _is_real(op: Op) -> bool:
+    moving = [a for a, d in zip(op.inputs, op.depends, strict=True) if d]
+    return all(jnp.issubdtype(a.dtype, jnp.floating) for a in [*moving, *op.outputs])
 
 
 def _divided(op: Op) -> Callable | None:

@@ -352,3 +352,10 @@ def test_layers_are_explained_through_the_cut():
         out = deep_lift(tail, (params, ()), a, target, baseline=a0)
         gap = completeness_gap(tail, (params, ()), a, a0, out, target)
         assert np.abs(gap).max() < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_a_choice_by_a_number_is_refused_by_name(rule):
+    f = lambda _, x: jnp.select([x > 1, x > 0], [x**2, x], jnp.exp(x))
+    with pytest.raises(NotImplementedError, match=r"'select_n' at .* chooses by a number"):
+        jv.deep_lift(f, None, jnp.array([[0.5, 2.0]]), 0, rule=rule)

@@ -287,3 +287,21 @@ def test_choices_of_an_infinity_are_complete(net, rule):  # oracle: completeness
         shares = jv.deep_lift(net, w, scale * x, 1, baseline=scale * x0, rule=rule)
         gained = (net(w, scale * x) - net(w, scale * x0))[:, 1]
         np.testing.assert_allclose(shares.sum(1), gained, rtol=1e-3, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_hypotenuse_at_every_scale(rule):
+    """By hand: of y^2 = a^2 + b^2 each side has (a + a0) (a - a0) / (y + y0)."""
+    rows, starts = np.array([[3.0, 4.0], [-1.0, 0.5]]), np.array([[1.0, -2.0], [0.0, 0.0]])
+    scales = np.repeat([1e-30, 1e-8, 1e-3, 1.0, 1e8, 1e30], 2)[:, None]
+    x, x0 = (np.float32(scales * np.tile(a, (6, 1))) for a in (rows, starts))
+    f = lambda _, x: 3 * jnp.hypot(x[:, :1], x[:, 1:])
+    found = np.asarray(jv.deep_lift(f, None, x, 0, baseline=x0, rule=rule))
+    x, x0 = (a.astype(np.float64) for a in (x, x0))
+    ends = np.hypot(*x.T) + np.hypot(*x0.T)
+    exact = 3 * (x + x0) * (x - x0) / ends[:, None]
+    np.testing.assert_allclose(found.sum(1), exact.sum(1), rtol=1e-4)
+    if "custom_jvp" in str(
+        jax.make_jaxpr(jnp.hypot)(1.0, 1.0)
+    ):  # else by the larger side, JAX 0.10
+        np.testing.assert_allclose(found, exact, rtol=1e-4)
