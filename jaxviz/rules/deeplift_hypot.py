@@ -5,12 +5,13 @@ the steps in between are below what a float holds, though none of the whole is.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op
-from jaxviz.rules.differences import Parts, divided, still
+from jaxviz.rules.differences import divided, still
 
 
 def hypot(op: Op) -> Callable | None:
@@ -21,18 +22,18 @@ def hypot(op: Op) -> Callable | None:
     if not _is_hypot(op):
         return None
 
-    def replaced(*inputs):
+    def replaced(*inputs: Any):
         one, other = (
             inputs[o] if isinstance(o, int) else still(jnp.asarray(o.value, op.outputs[0].dtype))
             for o in op.operands
         )
         one, other = (v if isinstance(v, tuple) else still(v) for v in (one, other))
-        (a, a0, da), (b, b0, db) = one, other
+        (a, a0, da), (b, b0, db) = cast(Any, (one, other))
         y, y0 = jnp.hypot(a, b), jnp.hypot(a0, b0)
         half = y / 2 + y0 / 2
         dy = divided(a / 2 + a0 / 2, half) * da + divided(b / 2 + b0 / 2, half) * db
 
-        def side(a, a0, da) -> Parts:  # of what JAX keeps for its derivative
+        def side(a, a0, da):  # of what JAX keeps for its derivative
             q, q0 = divided(a, y), divided(a0, y0)
             return q, q0, divided(da - dy * (q / 2 + q0 / 2), half)
 
