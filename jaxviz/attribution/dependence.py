@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.options import maybe, real_array, whole
+from jaxviz.calls.arrays import real_array
+from jaxviz.calls.options import maybe, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, select

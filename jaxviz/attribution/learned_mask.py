@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.calls.options import fill as array_fill, maybe, real
+from jaxviz.calls.arrays import fill as array_fill
+from jaxviz.calls.options import maybe, real
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import real_array
 from jaxviz.calls.leaves import ONE
-from jaxviz.calls.options import maybe, real_array, whole
+from jaxviz.calls.options import maybe, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation

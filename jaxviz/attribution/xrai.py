@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.path import integrated_gradients
-from jaxviz.calls.options import array, either, function, maybe, real, several
+from jaxviz.calls.arrays import array
+from jaxviz.calls.options import either, function, maybe, real, several
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import check_one_array, fixed_target

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import array, is_jax
 from jaxviz.calls.naming import caller, is_ours
-from jaxviz.calls.options import array, described, is_jax, refused
+from jaxviz.calls.options import described, refused
 
 
 def model(who: str, option: str, value: Any) -> Callable:

@@ -17,7 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from jaxviz.calls import models, options
+from jaxviz.calls import arrays, models, options
 from jaxviz.calls.naming import calling, ours
 from jaxviz.calls.options import Check, maybe, real, several, whole
 
@@ -31,12 +31,12 @@ _positive = real(0, above=True)
 OPTIONS: dict[str, Check] = {
     "apply_fn": models.model,
     "x": models.batch,
-    "key": options.key,
+    "key": arrays.key,
     "layer": options.layer,
     "method": options.with_parameters,
-    "channel": options.unit,
-    "unit": options.unit,
-    "segments": options.leaves_of(options.integers),
+    "channel": arrays.unit,
+    "unit": arrays.unit,
+    "segments": arrays.leaves_of(arrays.integers),
     "style": models.batch,
     "layers": options.layer_list,
     "style_layers": options.layer_list,
@@ -60,15 +60,15 @@ OPTIONS: dict[str, Check] = {
     "window": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
     "stride": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
     "resize": options.size,
-    "fill": options.fill_or_function,
-    "baseline": maybe(options.tree),
-    "baselines": options.tree,
-    "attribution": options.tree,
-    "kernels": options.real_array,
-    "magnitude": options.rows(3, "[C, H, W // 2 + 1]"),
+    "fill": arrays.fill_or_function,
+    "baseline": maybe(arrays.tree),
+    "baselines": arrays.tree,
+    "attribution": arrays.tree,
+    "kernels": arrays.real_array,
+    "magnitude": arrays.rows(3, "[C, H, W // 2 + 1]"),
     "position": several(whole(0), "indices from 0, one for each axis of space"),
     "init": options.either(
-        '"noise", "blank" or an image', options.choice("noise", "blank"), options.real_array
+        '"noise", "blank" or an image', options.choice("noise", "blank"), arrays.real_array
     ),
     "shape": several(whole(1), "whole numbers, at least 1, such as (H, W, C)"),
     "noise": real(0),
@@ -153,7 +153,7 @@ def reader(
         checked = found()
         given = bound.arguments
         for option, value in given.items():
-            options.there(name, option, value)
+            arrays.there(name, option, value)
             check = checked.get(option)
             if check is not None:
                 given[option] = check(name, option, value)
@@ -201,8 +201,8 @@ _KINDS: dict[Any, Check] = {
     int: whole(),
     float: real(),
     str: options.text,
-    jax.Array: options.array,
-    np.ndarray: options.numbers_list,
+    jax.Array: arrays.array,
+    np.ndarray: arrays.numbers_list,
     Callable: options.function,
     os.PathLike: options.instance(os.PathLike),
 }

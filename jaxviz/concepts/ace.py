@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import maybe, real, rows, whole
+from jaxviz.calls.arrays import rows
+from jaxviz.calls.options import maybe, real, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.cav import Probe

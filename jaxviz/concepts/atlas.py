@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import flag, function, image_list, maybe, real, refused, several, whole
+from jaxviz.calls.arrays import image_list
+from jaxviz.calls.options import flag, function, maybe, real, refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.factorization import pca

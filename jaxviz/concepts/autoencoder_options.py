@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxviz.calls.options import instance, maybe, path, real, rows as finite_rows, several, whole
+from jaxviz.calls.arrays import rows as finite_rows
+from jaxviz.calls.options import instance, maybe, path, real, several, whole
 from jaxviz.concepts.autoencoder_losses import KEEPING, Fixed
 from jaxviz.concepts.autoencoder_training import Grid
 

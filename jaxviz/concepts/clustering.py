@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import rows, whole
+from jaxviz.calls.arrays import rows
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.concepts.dictionary import Dictionary
 from jaxviz.concepts.factorization import Factorization

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import integers
 from jaxviz.calls.models import moving
-from jaxviz.calls.options import integers, interval, maybe, real, whole
+from jaxviz.calls.options import interval, maybe, real, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program, under_trace

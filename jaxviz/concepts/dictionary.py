@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
-from jaxviz.calls.options import real_array
+from jaxviz.calls.arrays import real_array
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.largest import largest

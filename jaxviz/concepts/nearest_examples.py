@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.arrays import integers
 from jaxviz.calls.models import batch, real as real_batch
-from jaxviz.calls.options import integers, layer as one_layer, maybe, whole
+from jaxviz.calls.options import layer as one_layer, maybe, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program

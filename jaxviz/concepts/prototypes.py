@@ -8,7 +8,8 @@ import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 
-from jaxviz.calls.options import maybe, real, rows, whole
+from jaxviz.calls.arrays import rows
+from jaxviz.calls.options import maybe, real, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 

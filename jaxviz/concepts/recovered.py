@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.models import batch, real as real_batch
-from jaxviz.calls.options import numbers_list
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary, decode, encode

@@ -15,7 +15,8 @@ from jaxviz.attribution.propagation import (
     relevance_below,
     through_channel,
 )
-from jaxviz.calls.options import choice, flag, image_list, layer as one_layer, whole
+from jaxviz.calls.arrays import image_list
+from jaxviz.calls.options import choice, flag, layer as one_layer, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, program

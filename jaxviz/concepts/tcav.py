@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import numbers_list, real, refused, rows
+from jaxviz.calls.arrays import numbers_list, rows
+from jaxviz.calls.options import real, refused
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.cav import Cav, Probe, probes

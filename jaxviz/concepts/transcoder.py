@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.calls.options import maybe, rows
+from jaxviz.calls.arrays import rows
+from jaxviz.calls.options import maybe
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.autoencoder import SparseAutoencoders, trained_together

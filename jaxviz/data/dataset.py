@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import numbers_list, refused
+from jaxviz.calls.arrays import numbers_list
+from jaxviz.calls.options import refused
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import images as images_check, integers, real, refused, several, whole
+from jaxviz.calls.arrays import images as images_check, integers
+from jaxviz.calls.options import real, refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.data.dataset import Dataset

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import described, fill, several, whole
+from jaxviz.calls.arrays import fill
+from jaxviz.calls.options import described, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 

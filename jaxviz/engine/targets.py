@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import is_jax
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.naming import is_ours
-from jaxviz.calls.options import described, is_jax
+from jaxviz.calls.options import described
 from jaxviz.graph.axes import axes
 from jaxviz.graph.indices import widened
 from jaxviz.graph.interpreter import Node, Program, Scalar, equation_of, run_nodes

@@ -15,10 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import rows
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import real, rows, whole
+from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32
+from jaxviz.features.closeness import (
+    at_place,
+    in_places,
+    largest,
+    toward,
+    unit_length,
+    weights_of_others,
+)
 from jaxviz.graph.indices import at_index, widened
 from jaxviz.graph.split import OUTPUTS
 from jaxviz.graph.symmetric import size
@@ -373,47 +382,6 @@ def _broadcast(function, left, right):
     return function(left, right.astype(left.dtype))
 
 
-def _places(a: jax.Array) -> jax.Array:
-    """`[M, ..., C] -> [M, P, C]`."""
-    return a.reshape(a.shape[0], -1, a.shape[-1])
-
-
-def _at(a: jax.Array, position: tuple[int, ...] | None) -> jax.Array:
-    """`[M, *space, C] -> [M, C]` at a place, by default in the middle."""
-    space = a.shape[1:-1]
-    where = tuple(n // 2 for n in space) if position is None else position
-    if len(where) != len(space) or not all(0 <= i < n for i, n in zip(where, space, strict=True)):
-        raise ValueError(
-            f"objective: position must be an index for each axis of space {space}; got {where}."
-        )
-    return a[(slice(None), *where)]
-
-
-def _largest(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """The size of the largest number along axes, 1 where all are 0: what squares are taken in."""
-    largest = jax.lax.stop_gradient(jnp.abs(a).max(axes, keepdims=True))
-    return jnp.where(largest == 0, 1, largest)
-
-
-def _unit(a: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Over its length along axes, whatever its scale; zeros stay zeros, and have no slope."""
-    a = a / _largest(a, axes)
-    square = (a * a).sum(axes, keepdims=True)
-    return a / jnp.sqrt(jnp.where(square == 0, 1, square))
-
-
-def _cosine(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return (_unit(a, axes) * _unit(b, axes)).sum(axes)
-
-
-def _toward(a: jax.Array, target: jax.Array, power: jax.Array) -> jax.Array:
-    """`<a, t> cos^power`, for `[M, P, C]`, averaged over places."""
-    target = jnp.broadcast_to(target, a.shape)
-    closeness = jnp.maximum(_cosine(a, target, (2,)), 0.1)
-    power = jnp.broadcast_to(power[:, None].astype(a.dtype), closeness.shape)
-    return ((a * target).sum(2) * closeness**power).mean(1)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Of:
     """A function of a layer, equal for equal layers."""
@@ -424,7 +392,7 @@ class _Of:
 @dataclasses.dataclass(frozen=True)
 class _Mean(_Of):
     def __call__(self, values, units):
-        return at_index(_places(values[self.layer]).mean(1), units)
+        return at_index(in_places(values[self.layer]).mean(1), units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -432,7 +400,7 @@ class _At(_Of):
     position: tuple[int, ...] | None
 
     def __call__(self, values, units):
-        return at_index(_at(values[self.layer], self.position), units)
+        return at_index(at_place(values[self.layer], self.position), units)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,8 +409,8 @@ class _Along(_Of):
 
     def __call__(self, values, vector, power):
         a = values[self.layer]
-        a = _places(a) if self.position is None else _at(a, self.position)[:, None]
-        return _toward(a, vector[:, None].astype(a.dtype), power)
+        a = in_places(a) if self.position is None else at_place(a, self.position)[:, None]
+        return toward(a, vector[:, None].astype(a.dtype), power)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -457,7 +425,7 @@ class _Match(_Of):
     def __call__(self, values, target):
         a = values[self.layer]
         axes = tuple(range(1, a.ndim))
-        scale = _largest(target, axes)
+        scale = largest(target, axes)
         off, whole = (a - jnp.broadcast_to(target, a.shape)) / scale, target / scale
         square = (whole * whole).sum(axes)
         return -(off * off).sum(axes) / jnp.where(square == 0, 1, square)
@@ -466,7 +434,7 @@ class _Match(_Of):
 @dataclasses.dataclass(frozen=True)
 class _Resemblance(_Of):
     def __call__(self, values, target, power):
-        return _toward(_places(values[self.layer]), _places(target), power)
+        return toward(in_places(values[self.layer]), in_places(target), power)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -481,7 +449,7 @@ class _Alignment(_Of):
     def __call__(self, values, decay):
         a = values[self.layer].reshape(values[self.layer].shape[0], -1)
         off = ((a[:, None] - a[None]) ** 2).mean(2)
-        return -(off * _others(a, decay)).sum(1)
+        return -(off * weights_of_others(a, decay)).sum(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,13 +457,5 @@ class _Diversity(_Of):
     def __call__(self, values):
         grams = gram(values[self.layer])
         flat = grams.reshape(grams.shape[0], -1)
-        unit = _unit(flat, (1,))
-        return -((unit @ unit.T) * _others(flat, jnp.ones((1,), flat.dtype))).sum(1)
-
-
-def _others(a: jax.Array, decay: jax.Array) -> jax.Array:
-    """Weights `[M, M]` of the other images, that sum to at most 1 for each."""
-    order = jnp.arange(a.shape[0], dtype=a.dtype)
-    apart = jnp.abs(order[:, None] - order[None, :])
-    weights = decay[:, None].astype(a.dtype) ** -apart
-    return jnp.where(apart > 0, weights, 0) / max(a.shape[0] - 1, 1)
+        unit = unit_length(flat, (1,))
+        return -((unit @ unit.T) * weights_of_others(flat, jnp.ones((1,), flat.dtype))).sum(1)

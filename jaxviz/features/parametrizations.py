@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls import options
+from jaxviz.calls import arrays
 from jaxviz.calls.options import real, several, whole
 from jaxviz.calls.public import public
 
@@ -302,7 +302,7 @@ def _phases(low, high):
     return initial, image
 
 
-@public(images=options.images, low=real(), high=real())
+@public(images=arrays.images, low=real(), high=real())
 def spectrum(images: jax.Array, shape: tuple[int, int, int], low=0.0, high=1.0) -> jax.Array:
     """The mean strength of each wave in photographs, for `phases`.
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.options import real, weights
+from jaxviz.calls.arrays import weights
+from jaxviz.calls.options import real
 from jaxviz.calls.public import public
 from jaxviz.features.objectives import IMAGE, Objective
 from jaxviz.features.transforms import gaussian_blur

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls import options
+from jaxviz.calls import arrays
 from jaxviz.calls.options import either, real, several, whole
 from jaxviz.calls.public import public
 from jaxviz.rules.windows import materialised
@@ -127,7 +127,7 @@ def compose(transforms: tuple[Transform, ...], key: jax.Array, images: jax.Array
     return images
 
 
-@public(images=options.images)
+@public(images=arrays.images)
 def gaussian_blur(images: jax.Array, sigma: float) -> jax.Array:
     """`[M, H, W, C]` blurred along both axes: two products with band matrices."""
     rows, columns = (_band(n, sigma).astype(images.dtype) for n in images.shape[1:3])

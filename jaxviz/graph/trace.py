@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import is_jax
 from jaxviz.calls.models import failed, returned
-from jaxviz.calls.options import is_jax
 from jaxviz.graph.equations import closed_function, made
 from jaxviz.graph.interpreter import Program, build, is_flat
 from jaxviz.graph.names import naming, under_names

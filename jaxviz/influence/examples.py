@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.arrays import array
 from jaxviz.calls.models import batch, shapes_of
 from jaxviz.calls.naming import is_ours
-from jaxviz.calls.options import array, described, refused
+from jaxviz.calls.options import described, refused
 from jaxviz.engine.targets import output_shape
 from jaxviz.graph.held import hold
 from jaxviz.influence.parameters import chosen

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxviz.calls.options import described, numbers_list, real, refused, rows, several, whole
+from jaxviz.calls.arrays import numbers_list, rows
+from jaxviz.calls.options import described, real, refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import same_when_batched

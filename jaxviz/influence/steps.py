@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxviz.calls.arrays import leaves_of, numbers_list, real_array, tree
 from jaxviz.calls.models import own_or_told, shapes_of
-from jaxviz.calls.options import described, leaves_of, numbers_list, real_array, refused, tree
+from jaxviz.calls.options import described, refused
 from jaxviz.calls.public import public
 
 

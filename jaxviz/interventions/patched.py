@@ -8,17 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.arrays import numbers_list, rows
 from jaxviz.calls.models import batch, real as real_batch, shapes_of
 from jaxviz.calls.naming import calling
-from jaxviz.calls.options import (
-    layer as one_layer,
-    layer_list,
-    maybe,
-    numbers_list,
-    real,
-    refused,
-    rows,
-)
+from jaxviz.calls.options import layer as one_layer, layer_list, maybe, real, refused
 from jaxviz.calls.public import public
 from jaxviz.graph.changed import run
 from jaxviz.graph.held import Held, as_given, as_tree, hold

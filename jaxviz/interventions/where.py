@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.options import is_jax, refused
+from jaxviz.calls.arrays import is_jax
+from jaxviz.calls.options import refused
 from jaxviz.graph.held import Held
 
 _MUST = (

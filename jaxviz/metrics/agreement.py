@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.arrays import tree
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import real, several, tree, whole
+from jaxviz.calls.options import real, several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import same_when_batched

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.ablation import feature_ablation
+from jaxviz.calls.arrays import real_array
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import real, real_array
+from jaxviz.calls.options import real
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, is_floating
 from jaxviz.graph.trace import model

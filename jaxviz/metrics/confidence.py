@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.options import fill as array_fill
+from jaxviz.calls.arrays import fill as array_fill
 from jaxviz.engine.contract import Target
 from jaxviz.engine.copies import check_one_array
 from jaxviz.metrics.contract import metric

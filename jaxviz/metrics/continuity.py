@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.arrays import fill as array_fill
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import fill as array_fill, whole
+from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, outputs_of, stacked
 from jaxviz.metrics.explaining import explainer, norm, numbers

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import real, real_array
+from jaxviz.calls.arrays import real_array
+from jaxviz.calls.options import real
 from jaxviz.metrics.maps import (
     in_rows,
     measure,

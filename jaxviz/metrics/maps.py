@@ -6,8 +6,9 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.arrays import real_array
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import Check, real_array
+from jaxviz.calls.options import Check
 from jaxviz.calls.public import public
 
 P = ParamSpec("P")

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.calls.arrays import integers
 from jaxviz.calls.models import batch, floating
-from jaxviz.calls.options import integers, several, whole
+from jaxviz.calls.options import several, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, same_when_batched

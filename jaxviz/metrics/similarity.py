@@ -6,8 +6,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.arrays import tree
 from jaxviz.calls.models import shapes_of
-from jaxviz.calls.options import tree
 from jaxviz.metrics.maps import (
     in_rows,
     measure,

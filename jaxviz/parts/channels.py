@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.options import described, is_jax
+from jaxviz.calls.arrays import is_jax
+from jaxviz.calls.options import described
 from jaxviz.graph.held import hold
 from jaxviz.graph.layers import layer_named
 from jaxviz.graph.rows import Layer

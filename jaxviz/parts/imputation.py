@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.calls.arrays import real_array
 from jaxviz.calls.models import moving
-from jaxviz.calls.options import real_array
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32, is_floating
 from jaxviz.parts.regions import space_of

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.naming import calling
-from jaxviz.calls.options import described, numbers_list, refused
+from jaxviz.calls.options import described, refused
 from jaxviz.engine.copies import at_least_float32
 
 

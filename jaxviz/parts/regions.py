@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxviz.calls.arrays import real_array
 from jaxviz.calls.leaves import ONE, per_leaf
 from jaxviz.calls.models import batch
-from jaxviz.calls.options import real_array, refused, several, whole
+from jaxviz.calls.options import refused, several, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32, is_floating
 from jaxviz.engine.layout import hint

@@ -7,7 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxviz.calls.options import maybe, rows
+from jaxviz.calls.arrays import rows
+from jaxviz.calls.options import maybe
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET
 from jaxviz.plot.inputs import check_array, check_named

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxviz.calls.options import array, refused
+from jaxviz.calls.arrays import array
+from jaxviz.calls.options import refused
 
 
 class Chunk(NamedTuple):

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.options import images, whole
+from jaxviz.calls.arrays import images
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.options import described, integers, numbers_list, refused, rows
+from jaxviz.calls.arrays import integers, numbers_list, rows
+from jaxviz.calls.options import described, refused
 from jaxviz.calls.public import public
 from jaxviz.data import Dataset
 from jaxviz.data.dataset import trainable
