@@ -147,7 +147,9 @@ def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> st
     places = [i for i in range(len(found)) if found[i].can_cut and _has_places(sizes[i], rank)]
     # Queries, keys and values [N, tokens, heads, d] have as many axes as an image.
     heads = {i for i in places if axes(traced).tokens(all_rows[i].value)}
-    fits = [i for i in places if i not in heads and not _weighs_tokens(found, i)]
+    # By value, for a dropout that does nothing is a layer, too.
+    weights = {row.value for i, row in enumerate(all_rows) if _weighs_tokens(found, i)}
+    fits = [i for i in places if i not in heads and all_rows[i].value not in weights]
     # What has more axes than x is taken where all layers do: of one example each under `vmap`.
     fits = [i for i in fits if len(found[i].shape) == rank] or fits
     last = fits[-1] if fits else -1

@@ -233,6 +233,32 @@ def test_the_default_layer_is_the_last_with_places():
             jv.grad_cam(shuffled, p, x)
 
 
+class Classed(eqx.Module):
+    """A class token, patches, and an attention of two heads with a dropout on its weights."""
+
+    embed: eqx.nn.Linear
+    norm: eqx.nn.LayerNorm
+    drop: eqx.nn.Dropout
+
+    def __call__(self, x):  # [8, 8, 3]
+        patches = x.reshape(2, 4, 2, 4, 3).swapaxes(1, 2).reshape(4, 48)
+        h = jnp.concatenate([jnp.ones((1, 6)), jax.vmap(self.embed)(patches)])
+        heads = jax.vmap(self.norm)(h).reshape(5, 2, 3).swapaxes(0, 1)
+        weights = self.drop(jax.nn.softmax(heads @ heads.mT), inference=True)
+        return (h + (weights @ heads).swapaxes(0, 1).reshape(5, 6))[0]
+
+
+def test_weights_of_attention_are_no_maps_under_another_name():
+    """A dropout that does nothing is a layer whose value is theirs."""
+    embed = eqx.nn.Linear(48, 6, key=jax.random.key(0))
+    net, params = jv.from_equinox(Classed(embed, eqx.nn.LayerNorm(6), eqx.nn.Dropout()))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    kinds = {one.name: one.kind for one in jv.layers(net, params, x)}
+    assert kinds["drop"] == "Dropout"
+    assert kinds[jv.default_layer(net, params, x)] in ("layer_norm", "affine")  # ahead of it
+    assert np.abs(jv.grad_cam(net, params, x, 1, relu=False)).max() > 0
+
+
 def cut_by_conv(x):
     patches = jax.lax.conv_general_dilated(
         x, jnp.ones((2, 2, 3, 5)), (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
