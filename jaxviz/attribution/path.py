@@ -58,9 +58,10 @@ def integrated_gradients(
       rule: Where the points lie: "gausslegendre", or equal steps at their "left", "right" or
         "middle", or "trapezoid" (`num_steps` points, both ends among them).
       tolerance: Above 0, few points are taken first, and three times as many anew, until what an
-        example's attributions miss of the score gained is at most this share of it, or the next
-        were more than `num_steps`. All examples go on until the last of them is known, and cores do
-        not share rounds. 0 takes `num_steps`; reverse differentiation needs that.
+        example's attributions miss of the score gained is at most this share of it, and none of
+        them has changed by more than this share of their range; or the next were more than
+        `num_steps`. All examples go on until the last of them is known, and cores do not share
+        rounds. 0 takes `num_steps`; reverse differentiation needs that.
       chunk_size: Points of the path at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -105,7 +106,10 @@ def integrated_gradients(
 def _integrated_until(
     name, apply_fn, params, x, start, rule, num_steps, tolerance, chunk_size, target
 ):
-    """By the rule's points for ever more steps, until the completeness gap is small enough."""
+    """By the rule's points for ever more steps, until the gap and the last change are small enough.
+
+    The gap alone would not do: what one input has too much another may have too little.
+    """
     times = 0
     while num_steps // _MORE ** (times + 1) >= _FEW:
         times += 1
@@ -126,15 +130,30 @@ def _integrated_until(
     ends = jnp.stack([score_of(apply_fn, params, end, target) for end in (start, x)], 1)
     ends = ends.astype(at_least_float32(ends))
 
-    def draw(_, turn):
-        found = times_difference(x, start, total(turn))
-        rows = [a.reshape(len(ends), -1).sum(1).astype(ends.dtype) for a in jax.tree.leaves(found)]
-        return found, jnp.abs(sum(rows) - (ends[:, 1] - ends[:, 0]))
+    in_rows = lambda tree: jnp.concatenate(
+        [a.reshape(len(ends), -1).astype(ends.dtype) for a in jax.tree.leaves(tree)], 1
+    )
+    gained = ends[:, 1] - ends[:, 0]
 
-    shapes = jax.eval_shape(draw, None, jnp.int32(0))
+    def draw(before, turn):
+        found = times_difference(x, start, total(turn))
+        rows, last = in_rows(found), in_rows(before[0])
+        gap, change = jnp.abs(rows.sum(1) - gained), jnp.abs(rows - last).max(1)
+        extent = rows.max(1) - rows.min(1) if rows.shape[1] > 1 else jnp.abs(rows[:, 0])
+        parts = _share(gap, jnp.abs(gained)), _share(change, extent)
+        # Never 0, which would say that nothing was seen yet.
+        missed = jnp.maximum(jnp.maximum(*parts), jnp.finfo(gained.dtype).tiny)
+        return found, jnp.where(turn == 0, jnp.inf, missed)
+
+    shapes = jax.eval_shape(lambda: times_difference(x, start, total(jnp.int32(0))))
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    told = lambda state: (ends, state[1])
-    return in_rounds(nothing, draw, told, len(lengths), tolerance)[0]
+    state = nothing, jnp.zeros_like(gained)
+    unit = jnp.stack([jnp.zeros_like(gained), jnp.ones_like(gained)], 1)  # errors are shares of 1
+    return in_rounds(state, draw, lambda state: (unit, state[1]), len(lengths), tolerance)[0]
+
+
+def _share(part, whole):
+    return jnp.where(part == 0, 0, part / whole)
 
 
 @explanation(

@@ -199,7 +199,8 @@ def _fitted(
 
     every = jax.vmap(one, in_axes=(1, 1, None))
     if stops:
-        size, told = _round(count, num_samples), functools.partial(every, kept)
+        size = min(max(ROUND, 2 * count), num_samples)
+        told = functools.partial(every, kept)
         solved = solved_in_rounds(lambda k: scored(k, size), told, num_samples, size, tolerance)
     else:
         solved = every(kept, scored(0, num_samples), jnp.ones(num_samples, bool))
@@ -260,9 +261,18 @@ def _lasso(z, y, w, strength):
     return coefficients, inverse, unknown
 
 
-def _round(count: int, num_samples: int) -> int:
-    """Samples after which a fit of so many segments is looked at again."""
-    return min(max(ROUND, 2 * count), num_samples)
+def _enough(coalitions: jax.Array, live: jax.Array) -> jax.Array:
+    """Whether pairs are twice as many, the same ones counted once, as what is fitted to them.
+
+    With fewer the fit goes through nearly all scores, and what it leaves says nothing of its error.
+    """
+    count = coalitions.shape[1]
+    # A number for each pair; two that share one by chance only make this the stricter.
+    weights = jax.random.bits(jax.random.key(0), (count,), jnp.uint32)
+    mixed = jnp.where(coalitions, weights[None], 0).sum(1, dtype=jnp.uint32)
+    mixed = jnp.minimum(mixed, weights.sum(dtype=jnp.uint32) - mixed)  # its complement's
+    ranked = jnp.sort(jnp.where(live, mixed, mixed[0]))
+    return 1 + (ranked[1:] != ranked[:-1]).sum() >= 2 * (count - 1)
 
 
 def _unfitted(residual, leverage, weights, live):
@@ -324,7 +334,7 @@ def kernel_shap(
       baselines: `[B, ...]`, a sample of the data, or `[N, B, ...]`, each example's own: a hidden
         segment is theirs in turn, and a coalition's score the mean over all B, in place of `fill`;
         for a pytree a pytree of such. B times the cost.
-      tolerance: Above 0, it stops after a round of 2 G samples (32 at least) when no standard error
+      tolerance: Above 0, it stops after a round of 4 G samples (64 at least) when no standard error
         is above this share of its example's range of values, the largest less the smallest;
         `num_samples` is the most. All examples take as many as the slowest of their batch, and
         cores do not share rounds. 0 takes all; reverse differentiation needs that.
@@ -333,8 +343,9 @@ def kernel_shap(
     Returns:
       `SegmentScores`; values sum to the score less that of the filled input, which is `base`; the
       standard errors are estimated from the residuals of pairs and how closely so many can be
-      fitted, 0 where all coalitions are taken, infinite where those drawn do not determine the
-      values (which are then the smallest that fit). Costs one forward pass a sample, and two.
+      fitted, 0 where all coalitions are taken, infinite where fewer than 2 G different pairs were
+      drawn, which are fitted too closely to tell (values that they leave open are then the smallest
+      that fit). Costs one forward pass a sample, and two.
 
     Raises:
       ValueError: Too few samples; segments that are no integers of the shape of `x`; traced ones
@@ -411,7 +422,7 @@ def _kernel(
 
     def one(z, y, nothing, whole, live):
         w = jnp.asarray(weights, y.dtype) * live.astype(y.dtype)
-        w = w / jnp.where(live.all(), 1, w.sum())
+        w, coalitions = w / jnp.where(live.all(), 1, w.sum()), z[: len(z) // 2]
         z, y, total = z.astype(y.dtype), y - nothing, whole - nothing
         if count == 1:
             return total[None], jnp.zeros(1, y.dtype)
@@ -430,11 +441,13 @@ def _kernel(
         leverage = 2 * w * (zc * _dot(zc, keeping)).sum(1)
         unfitted, free = _unfitted(residual[0] - residual[1], leverage, w, live[: len(w)])
         errors = jnp.sqrt(jnp.square(_dot(zc * (w * unfitted)[:, None], keeping)).sum(0))
-        return values, jnp.where(free & (told.sum() == count - 1), errors, jnp.inf)
+        known = free & _enough(coalitions, live[: len(w)]) & (told.sum() == count - 1)
+        return values, jnp.where(known, errors, jnp.inf)
 
     fitted = jax.vmap(one, in_axes=(1, 1, 0, 0, None))
     if stops:
-        pairs, size = len(kept) // 2, _round(count, len(kept)) // 2
+        pairs = len(kept) // 2
+        size = min(max(ROUND, 2 * count), pairs)
         none, whole = scored(ends)
 
         def draw(first):

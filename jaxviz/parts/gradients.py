@@ -18,7 +18,7 @@ from jaxviz.engine.copies import (
     times_weights,
 )
 from jaxviz.graph.affine import affine_start
-from jaxviz.graph.recompute import recomputed
+from jaxviz.graph.recompute import copied, recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.rules.fast import serving, weighed
 
@@ -127,7 +127,8 @@ def gradient_sums(
     def summed(i):
         def more(turn, total):
             k = turn * chunk + jnp.arange(chunk, dtype=jnp.int32)
-            found = jax.vmap(lambda k: one(i, jnp.minimum(k, counts[i] - 1)))(k)
+            with copied(chunk):
+                found = jax.vmap(lambda k: one(i, jnp.minimum(k, counts[i] - 1)))(k)
             live = k < counts[i]
             column = lambda a: live.reshape(-1, *[1] * (a.ndim - 1))
             return jax.tree.map(lambda t, a: t + jnp.where(column(a), a, 0).sum(0), total, found)
