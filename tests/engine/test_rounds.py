@@ -180,9 +180,7 @@ def test_a_fit_stops_when_it_is_known():
     found = jv.kernel_shap(f, w, x, 0, key=KEY, tolerance=0.05, num_samples=900)
     errors = np.asarray(found.standard_errors)
     assert (errors <= 0.05 * np.ptp(np.asarray(found.values), axis=1)[:, None] * 1.001).all()
-    assert (
-        np.abs(np.asarray(found.values) - exact) <= 5 * errors
-    ).all()
+    assert (np.abs(np.asarray(found.values) - exact) <= 5 * errors).all()
     few = jv.kernel_shap(f, w, x, 0, key=KEY, num_samples=20)  # as many pairs as segments
     assert np.isinf(few.standard_errors).all()
 
