@@ -205,3 +205,12 @@ def test_weights_divided_after_the_product_by_hand():
     np.testing.assert_allclose(relevance(pooled, x), expected, rtol=1e-5)
     with pytest.raises(NotImplementedError, match=r"the exponential at .*test_lrp_softmax"):
         relevance(lambda x: pooled(x, divided=False), x)
+
+
+def test_an_entropy_of_logarithms_conserves():  # one function of the log softmax
+    def entropy(x):
+        logs = jax.nn.log_softmax(x)
+        return -(jnp.exp(logs) * logs).sum(1, keepdims=True)
+
+    x = drawn(3, 5)
+    np.testing.assert_allclose(relevance(entropy, x).sum(1), entropy(x)[:, 0], rtol=1e-4)
