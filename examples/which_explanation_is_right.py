@@ -55,10 +55,14 @@ def all_methods(x):
         "expected_gradients": {"baselines": x[:16]},
         "deep_lift_shap": {"baselines": x[:16]},
         "shapley_values": {"segments": jv.grid_segments((SIZE, SIZE), (3, 3))},
+        "feature_permutation": {"segments": jv.grid_segments((SIZE, SIZE), (8, 8))},
     }
-    named = (method.name for method in jv.methods())
-    # That of a concept explains a channel, and no class.
-    found = {name: more.get(name, {}) for name in named if name != "concept_relevance"}
+    # Not those of a channel, a neuron or a layer's values, nor of attention, which the net lacks.
+    found = {
+        method.name: more.get(method.name, {})
+        for method in jv.methods()
+        if method.family != "attention" and (not method.needs or method.name in more)
+    }
     return {**found, "random": chance}
 
 

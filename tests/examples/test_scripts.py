@@ -246,7 +246,11 @@ def test_the_mark_is_found_by_what_must_find_it_and_not_by_chance(tmp_path):
     names = ["occlusion", "integrated_gradients", "random"]
     small = ["--examples", "24", "--train", "800", "--epochs", "8", "--methods", *names]
     with jax.numpy_dtype_promotion("standard"):  # optax promotes its step count
-        found = load("which_explanation_is_right").main(["--out", str(tmp_path), *small])
+        example = load("which_explanation_is_right")
+        found = example.main(["--out", str(tmp_path), *small])
+    given = example.all_methods(jnp.ones((16, 24, 24, 3)))
+    needs = {method.name: method.needs for method in jv.methods()}
+    assert all(options or not needs[name] for name, options in given.items() if name != "random")
     hits = dict(zip(found.methods, found.mean[:, 0], strict=True))
     assert found.metrics == ("on_the_mark", "deletion", "insertion")
     assert min(hits["occlusion"], hits["integrated_gradients"]) > 0.3
