@@ -6,12 +6,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attention.gradients import by_examples, reduced_gradients, weights_shape, wide
+from jaxviz.attention.gradients import by_examples, reduced_gradients, weights_shape
 from jaxviz.attention.laid import alike, laid_out, map_of, told
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, real, whole
 from jaxviz.engine.contract import Target, explanation
+from jaxviz.engine.copies import wide
 from jaxviz.graph.changed import run
 from jaxviz.parts.feature_maps import Resize
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from jaxviz.attention.blocks import blocks, ways
 from jaxviz.attention.found import found
-from jaxviz.attention.gradients import by_examples, wide
+from jaxviz.attention.gradients import by_examples
 from jaxviz.attention.laid import alike, laid_out
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.attention.zeroing import after, handed_on
 from jaxviz.calls.options import layer_list, maybe
 from jaxviz.engine.contract import Target, explanation, select
+from jaxviz.engine.copies import wide
 from jaxviz.graph.changed import run, run_changed
 from jaxviz.parts.feature_maps import Resize
 

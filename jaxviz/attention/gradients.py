@@ -5,18 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxviz.attention.found import Attention
 from jaxviz.engine.contract import Target, select
-from jaxviz.engine.copies import chunk_length, rows_of
+from jaxviz.engine.copies import chunk_length, rows_of, wide
 from jaxviz.graph.changed import run
 from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.trace import Traced
-
-
-def wide(a: jax.Array) -> jax.Array:
-    return a.astype(np.promote_types(a.dtype, np.float32))
 
 
 def weights_shape(traced: Traced, one: Attention) -> tuple[int, ...]:
@@ -41,7 +36,7 @@ def reduced_gradients(
 
     def made(one):
         dtype = traced.program.avals[one.value].dtype
-        a = jax.ShapeDtypeStruct(weights_shape(traced, one), np.promote_types(dtype, np.float32))
+        a = jax.eval_shape(wide, jax.ShapeDtypeStruct(weights_shape(traced, one), dtype))
         return jnp.zeros_like(jax.eval_shape(reduce, a, a))
 
     def explained(slots):

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from jaxviz.attention.blocks import Stream, Ways, blocks, ways
 from jaxviz.attention.found import Attention
-from jaxviz.attention.gradients import weights_shape, wide
+from jaxviz.attention.gradients import weights_shape
 from jaxviz.attention.laid import alike, map_of
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import stacked
+from jaxviz.engine.copies import stacked, wide
 from jaxviz.graph.changed import run, run_changed
 from jaxviz.parts.feature_maps import Resize
 

@@ -458,5 +458,13 @@ def at_least_float32(a: Any) -> Any:
     return jnp.dtype(jnp.float32) if narrow else a.dtype
 
 
+def wide(tree: Any) -> Any:
+    """Arrays for sums: floating numbers in float32 at least, others as they are.
+
+    A cast by name, since JAX's own promotion may be strict.
+    """
+    return jax.tree.map(lambda a: a.astype(at_least_float32(a)), tree)
+
+
 def _column(a, like):
     return a.reshape(a.shape + (1,) * (like.ndim - a.ndim))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxviz.calls.options import instance, real
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import same_when_batched
+from jaxviz.engine.copies import wide
 from jaxviz.influence.curvature import Curvature, operator
 from jaxviz.influence.examples import Model, default_chunk, num_rows, over_rows, pair, prepared
 from jaxviz.influence.gradients import LAYERS, compiled, gradient
-from jaxviz.influence.layered import wide
 from jaxviz.influence.solvers import Solver, conjugate_gradients
 from jaxviz.parts.losses import cross_entropy
 

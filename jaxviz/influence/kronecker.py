@@ -10,6 +10,7 @@ from jaxviz.calls.options import instance, maybe, real
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import same_when_batched
+from jaxviz.engine.copies import wide
 from jaxviz.influence.curvature import Squares, cotangents
 from jaxviz.influence.examples import (
     Model,
@@ -21,7 +22,7 @@ from jaxviz.influence.examples import (
     prepared,
 )
 from jaxviz.influence.gradients import LAYERS, compiled, output_gradient
-from jaxviz.influence.layered import Plan, plan_of, read, weight_gradients, wide
+from jaxviz.influence.layered import Plan, plan_of, read, weight_gradients
 from jaxviz.parts.losses import cross_entropy
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.engine.copies import wide
 from jaxviz.graph.interpreter import Node, Program, Scalar, run_node
 from jaxviz.graph.split import environment
 from jaxviz.graph.trace import Traced, trace
@@ -352,11 +353,6 @@ def weight_gradients(inputs: Sequence[jax.Array], back: Sequence[jax.Array]) -> 
     """The gradient of each layer's weight, `[B, in, out]`, bias last, from what was read."""
     pairs = zip(wide(inputs), wide(back), strict=True)
     return [jnp.einsum("bpi,bpo->bio", a, g) for a, g in pairs]
-
-
-def wide(tree: Any) -> Any:
-    """Arrays in 32 bits at least, for sums: JAX's own rule may be strict."""
-    return jax.tree.map(lambda a: a.astype(np.promote_types(a.dtype, np.float32)), tree)
 
 
 def leaf_gradients(

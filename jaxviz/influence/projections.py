@@ -5,7 +5,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from jaxviz.engine.copies import wide
 
 Projection = Literal["rademacher", "sjlt"] | None
 
@@ -34,7 +35,7 @@ def projected(
       dim: Length of what comes out.
       key: PRNG key.
     """
-    flat = [a.astype(np.promote_types(a.dtype, np.float32)).reshape(-1) for a in vectors]
+    flat = [wide(a).reshape(-1) for a in vectors]
     if projection is None:
         return flat
     assert dim is not None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxviz.calls.options import maybe, real, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import same_when_batched
+from jaxviz.engine.copies import wide
 from jaxviz.influence.examples import (
     Model,
     batch_of_one,
@@ -20,7 +21,7 @@ from jaxviz.influence.examples import (
 )
 from jaxviz.influence.gradients import LAYERS, compiled, feature_of, output_gradient
 from jaxviz.influence.kronecker import planned
-from jaxviz.influence.layered import plan_of, read, wide
+from jaxviz.influence.layered import plan_of, read
 from jaxviz.influence.projections import Projection
 from jaxviz.influence.trac_in import checkpoint_list
 from jaxviz.parts.losses import cross_entropy, margin, probability

@@ -13,6 +13,7 @@ from jaxviz.calls.models import batch, real as real_batch, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import layer as one_layer, layer_list, maybe, real, refused
 from jaxviz.calls.public import public
+from jaxviz.engine.copies import at_least_float32, is_floating
 from jaxviz.graph.changed import run
 from jaxviz.graph.held import Held, as_given, as_tree, hold
 from jaxviz.graph.towers import without_turns
@@ -328,6 +329,6 @@ def _moved(direction: jax.Array, strength: jax.Array, a: jax.Array) -> jax.Array
             f"steered: direction must broadcast to the layer's value, {tuple(a.shape)}; got "
             f"{tuple(direction.shape)}. [channels] will do."
         )
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+    wide = at_least_float32(a) if is_floating(a) else jnp.float32
     step = strength.astype(wide) * direction.astype(wide)
     return (a.astype(wide) + jnp.broadcast_to(step, a.shape)).astype(a.dtype)

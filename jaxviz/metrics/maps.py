@@ -5,6 +5,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.calls.arrays import real_array
 from jaxviz.calls.models import shapes_of
@@ -33,7 +34,8 @@ def measure(*static: str, **checks: Check) -> Callable[[Callable[P, R]], Callabl
 def in_rows(attribution: Any) -> jax.Array:
     """All numbers of each example in a row, `[N, D]`, floating; of a pytree leaf after leaf."""
     leaves = [jnp.asarray(a) for a in jax.tree.leaves(attribution)]
-    wide = jnp.result_type(jnp.float32, *(a.dtype for a in leaves if _is_wide(a)))
+    # NumPy's rule, since JAX's own may be strict.
+    wide = np.result_type(np.float32, *(a.dtype for a in leaves if _is_wide(a)))
     return jnp.concatenate([a.reshape(len(a), -1).astype(wide) for a in leaves], axis=1)
 
 
@@ -64,7 +66,7 @@ def on_places(name: str, attribution: jax.Array, mask: jax.Array) -> tuple[jax.A
             f"{len(jax.tree.leaves(attribution))}. Take the leaf that the mask is of."
         )
     a, mask = jnp.asarray(attribution), jnp.asarray(mask)
-    a = a.astype(jnp.result_type(jnp.float32, a.dtype) if _is_wide(a) else jnp.float32)
+    a = a if _is_wide(a) else a.astype(jnp.float32)
     shape = mask.shape
     if len(shape) > 1 and 0 not in shape[1:]:
         if a.shape[:-1] == shape:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.calls.options import described
+from jaxviz.engine.copies import is_floating, wide
 from jaxviz.graph.indices import at_index, widened
 
 
@@ -43,9 +44,7 @@ def probability(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _logits(outputs):
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        return outputs.astype(jnp.float32)
-    return outputs.astype(np.promote_types(outputs.dtype, np.float32))  # JAX's may be strict
+    return wide(outputs) if is_floating(outputs) else outputs.astype(jnp.float32)
 
 
 def check_labels(who: str, option: str, outputs: Any, labels: Any, loss: str = "loss") -> None:

@@ -113,6 +113,14 @@ def test_steering_adds_a_direction():
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
+def test_steering_of_16_bits_where_promotion_is_strict():
+    half = lambda w, x: jnp.tanh(x) @ w
+    w, x = jnp.ones((2, 1), jnp.bfloat16), jnp.zeros((1, 2), jnp.bfloat16)
+    found = jv.steered(half, "tanh_0", jnp.array([1.0, 0.0]), 3.0)(w, x)
+    assert found.dtype == jnp.bfloat16
+    assert found.tolist() == [[3.0]]
+
+
 def test_what_is_put_there_is_an_argument_of_the_program(compiled):
     runs = []
 

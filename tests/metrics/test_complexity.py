@@ -1,5 +1,7 @@
 """Sparseness, entropy and count: formulas, scale, zeros, NaN."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import entropy
@@ -24,6 +26,16 @@ def test_formulas_at_any_scale(scale):
     np.testing.assert_allclose(metrics.complexity(a), theirs, rtol=1e-5)
     large = [(np.abs(m) > 0.5 * np.abs(m).max()).sum() for m in MAPS]
     np.testing.assert_array_equal(metrics.effective_complexity(a, threshold=0.5), large)
+
+
+def test_maps_of_64_bits_keep_them():  # promotion is strict in all tests
+    with jax.enable_x64(True):
+        a = jnp.asarray(MAPS, jnp.float64)
+        np.testing.assert_allclose(metrics.sparseness(a), [gini(m) for m in a], rtol=1e-12)
+        found = metrics.relevance_mass(jnp.abs(a), a > 0)
+        whole = np.abs(MAPS.astype(np.float64))
+        expected = (whole * (MAPS > 0)).sum((1, 2)) / whole.sum((1, 2))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_constants_zeros_and_one_place():
