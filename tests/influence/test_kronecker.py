@@ -76,17 +76,20 @@ def test_eigenvalues_are_of_the_explicit_gauss_newton_in_every_kind_of_layer():
     plan = layered.plan_of(net.apply, params, x[0], places)
 
     @jax.jit
-    @jax.vmap
-    def columns(x):  # of the root, [outputs, P]
-        jacobian = jax.jacrev(lambda p: net.apply(p, x[None])[0])(params)
-        p = jax.nn.softmax(net.apply(params, x[None])[0])
-        flat = jnp.concatenate([a.reshape(len(p), -1) for a in taken(jacobian, places)], 1)
-        return (jnp.diag(jnp.sqrt(p)) - jnp.sqrt(p)[:, None] * p[None]) @ flat
+    def columns(x):  # of the root, [N, outputs, P]; one row at a time, for that compiles sooner
+        def one(x):
+            out, back = jax.vjp(lambda p: net.apply(p, x[None])[0], params)
+            p = jax.nn.softmax(out)
+            flat = lambda row: jnp.concatenate([a.ravel() for a in taken(back(row)[0], places)])
+            return jax.lax.map(flat, jnp.diag(jnp.sqrt(p)) - jnp.sqrt(p)[:, None] * p[None])
+
+        return jax.lax.map(one, x)
 
     found = np.asarray(columns(x), np.float64)
     for layer in plan.layers:
         blocks = found[..., layer.index]  # [N, outputs, B, in, out]
-        turned = factors.inputs[layer.name].mT @ blocks @ factors.outputs[layer.name]
+        u, v = (np.asarray(a[layer.name]) for a in (factors.inputs, factors.outputs))
+        turned = np.swapaxes(u, -1, -2) @ blocks @ v
         wanted = np.square(turned).sum(1).mean(0)
         values = factors.eigenvalues[layer.name]
         np.testing.assert_allclose(values, wanted, atol=1e-5 * wanted.max(), err_msg=layer.name)

@@ -21,7 +21,8 @@ def inputs(seed, *shape):
 
 def of_first_degree(w, x):
     """f(c x) = c f(x): ReLUs, pooling, norms, sorting and choices without a constant."""
-    h = jax.nn.relu(x @ w) + 0.1 * jnp.abs(x @ w) + jax.nn.leaky_relu(x @ w)
+    y = x @ w
+    h = jax.nn.relu(y) + 0.1 * jnp.abs(y) + jax.nn.leaky_relu(y)
     pooled = jnp.maximum(h[:, ::2], h[:, 1::2]) + h.max(1, keepdims=True)
     norms = jnp.sqrt((h * h).sum(1, keepdims=True)) + jnp.std(h, axis=1, keepdims=True)
     gated = jnp.where(h[:, ::2] > h[:, 1::2], pooled, norms) * pooled / norms
@@ -80,26 +81,30 @@ SMOOTH = {
     "running product": lambda x: jnp.cumprod(x, 1),
     "clip": lambda x: jnp.clip(x, -0.4, 0.8),
 }
+# Of one variable: RevealCancel takes their secants too, by parts, so that tanh, root and others
+# stand for these, and its program compiles in two thirds of the time.
+ALIKE = {"sigmoid", "exp", "sine", "cube", "softplus", "logarithm"}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_single_precision_near_the_baseline_and_far_from_it(rule):
     """Against the same in double precision, at distances of 1e-7 to 1e7 of the input."""
+    smooth = {k: f for k, f in SMOOTH.items() if rule == "rescale" or k not in ALIKE}
 
     def every(_, x):
-        return jnp.stack([f(x).sum(1) for f in SMOOTH.values()], axis=1)
+        return jnp.stack([f(x).sum(1) for f in smooth.values()], axis=1)
 
     x = np.array([[0.9, -1.3, 0.4, 0.7, -0.2]], np.float32)
     moved = 1 + np.outer(10.0 ** -np.arange(1, 8), [1, -1, 2, 3, 1])
     start = np.concatenate([x * moved, x * 1e-7, -x]).astype(np.float32)
     count = len(start)
-    target = np.repeat(np.arange(len(SMOOTH)), count)
-    x, start = (np.tile(np.broadcast_to(a, start.shape), (len(SMOOTH), 1)) for a in (x, start))
+    target = np.repeat(np.arange(len(smooth)), count)
+    x, start = (np.tile(np.broadcast_to(a, start.shape), (len(smooth), 1)) for a in (x, start))
     single = np.asarray(jv.deep_lift(every, None, x, target, baseline=start, rule=rule))
     with double():
         wide = [jnp.asarray(a, jnp.float64) for a in (x, start)]
         exact = np.asarray(jv.deep_lift(every, None, wide[0], target, baseline=wide[1], rule=rule))
-    for i, name in enumerate(SMOOTH):
+    for i, name in enumerate(smooth):
         rows = slice(i * count, (i + 1) * count)
         error, whole = (np.abs(a).max(1) for a in (single[rows] - exact[rows], exact[rows]))
         # Quotients lose eps / distance, derivatives distance squared: eps^(2/3) at most.
@@ -123,36 +128,39 @@ def test_a_secant_is_told_from_a_derivative_by_the_values_alone():
     assert slope(jnp.exp, jnp.full(1, -jnp.inf), jnp.full(1, -jnp.inf)) == 0
 
 
-NORMS = {
-    "by hand": lambda h: (
-        (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-6)
-    ),
-    "divided": lambda h: h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-6),
-    "scaled first": lambda h: (
+NORMS = [
+    lambda h: (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 1e-6),
+    lambda h: h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-6),
+    lambda h: (
         (h - h.mean(-1, keepdims=True))
         * (1.1 * jax.lax.rsqrt(jnp.var(h, -1, keepdims=True) + 1e-6))
     ),
-    "by the largest": lambda h: h / jnp.maximum(jnp.abs(h).max(-1, keepdims=True), 1e-3),
-}
+    lambda h: h / jnp.maximum(jnp.abs(h).max(-1, keepdims=True), 1e-3),
+]
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_norms_in_a_row_lose_no_digits_at_a_baseline_of_zeros(norm):
-    """1 / sqrt(eps) = 1000 at the baseline; eight times in a row, that would be 1e24."""
+def test_norms_in_a_row_lose_no_digits_at_a_baseline_of_zeros():
+    """1 / sqrt(eps) = 1000 at the baseline; four times of each in a row, that would be 1e48."""
+    first, second, third, last = NORMS
 
     def transformer(p, x):
-        def block(h, w):
-            u = NORMS[norm](h)
-            h = h + jax.nn.softmax(u @ w[0] @ u.swapaxes(1, 2)) @ u @ w[1]
-            return h + jax.nn.gelu(NORMS[norm](h) @ w[2]) @ w[3], None
+        def block(h, weights):
+            halves = weights[:4], weights[4:]
+            for attended, fed, w in ((first, second, halves[0]), (third, last, halves[1])):
+                u = attended(h)
+                h = h + jax.nn.softmax(u @ w[0] @ u.swapaxes(1, 2)) @ u @ w[1]
+                h = h + jax.nn.gelu(fed(h) @ w[2]) @ w[3]
+            return h, None
 
-        return NORMS[norm](jax.lax.scan(block, x, p["blocks"])[0]).mean(1) @ p["out"]
+        h = jax.lax.scan(block, x, p["blocks"])[0]
+        return (first(h) + last(h)).mean(1) @ p["out"]
 
     rng = np.random.default_rng(0)
-    p = {"blocks": rng.normal(size=(4, 4, 8, 8)) / 8**0.5, "out": rng.normal(size=(8, 2))}
+    p = {"blocks": rng.normal(size=(4, 8, 8, 8)) / 8**0.5, "out": rng.normal(size=(8, 2))}
     p, x = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (p, rng.normal(size=(2, 3, 8))))
     out = np.asarray(jv.deep_lift(transformer, p, x, 0))
-    gained = np.asarray(transformer(p, x) - transformer(p, 0 * x))[:, 0]
+    ends = np.asarray(transformer(p, jnp.concatenate([x, 0 * x])))[:, 0]
+    gained = ends[:2] - ends[2:]
     assert np.abs(out.sum((1, 2)) - gained).max() < 1e-5 * np.abs(out).sum((1, 2)).max()
     assert np.abs(out).max() < 100 * np.abs(gained).max()
 
