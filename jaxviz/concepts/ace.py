@@ -327,7 +327,7 @@ def _cut_out(x, maps, found, fill):
     masks = np.stack([maps[level][image] == number for image, level, number in found])
     boxes = []
     for axis in (1, 2):
-        seen: np.ndarray = masks.any(3 - axis)
+        seen = np.asarray(masks.any(3 - axis))
         boxes += [seen.argmax(1), seen.shape[1] - seen[:, ::-1].argmax(1)]
     return np.asarray(_enlarged(x[found[:, 0]], masks, np.stack(boxes, 1), fill))
 
