@@ -46,6 +46,7 @@ OTHERS = {
         "What a unit has learned, apart from any one image.",
         [
             *("maximize_activation", "maco", "accentuate", "deep_dream", "invert", "caricature"),
+            "activation_grid",
             *("restyle", "top_examples", "feature_projection", "top_projections", "filters"),
         ],
     ),

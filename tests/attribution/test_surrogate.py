@@ -295,8 +295,8 @@ def test_a_key_among_others_under_vmap_draws_what_it_draws_alone(impl):
 
 def test_of_a_class_that_is_not_there_nothing_is_known():
     rng = np.random.default_rng(0)
-    w, x = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 3), (2, 4)))
-    draw = {"key": KEY, "num_samples": 8}
+    w, x = (rng.normal(size=shape).astype(np.float32) for shape in ((6, 3), (2, 6)))
+    draw = {"key": KEY, "num_samples": 40}
     methods = kernel_shap, lime, shapley_sampling
 
     @jax.jit
