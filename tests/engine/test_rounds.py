@@ -197,7 +197,7 @@ def test_draws_that_are_alike_stop_nothing():
 
 
 def test_errors_of_indices_are_their_spread():
-    """Of what says no errors: those that stop it, beside the spread over 200 times as many draws."""
+    """Of what says no errors: those that stop it, beside the spread over 200 draws of them."""
     rng = np.random.default_rng(4)
     a, b = rng.random((2, 200, 32, 3)).astype(np.float32)  # no sequence: one by one
     f = lambda a: a[..., 0] + 2 * a[..., 1] * a[..., 0]
