@@ -300,8 +300,6 @@ ROWS = {
         spectrogram,
         matrices((3, 5, 4), (4, 3)),
         normal(N, 20),
-        "finite",
-        refuses=("lrp",),
         baseline=0.1 * normal(N, 20, seed=1),  # a magnitude has no slope at 0
     ),
     "ode_fixed": lambda: Row(ode, matrices((6, 6), (6, 3)), vectors),
@@ -341,8 +339,6 @@ ROWS = {
         fourier_operator,
         matrices((3, 3, 4), (3, 3, 4), (3, 4), (4, 3)),
         normal(N, 8, 3),
-        "finite",
-        refuses=("lrp",),
     ),
     "bag": lambda: Row(bag, matrices((5, 4), (4, 3)), normal(N, 3)),
     "branches": lambda: Row(branches, matrices((6, 4), (4, 3)), 2 * vectors, "finite"),
