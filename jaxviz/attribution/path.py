@@ -18,6 +18,7 @@ from jaxviz.engine.copies import (
     running_sum,
     score_of,
     with_noise,
+    zeros_of,
 )
 from jaxviz.engine.rounds import in_rounds, mean_until, stops_early
 from jaxviz.parts.gradients import PULLED, gradient_sum, gradient_sums, input_gradient
@@ -89,18 +90,26 @@ def integrated_gradients(
         given = name, apply_fn, params, x, start, rule, num_steps, tolerance, chunk_size
         return _like(_integrated_until(*given, fixed_target(apply_fn, params, x, target)), x)
     points, weights = _on_host(name, rule, num_steps)
+    term = _on_the_line(start, x, points, weights)
+    total = gradient_sum(name, apply_fn, params, x, target, term, num_steps, chunk_size)
+    return _like(times_difference(x, start, total), x)
 
-    # An affine function maps a line to a line. Its ends are the outermost points, not `start` and
-    # `x`: what is finite at these is so between them, and all that is run is what a sum would run.
-    first, last = points[0], points[-1]
+
+def _on_the_line(start, x, points, weights):
+    """For `gradient_sum`, or for several such: the points, those without a weight left out.
+
+    An affine function maps a line to a line. Its ends are the outermost points, not `start` and
+    `x`: what is finite at these is so between them, and all that is run is what a sum would run.
+    """
+    there = points[weights > 0]
+    first, last = there.min(), there.max()
     along = jnp.asarray((points - first) / ((last - first) or 1))
 
     def term(begin):
         one, other = (begin(between(start, x, jnp.asarray(t))) for t in (first, last))
-        return lambda k: (between(one, other, along[k]), jnp.asarray(weights)[k])
+        return lambda *k: (between(one, other, along[k]), jnp.asarray(weights)[k])
 
-    total = gradient_sum(name, apply_fn, params, x, target, term, num_steps, chunk_size)
-    return _like(times_difference(x, start, total), x)
+    return term
 
 
 def _integrated_until(
@@ -117,15 +126,7 @@ def _integrated_until(
     points, weights = np.zeros((2, len(lengths), num_steps))
     for row, length in enumerate(lengths):
         points[row, :length], weights[row, :length] = _on_host(name, rule, int(length))
-    # The outermost points of all, for what `integrated_gradients` says of a line's ends.
-    inner = np.arange(num_steps)[None] < lengths[:, None]
-    first, last = points[inner].min(), points[inner].max()
-    along = jnp.asarray((points - first) / ((last - first) or 1))
-
-    def term(begin):
-        one, other = (begin(between(start, x, jnp.asarray(t))) for t in (first, last))
-        return lambda i, k: (between(one, other, along[i, k]), jnp.asarray(weights)[i, k])
-
+    term = _on_the_line(start, x, points, weights)
     total = gradient_sums(name, apply_fn, params, x, target, term, lengths, chunk_size)
     ends = jnp.stack([score_of(apply_fn, params, end, target) for end in (start, x)], 1)
     ends = ends.astype(at_least_float32(ends))
@@ -145,8 +146,7 @@ def _integrated_until(
         missed = jnp.maximum(jnp.maximum(*parts), jnp.finfo(gained.dtype).tiny)
         return found, jnp.where(turn == 0, jnp.inf, missed)
 
-    shapes = jax.eval_shape(lambda: times_difference(x, start, total(jnp.int32(0))))
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    nothing = zeros_of(lambda: times_difference(x, start, total(jnp.int32(0))))
     state = nothing, jnp.zeros_like(gained)
     unit = jnp.stack([jnp.zeros_like(gained), jnp.ones_like(gained)], 1)  # errors are shares of 1
     return in_rounds(state, draw, lambda state: (unit, state[1]), len(lengths), tolerance)[0]

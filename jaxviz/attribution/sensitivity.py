@@ -116,7 +116,7 @@ def sobol(
             return _seen(x, fills, mask(k // size, design), cells, resize)
 
         outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
-        num = size * (count + 2)
+        num = designs.num_masks(count, size)
         scores, _ = stacked_scores(name, outputs, _known, num, chunk_size, x, target)
         return scores.reshape(count + 2, size, -1)
 

@@ -84,6 +84,12 @@ def rows_of(x: Any) -> int:
     return jnp.shape(jax.tree.leaves(x)[0])[0]
 
 
+def zeros_of(function: Callable, *arguments: Any) -> Any:
+    """Zeros of the shapes and dtypes of what a function gives, which is not run."""
+    shapes = jax.eval_shape(function, *arguments)
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+
 def default_chunk(x: Any) -> int:
     """How many copies of `x` are alive at once where nobody said."""
     batch = max(rows_of(x), 1)

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxviz.engine.copies import at_least_float32, chunk_length, default_chunk, is_floating
+from jaxviz.engine.copies import (
+    at_least_float32,
+    chunk_length,
+    default_chunk,
+    is_floating,
+    zeros_of,
+)
 from jaxviz.engine.shares import traced_with
 from jaxviz.graph.recompute import copied
 from jaxviz.rules.fast import serving
@@ -106,8 +112,7 @@ def solved_in_rounds(
         scores = jax.lax.dynamic_update_slice_in_dim(state[0], draw(first), first, 0)
         return scores, solve(scores[:num], place[:num] < first + size)
 
-    shapes = jax.eval_shape(lambda: turn((nothing, None), jnp.int32(0))[1])
-    start = nothing, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    start = nothing, zeros_of(lambda: turn((nothing, None), jnp.int32(0))[1])
     return in_rounds(start, turn, lambda state: state[1][:2], rounds, tolerance)[1]
 
 
@@ -174,9 +179,8 @@ def mean_until(
         firsts = start + chunk * jnp.arange(-(-size // chunk), dtype=jnp.int32)
         return jax.lax.scan(chunked, so_far, firsts)[0]
 
-    shapes = jax.eval_shape(one, jnp.int32(0))
-    nothing = lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    start = Moments(jnp.int32(0), nothing(), nothing())
+    nothing = zeros_of(one, jnp.int32(0))
+    start = Moments(jnp.int32(0), nothing, nothing)
     told = lambda so_far: (so_far.mean, so_far.errors)
     return in_rounds(start, draw, told, -(-num // size), tolerance)
 

@@ -16,6 +16,7 @@ from jaxviz.engine.copies import (
     running_gradients,
     running_sum,
     times_weights,
+    zeros_of,
 )
 from jaxviz.graph.affine import affine_start
 from jaxviz.graph.recompute import copied, recomputed
@@ -133,8 +134,7 @@ def gradient_sums(
             column = lambda a: live.reshape(-1, *[1] * (a.ndim - 1))
             return jax.tree.map(lambda t, a: t + jnp.where(column(a), a, 0).sum(0), total, found)
 
-        shapes = jax.eval_shape(one, jnp.int32(0), jnp.int32(0))
-        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        nothing = zeros_of(one, jnp.int32(0), jnp.int32(0))
         return pulled(jax.lax.fori_loop(0, -(-counts[i] // chunk), more, nothing))
 
     return summed

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.graph.rewrite import Op, RuleSet
-from jaxviz.rules.kernels_conv import conv, supported
+from jaxviz.rules.kernels_conv import CONV_OPTIONS, conv, supported
 from jaxviz.rules.kernels_extreme import extreme
 from jaxviz.rules.kernels_pool import POOL_OPTIONS, max_pool
 
@@ -42,17 +42,6 @@ _ALONE_OPTIONS = {
     "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
 }
 _LARGE_NET = 64_000_000  # bytes of weights
-_CONV_OPTIONS = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-    "precision",
-    "preferred_element_type",
-)
 _CALLS = 64  # after which what took longer to compile is to have repaid itself
 _COMPILED = 0.3  # seconds that a filtered convolution's program takes longer to compile
 _SAVED = 3e-12  # seconds for each floating-point operation of the plain sum
@@ -75,7 +64,7 @@ def _pool_rule(op: Op):
 
 
 def _conv_rule(op: Op, passes: float = math.inf):
-    options = {name: op.options[name] for name in _CONV_OPTIONS}
+    options = {name: op.options[name] for name in CONV_OPTIONS}
     suits = (
         jax.default_backend() == "cpu"
         and len(op.inputs) == 2

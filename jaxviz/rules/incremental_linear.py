@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxviz.graph.rewrite import Op
 from jaxviz.rules.bundles import Changed, locally, whole_on
-from jaxviz.rules.kernels_conv import channels_last
+from jaxviz.rules.kernels_conv import CONV_OPTIONS, channels_last
 from jaxviz.rules.spans import Slide, Span, cut, gathered, moved, slid
 from jaxviz.rules.winograd import MOST_SPREAD, filters, spread
 
@@ -19,16 +19,6 @@ from jaxviz.rules.winograd import MOST_SPREAD, filters, spread
 _LEAST_CHANNELS = 8
 _LEAST_ROWS = 8
 _LEAST_SAVED = 3
-_CONV_OPTIONS = (
-    "window_strides",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-    "precision",
-    "preferred_element_type",
-)
 
 
 def convolution(op: Op) -> Callable | None:
@@ -58,7 +48,7 @@ def convolution_by_window(op: Op) -> Callable | None:
         spans: list[Span | None] = [None] * v.clean.ndim
         for i, axis in enumerate(space):
             spans[out_space[i]] = results.get(axis)
-        options = {k: op.options[k] for k in _CONV_OPTIONS}
+        options = {k: op.options[k] for k in CONV_OPTIONS if k != "padding"}
         return lax.conv_general_dilated(region, kernel, padding=padding, **options), tuple(spans)
 
     return locally(op, find)

@@ -44,6 +44,19 @@ MOST_VALUES = 2**23
 # Outputs of the squares for each one that is kept: 4x4 on maps of 7x7 or 14x14 come to 1.3.
 MOST_OVERHANG = 1.25
 
+# What `lax.conv_general_dilated` has to be told again of an equation.
+CONV_OPTIONS = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+)
+
 
 class Geometry(NamedTuple):
     """A convolution with the batch first and channels last; space in between."""
