@@ -64,7 +64,8 @@ def marked(app, what, name, thing, options, lines):
 
 def setup(app):
     app.connect("builder-inited", lambda app: pages.write())
-    app.connect("builder-inited", lambda app: notebooks.write_index())
+    app.add_config_value("run_notebooks", "all", "", str)  # or "short": see notebooks.py
+    app.connect("builder-inited", lambda app: notebooks.write_index(app.config.run_notebooks))
     app.connect("build-finished", pages.for_machines)
     app.connect("autodoc-process-docstring", marked, priority=400)  # before napoleon, at 500
     return {"parallel_read_safe": True}

@@ -1,11 +1,13 @@
 """Makes notebooks of the example scripts: the same code, cut into cells, figures shown.
 
-`python docs/notebooks.py [NAME ...]` writes docs/notebooks/NAME.ipynb and runs those that have no
-outputs yet, or whose script has changed: minutes each. A build of the site writes all, runs those
-of `SHORT`, and shows what outputs there are.
+A build of the site writes docs/notebooks/NAME.ipynb and runs those that have no outputs yet, or whose
+script has changed: a minute each on one core. `-D run_notebooks=short` runs those of `SHORT` alone. What
+needs data that are not in $JAXVIZ_DATA is shown without outputs: a build asks no network.
+`python docs/notebooks.py [NAME ...]` does the same without the site, and downloads what it needs.
 """
 
 import ast
+import os
 import pathlib
 import re
 import sys
@@ -16,6 +18,16 @@ EXAMPLES = HERE.parent / "examples"
 FOLDER = HERE / "notebooks"
 SHORT = ("own_network",)  # seconds: these run in every build
 LONG = ("cifar_cnn", "deconstruct_mnist", "six_ways", "filters_and_features", "mnist_end_to_end")
+# What a notebook takes in place of the script's defaults, so that it is done in a minute of one core.
+BRIEFER = {
+    "cifar_cnn": {"epochs": 2, "images": 20_000},
+    "filters_and_features": {"num_steps": 64},
+}
+# Files below $JAXVIZ_DATA without which a script would ask the network, or end.
+NEEDS = {
+    "cifar_cnn": ("cifar10",),
+    "filters_and_features": ("imagenet/macaw.jpg", "weights/squeezenet1_1_imagenet.safetensors"),
+}
 
 
 _PYTHON = {
@@ -24,9 +36,10 @@ _PYTHON = {
 }
 _INTRODUCTION = """\
 The example scripts, cut into cells: from data and a network to pictures and what they say. A
-network of your own takes the place of the one that each trains or loads. In a checkout,
-`python docs/notebooks.py` writes all as `docs/notebooks/*.ipynb` and runs them, minutes each, and
-`python docs/notebooks.py six_ways` one; the next build of the site shows their pictures."""
+network of your own takes the place of the one that each trains or loads. Some train less, or climb
+fewer steps, than their script; the cell of settings says so. A build of the site runs them, a minute
+each on one core, where `JAXVIZ_DATA` has their data, and keeps what they showed;
+`python docs/notebooks.py six_ways` runs one. They lie in `docs/notebooks/`."""
 
 
 def title(name: str) -> tuple[str, str]:
@@ -92,7 +105,12 @@ def _settings(name, source, main, taken):
         option = node.value.args[0].value.removeprefix("--").replace("-", "_")
         names[option] = f"{option}_name" if option in taken else option
         default = ast.unparse(given["default"]) if "default" in given else "None"
-        said = f"  # {given['help'].value}" if "help" in given else ""
+        said = [given["help"].value] if "help" in given else []
+        taken_here = BRIEFER.get(name, {}).get(option)
+        if taken_here is not None:
+            said.append(f"the script: {default}")
+            default = repr(taken_here)
+        said = f"  # {'; '.join(said)}" if said else ""
         lines.append(f"{names[option]} = {default}{said}")
     return "\n".join(lines), names
 
@@ -169,9 +187,18 @@ def write(run=(), names=SHORT + LONG) -> dict[str, bool]:
     return shown
 
 
-def write_index() -> None:
-    """Writes all, runs what is short, and a page that lists them."""
-    shown = write(run=SHORT)
+def runnable(which: str) -> tuple[str, ...]:
+    """The notebooks that a build runs: `which` is "all" whose data are there, or "short"."""
+    if which not in ("all", "short"):
+        raise ValueError(f'notebooks: which must be "all" or "short"; got {which!r}.')
+    folder = pathlib.Path(os.environ.get("JAXVIZ_DATA", ""))
+    there = lambda name: all((folder / path).exists() for path in NEEDS.get(name, ()))
+    return SHORT + tuple(name for name in LONG if which == "all" and there(name))
+
+
+def write_index(which: str = "all") -> None:
+    """Writes all, runs what can be run, and a page that lists them."""
+    shown = write(run=runnable(which))
     lines = ["# Notebooks", "", _INTRODUCTION, "", "| notebook | pictures here |", "|---|---|"]
     for name, here in shown.items():
         lines.append(f"| [{title(name)[0]}]({name}.ipynb) | {'yes' if here else 'no'} |")

@@ -32,8 +32,12 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=out_folder, required=True, help="folder for the pictures")
     parser.add_argument("--epochs", type=int, default=12, help="at most so many")
+    parser.add_argument("--images", type=int, help="to train on; None takes 50,000")
     arguments = parser.parse_args(argv)
     train_set, test_set = (data.load("cifar10", split) for split in ("train", "test"))
+    train_set = train_set._replace(
+        images=train_set.images[: arguments.images], labels=train_set.labels[: arguments.images]
+    )
     names, labels = test_set.class_names, test_set.labels
 
     # 1. A network to look into: trained here, a fifth held out. Training stops when three epochs

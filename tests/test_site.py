@@ -129,6 +129,23 @@ def test_a_script_becomes_a_notebook(name):
     assert whole.count("display(") == len(re.findall(r"^ *figures\[", script, re.MULTILINE)) >= 2
 
 
+def test_a_notebook_takes_less_than_its_script_and_says_so():
+    for name, options in notebooks.BRIEFER.items():
+        settings = next(text for _, text in notebooks.cells(name) if "keep_compiled" in text)
+        for option, value in options.items():
+            assert re.search(rf"(?m)^{option} = {value}  # .*the script: \w+$", settings), option
+
+
+def test_a_build_runs_what_has_its_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVIZ_DATA", str(tmp_path))
+    assert notebooks.runnable("short") == ("own_network",)
+    assert not {"cifar_cnn", "filters_and_features"} & set(notebooks.runnable("all"))
+    (tmp_path / "cifar10").mkdir()
+    assert set(notebooks.LONG) - set(notebooks.runnable("all")) == {"filters_and_features"}
+    with pytest.raises(ValueError, match='which must be "all" or "short"; got \'none\''):
+        notebooks.runnable("none")
+
+
 def test_the_table_of_all_methods_has_a_name_or_a_reason_in_every_row():
     text = (DOCS / "all_methods_table.md").read_text()
     rows = re.findall(r"(?m)^\| (?!\*\*|method|-)(.+?) \| (.+) \|$", text)
