@@ -491,3 +491,35 @@ def test_tokens_are_walked_through_with_keys_and_pointer(opened, tmp_path):
     with np.load(tmp_path / "again.npz") as again:
         np.testing.assert_allclose(again["map_lrp"][2], OF_TOKENS[2, :5, 0], rtol=1e-5)
         assert json.loads(again["tokens.json"]) == TEXTS
+
+
+LOOKS = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 360, "height": 700}},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_axe_finds_nothing_serious(written, browser, tmp_path, look):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    texts = tmp_path / "texts.html"
+    jv.report(of_texts(), texts, tokens=TEXTS, attribution_graph=wiring(3))
+    for path, chosen in ((written, "#cards li:nth-child(2) button"), (texts, "#cards li button")):
+        with browser.new_context(**LOOKS[look]) as context:
+            page = context.new_page()
+            page.goto(path.as_uri())
+            page.wait_for_selector("html[data-ready]")
+            page.locator(chosen).first.click()
+            page.wait_for_selector("#values tr")
+            page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+            found = axe.run(page).response["violations"]
+            serious = [one for one in found if one["impact"] in ("serious", "critical")]
+            told = [(one["id"], [node["target"] for node in one["nodes"]]) for one in serious]
+            assert not told
+            wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+            names = page.locator("th[scope=row]:visible").evaluate_all(
+                "all => all.filter(one => !one.closest('#matrix')).map(one => one.clientWidth)"
+            )
+            assert min(names) > 100  # words, not a letter a line
+            assert wide[0] <= wide[1]  # nothing to be scrolled sideways but what scrolls within

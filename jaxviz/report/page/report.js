@@ -421,7 +421,7 @@
       const words = className(c) + (c === label ? " (true)" : "") + (c === target ? " (explained)" : "");
       const meter = make("meter", { min: 0, max: 1, value: shares[c], "aria-label": className(c) });
       return make("tr", {}, make("th", { scope: "row", class: c === target ? "explained" : null }, words),
-        make("td", {}, meter, ` ${percent(shares[c])}`));
+        make("td", {}, meter, make("span", { class: "share" }, percent(shares[c]))));
     }));
   }
 
