@@ -10,6 +10,7 @@ import ast
 import os
 import pathlib
 import re
+import shutil
 import sys
 import textwrap
 
@@ -21,7 +22,10 @@ LONG = ("cifar_cnn", "deconstruct_mnist", "six_ways", "filters_and_features", "m
 # What a notebook takes in place of the script's defaults, so that it is done in a minute of one core.
 BRIEFER = {
     "cifar_cnn": {"epochs": 2, "images": 20_000},
+    "deconstruct_mnist": {"epochs": 1, "num_steps": 64},
+    "six_ways": {"epochs": 2, "num_steps": 100},
     "filters_and_features": {"num_steps": 64},
+    "mnist_end_to_end": {"epochs": 3},
 }
 # Files below $JAXVIZ_DATA without which a script would ask the network, or end.
 NEEDS = {
@@ -180,6 +184,7 @@ def write(run=(), names=SHORT + LONG) -> dict[str, bool]:
                 cell.update({k: ran[k] for k in ("outputs", "execution_count") if k in ran})
         shown[name] = any(cell.get("outputs") for cell in made.cells)
         if name in run and not shown[name]:
+            shutil.rmtree(FOLDER / name, ignore_errors=True)  # trained by other settings, maybe
             where = {"metadata": {"path": str(FOLDER)}}
             nbclient.NotebookClient(made, timeout=None, resources=where).execute()
             shown[name] = True
