@@ -1,8 +1,10 @@
 """Makes notebooks of the example scripts: the same code, cut into cells, figures shown.
 
-A build of the site writes docs/notebooks/NAME.ipynb and runs those that have no outputs yet, or whose
-script has changed: a minute each on one core. `-D run_notebooks=short` runs those of `SHORT` alone. What
-needs data that are not in $JAXVIZ_DATA is shown without outputs: a build asks no network.
+A build of the site writes docs/notebooks/NAME.ipynb and runs those that have no outputs yet, or
+whose script has changed: a minute each on one core. `-D run_notebooks=short` runs those of `SHORT`
+alone. What needs data that are not in $JAXVIZ_DATA is shown without outputs: a build asks no
+network.
+
 `python docs/notebooks.py [NAME ...]` does the same without the site, and downloads what it needs.
 """
 
@@ -19,7 +21,7 @@ EXAMPLES = HERE.parent / "examples"
 FOLDER = HERE / "notebooks"
 SHORT = ("own_network",)  # seconds: these run in every build
 LONG = ("cifar_cnn", "deconstruct_mnist", "six_ways", "filters_and_features", "mnist_end_to_end")
-# What a notebook takes in place of the script's defaults, so that it is done in a minute of one core.
+# What a notebook takes in place of the script's defaults: it is done in a minute of one core.
 BRIEFER = {
     "cifar_cnn": {"epochs": 2, "images": 20_000},
     "deconstruct_mnist": {"epochs": 1, "num_steps": 64},
@@ -40,9 +42,9 @@ _PYTHON = {
 }
 _INTRODUCTION = """\
 The example scripts, cut into cells: from data and a network to pictures and what they say. A
-network of your own takes the place of the one that each trains or loads. Some train less, or climb
-fewer steps, than their script; the cell of settings says so. A build of the site runs them, a minute
-each on one core, where `JAXVIZ_DATA` has their data, and keeps what they showed;
+network of your own takes the place of the one that each trains or loads. They train less, and climb
+fewer steps, than their scripts, as the cell of settings says. A build of the site runs them, a
+minute each on one core, where `JAXVIZ_DATA` has their data, and keeps what they showed;
 `python docs/notebooks.py six_ways` runs one. They lie in `docs/notebooks/`."""
 
 
