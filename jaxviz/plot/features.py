@@ -25,6 +25,7 @@ from jaxviz.plot.page import (
     fit,
     fitting_points,
     frame,
+    one_line,
     put_title,
     text_width,
     told_apart,
@@ -77,10 +78,17 @@ def stitched(
     size = (max(2 * EDGE + columns * (cell + GAP) - GAP, 4.2), 0.5 + rows * row + EDGE)
     figure = Figure(figsize=size, facecolor="white")
     put_title(figure, title)
-    # A note takes at most half of a line that has a name as well.
-    room = cell - 0.1 if titles is None else cell / 2
+    # A note takes what names leave, or half of a line: a number that is cut is another number.
+    lines = [*map(one_line, names)]
+    widest = max(text_width(line, 7) for line in lines)
+    room = cell - 0.1 if titles is None else max(cell / 2, cell - widest - 0.05)
     remarks = [fit(remark, room, 7) for remark in remarks]
-    shown = told_apart(names, cell - max(text_width(r, 7) for r in remarks) - 0.05, 7)
+    beside = cell - max(text_width(remark, 7) for remark in remarks) - 0.05
+    # Titles may be the same for two images; those that cutting makes the same are numbered.
+    shown = [
+        line if fit(line, beside, 7) == line else apart
+        for line, apart in zip(lines, told_apart(lines, beside, 7), strict=True)
+    ]
     for n, image in enumerate(images):
         line, column = divmod(n, columns)
         left, bottom = EDGE + column * (cell + GAP), size[1] - 0.62 - line * row - height

@@ -24,6 +24,13 @@ def test_stitched_shows_every_image_under_its_title():
     assert {"a", "5", "images"} <= {text.get_text() for text in figure.findobj(match=_is_text)}
 
 
+def test_notes_of_short_titles_are_whole_and_titles_may_repeat():
+    images, notes = np.zeros((3, 6, 6)), ["100.0%", "99.9%", "100.0%"]
+    figure = plot.stitched(images, titles=["7", "7", "8"], notes=notes, title=None)
+    told = sorted(text.get_text() for text in figure.findobj(match=_is_text))
+    assert told == sorted([*notes, "7", "7", "8"])
+
+
 def _is_text(artist):
     return hasattr(artist, "get_text") and artist.get_text() != ""
 
