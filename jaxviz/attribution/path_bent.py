@@ -100,9 +100,7 @@ def guided_integrated_gradients(
         there = jnp.maximum(moved, least)
         short = (way * (1 - there)).sum(1) - whole * (1 - share)
         slope = jnp.abs(gradient).reshape(way.shape)
-        there = jax.vmap(_advance, (0, 0, 0, 0, None, None))(
-            there, way, slope, short, most, fraction
-        )
+        there = _advance(there, way, slope, short, most, fraction)
         ahead, reached = ends(there)
         step = (there - moved).reshape(x.shape)
         part = _between_ends(gradient, ahead, difference * step, reached - score)
@@ -130,39 +128,68 @@ def _between_ends(gradient, ahead, way, gained):
 
 
 def _advance(moved, way, slope, short, most, fraction):
-    """Moves inputs of small `slope` up to `most` until the L1 distance has shrunk by `short`.
+    """Moves inputs of small `slope` up to `most` until each L1 distance has shrunk by `short`.
 
     Groups of the `fraction` smallest slopes (ties together) go all the way, one after another; the
-    group that closes the gap goes a part of it. One sort finds every group's gain.
+    group that closes the gap goes a part of it. All are `[N, inputs]`, but `short`, `[N]`.
     """
+    column = lambda a: a[:, None]
     may = (moved < most) & (way > 0)  # an input with nowhere to go takes no place in a group
     room = jnp.where(may, way * (most - moved), 0)
-    rank = jnp.where(may, slope, jnp.inf)
-    ordered, gains = jax.lax.sort((rank, room), num_keys=1)
-    gained = jnp.concatenate([jnp.zeros_like(gains[:1]), jnp.cumsum(gains)])
-    last = ordered.size - 1
+    ranks = _in_order(jnp.where(may, slope, jnp.inf))
+    last = ranks.shape[1] - 1
     group = math.floor(fraction * last)
+    floor = jnp.zeros_like(ranks[:, 0])
 
-    def take(carry, _):
-        begin, full, partial, part, left = carry
-        border = ordered[jnp.minimum(begin + group, last)]
-        end = jnp.searchsorted(ordered, border, side="right")
-        gain = gained[end] - gained[begin]
-        enough = gain >= left
+    def take(carry):
+        end, before, full, partial, part, left = carry
         open_ = left > 0
-        full = jnp.where(open_ & ~enough, border, full)
-        partial = jnp.where(open_ & enough, border, partial)
-        part = jnp.where(open_ & enough, left / jnp.where(gain > 0, gain, 1), part)
-        left = jnp.where(enough, 0, left - gain)
-        return (end.astype(begin.dtype), full, partial, part, left), None
+        border = _ranked(ranks, jnp.minimum(end + group, last))
+        within = ranks <= column(border)
+        taken = jnp.where(within & ~(column(before) & (ranks <= column(full))), room, 0)
+        gain = taken.sum(1)
+        enough = gain >= left
+        all_of_it, some_of_it = open_ & ~enough, open_ & enough
+        part = jnp.where(some_of_it, left / jnp.where(gain > 0, gain, 1), part)
+        return (
+            within.sum(1, dtype=end.dtype),
+            before | all_of_it,
+            jnp.where(all_of_it, border, full),
+            jnp.where(some_of_it, border, partial),
+            part,
+            jnp.where(enough, 0, left - gain),
+        )
 
-    none = jnp.full((), -jnp.inf, slope.dtype)
-    groups = math.ceil(ordered.size / (group + 1))
-    carry = (jnp.int32(0), none, none, jnp.zeros((), slope.dtype), short)
-    (_, full, partial, part, _), _ = jax.lax.scan(take, carry, None, groups)
-    return jnp.where(
-        rank <= full, most, jnp.where(rank <= partial, moved + part * (most - moved), moved)
-    )
+    def turn(carry, _):
+        # Mostly the first group is enough.
+        return jax.lax.cond((carry[-1] > 0).any(), take, lambda carry: carry, carry), None
+
+    rows = jnp.zeros(len(ranks), jnp.int32)
+    begin = rows, rows > 0, floor, floor, jnp.zeros_like(short), short
+    groups = math.ceil(ranks.shape[1] / (group + 1))
+    (_, some, full, partial, part, _), _ = jax.lax.scan(turn, begin, None, groups)
+    # A row whose gap was closed has a border of its last group; others went as far as they may.
+    closed = part > 0
+    here = moved + column(part) * (most - moved)
+    moved = jnp.where(column(closed) & (ranks <= column(partial)), here, moved)
+    return jnp.where(column(some) & (ranks <= column(full)), most, moved)
+
+
+def _in_order(a):
+    """Whole numbers without a sign in the order of `a`, which has none below 0; NaN comes last."""
+    return jax.lax.bitcast_convert_type(a, jnp.dtype(f"uint{8 * a.dtype.itemsize}"))
+
+
+def _ranked(numbers, place):
+    """Of each row the number at `place` of their order, bit by bit: a sort takes 30 times longer."""
+    bits = 8 * numbers.dtype.itemsize
+
+    def bit(i, found):
+        tried = found | (jnp.ones_like(found) << (bits - 1 - i).astype(found.dtype))
+        fewer = (numbers < tried[:, None]).sum(1, dtype=place.dtype)
+        return jnp.where(fewer <= place, tried, found)
+
+    return jax.lax.fori_loop(0, bits, bit, jnp.zeros_like(numbers[:, 0]))
 
 
 @explanation("max_sigma", "num_steps", "rule", "chunk_size", sweeps=True, places=True)
