@@ -6,12 +6,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.path import baseline_like
+from jaxviz.attribution.path import baseline_among, baseline_like
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import fixed_target, is_floating, running_sum
 from jaxviz.graph.lift import lift
 from jaxviz.parts.gradients import plain_gradient
-from jaxviz.parts.regions import count_baselines, one_baseline
+from jaxviz.parts.regions import count_baselines
 from jaxviz.rules import deeplift, reveal_cancel
 from jaxviz.rules.differences import still
 
@@ -102,7 +102,7 @@ def deep_lift_shap(
 
     Returns:
       The shape of `x`, in units of the explained output. Sums over an example to its score less the
-      mean score of the baselines, up to rounding.
+      mean score of the baselines, up to rounding (`completeness_gap` measures it).
 
     Raises:
       NotImplementedError: An operation without a rule; named with the user's file and line.
@@ -122,9 +122,7 @@ def deep_lift_shap(
     target = fixed_target(apply_fn, params, x, target)
 
     def term(k):
-        start = one_baseline(baselines, x, k)
-        start = jax.tree.map(lambda b, a: b if is_floating(a) else a, start, x)
-        start = baseline_like(name, start, x)
+        start = baseline_among(name, baselines, x, k)
         return _multiplied(apply_fn, params, x, start, target, rule)
 
     total = running_sum(name, term, count, chunk_size, x)

@@ -20,7 +20,7 @@ from jaxviz.engine.copies import (
     with_noise,
     zeros_of,
 )
-from jaxviz.engine.rounds import in_rounds, mean_until, stops_early
+from jaxviz.engine.rounds import error_shares, in_rounds, mean_until, stops_early, told_by_errors
 from jaxviz.parts.gradients import PULLED, gradient_sum, gradient_sums, input_gradient
 from jaxviz.parts.regions import count_baselines, one_baseline
 
@@ -128,32 +128,33 @@ def _integrated_until(
         points[row, :length], weights[row, :length] = _on_host(name, rule, int(length))
     term = _on_the_line(start, x, points, weights)
     total = gradient_sums(name, apply_fn, params, x, target, term, lengths, chunk_size)
-    ends = jnp.stack([score_of(apply_fn, params, end, target) for end in (start, x)], 1)
-    ends = ends.astype(at_least_float32(ends))
-
-    in_rows = lambda tree: jnp.concatenate(
-        [a.reshape(len(ends), -1).astype(ends.dtype) for a in jax.tree.leaves(tree)], 1
-    )
-    gained = ends[:, 1] - ends[:, 0]
+    gained = _gained(name, apply_fn, params, x, target, start)
 
     def draw(before, turn):
         found = times_difference(x, start, total(turn))
-        rows, last = in_rows(found), in_rows(before[0])
-        gap, change = jnp.abs(rows.sum(1) - gained), jnp.abs(rows - last).max(1)
-        extent = rows.max(1) - rows.min(1) if rows.shape[1] > 1 else jnp.abs(rows[:, 0])
-        parts = _share(gap, jnp.abs(gained)), _share(change, extent)
+        change = jax.tree.map(lambda a, b: jnp.abs(a - b), found, before[0])
+        missed = error_shares(found, change, gained)
         # Never 0, which would say that nothing was seen yet.
-        missed = jnp.maximum(jnp.maximum(*parts), jnp.finfo(gained.dtype).tiny)
+        missed = jnp.maximum(missed, jnp.finfo(missed.dtype).tiny)
         return found, jnp.where(turn == 0, jnp.inf, missed)
 
     nothing = zeros_of(lambda: times_difference(x, start, total(jnp.int32(0))))
-    state = nothing, jnp.zeros_like(gained)
-    unit = jnp.stack([jnp.zeros_like(gained), jnp.ones_like(gained)], 1)  # errors are shares of 1
-    return in_rounds(state, draw, lambda state: (unit, state[1]), len(lengths), tolerance)[0]
+    state = nothing, jnp.zeros_like(error_shares(nothing, nothing))
+    return in_rounds(state, draw, lambda state: state[1], len(lengths), tolerance)[0]
 
 
-def _share(part, whole):
-    return jnp.where(part == 0, 0, part / whole)
+def _gained(name, apply_fn, params, x, target, start=None, baselines=None):
+    """`[N]`: the score at `x` less that at `start`, or less the mean of those at the baselines."""
+
+    def score(x):
+        found = score_of(apply_fn, params, x, target)
+        return found.astype(at_least_float32(found))
+
+    if baselines is None:
+        return score(x) - score(start)
+    count = count_baselines(name, baselines, x)
+    begin = lambda k: score(baseline_among(name, baselines, x, k))
+    return score(x) - running_sum(name, begin, count, None, x) / count
 
 
 @explanation(
@@ -192,15 +193,16 @@ def expected_gradients(
       noise_scale: Standard deviation of Gaussian noise added to each draw's `x`, as a share of the
         example's range (max - min).
       tolerance: Above 0, it stops after a round of 32 draws when no standard error is above this
-        share of its example's range of values, the largest less the smallest; `num_samples` is the
-        most. The same key draws the same. All examples take as many as the slowest of their batch,
+        share of its example's range of values, the largest less the smallest, and (without noise)
+        what an example's values miss of the score gained is at most this share of it; `num_samples`
+        is the most. B forward passes more. The same key draws the same. All examples take as many as the slowest of their batch,
         so an example's result depends on what is beside it; cores do not share rounds, as they
         share draws without it. 0 takes all; reverse differentiation needs that.
       chunk_size: Draws at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
       The shape of `x`, in units of the explained output. Sums over an example, in expectation, to
-      the score gained over the mean score of the baselines.
+      the score gained over the mean score of the baselines (`completeness_gap` measures it).
 
     Raises:
       ValueError: `baselines` is not as above; `num_samples` or `chunk_size` <
@@ -248,7 +250,11 @@ def expected_gradients(
         return times_difference(end, start, gradient)  # in float32 at least, to be added up
 
     if rounds:
-        mean = mean_until(name, share, num_samples, chunk_size, x, tolerance).mean
+        # Noise moves what shares add up to: then their errors alone tell.
+        gap = {"baselines": baselines}
+        gained = None if noise_scale else _gained(name, apply_fn, params, x, target, **gap)
+        told = functools.partial(told_by_errors, gained=gained)
+        mean = mean_until(name, share, num_samples, chunk_size, x, tolerance, told).mean
         return _like(mean, x)
     total = running_sum(name, share, num_samples, chunk_size, x)
     return _like(jax.tree.map(lambda t: t / num_samples, total), x)
@@ -262,10 +268,13 @@ def completeness_gap(
     baseline: Any,
     attribution: Any,
     target: Target = None,
+    *,
+    baselines: Any = None,
 ) -> jax.Array:
     """How far an attribution is from adding up to the score gained between `baseline` and `x`.
 
-    sum attribution - (f(x) - f(x0)); zero for an exact path integral.
+    sum attribution - (f(x) - f(x0)); zero for an exact path integral. Of many baselines it is their
+    mean score that the gain is over: shap's check of additivity.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
@@ -274,12 +283,15 @@ def completeness_gap(
       baseline: As it was given to the method; None is zeros.
       attribution: What the method returned, the shape of `x`.
       target: As it was given to the method; None is the top class at `x`.
+      baselines: As they were given to `expected_gradients` or `deep_lift_shap`; `baseline` is None.
 
     Returns:
-      `[N]`, in units of the explained output, in float32 at least. Costs two forward passes.
+      `[N]`, in units of the explained output, in float32 at least. Costs two forward passes, or one
+      and one a baseline.
 
     Raises:
-      ValueError: `baseline` does not broadcast to `x`, or `attribution` has another shape than `x`.
+      ValueError: `baseline` does not broadcast to `x`; `baselines` is not as above, or both are
+        given; `attribution` has another shape than `x`.
 
     Example:
       >>> w, x = jnp.array([[1.0], [-2.0]]), jnp.ones((1, 2))
@@ -290,14 +302,18 @@ def completeness_gap(
     Reference:
       Sundararajan et al. 2017, arXiv:1703.01365, section 3 (completeness), section 5 (the check).
     """
-    return _completeness_gap(
-        apply_fn, params, x, target, baseline=baseline, attribution=attribution
-    )
+    if baseline is not None and baselines is not None:
+        raise ValueError(
+            "completeness_gap: baseline must be None where baselines are given; got both. Pass what "
+            "the method was given."
+        )
+    given = {"baseline": baseline, "baselines": baselines}
+    return _completeness_gap(apply_fn, params, x, target, attribution=attribution, **given)
 
 
-def _measured_gap(apply_fn, params, x, target=None, *, baseline, attribution):
+def _measured_gap(apply_fn, params, x, target=None, *, baseline, baselines, attribution):
     name = "completeness_gap"
-    start = baseline_like(name, baseline, x)
+    start = baseline_like(name, baseline, x) if baselines is None else None
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (attribution, x)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -305,12 +321,7 @@ def _measured_gap(apply_fn, params, x, target=None, *, baseline, attribution):
             "Pass what the method returned for this x."
         )
     target = fixed_target(apply_fn, params, x, target)
-
-    def score(x):
-        found = score_of(apply_fn, params, x, target)
-        return found.astype(at_least_float32(found))
-
-    gained = score(x) - score(start)
+    gained = _gained(name, apply_fn, params, x, target, start, baselines)
     rows = [jnp.asarray(a).reshape(gained.shape[0], -1) for a in jax.tree.leaves(attribution)]
     return sum(a.astype(at_least_float32(a)).sum(1).astype(gained.dtype) for a in rows) - gained
 
@@ -394,6 +405,13 @@ def baseline_like(name: str, baseline: Any, x: Any) -> Any:
         return jnp.broadcast_to(b.reshape((1,) * (a.ndim - b.ndim) + b.shape), a.shape)
 
     return jax.tree.map(like, x, baseline)
+
+
+def baseline_among(name: str, baselines: Any, x: Any, k: jax.Array) -> Any:
+    """That with the number `k`, as `baseline_like` has it."""
+    start = one_baseline(baselines, x, k)
+    start = jax.tree.map(lambda b, a: b if is_floating(a) else a, start, x)
+    return baseline_like(name, start, x)
 
 
 def between(start: Any, end: Any, where: jax.Array) -> Any:

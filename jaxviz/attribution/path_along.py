@@ -15,6 +15,7 @@ from jaxviz.engine.copies import (
     is_floating,
     running_sum,
     score_of,
+    stacked,
 )
 from jaxviz.parts.gradients import input_gradient
 
@@ -134,7 +135,7 @@ def idgi(
     Returns:
       The shape of `x`, in units of the explained output; its signs are those of the steps' gains.
       Sums over an example to the score gained, for any number of steps but where a gradient is 0
-      (`completeness_gap` measures it). Costs two forward passes and one back a step.
+      (`completeness_gap` measures it). Costs two forward passes and one back a step, one pass more.
 
     Raises:
       ValueError: `baseline` does not broadcast to `x`; `num_steps` or `chunk_size` is below 1.
@@ -152,16 +153,16 @@ def idgi(
     start = baseline_like(name, baseline, x)
     target = fixed_target(apply_fn, params, x, target)
     point = lambda k: between(start, x, k.astype(jnp.float32) / num_steps)
+    score = lambda k: score_of(apply_fn, params, point(k), target)
+    scores = stacked(name, score, num_steps + 1, chunk_size, x)
+    gained = jnp.diff(scores.astype(at_least_float32(scores)), axis=0)
 
     def term(k):
-        here = point(k)
-        slopes = input_gradient(apply_fn, params, here, target)
-        ends = [score_of(apply_fn, params, p, target) for p in (here, point(k + 1))]
-        wide = at_least_float32(ends[0])
-        gained = (ends[1] - ends[0]).astype(wide)
+        slopes = input_gradient(apply_fn, params, point(k), target)
         squares = jax.tree.map(lambda g: jnp.square(g.astype(at_least_float32(g))), slopes)
-        whole = sum(s.reshape(len(s), -1).sum(1).astype(wide) for s in jax.tree.leaves(squares))
-        each = gained / jnp.where(whole == 0, 1, whole)
+        parts = [s.reshape(len(s), -1).sum(1) for s in jax.tree.leaves(squares)]
+        whole = sum(part.astype(gained.dtype) for part in parts)
+        each = gained[k] / jnp.where(whole == 0, 1, whole)
         return jax.tree.map(lambda s: s * each.reshape(-1, *[1] * (s.ndim - 1)), squares)
 
     total = running_sum(name, term, num_steps, chunk_size, x)

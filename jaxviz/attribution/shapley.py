@@ -13,7 +13,14 @@ from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
-from jaxviz.engine.rounds import Moments, in_rounds, merged, moments, stops_early
+from jaxviz.engine.rounds import (
+    Moments,
+    in_rounds,
+    merged,
+    moments,
+    stops_early,
+    told_by_errors,
+)
 from jaxviz.parts.coalitions import (
     SegmentScores,
     as_scores,
@@ -278,9 +285,8 @@ def _sampled(
         return merged(so_far, moments(gains, pair < num_samples))
 
     nothing = jnp.zeros((rows, count), ends.dtype)
-    told = lambda so_far: (so_far.mean, so_far.errors)
-    rounds = -(-num_samples // at_once)
-    seen = in_rounds(Moments(jnp.int32(0), nothing, nothing), draw, told, rounds, tolerance)
+    rounds, start = -(-num_samples // at_once), Moments(jnp.int32(0), nothing, nothing)
+    seen = in_rounds(start, draw, told_by_errors, rounds, tolerance)
     return as_scores(seen.mean, seen.errors, ends[0], found, x)
 
 

@@ -55,11 +55,11 @@ def stops_early(tolerance: Any) -> bool:
 def in_rounds(
     state: Any,
     draw: Callable[[Any, jax.Array], Any],
-    estimate: Callable[[Any], tuple[Any, Any]],
+    shares: Callable[[Any], jax.Array],
     rounds: int,
     tolerance: Any,
 ) -> Any:
-    """The state after so many rounds that no error is above `tolerance` times its example's range.
+    """The state after so many rounds that no error is a larger share of its example than allowed.
 
     All examples go on until the last of them is known: one program, the same for each of them. The
     loop is one: how many rounds there are is known only within it, so cores share none of it.
@@ -67,14 +67,14 @@ def in_rounds(
     Args:
       state: Before the first round, a pytree.
       draw: Of a state and a round's number, the state after it.
-      estimate: Of a state what it says and the standard errors, pytrees with examples first.
+      shares: Of a state `[N]`, as `error_shares` gives them: what each example's error is of it.
       rounds: How many there may be.
       tolerance: > 0, a number or traced.
     """
 
     def open_(carry):
         turn, state = carry
-        known = small_enough(*estimate(state), tolerance)
+        known = small_enough(shares(state), tolerance)
         return (turn < rounds) & ((turn == 0) | ~known)
 
     step = lambda carry: (carry[0] + 1, draw(carry[1], carry[0]))
@@ -113,22 +113,43 @@ def solved_in_rounds(
         return scores, solve(scores[:num], place[:num] < first + size)
 
     start = nothing, zeros_of(lambda: turn((nothing, None), jnp.int32(0))[1])
-    return in_rounds(start, turn, lambda state: state[1][:2], rounds, tolerance)[1]
+    return in_rounds(start, turn, lambda state: error_shares(*state[1][:2]), rounds, tolerance)[1]
 
 
-def small_enough(values: Any, errors: Any, tolerance: Any) -> jax.Array:
-    """Whether each example's largest error is at most `tolerance` times the range of its values.
+def error_shares(values: Any, errors: Any, gained: Any = None) -> jax.Array:
+    """`[N]`: each example's largest error, as a share of the range of its values.
 
-    Both are taken over all leaves: one of a single number an example has no range of its own. More
-    draws make no number of a NaN, so an example with one keeps nobody waiting. Where all errors are
-    0 the draws were alike, which says nothing of those to come: of a saturated score few differ.
+    Both are taken over all leaves: one of a single number an example has no range of its own. Where
+    that is all there is, it is its size that counts.
+
+    Args:
+      values, errors: Pytrees with examples first.
+      gained: `[N]`, what the values should add up to, if that is told: the larger of this share
+        and of what they miss of it is given.
     """
     value, error = map(_in_rows, (values, errors))
     if not value.shape[1]:
-        return jnp.array(True)
-    room = jnp.asarray(tolerance).astype(error.dtype) * (value.max(1) - value.min(1))
-    most = error.max(1)
-    return ~((most > room) | (most == 0)).any()
+        return jnp.full(len(value), jnp.nan, value.dtype)
+    extent = value.max(1) - value.min(1) if value.shape[1] > 1 else jnp.abs(value[:, 0])
+    share = _share(error.max(1), extent)
+    if gained is None:
+        return share
+    gained = gained.astype(value.dtype)
+    return jnp.maximum(share, _share(jnp.abs(value.sum(1) - gained), jnp.abs(gained)))
+
+
+def _share(part, whole):  # nothing of nothing is 0
+    return jnp.where(part == 0, 0, part / whole)
+
+
+def small_enough(shares: jax.Array, tolerance: Any) -> jax.Array:
+    """Whether no share of an example is above `tolerance`.
+
+    More draws make no number of a NaN, so an example with one keeps nobody waiting. Where all
+    errors are 0 the draws were alike, which says nothing of those to come: of a saturated score few
+    differ.
+    """
+    return ~((shares > jnp.asarray(tolerance).astype(shares.dtype)) | (shares == 0)).any()
 
 
 def _in_rows(tree):
@@ -138,6 +159,11 @@ def _in_rows(tree):
     return jnp.concatenate([a.astype(widest).reshape(len(a), -1) for a in leaves], 1)
 
 
+def told_by_errors(so_far: Moments, gained: Any = None) -> jax.Array:
+    """`error_shares` of the mean."""
+    return error_shares(so_far.mean, so_far.errors, gained)
+
+
 def mean_until(
     name: str,
     term: Callable[[jax.Array], Any],
@@ -145,6 +171,7 @@ def mean_until(
     chunk_size: int | None,
     x: Any,
     tolerance: Any,
+    told: Callable[[Moments], jax.Array] = told_by_errors,
 ) -> Moments:
     """The moments of `term(k)`, k < `num`, drawn in rounds until their mean is known well enough.
 
@@ -155,6 +182,7 @@ def mean_until(
       chunk_size: Terms alive at once; None chooses by `x`.
       x: Of what each term has a copy.
       tolerance: As for `in_rounds`.
+      told: Of the moments, the shares that `in_rounds` goes by.
     """
 
     def one(k):
@@ -181,7 +209,6 @@ def mean_until(
 
     nothing = zeros_of(one, jnp.int32(0))
     start = Moments(jnp.int32(0), nothing, nothing)
-    told = lambda so_far: (so_far.mean, so_far.errors)
     return in_rounds(start, draw, told, -(-num // size), tolerance)
 
 

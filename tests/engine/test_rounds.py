@@ -92,7 +92,7 @@ def test_loops_within_rounds_are_not_divided():
 
     def all_rounds():
         draw = lambda state, turn: state + summed()
-        return in_rounds(0 * large, draw, lambda state: (state, state), 3, 0.1)
+        return in_rounds(0 * large, draw, lambda state: state[:, 0], 3, 0.1)
 
     text = lambda f: str(jax.make_jaxpr(lambda: traced_with(4, f))())
     assert "jaxviz_share" in text(summed)
@@ -128,6 +128,25 @@ def test_a_method_that_stops_gives_what_so_many_draws_give():
     draw = {"baselines": 0 * X[:1], "key": KEY, "num_samples": 40}
     every = jv.expected_gradients(net, W, X, 0, tolerance=1e-12, **draw)
     np.testing.assert_allclose(every, jv.expected_gradients(net, W, X, 0, **draw), atol=1e-6)
+
+
+def test_expected_gradients_go_on_until_they_add_up():
+    # Around the input: little is gained, and whole shares come and go.
+    baselines = X[:, None] + RNG.normal(size=(2, 8, 4, 4, 1)).astype(np.float32)
+    draw = {"baselines": baselines, "key": KEY, "num_samples": 8192}
+    means = np.mean([net(W, baselines[:, k])[:, 0] for k in range(8)], 0)
+    gained = net(W, X)[:, 0] - means
+    gap = lambda found: jv.completeness_gap(net, W, X, None, found, 0, baselines=baselines)
+    every = jv.expected_gradients(net, W, X, 0, **draw)
+    np.testing.assert_allclose(every.sum((1, 2, 3)) - gained, gap(every), atol=1e-5)
+    found = jv.expected_gradients(net, W, X, 0, tolerance=0.1, **draw)
+    assert (np.abs(gap(found)) <= 0.1 * np.abs(gained)).all()
+    assert np.abs(found - every).max() > 1e-4  # it stopped
+    # With noise, as little as it be, the errors alone are asked.
+    by_errors = jv.expected_gradients(net, W, X, 0, tolerance=0.1, noise_scale=1e-6, **draw)
+    assert (np.abs(gap(by_errors)) > 0.1 * np.abs(gained)).any()
+    with pytest.raises(ValueError, match="baseline must be None where baselines are given"):
+        jv.completeness_gap(net, W, X, 0.0, found, 0, baselines=baselines)
 
 
 @pytest.mark.parametrize("tolerance", [1e-9, 0.1])
