@@ -11,12 +11,14 @@ from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
     at_least_float32,
     check_one_array,
+    fixed_target,
     outputs_of,
     outputs_of_copies,
     score_of,
     stacked,
     stacked_scores,
 )
+from jaxviz.engine.rounds import FEW, error_shares, mean_until, stops_early
 from jaxviz.parts.feature_maps import (
     Layers,
     Resize,
@@ -93,7 +95,9 @@ def score_cam(
     return class_activation_map(name, one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED, "num_samples", sweeps=True, places=True, std=real(0))
+@explanation(
+    *(*_SHARED, "num_samples"), nonzero=("tolerance",), sweeps=True, places=True, std=real(0)
+)
 def ss_cam(
     apply_fn: Callable,
     params: Any,
@@ -104,6 +108,7 @@ def ss_cam(
     layer: Layers = None,
     num_samples: int = 35,
     std: float = 2.0,
+    tolerance: float = 0.0,
     relu: bool = True,
     resize: Resize = True,
     reshape: Callable | None = None,
@@ -124,6 +129,11 @@ def ss_cam(
       layer, relu, resize, reshape: As for `grad_cam`.
       num_samples: Noisy masks a channel, >= 1. Time is linear in it, memory constant.
       std: Standard deviation of the noise, >= 0, where masks go from 0 to 1.
+      tolerance: Above 0, it stops after a round of 8 masks of each channel when no standard error
+        of the map is above this share of its example's range, the largest less the smallest;
+        `num_samples` is the most. The same key draws the same. All examples take as many as the
+        slowest of their batch, and cores do not share rounds. 0 takes all; reverse differentiation
+        needs that.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -156,7 +166,8 @@ def ss_cam(
             noise = jax.random.normal(jax.random.fold_in(key, k), mask.shape, mask.dtype)
             return ((mask + jnp.asarray(std, mask.dtype) * noise) * x).astype(x.dtype)
 
-        return _by_scores(name, apply_fn, params, x, target, a, seen, num_samples, chunk_size)
+        given = (name, apply_fn, params, x, target, a, seen, num_samples, chunk_size)
+        return _by_scores(*given, tolerance)
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map(name, one, apply_fn, params, x, **shared)
@@ -298,7 +309,7 @@ def ablation_cam(
     return class_activation_map(name, one, apply_fn, params, x, **shared)
 
 
-def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size):
+def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size, tolerance=0.0):
     """Maps `a`, each weighed by the softmax over channels of its mean score.
 
     `seen(k, mask)` is the input that channel k // each lets through, `[N, *space, 1]` in [0, 1].
@@ -311,11 +322,29 @@ def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size):
         mask = (mask - low) / jnp.where(high > low, high - low, 1)
         return seen(k, mask[..., None])
 
-    num = a.shape[-1] * each
-    outputs = outputs_of_copies(apply_fn, params, x, copy)
-    scores, _ = stacked_scores(name, outputs, select, num, chunk_size, x, target)
+    num, outputs = a.shape[-1], outputs_of_copies(apply_fn, params, x, copy)
+
+    def weighed(scores):
+        weights = _channels_last(jax.nn.softmax(scores, axis=0), a)
+        return (a * weights).sum(-1), weights
+
+    if stops_early(tolerance):
+        target = fixed_target(apply_fn, params, x, target)
+
+        def turn(k):  # a mask of each channel
+            score = lambda channel: select(outputs(channel * each + k), target)
+            return stacked(name, score, num, chunk_size, x).T
+
+        def told(so_far):  # the map's error is that of the scores, to first order
+            found, weights = weighed(so_far.mean.T)
+            parts = weights * (a - found[..., None]) * _channels_last(so_far.errors.T, a)
+            return error_shares(found, jnp.sqrt(jnp.square(parts).sum(-1)))
+
+        seen = mean_until(name, turn, each, 1, x, tolerance, told, FEW)
+        return weighed(seen.mean.T)[0]
+    scores, _ = stacked_scores(name, outputs, select, num * each, chunk_size, x, target)
     scores = scores.astype(at_least_float32(scores)).reshape(-1, each, len(x)).mean(1)
-    return (a * _channels_last(jax.nn.softmax(scores, axis=0), a)).sum(-1)
+    return weighed(scores)[0]
 
 
 def _channels_last(weights, a):

@@ -17,6 +17,7 @@ from jaxviz.engine.copies import (
     running_sum,
     with_noise,
 )
+from jaxviz.engine.rounds import error_shares, mean_until, stops_early
 from jaxviz.parts.feature_maps import (
     Layers,
     Resize,
@@ -143,7 +144,9 @@ def finer_cam(
     return class_activation_map(name, one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED, "num_samples", "chunk_size", sweeps=True, places=True)
+@explanation(
+    *(*_SHARED, "num_samples", "chunk_size"), nonzero=("tolerance",), sweeps=True, places=True
+)
 def smooth_grad_cam_pp(
     apply_fn: Callable,
     params: Any,
@@ -154,6 +157,7 @@ def smooth_grad_cam_pp(
     layer: Layers = None,
     num_samples: int = 25,
     noise_scale: float = 0.15,
+    tolerance: float = 0.0,
     relu: bool = True,
     resize: Resize = True,
     reshape: Callable | None = None,
@@ -174,6 +178,10 @@ def smooth_grad_cam_pp(
       layer, relu, resize, reshape: As for `grad_cam`.
       num_samples: Noisy copies of each example, >= 1. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      tolerance: Above 0, it stops after a round of 32 copies when no standard error of a mean
+        derivative D1 is above this share of its example's range of them, the largest less the
+        smallest; `num_samples` is the most. All examples take as many as the slowest of their
+        batch, and cores do not share rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -209,8 +217,13 @@ def smooth_grad_cam_pp(
             g = g.astype(at_least_float32(g))
             return g, g**2, g**3
 
-        total = running_sum(name, powers, num_samples, chunk_size, x)
-        first, second, third = (d / num_samples for d in total)
+        if stops_early(tolerance):
+            told = lambda so_far: error_shares(so_far.mean[0], so_far.errors[0])
+            seen = mean_until(name, powers, num_samples, chunk_size, x, tolerance, told)
+            first, second, third = seen.mean
+        else:
+            total = running_sum(name, powers, num_samples, chunk_size, x)
+            first, second, third = (d / num_samples for d in total)
         a = cut.maps(cut.a).astype(first.dtype)
         summed = a.sum(over_space(a), keepdims=True)
         found = weighed_by_alphas(a, first, 2 * second + third * summed, second)

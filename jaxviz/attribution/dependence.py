@@ -17,10 +17,13 @@ from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
     at_least_float32,
     check_one_array,
+    fixed_target,
     outputs_of_copies,
     rows_of,
+    stacked,
     stacked_scores,
 )
+from jaxviz.engine.rounds import FEW, mean_until, stops_early
 from jaxviz.parts.regions import each_number, numbered, segments_like
 
 
@@ -169,6 +172,7 @@ def permutation_importance(
     segments: Any = None,
     num_segments: int | None = None,
     num_samples: int = 10,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Importance:
     """What a set's mean score loses when the values of a feature are shuffled among its examples.
@@ -186,6 +190,10 @@ def permutation_importance(
         None is each number of an example on its own; numbers below 0 stay.
       num_segments: Their number G; None reads it off `segments`.
       num_samples: Shuffles of each, >= 2. Time is linear in it.
+      tolerance: Above 0, it stops after a round of 8 shuffles of each when no standard error is
+        above this share of the range of the values, the largest less the smallest; `num_samples` is
+        the most. The same key draws the same. Cores do not share rounds. 0 takes all; reverse
+        differentiation needs that.
       chunk_size: Shuffled sets at once. None goes by `x` and the cores.
 
     Returns:
@@ -223,11 +231,14 @@ def permutation_importance(
         numbers=found.numbers,
         count=found.count,
         num_samples=num_samples,
+        tolerance=tolerance,
         chunk_size=chunk_size,
     )
 
 
-def _shuffled(apply_fn, params, x, target=None, *, key, numbers, count, num_samples, chunk_size):
+def _shuffled(
+    apply_fn, params, x, target=None, *, key, numbers, count, num_samples, tolerance, chunk_size
+):
     name, rows = "permutation_importance", rows_of(x)
 
     def copy(k):
@@ -237,6 +248,16 @@ def _shuffled(apply_fn, params, x, target=None, *, key, numbers, count, num_samp
 
     outputs = outputs_of_copies(apply_fn, params, x, copy)
     mean = lambda outputs, target: select(outputs, target).astype(jnp.float32).mean(keepdims=True)
+    if stops_early(tolerance):
+        target = fixed_target(apply_fn, params, x, target)
+        whole = mean(outputs(jnp.int32(-1)), target)
+
+        def one(turn):
+            score = lambda k: mean(outputs(turn * count + k), target)
+            return (whole[None] - stacked(name, score, count, chunk_size, x)).T  # [1, G]
+
+        seen = mean_until(name, one, num_samples, 1, x, tolerance, size=FEW)
+        return Importance(seen.mean[0], seen.errors[0], whole[0])
     scores, clean = stacked_scores(
         name, outputs, mean, num_samples * count, chunk_size, x, target, clean=True
     )
@@ -247,5 +268,5 @@ def _shuffled(apply_fn, params, x, target=None, *, key, numbers, count, num_samp
 
 _shuffled.__name__ = "permutation_importance"
 _permutation_importance = explanation(
-    "count", "num_samples", "chunk_size", sweeps=True, integers=True
+    *("count", "num_samples", "chunk_size"), nonzero=("tolerance",), sweeps=True, integers=True
 )(_shuffled)

@@ -12,8 +12,9 @@ from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import rows_of
+from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
+from jaxviz.engine.rounds import ROUND, solved_in_rounds, stops_early
 from jaxviz.parts.coalitions import coalition_scores, segmented
 from jaxviz.parts.regions import like_input
 
@@ -57,6 +58,7 @@ def shapley_interactions(
     num_segments: int | None = None,
     num_samples: int = 2048,
     fill: Any = 0.0,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Interactions:
     """What pairs of segments give the score beyond what each gives alone: Shapley interactions.
@@ -88,6 +90,11 @@ def shapley_interactions(
         for whole numbers (0, or the id of padding); for a pytree a pytree of such, or one for all.
         Or a function `(x, hidden) -> x` of the batch and booleans, such as `inpainted`: channels
         last, wherever the model has them; compiled once per function, so keep it.
+      tolerance: Above 0, it stops after a round of 4 G coalitions (128 at least) when no standard
+        error is above this share of its example's range of values and pairs, the largest less the
+        smallest; `num_samples` is the most. The same key draws the same. All examples take as many
+        as the slowest of their batch, and cores do not share rounds. 0 takes all; reverse
+        differentiation needs that.
       chunk_size: Coalitions at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -134,6 +141,7 @@ def shapley_interactions(
         count=found.count,
         num_samples=num_samples,
         fill=fill,
+        tolerance=tolerance,
         chunk_size=chunk_size,
     )
 
@@ -150,6 +158,7 @@ def _interactions(
     count,
     num_samples,
     fill,
+    tolerance,
     chunk_size,
 ):
     name, rows = "shapley_interactions", rows_of(x)
@@ -157,14 +166,19 @@ def _interactions(
     sure = _every(count) if exact else _outer(count)
     kept = jnp.broadcast_to(jnp.asarray(sure)[:, None], (len(sure), rows, count))
     draws = 0 if exact else 2 * (num_samples // 4)  # each of a coalition and its complement
+    stops = draws and stops_early(tolerance)
+    if stops:  # of each round, and the same in all
+        target = fixed_target(apply_fn, params, x, target)
     if draws:
         drawn = _drawn(key, count, rows, draws)
         kept = jnp.concatenate([kept, drawn, ~drawn])
-    arguments = (apply_fn, params, x, target, numbers, fill, lambda k: kept[k])
-    scores = coalition_scores(name, *arguments, len(kept), chunk_size)
-    every, sampled = (jnp.asarray(_weights(count, index, s), scores.dtype) for s in (False, True))
 
-    def one(z, y):
+    def scored(coalitions):
+        arguments = (apply_fn, params, x, target, numbers, fill, lambda k: coalitions[k])
+        return coalition_scores(name, *arguments, len(coalitions), chunk_size)
+
+    def one(z, y, live):
+        every, sampled = (jnp.asarray(_weights(count, index, s), y.dtype) for s in (False, True))
         z = z.astype(y.dtype)
         border = z[: len(sure)], y[: len(sure)]
         if exact:
@@ -172,7 +186,8 @@ def _interactions(
             return found, jnp.zeros_like(found)
         # Pairs of draws by turns in two halves, each explained beyond what the other foretells.
         z, y = (a[len(sure) :].reshape(2, draws // 2, 2, *a.shape[1:]) for a in (z, y))
-        halves = [(z[:, :, half], y[:, :, half]) for half in (0, 1)]
+        live = live.reshape(-1, 2).astype(y.dtype)
+        halves = [(z[:, :, half], y[:, :, half], live[:, half]) for half in (0, 1)]
         ends = [
             _estimated(every, sampled, border, mine, _fitted(border, *others))
             for mine, others in (halves, halves[::-1])
@@ -180,18 +195,41 @@ def _interactions(
         found, spread = (sum(pair) for pair in zip(*ends, strict=True))
         return found / 2, jnp.sqrt(spread) / 2
 
-    found, errors = jax.vmap(one, in_axes=(1, 1))(kept, scores - scores[:1])
+    def solved(scores, live):
+        return jax.vmap(one, in_axes=(1, 1, None))(kept, scores - scores[:1], live)
+
+    if stops:
+        size = min(max(2 * ROUND, 2 * count), draws)
+        size -= size % 2
+        border = scored(kept[: len(sure)])
+        base = border[0]
+
+        def draw(first):
+            some = drawn[jnp.minimum(first + jnp.arange(size, dtype=jnp.int32), draws - 1)]
+            found = scored(jnp.concatenate([some, ~some]))
+            return found.reshape(2, size, rows).swapaxes(0, 1)
+
+        def told(found, live):
+            found = found.swapaxes(0, 1).reshape(2 * draws, rows)
+            return solved(jnp.concatenate([border, found]), live)
+
+        found, errors = solved_in_rounds(draw, told, draws, size, tolerance)
+    else:
+        scores = scored(kept)
+        base = scores[0]
+        found, errors = solved(scores, jnp.ones(draws, bool))
     values = jnp.diagonal(found, axis1=1, axis2=2)
     pairs = jnp.where(jnp.eye(count, dtype=bool)[None], 0, found)
     errors = jnp.where(jnp.isnan(found), jnp.nan, errors)
-    return Interactions(
-        like_input(values, x), like_input(pairs, x), errors, like_input(scores[0], x)
-    )
+    return Interactions(like_input(values, x), like_input(pairs, x), errors, like_input(base, x))
 
 
 _interactions.__name__ = "shapley_interactions"  # the name that its errors begin with
 _shapley_interactions = explanation(
-    "index", "count", "num_samples", "chunk_size", sweeps=True, integers=True
+    *("index", "count", "num_samples", "chunk_size"),
+    nonzero=("tolerance",),
+    sweeps=True,
+    integers=True,
 )(_interactions)
 
 
@@ -279,14 +317,14 @@ def _contracted(counts, z):
     return jnp.where(jnp.eye(len(alone), dtype=bool), alone[None], pairs)
 
 
-def _fitted(border, z, y):
+def _fitted(border, z, y, live):
     """A model of segments, and of pairs if there are enough coalitions, by least squares.
 
     Returns a symmetric matrix B, whose model is z B z: half of each pair in both of its places.
     """
     count = z.shape[-1]
-    z = jnp.concatenate([border[0], z.reshape(-1, count)])
-    y = jnp.concatenate([border[1], y.reshape(-1)])
+    z = jnp.concatenate([border[0], (z * live[None, :, None]).reshape(-1, count)])
+    y = jnp.concatenate([border[1], (y * live[None]).reshape(-1)])
     first, second = map(np.asarray, np.triu_indices(count))
     if 2 * len(first) > len(z):
         first = second = np.arange(count)
@@ -303,14 +341,15 @@ def _fitted(border, z, y):
 def _estimated(every, sampled, border, half, fit):
     """The interactions by one half of the draws and a model `fit` to the other; their variance."""
     left = lambda z, y: y - (jnp.dot(z, fit, precision=_PRECISE) * z).sum(-1)
-    z, rest = half[0], left(*half)
+    z, rest, live = half[0], left(*half[:2]), half[2]
     sure = _contracted(_of_sizes(every, border[0], left(*border)), border[0])
     # A pair of which none is in the complement is one of which both are in the coalition.
     turned = jnp.asarray([2, 1, 0, 4, 3])
     counts = _of_sizes(sampled, z[0], rest[0]) + _of_sizes(sampled, z[1], rest[1])[turned]
-    mean = _contracted(counts, z[0]) / len(z[0])
-    square = _contracted(jnp.square(counts), z[0]) / len(z[0])
-    spread = jnp.maximum(square - jnp.square(mean), 0) / max(len(z[0]) - 1, 1)
+    counts, n = counts * live[None], live.sum()
+    mean = _contracted(counts, z[0]) / n
+    square = _contracted(jnp.square(counts), z[0]) / n
+    spread = jnp.maximum(square - jnp.square(mean), 0) / jnp.maximum(n - 1, 1)
     foretold = fit * (2 - jnp.eye(len(fit), dtype=fit.dtype))
     return foretold + sure + mean, spread
 

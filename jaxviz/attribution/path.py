@@ -195,9 +195,10 @@ def expected_gradients(
       tolerance: Above 0, it stops after a round of 32 draws when no standard error is above this
         share of its example's range of values, the largest less the smallest, and (without noise)
         what an example's values miss of the score gained is at most this share of it; `num_samples`
-        is the most. B forward passes more. The same key draws the same. All examples take as many as the slowest of their batch,
-        so an example's result depends on what is beside it; cores do not share rounds, as they
-        share draws without it. 0 takes all; reverse differentiation needs that.
+        is the most. B forward passes more. The same key draws the same. All examples take as many
+        as the slowest of their batch, so an example's result depends on what is beside it; cores do
+        not share rounds, as they share draws without it. 0 takes all; reverse differentiation needs
+        that.
       chunk_size: Draws at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -304,8 +305,8 @@ def completeness_gap(
     """
     if baseline is not None and baselines is not None:
         raise ValueError(
-            "completeness_gap: baseline must be None where baselines are given; got both. Pass what "
-            "the method was given."
+            "completeness_gap: baseline must be None where baselines are given; got both. Pass "
+            "what the method was given."
         )
     given = {"baseline": baseline, "baselines": baselines}
     return _completeness_gap(apply_fn, params, x, target, attribution=attribution, **given)

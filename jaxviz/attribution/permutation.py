@@ -8,8 +8,16 @@ import jax.numpy as jnp
 
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation, select
-from jaxviz.engine.copies import at_least_float32, outputs_of_copies, rows_of, stacked_scores
+from jaxviz.engine.copies import (
+    at_least_float32,
+    fixed_target,
+    outputs_of_copies,
+    rows_of,
+    stacked,
+    stacked_scores,
+)
 from jaxviz.engine.layout import of_places
+from jaxviz.engine.rounds import FEW, mean_until, stops_early
 from jaxviz.parts.regions import Segmented, each_number, laid_out, numbered, segments_like
 
 
@@ -25,6 +33,7 @@ def feature_permutation(
     segments: Any = None,
     num_segments: int | None = None,
     num_samples: int = 5,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Any:
     """How much of the score is lost when a segment of the input is that of another example.
@@ -43,6 +52,11 @@ def feature_permutation(
       segments, num_segments: As for `feature_ablation`: None is every number on its own, and the
         columns of a table are `x` `[N, F]`, for which that is right.
       num_samples: Orders a segment, >= 1. Time is linear in it, memory constant.
+      tolerance: Above 0, it stops after a round of 8 orders a segment when no standard error is
+        above this share of its example's range of values, the largest less the smallest;
+        `num_samples` is the most. The same key draws the same. All examples take as many as the
+        slowest of their batch, and cores do not share rounds. 0 takes all; reverse differentiation
+        needs that.
       chunk_size: Changed batches at once. None goes by `x` and the cores.
 
     Returns:
@@ -84,6 +98,7 @@ def feature_permutation(
         num_segments=found.count,
         shapes=found.shapes,
         num_samples=num_samples,
+        tolerance=tolerance,
         chunk_size=chunk_size,
     )
 
@@ -99,9 +114,11 @@ def _permuted(
     num_segments,
     shapes,
     num_samples,
+    tolerance,
     chunk_size,
 ):
     name, count = "feature_permutation", rows_of(x)
+    found = Segmented(segments, num_segments, shapes)
 
     def copy(k):
         order = jax.random.permutation(jax.random.fold_in(key, k), count)
@@ -110,15 +127,34 @@ def _permuted(
         taken = lambda a, numbers: jnp.where(numbers == here, a[donors], a)
         return jax.tree.map(taken, x, segments)
 
+    if stops_early(tolerance):
+        target = fixed_target(apply_fn, params, x, target)
+        outputs = outputs_of_copies(apply_fn, params, x, copy)
+
+        def score(k):
+            found = select(outputs(k), target)
+            return found.astype(at_least_float32(found))
+
+        whole = score(jnp.int32(-1))
+
+        def one(order):  # of all segments, with the draws that they have in any case
+            here = lambda k: score(k * num_samples + order)
+            return (whole[None] - stacked(name, here, num_segments, chunk_size, x)).T
+
+        return laid_out(
+            mean_until(name, one, num_samples, 1, x, tolerance, size=FEW).mean, found, x
+        )
     outputs = outputs_of_copies(apply_fn, params, x, copy)
     num = num_segments * num_samples
     scores, clean = stacked_scores(name, outputs, select, num, chunk_size, x, target, clean=True)
     wide = at_least_float32(scores)
     means = scores.astype(wide).reshape(num_segments, num_samples, count).mean(1)
     lost = clean.astype(wide)[:, None] - means.T
-    return laid_out(lost, Segmented(segments, num_segments, shapes), x)
+    return laid_out(lost, found, x)
 
 
 _permuted.__name__ = "feature_permutation"  # the name that its errors begin with
 _static = "num_segments", "shapes", "num_samples", "chunk_size"
-_feature_permutation = explanation(*_static, sweeps=True, integers=True)(_permuted)
+_feature_permutation = explanation(*_static, nonzero=("tolerance",), sweeps=True, integers=True)(
+    _permuted
+)

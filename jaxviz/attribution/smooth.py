@@ -23,7 +23,7 @@ from jaxviz.engine.copies import (
     with_noise,
 )
 from jaxviz.engine.layout import channels_of
-from jaxviz.engine.rounds import mean_until, stops_early
+from jaxviz.engine.rounds import error_shares, mean_until, stops_early, told_by_errors
 from jaxviz.parts.gradients import PULLED, gradient_sum
 
 
@@ -127,6 +127,7 @@ def var_grad(
     *,
     num_samples: int = 25,
     noise_scale: float = 0.15,
+    tolerance: float = 0.0,
     chunk_size: int | None = None,
 ) -> Callable:
     """Turns an explanation method into its variance over Gaussian noise on the input.
@@ -138,6 +139,10 @@ def var_grad(
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`.
       num_samples: Noisy copies of each example, >= 2. Time is linear in it, memory constant.
       noise_scale: Standard deviation of the noise as a share of each example's range (max - min).
+      tolerance: Above 0, it stops after a round of 32 copies when no standard error of a variance
+        is above this share of its example's range of them, the largest less the smallest;
+        `num_samples` is the most. All examples take as many as the slowest of their batch, and
+        cores do not share rounds. 0 takes all; reverse differentiation needs that.
       chunk_size: Copies at once, for all N examples. None goes by `x` and the cores.
 
     Returns:
@@ -158,33 +163,54 @@ def var_grad(
       Adebayo et al. 2018, arXiv:1810.03307, section 2. The sum is divided by num_samples, as Captum
       does, and taken about the first sample, so that a large mean costs no digits.
     """
-    return _over_noise("var_grad", _variance, method, num_samples, noise_scale, chunk_size)
+    given = method, num_samples, noise_scale, chunk_size, tolerance
+    return _over_noise("var_grad", _variance, *given)
 
 
-def _mean(mean, sample):
-    return mean(sample)
+def _mean(mean, until, sample):
+    return until(sample).mean if until else mean(sample)
 
 
-def _mean_square(mean, sample):
-    return mean(lambda k: jax.tree.map(lambda a: _wide(a) ** 2, sample(k)))
+def _mean_square(mean, until, sample):
+    return _mean(mean, until, lambda k: jax.tree.map(lambda a: _wide(a) ** 2, sample(k)))
 
 
-def _variance(mean, sample):
+def _variance(mean, until, sample):
     about = jax.tree.map(_wide, sample(jnp.int32(0)))
 
     def moments(k):
         off = jax.tree.map(lambda a, b: _wide(a) - b, sample(k), about)
         return off, jax.tree.map(jnp.square, off)
 
-    first, square = mean(moments)
-    return jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), first, square)
+    def variance(first, square):
+        return jax.tree.map(lambda m, s: jnp.maximum(s - m**2, 0), first, square)
+
+    if not until:
+        return variance(*mean(moments))
+
+    def powers(k):
+        off, square = moments(k)
+        return off, square, jax.tree.map(jnp.multiply, off, square)
+
+    def told(so_far):
+        def error(first, square, cube, of_first, of_square):
+            # Of squares about the mean: those about the first sample go together with it.
+            both = (cube - first * square) / jnp.maximum(so_far.count, 1).astype(cube.dtype)
+            spread = of_square**2 + 4 * first * (first * of_first**2 - both)
+            return jnp.sqrt(jnp.maximum(spread, 0))
+
+        errors = jax.tree.map(error, *so_far.mean, *so_far.errors[:2])
+        return error_shares(variance(*so_far.mean[:2]), errors)
+
+    first, square, _ = until(powers, told).mean
+    return variance(first, square)
 
 
 def _wide(a):
     return a.astype(at_least_float32(a))
 
 
-def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size, tolerance=0.0):
+def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size, tolerance):
     random = "key" in inspect.signature(method).parameters
 
     def smoothed(apply_fn, params, x, target=None, *, key, fixed, options):
@@ -211,13 +237,14 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size, tole
         like = jax.eval_shape(sample, jnp.int32(0))
         _check_rows(name, method, x, like)
 
+        def until(term, told=told_by_errors):
+            return mean_until(name, term, num_samples, chunk_size, x, tolerance, told)
+
         def mean(term):
-            if stops:
-                return mean_until(name, term, num_samples, chunk_size, x, tolerance).mean
             total = running_sum(name, term, num_samples, chunk_size, x)
             return jax.tree.map(lambda a: a / num_samples, total)
 
-        reduced = reduce(mean, sample)
+        reduced = reduce(mean, until if stops else None, sample)
         # Squares of half-precision numbers are too small for it.
         kept = lambda b: b.dtype if reduce is _mean else at_least_float32(b)
         return marked(jax.tree.map(lambda a, b: a.astype(kept(b)), reduced, like))

@@ -20,6 +20,7 @@ from jaxviz.rules.fast import serving
 
 # Draws in a round: what an error is told from at the least, whatever `chunk_size` is.
 ROUND = 32
+FEW = 8  # where a draw is many passes
 
 
 class Moments(NamedTuple):
@@ -172,6 +173,7 @@ def mean_until(
     x: Any,
     tolerance: Any,
     told: Callable[[Moments], jax.Array] = told_by_errors,
+    size: int = ROUND,
 ) -> Moments:
     """The moments of `term(k)`, k < `num`, drawn in rounds until their mean is known well enough.
 
@@ -183,6 +185,7 @@ def mean_until(
       x: Of what each term has a copy.
       tolerance: As for `in_rounds`.
       told: Of the moments, the shares that `in_rounds` goes by.
+      size: Of a round.
     """
 
     def one(k):
@@ -190,7 +193,7 @@ def mean_until(
             found = term(k)
         return jax.tree.map(lambda a: a.astype(at_least_float32(a)), found)
 
-    size = min(ROUND, num)
+    size = min(size, num)
     chunk = chunk_length(name, size, default_chunk(x) if chunk_size is None else chunk_size)
 
     def draw(so_far, turn):

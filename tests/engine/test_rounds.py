@@ -9,9 +9,10 @@ import pytest
 
 import jaxviz as jv
 from jaxviz.attribution.sensitivity import dependence
+from jaxviz.attribution.smooth import _variance
 from jaxviz.engine import rounds
 from jaxviz.engine.copies import running_sum
-from jaxviz.engine.rounds import ROUND, Moments, in_rounds, mean_until
+from jaxviz.engine.rounds import ROUND, Moments, in_rounds, mean_until, moments
 from jaxviz.engine.shares import traced_with
 from jaxviz.parts import designs
 
@@ -180,6 +181,35 @@ FITS = {
 }
 
 
+def channels(w, x):
+    return jnp.tanh(jax.nn.relu(x * jnp.array([[[[1.0, -1.0, 2.0]]]]) * w[None]).sum((1, 2)))
+
+
+def whole_set(*given, **more):
+    found = jv.permutation_importance(*given, num_samples=40, **more)
+    return found.values, found.standard_errors
+
+
+FITS |= {
+    "var_grad": lambda *given, tolerance=0.0, **more: jv.var_grad(
+        jv.gradient, num_samples=150, tolerance=tolerance
+    )(*given, **more),
+    "feature_permutation": lambda f, w, x, *given, **more: jv.feature_permutation(
+        f, w, np.concatenate([x, 2 * x, -x]), *given, num_samples=40, **more
+    ),
+    "permutation_importance": whole_set,
+    "smooth_grad_cam_pp": lambda _, *given, **more: jv.smooth_grad_cam_pp(
+        channels, *given, layer="relu_0", num_samples=150, **more
+    ),
+    "ss_cam": lambda _, *given, **more: jv.ss_cam(
+        channels, *given, layer="relu_0", num_samples=60, **more
+    ),
+    "shapley_interactions": lambda *given, **more: jv.shapley_interactions(
+        *given, segments=jv.grid_segments((4, 4), (4, 4)), num_samples=1000, **more
+    )[:3],
+}
+
+
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_in_rounds(name):
     method = functools.partial(FITS[name], net, W / 8, X, None, key=KEY)
@@ -263,3 +293,22 @@ def test_a_gap_of_nothing_is_not_enough():
     found = jv.integrated_gradients(score, None, x, 0, num_steps=400, tolerance=1e-3)
     exact = [2 * np.tanh(4.5), -2 * np.tanh(4.5), 1]  # by hand: each input has its own term
     np.testing.assert_allclose(found[0], exact, atol=4e-3)
+
+
+def test_the_error_of_a_variance_is_its_spread():
+    draws = np.random.default_rng(5).gamma(2.0, size=(400, 60, 1, 1)).astype(np.float32)
+
+    @jax.vmap
+    def all_of(draws):
+        shares = []
+
+        def until(term, told):
+            found = moments(jax.vmap(term)(jnp.arange(60)), jnp.ones(60, bool))
+            shares.append(told(found))
+            return found
+
+        return _variance(None, until, lambda k: draws[k])[0, 0], shares[0][0]
+
+    values, shares = map(np.asarray, jax.jit(all_of)(draws))  # of one number a share is of itself
+    np.testing.assert_allclose(values, draws[..., 0, 0].var(1), rtol=1e-3)
+    np.testing.assert_allclose((values * shares).mean(), values.std(), rtol=0.15)
