@@ -181,7 +181,7 @@ def _in_order(a):
 
 
 def _ranked(numbers, place):
-    """The number of each row at `place` of their order, bit by bit: a sort takes 30 times as long."""
+    """The number of each row at `place` of their order, bit by bit: a sort takes 30 times more."""
     bits = 8 * numbers.dtype.itemsize
 
     def bit(i, found):
