@@ -340,8 +340,8 @@ def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size, tol
             parts = weights * (a - found[..., None]) * _channels_last(so_far.errors.T, a)
             return error_shares(found, jnp.sqrt(jnp.square(parts).sum(-1)))
 
-        seen = mean_until(name, turn, each, 1, x, tolerance, told, FEW)
-        return weighed(seen.mean.T)[0]
+        drawn = mean_until(name, turn, each, 1, x, tolerance, told, FEW)
+        return weighed(drawn.mean.T)[0]
     scores, _ = stacked_scores(name, outputs, select, num * each, chunk_size, x, target)
     scores = scores.astype(at_least_float32(scores)).reshape(-1, each, len(x)).mean(1)
     return weighed(scores)[0]
