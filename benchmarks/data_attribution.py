@@ -25,6 +25,10 @@ from jaxviz.parts.losses import cross_entropy
 
 KEY = jax.random.key(0)
 METHODS = "trac_in", "trak", "ek_fac", "knn_shapley", "magic"
+OPTIMIZERS = {
+    "adam": lambda rate: optax.adam(rate, eps_root=1e-8),
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+}
 TOGETHER = 4  # nets in one part
 SELF = 100  # examples whose gradients are held at once
 
@@ -63,7 +67,9 @@ def main():
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--optimizer", default="adam", choices=list(OPTIMIZERS))
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
+    parser.add_argument("--weight", type=float, default=1.0, help="of all digits, where MAGIC looks")
     options = parser.parse_args()
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +81,7 @@ def main():
     apply_fn = models.apply_fn(net)
     run: dict[str, Any] = dict(
         key=KEY,
-        optimizer=optax.adam(options.rate, eps_root=1e-8),
+        optimizer=OPTIMIZERS[options.optimizer](options.rate),
         num_epochs=options.epochs,
         batch_size=options.batch_size,
     )
@@ -104,7 +110,9 @@ def main():
         return np.concatenate([scores[: options.test], scores[options.test :].mean(0)[None]])
 
     def magic():
-        made = influence.magic(steps, quantities, chunk_size=1, checkpoint=folder / "magic")
+        weights = np.full(len(labels), options.weight, np.float32)
+        place = folder / "magic"
+        made = influence.magic(steps, quantities, weights=weights, chunk_size=1, checkpoint=place)
         return made.scores
 
     def part(number):
