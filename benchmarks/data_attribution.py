@@ -69,7 +69,9 @@ def main():
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--optimizer", default="adam", choices=list(OPTIMIZERS))
     parser.add_argument("--rate", type=float, default=1e-3, help="of learning")
-    parser.add_argument("--weight", type=float, default=1.0, help="of all digits, where MAGIC looks")
+    parser.add_argument(
+        "--weight", type=float, default=1.0, help="of all digits, where MAGIC looks"
+    )
     options = parser.parse_args()
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 import jaxviz as jv
+from jaxviz.parts.losses import margin
 
+HERE = pathlib.Path(__file__).parents[1]
 INF = jv.influence
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(9, 4)).astype(np.float32)
@@ -82,3 +85,36 @@ def test_representer_points_add_up_to_the_logit():  # where the penalised last l
         layer="relu_0", weight_decay=decay,
     )  # fmt: skip
     np.testing.assert_allclose(out.sum(1), (f @ w)[np.arange(3), Y[:3]], atol=1e-4)
+
+
+def test_scores_of_traks_package_with_the_same_gradients_and_projection():  # traker 0.3.2
+    stored = np.load(HERE / "reference" / "influence_traker.npz")
+    weights = {name: stored[name] for name in stored.files if name[0].isdigit()}
+    signs = stored["signs"].astype(np.float32)
+    train, test = ((stored["x"][part], stored["y"][part]) for part in (slice(40), slice(40, None)))
+
+    def net(p, x):  # a torch net as it stands: channels first, weights [out, in]
+        conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), [(1, 1)] * 2)
+        x = jnp.tanh(conv(x, p["0.weight"]) + p["0.bias"].reshape(1, -1, 1, 1))
+        x = x.reshape(len(x), -1) @ p["3.weight"].T + p["3.bias"][None]
+        return jax.nn.gelu(x, approximate=False) @ p["5.weight"].T + p["5.bias"][None]
+
+    # The matrix's rows go weight by weight, in torch's order.
+    ends = np.cumsum([a.size for a in weights.values()])[:-1]
+    matrices = dict(zip(weights, np.split(signs, ends), strict=True))
+    gradients = np.asarray(INF.example_gradients(net, weights, *train, loss=margin))
+    features = gradients @ np.concatenate([matrices[name] for name in sorted(weights)])
+    np.testing.assert_allclose(features, stored["features"], rtol=1e-4, atol=1e-4)
+
+    # Gradients by what the matrix spreads over the weights are the projected ones; a square and
+    # invertible projection on top of it cancels in TRAK's formula.
+    def spread(p, x):
+        moved = lambda name, a: a + (matrices[name] @ p["params"]).reshape(a.shape)
+        return net({name: moved(name, a) for name, a in p["rest"].items()}, x)
+
+    params = {"params": jnp.zeros(signs.shape[1]), "rest": weights}
+    found = INF.trak(spread, [params], train, test, key=jax.random.key(0), dim=signs.shape[1])
+    theirs = stored["scores"]  # up to a factor: their inverse is divided by its mean size
+    factor = np.vdot(found, theirs) / np.vdot(theirs, theirs)
+    np.testing.assert_allclose(found, factor * theirs, atol=2e-3 * np.abs(found).max())
+    assert factor > 0
