@@ -1,5 +1,6 @@
 """`jaxviz influence`: the training images that made a run answer as it does."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,8 +55,13 @@ def influence(
     known = jnp.asarray(inputs_of(run, train.images)), jnp.asarray(train.labels)
     asked = jnp.asarray(inputs_of(run, test.images[rows])), jnp.asarray(test.labels[rows])
     say, scores = Console(), {}
-    for name in dict.fromkeys(methods):
-        scores[name] = np.asarray(_scores(name, run, train, options, apply_fn, known, asked, seed))
+    wanted = list(dict.fromkeys(methods))
+    for number, name in enumerate(wanted, start=1):
+        at = f"{name}, {number} of {len(wanted)}: {counted(len(known[1]), 'training image')}"
+        # MAGIC shows a bar of its own, and a terminal has one of a kind at a time.
+        with contextlib.nullcontext() if name == "magic" else Console(stderr=True).status(at):
+            found = _scores(name, run, train, options, apply_fn, known, asked, seed)
+            scores[name] = np.asarray(found)
     predicted = np.asarray(training.predict(run.net, run.variables, asked[0])).argmax(-1)
     figure = plot.influential_examples(
         test.images[rows],

@@ -18,6 +18,7 @@ from jaxviz.calls.models import own_or_told, shapes_of
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
+from jaxviz.engine.progress import progress_bar
 from jaxviz.graph.rewrite import RuleSet, rewrite
 from jaxviz.influence.steps import (
     Span,
@@ -84,14 +85,16 @@ def magic(
       steps: The training run, such as `training.fit_steps` or `weighted_steps` makes.
       test_fn: Pure `state -> numbers`, any shape; each is a test quantity. For the scores' usual
         sign (positive is helpful) take minus a loss, or a log probability.
-      weights: `[N]`: where the gradient is taken; None is ones, the run itself.
+      weights: `[N]`: where the gradient is taken; None is ones, the run itself. Those on
+        random halves lie around 0.5 for all: there it predicts them better, most of all where the
+        sum of the weights counts (descent without Adam's scales).
       max_states: Most states of the training that are held at once, those of a span's steps
         included; None is all of them where they take at most 256 MB, else about 2 * sqrt(T), one
         level of recomputation.
       chunk_size: Test quantities pulled back at once; None takes all. It changes memory, not the
         recomputation. On a CPU convolutional nets are quickest one by one (1).
       checkpoint: Folder where the way back is saved after each of its parts; called again with the
-        same arguments, the way back goes on from there.
+        same arguments, the way back goes on from there. (A bar on a terminal counts them.)
 
     Returns:
       Scores `[..., N]`, values `[...]` and the last state. An example that the run never sees has
@@ -134,7 +137,8 @@ def magic(
     values, cotangents = _tested(final, test_fn=test_fn)
     start = jnp.zeros((values.size, weights.size), weights.dtype), cotangents
     way = _Way(checkpoint, start, (final, cotangents, weights, steps.order), len(replay.spans))
-    scores, _ = replay.backwards(kept, parts, way.carry, way)
+    with progress_bar("spans of steps, back", way.count, way.count - way.done) as way.move:
+        scores, _ = replay.backwards(kept, parts, way.carry, way)
     return Magic(scores.reshape(*values.shape, weights.size), values, final)
 
 
@@ -377,10 +381,11 @@ def numbers_of(who: str, test_fn: Callable, state: Any) -> jax.ShapeDtypeStruct:
 
 
 class _Way:
-    """How far back the way is, in a file that is always whole."""
+    """How far back the way is: in a file that is always whole, and in a bar on terminals."""
 
     def __init__(self, folder, carry, marks, count):
-        self.done, self.carry, self._path = count, carry, None
+        self.count, self.done, self.carry, self._path = count, count, carry, None
+        self.move: Callable[[int], None] | None = None
         if folder is None:
             return
         self._path = Path(folder) / "magic.npz"
@@ -400,6 +405,9 @@ class _Way:
             self.carry = jax.tree.unflatten(jax.tree.structure(carry), map(jnp.asarray, leaves))
 
     def save(self, first, carry):
+        if self.move:
+            jax.block_until_ready(carry)
+            self.move(self.count - first)
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """MAGIC: finite differences of the training run, `fit`'s own numbers, memory, going on."""
 
+import contextlib
 from typing import Any
 
 import flax.linen as nn
@@ -140,6 +141,26 @@ def test_the_way_back_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     out = influence.magic(steps, test_fn, checkpoint=tmp_path)
     assert whole.shape == (6,)
     np.testing.assert_array_equal(out.scores, whole)
+
+
+def test_a_bar_counts_the_spans_of_the_way_back(tmp_path, monkeypatch):
+    said = []
+
+    @contextlib.contextmanager
+    def bar(what, total, done):
+        said.append((total, done))
+        yield said.append
+
+    monkeypatch.setitem(planned.__globals__, "progress_bar", bar)
+    options: Any = dict(max_states=5, checkpoint=tmp_path)
+    influence.magic(regression(), lambda state: state.params[0], **options)
+    (total, begun), *moves = said
+    assert begun == 0
+    assert moves == sorted(moves)
+    assert moves[-1] == total > 1
+    said.clear()
+    influence.magic(regression(), lambda state: state.params[0], **options)
+    assert said == [(total, total)]  # all of it is in the folder
 
 
 @pytest.mark.parametrize("sizes", [[8] * 100, [8] * 9 + [3] + [8] * 9 + [3], [5]])
