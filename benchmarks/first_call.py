@@ -4,17 +4,21 @@
     python -m benchmarks.first_call --other ../older --peer PYTHON_WITH_TORCH_AND_CAPTUM
     python -m benchmarks.first_call --other ../older --whole --images dog.jpg
     python -m benchmarks.first_call --other ../older --cache FOLDER --repeats 1 --limit 2400
+    python -m benchmarks.first_call --nets keras:ResNet50 equimo:convnext_t --methods saliency
 
 Every number is a median over fresh processes, all sides by turns: this checkout (`here`), another
 one (`other`), `jax.jit(jax.grad)` of the same net (`plain`), PyTorch with Captum (`torch`) and,
 with `--cache`, this checkout with JAX's compilation cache in a folder, filled by a process before
 (`warm`). One image of 224x224; the sizes of suite.py for photographs; random weights.
 
+The nets with a colon are other people's (third_party.py), whose packages must be installed.
+
 What a first call holds: everything from the call of the method to its finished result. What it
 does not: imports, and the net's random weights, drawn before by a compiled `init`. The second call
-is the next one. The first is split by what JAX reports: XLA, lowering, tracing, and the rest (our
-own Python and the run). Counts of the first call: outermost `traces`, `programs` compiled or taken
-from the cache, `jaxprs` made on the way and the `equations` in them.
+is the next one. `cpu` is the first in processor seconds, which say more where others are at work.
+The first is split by what JAX reports: XLA, lowering, tracing, and the rest (our own Python and the
+run). Counts of the first call: outermost `traces`, `programs` compiled or taken from the cache,
+`jaxprs` made on the way and the `equations` in them.
 
 `--whole` times processes from start to end instead, as whole_process.py says.
 
@@ -32,6 +36,7 @@ import statistics
 import sys
 import time
 
+from benchmarks.third_party import NETS as THIRD_PARTY
 from benchmarks.whole_process import HERE, ratios, run, surroundings, whole
 
 NETS = ("squeezenet1_1", "resnet18", "mobilenet_v2", "vit6")
@@ -96,7 +101,9 @@ class Cell:
                 continue
             for key in [key for key in found[0] if key != "from"]:
                 row[f"{name}_{key}"] = round(statistics.median(f[key] for f in found), 1)
-        return row | ratios(row, {name: f"{name}_first_ms" for name in self.sides})
+        named = lambda key: {name: f"{name}_{key}_ms" for name in self.sides}
+        cpu = {f"cpu_{k}": v for k, v in ratios(row, named("cpu")).items()}
+        return row | ratios(row, named("first")) | cpu
 
 
 def table(rows):
@@ -124,7 +131,7 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
+    parser.add_argument("--nets", nargs="+", choices=NETS + THIRD_PARTY, default=NETS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--repeats", type=int, default=5, help="fresh processes a side")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds, for all of it")

@@ -33,6 +33,11 @@ from jaxviz.graph.regions import (
 )
 
 # Primitives that carry another name in the field.
+# Primitives that leave every number of an array where it is.
+SAME_PLACE = frozenset(
+    "convert_element_type copy copy_p name optimization_barrier reduce_precision"
+    " sharding_constraint".split()
+)
 _PRIMITIVES = {
     "conv_general_dilated": "conv",
     "reduce_window_max": "max_pool",

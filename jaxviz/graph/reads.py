@@ -9,13 +9,10 @@ from jax.core import Tracer
 
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened, run_nodes
+from jaxviz.graph.kinds import SAME_PLACE
 from jaxviz.graph.rows import body_operands, leaf_sizes, operation_names
 from jaxviz.graph.split import environment, needed
 from jaxviz.graph.trace import Traced
-
-# What leaves every number of an array where it is.
-_SAME_PLACE = {"convert_element_type", "copy", "copy_p", "sharding_constraint", "name"}
-_SAME_PLACE |= {"optimization_barrier", "reduce_precision"}
 
 
 class Part(NamedTuple):
@@ -151,7 +148,7 @@ def _view(program, node, views):
     primitive = equation_of(node).primitive.name
     if primitive == "transpose":
         return leaf, tuple(axes[i] for i in equation_of(node).params["permutation"])
-    return (leaf, axes) if primitive in _SAME_PLACE else None
+    return (leaf, axes) if primitive in SAME_PLACE else None
 
 
 def _slice(program, node, views, moving, parts) -> Part | None:

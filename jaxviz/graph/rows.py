@@ -14,7 +14,7 @@ from jaxviz.graph.facts import fact
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.fold import MOVING
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, opened
-from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.kinds import ACTIVATION_KINDS, SAME_PLACE, primitive_of
 from jaxviz.graph.names import join_scope
 from jaxviz.graph.trace import Traced
 
@@ -70,6 +70,7 @@ class Row(NamedTuple):
     path: str  # of the module that it is, or that it is in
     nodes: tuple[Node, ...]  # the operations that make it up
     batch: int = 0  # the axis of the value that the layer's shape has first
+    idle: bool = False  # whether it is a module that hands on what it was given
 
 
 # Operations that are layers where nobody named them.
@@ -187,7 +188,7 @@ class _Namer:
         absorbing = self._leaf_modules(program, paths, embeds)
         found: list[Row] = []
 
-        def row(name, kind, value, nodes, position, path, submodules=False):
+        def row(name, kind, value, nodes, position, path, submodules=False, idle=False):
             aval = program.avals[value]
             read = [v for node in nodes for v in node.inputs if v not in program.depends]
             pieces = frozenset().union(*(origin.get(v, frozenset()) for v in read))
@@ -204,7 +205,7 @@ class _Namer:
                 can_cut=can_cut,
                 submodules=submodules,
             )
-            found.append(Row(layer, value, position, path, tuple(nodes)))
+            found.append(Row(layer, value, position, path, tuple(nodes), idle=idle))
 
         for i, node in enumerate(program.nodes):
             path = paths[id(node)]
@@ -264,7 +265,9 @@ class _Namer:
             for node in nodes:
                 self.names.setdefault(id(node), name)
                 self._name_members(node, name, own=False)
-            row(name, kind, value, nodes, (position, 2, order), path, submodules)
+            # A dropout that drops nothing, an identity, a cast.
+            idle = bool(class_name) and all(map(_hands_on, nodes))
+            row(name, kind, value, nodes, (position, 2, order), path, submodules, idle)
 
     def _name_unnamed(self, node: Node) -> None:
         """A group without a name has that of its last member."""
@@ -314,6 +317,14 @@ class _Namer:
                 if not isinstance(o, Scalar) and o in origin
             }
             yield from self.rows(body, inside, inner, turns, False)
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether an operation leaves every number what it is and where it is, gradients too (what
+    stops them is a place of its own: behind it alone they are not zero)."""
+    if node.members:
+        return all(map(_hands_on, node.members))
+    return not node.bodies and primitive_of(node) in SAME_PLACE
 
 
 def _one_of_stack(

@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxviz.graph.interpreter import Node, Program, Scalar
-
-_SAME = {"convert_element_type", "copy", "copy_p", "sharding_constraint", "name"}
-_SAME |= {"optimization_barrier", "reduce_precision"}
+from jaxviz.graph.kinds import SAME_PLACE
 
 
 def moved(program: Program, node: Node, known: dict[int, np.ndarray]) -> np.ndarray | None:
@@ -34,7 +32,7 @@ def moved(program: Program, node: Node, known: dict[int, np.ndarray]) -> np.ndar
     if a is None:
         return None
     shape = program.avals[node.outputs[0]].shape
-    if name in _SAME:
+    if name in SAME_PLACE:
         return a
     if name == "reshape":
         return None if p.get("dimensions") is not None else a.reshape(shape)

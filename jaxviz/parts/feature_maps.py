@@ -112,7 +112,8 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
     patches in rows, behind a class token, say (which has no place, and is left out of maps). Where
     there are such other tokens, one of them may be all that is read in the end: then it is the norm
     (or whatever comes last) ahead of the last attention, as behind it patches count no more. Where
-    the last one is an activation right after a convolution, it is the convolution.
+    the last one is an activation right after a convolution, it is the convolution. A dropout that
+    drops nothing, an identity or a cast is never it.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`.
@@ -207,9 +208,11 @@ def spatial_stages(name: str, apply_fn: Callable, params: Any, x: Any) -> tuple[
 
 
 def _rows_read(traced: Traced) -> list[Row]:
-    """The layers but for those that outputs do not read, whose maps would be zero."""
-    live = used(traced)
-    return [row for row in rows(traced) if row.value in live or not row.layer.can_cut]
+    """The layers but for those that outputs do not read, whose maps would be zero, and those that
+    hand on another's, by whose name nobody knows it."""
+    live, found = used(traced), rows(traced)
+    own = [row for row in found if not row.idle] or found
+    return [row for row in own if row.value in live or not row.layer.can_cut]
 
 
 def _tokens_of(name: str, apply_fn: Callable, params: Any, x: Any, layer: str) -> Tokens | None:

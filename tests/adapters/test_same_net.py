@@ -76,6 +76,15 @@ def close(a, b, atol=1e-5):
     return np.shape(a) == np.shape(b) and np.abs(np.asarray(a) - np.asarray(b)).max() < atol * size
 
 
+def check_names(net):
+    given = (net.apply_fn, net.params, jnp.moveaxis(X, -1, net.channels))
+    with net.promotion():
+        listed = {layer.name: layer for layer in jaxviz.layers(*given)}
+        text = str(jaxviz.summary(*given))
+    assert [listed[name].num_params for name in net.names] == [76, 148, 148, 15]
+    assert all(name in text for name in net.names)
+
+
 def test_the_net_by_hand():  # oracles: plain JAX, completeness, conservation
     net, at = nets.by_hand(), (jnp.arange(2), TARGET)
     out, score = expected(), lambda x: net.apply_fn(net.params, x)[at]
@@ -87,6 +96,7 @@ def test_the_net_by_hand():  # oracles: plain JAX, completeness, conservation
     assert close(out["split"][1], out["outputs"])
     assert close(out["sweep"], out["gradient"])
     assert (out["maximization"][1] > jnp.diag(out["outputs"][:, 1:])).all()
+    check_names(net)
 
 
 @pytest.mark.parametrize("row", nets.ROWS)
@@ -100,12 +110,7 @@ def test_the_same_numbers_in_every_framework(row):
         if not all(map(close, jax.tree.leaves(what), jax.tree.leaves(expected()[name])))
     }
     assert not wrong
-    given = (net.apply_fn, net.params, jnp.moveaxis(X, -1, net.channels))
-    with net.promotion():
-        listed = {layer.name: layer for layer in jaxviz.layers(*given)}
-        text = str(jaxviz.summary(*given))
-    assert [listed[name].num_params for name in net.names] == [76, 148, 148, 15]
-    assert all(name in text for name in net.names)
+    check_names(net)
 
 
 @pytest.mark.parametrize("row", ["nnx", "equinox"])  # elsewhere the function is the user's own

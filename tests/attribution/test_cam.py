@@ -1,6 +1,7 @@
 """Gradient and component CAMs: against Captum and pytorch-grad-cam, by hand, by invariances."""
 
 import functools
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_net
+from jax.ad_checkpoint import checkpoint_name
 from small_net import close
 
 from jaxviz.attribution.cam import (
@@ -25,7 +27,7 @@ from jaxviz.attribution.cam_eigen import eigen_cam, eigen_grad_cam
 from jaxviz.attribution.gradient import gradient
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.graph.split import activations, split
-from jaxviz.parts.feature_maps import default_layer
+from jaxviz.parts.feature_maps import default_layer, spatial_stages
 from jaxviz.rules.fast import fast
 
 RAW = {"relu": False, "resize": False}
@@ -72,6 +74,46 @@ def test_a_transformer_that_reads_its_class_token_is_cut_ahead_of_the_last_atten
     params = net.init(jax.random.key(1), x)
     assert default_layer(net.apply, params, x) == "norm1"
     assert (jnp.abs(hires_cam(net.apply, params, x, 1, relu=False)).max((1, 2)) > 1e-3).all()
+
+
+class _Handed(nn.Module):
+    """A module that does what it is told."""
+
+    what: Callable = lambda x: x
+
+    @nn.compact
+    def __call__(self, x):
+        return self.what(x)
+
+
+@pytest.mark.parametrize(
+    ("after", "layer"),
+    [
+        (nn.Dropout(0.5, deterministic=True), "last"),
+        (_Handed(), "last"),
+        (_Handed(lambda x: x.astype(jnp.bfloat16).astype(x.dtype)), "last"),
+        (_Handed(lambda x: jnp.array(x).reshape(x.shape)), "last"),
+        (nn.remat(_Handed)(jax.lax.optimization_barrier), "last"),
+        (nn.Sequential([_Handed(), nn.Dropout(0.5, deterministic=True)]), "last"),
+        (_Handed(lambda x: 2 * x), "after"),
+        (_Handed(jax.lax.stop_gradient), "after"),  # ahead of it every gradient is zero
+        (lambda x: checkpoint_name(x, "told"), "told"),  # the user's own word
+    ],
+)
+def test_what_hands_on_anothers_numbers_is_no_default_layer(after, layer):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dropout(0.5, deterministic=True)(nn.Conv(4, (3, 3), name="first")(x))
+            x = nn.Conv(4, (3, 3), name="last")(nn.max_pool(x, (2, 2), (2, 2)))
+            if isinstance(after, nn.Module):
+                return nn.Dense(3)(after.clone(name="after", parent=self)(x).mean((1, 2)))
+            return nn.Dense(3)(after(x).mean((1, 2)))
+
+    net, x = Net(), jnp.ones((1, 4, 6, 3))
+    params = jax.eval_shape(net.init, jax.random.key(1), x)
+    assert default_layer(net.apply, params, x) == layer
+    assert spatial_stages("test", net.apply, params, x) == ("first", layer)
 
 
 @pytest.mark.parametrize(
