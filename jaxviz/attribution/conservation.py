@@ -133,7 +133,7 @@ def _sums(apply_fn, params, x, target=None, *, layers, rules):
 
     def one(x, handed):
         x = jax.tree.map(lambda a: a[None], x)
-        traced = trace(apply_fn, params, x)
+        traced = model(apply_fn, params, x).flat
         cuts = _cuts(traced)
         program, names = _folded(traced)
         where = {id(n): i for i, node in enumerate(program.nodes) for n in _inside(node)}
@@ -189,7 +189,7 @@ def _alone(apply_fn: Any, params: Any, x: Any, target: Target) -> Traced:
     told = "lrp_conservation: params and the model must be the same for each example; "
     advice = "Take one example at a time, with its own params."
     try:
-        traced = trace(apply_fn, params, _one_of(x))
+        traced = model(apply_fn, params, _one_of(x)).flat
     except (TypeError, ValueError) as error:
         raise ValueError(f"{told}got a model that fails on one alone. {advice}") from error
     alone = model(apply_fn, params, _one_of(x)).shape
@@ -209,7 +209,7 @@ def _alone(apply_fn: Any, params: Any, x: Any, target: Target) -> Traced:
 
 @fact
 def _folded(traced: Traced) -> tuple[Program, Mapping[int, str]]:
-    names = operation_names(traced.program)
+    names = operation_names(traced)
     return fold(traced.program, names)
 
 

@@ -15,7 +15,7 @@ from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.lines import source
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model
 from jaxviz.parts.feature_maps import Resize, laid_out, resized
 from jaxviz.parts.gradients import input_gradient
 
@@ -123,7 +123,7 @@ def full_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = None
 
 
 def _terms(apply_fn, params, x, target):
-    traced = trace(apply_fn, params, x)
+    traced = model(apply_fn, params, x).flat
     _check_loops(traced)
     into = all(map(_has_derivative, traced.program.nodes))
 

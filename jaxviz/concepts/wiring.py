@@ -22,7 +22,7 @@ from jaxviz.concepts.sites import (
 from jaxviz.engine.contract import select
 from jaxviz.engine.copies import at_least_float32, is_floating, stacked
 from jaxviz.graph.changed import run
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model
 
 UNIT, REST, ERROR, BIAS, SCORED = "unit", "rest", "error", "bias", "score"
 
@@ -83,7 +83,7 @@ class Wiring:
     """One example's net, linear between the layers of a graph."""
 
     def __init__(self, who, apply_fn, params, x, layers, by, dictionaries, moves):
-        self.who, self.traced = who, trace(apply_fn, params, x)
+        self.who, self.traced = who, model(apply_fn, params, x).flat
         self.sites = sites(who, self.traced, layers, dictionaries)
         self.arguments = jax.tree.leaves((params, x))
         first = len(self.arguments) - len(jax.tree.leaves(x))

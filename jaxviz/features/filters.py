@@ -46,7 +46,7 @@ def filters(apply_fn: Callable, params: Any, x: Any, layer: str) -> jax.Array:
     apply_fn, params = hold(who, apply_fn, params)
     traced = trace(apply_fn, params, x)
     row = find(rows(traced), layer, who)
-    names = operation_names(traced.program)
+    names = operation_names(traced)
     program = traced.program
     nodes = [n for n in program.nodes if names.get(id(n)) == layer and n.kind in ("conv", "dense")]
     if len(nodes) != 1:

@@ -11,7 +11,7 @@ from jaxviz.graph.flops import node_flops
 from jaxviz.graph.interpreter import Node, Program, Value, run_nodes
 from jaxviz.graph.rewrite import RuleSet, replacements
 from jaxviz.graph.split import environment, needed
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model
 
 
 class Affine(NamedTuple):
@@ -59,7 +59,7 @@ def affine_start(
       >>> values[0].tolist(), bool(cut.rest(w, values) == jnp.tanh(2.0))
       ([[2.0]], True)
     """
-    traced = trace(apply_fn, params, x, flat=False)
+    traced = model(apply_fn, params, x).as_written
     program = traced.program
     affine = {v for v in program.inputs if v in program.depends}
     for node in program.nodes:

@@ -15,7 +15,7 @@ from jaxviz.graph.interpreter import CUSTOM, REMAT, Node, Program, Scalar, equat
 from jaxviz.graph.lines import source
 from jaxviz.graph.quotients import with_quotients
 from jaxviz.graph.rewrite import Op, RuleSet, make_op
-from jaxviz.graph.trace import trace
+from jaxviz.graph.trace import model
 
 Bundle = tuple
 
@@ -50,7 +50,7 @@ def lift(
     Returns:
       The outputs, each leaf a bundle.
     """
-    traced = trace(apply_fn, params, x, flat=False)
+    traced = model(apply_fn, params, x).as_written
     program = traced.program
     moving = [
         bundle(i, leaf) if value in program.depends else leaf

@@ -22,7 +22,7 @@ from jaxviz.graph.rows import LISTED, operation_names
 from jaxviz.graph.signs import nonnegative
 from jaxviz.graph.stopped import not_stopped
 from jaxviz.graph.towers import turns_of, without_turns
-from jaxviz.graph.trace import model
+from jaxviz.graph.trace import Traced, model
 
 
 class Op(NamedTuple):
@@ -184,7 +184,7 @@ class Rewritten:
         apply_fn, params = hold(self.rules.name, self.apply_fn, params)
         whole = model(apply_fn, params, x)
         traced = whole.flat if self.rules.by_turn else whole.as_written
-        program, names = _prepared(traced.program, self.rules.named, self.rules.folded)
+        program, names = _prepared(traced, self.rules.named, self.rules.folded)
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()
         known = axes(traced) if self.rules.placed else None
         plan = replacements(program, self.rules, names, frozenset(after), known=known)
@@ -195,9 +195,9 @@ class Rewritten:
 
 
 @fact
-def _prepared(program: Program, named: bool, folded: bool) -> tuple[Program, Mapping[int, str]]:
+def _prepared(traced: Traced, named: bool, folded: bool) -> tuple[Program, Mapping[int, str]]:
     """The program as rules ask for it, with the names of its nodes."""
-    names = operation_names(program) if named else {}
+    program, names = traced.program, operation_names(traced) if named else {}
     return fold(program, names) if folded else (program, names)
 
 

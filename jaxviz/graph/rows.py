@@ -17,6 +17,7 @@ from jaxviz.graph.interpreter import Node, Program, Scalar, Value, equation_of, 
 from jaxviz.graph.kinds import ACTIVATION_KINDS, SAME_PLACE, primitive_of
 from jaxviz.graph.names import join_scope
 from jaxviz.graph.trace import Traced
+from jaxviz.graph.twins import names_of_twins, twins
 
 
 class Layer(NamedTuple):
@@ -88,11 +89,14 @@ _BODIES = {
 @fact
 def rows(traced: Traced) -> tuple[Row, ...]:
     """The layers of a traced model with their values."""
+    if traced.whole is not traced:
+        same = twins(traced)
+        known = [row for row in rows(traced.whole) if row.value in same or not row.layer.can_cut]
+        return tuple(row._replace(value=same.get(row.value, row.value)) for row in known)
     sizes = leaf_sizes(jax.tree.map(traced.program.avals.get, traced.params))
     held = jax.tree.leaves(traced.params)
     origin = {v: frozenset({Piece(i, None, sizes[i][0])}) for i, v in enumerate(held)}
-    beside = frozenset(jax.tree.leaves(traced.x)) - traced.program.depends
-    found = _Namer(sizes, beside).rows(traced.program, origin, (), 1, True)
+    found = _Namer(sizes).rows(traced.program, origin, (), 1, True)
     known = axes(traced)
     named = {value for *_, value in traced.program.tags}
     return tuple(
@@ -118,19 +122,20 @@ def _batch_first(row: Row, known: Axes) -> Row:
 
 
 @fact
-def operation_names(program: Program) -> dict[int, str]:
+def operation_names(traced: Traced) -> dict[int, str]:
     """For each node, by `id`, its own layer name or that of the layer it is part of."""
+    if traced.whole is not traced:
+        return names_of_twins(traced, operation_names(traced.whole))
     namer = _Namer([])
-    namer.rows(program, {}, (), 1, True)
+    namer.rows(traced.program, {}, (), 1, True)
     return namer.names
 
 
 class _Namer:
     """Walks programs, giving names; what it has named so far is its state."""
 
-    def __init__(self, sizes: list[tuple[int, bool]], beside: frozenset[Value] = frozenset()):
+    def __init__(self, sizes: list[tuple[int, bool]]):
         self.sizes = sizes
-        self.beside = beside  # whole numbers of x, where floating ones are explained
         self.taken: dict[str, int] = {}
         self.names: dict[int, str] = {}
 
@@ -184,8 +189,7 @@ class _Namer:
             for value in node.inputs:
                 readers.setdefault(value, []).append(node)
         tagged = {v for *_, v in program.tags} | set(program.outputs)
-        embeds = _embeddings(program, self.beside)
-        absorbing = self._leaf_modules(program, paths, embeds)
+        absorbing = self._leaf_modules(program, paths)
         found: list[Row] = []
 
         def row(name, kind, value, nodes, position, path, submodules=False, idle=False):
@@ -219,16 +223,15 @@ class _Namer:
                 if node.outputs:
                     row(name, kind, node.outputs[0], [node], (i, 1), path, submodules=True)
                 continue
-            for part in _listed(program, node, embeds):
+            for part in _listed(program, node):
                 if path in absorbing:
                     continue
-                kind = "embed" if part.outputs[0] in embeds else part.kind
-                name = self.numbered(path, kind)
+                name = self.numbered(path, part.kind)
                 self.names[id(part)] = name
                 value, nodes = _with_bias(part, paths, readers, tagged)
                 for extra in nodes:
                     self.names[id(extra)] = name
-                row(name, kind, value, nodes, (max(made[value], i), 0), path)
+                row(name, part.kind, value, nodes, (max(made[value], i), 0), path)
         self._tags(program, paths, made, absorbing, row)
         for node in whole:
             self._name_unnamed(node)
@@ -281,7 +284,7 @@ class _Namer:
             self.names.setdefault(id(member), path)
             self._name_members(member, path)
 
-    def _leaf_modules(self, program, paths, embeds) -> set[str]:
+    def _leaf_modules(self, program, paths) -> set[str]:
         """Modules that are one layer: no module and no loop inside, one listed operation a call."""
         calls: dict[str, int] = {}
         for path, class_name, _ in program.tags:
@@ -291,7 +294,7 @@ class _Namer:
         for node in program.nodes:
             if not node.bodies:
                 path = paths[id(node)]
-                listed[path] = listed.get(path, 0) + len(list(_listed(program, node, embeds)))
+                listed[path] = listed.get(path, 0) + len(list(_listed(program, node)))
         around = {outer for path in calls for outer in _around(path)}
         looping = {paths[id(node)] for node in program.nodes if node.kind in _LOOPS}
         return {
@@ -357,31 +360,9 @@ def body_operands(node: Node, number: int, operands: list) -> list:
     return operands
 
 
-def _embeddings(program: Program, beside: frozenset[Value]) -> set[Value]:
-    """What whole numbers of x pick from tables, beside floating numbers that are explained.
-
-    Nothing there is explained, so no operation has a kind: only what is cut at has to be known.
-    """
-    if beside.isdisjoint(program.inputs):
-        return set()
-    reached, found = set(beside), set()
-    for node in program.nodes:
-        if reached.isdisjoint(node.inputs):
-            continue
-        reached.update(node.outputs)
-        if node.kind == "gather" and not any(v in program.depends for v in node.inputs):
-            table = node.operands[0]
-            floating = jnp.issubdtype(program.avals[node.outputs[0]].dtype, jnp.floating)
-            if floating and table not in reached:
-                found.add(node.outputs[0])
-    return found
-
-
-def _listed(program: Program, node: Node, embeds: set[Value] = frozenset()) -> Iterator[Node]:  # type: ignore[assignment]
+def _listed(program: Program, node: Node) -> Iterator[Node]:
     """The node, if it is a layer."""
     if not any(v in program.depends for v in node.inputs):
-        if not embeds.isdisjoint(node.outputs):
-            yield node
         return
     if node.kind in LISTED:
         yield node

@@ -275,7 +275,7 @@ def find_cut(traced: Traced, layer: str, who: str) -> Cut:
 def reaches(traced: Traced, layer: str) -> bool:
     """Whether the input has a part in a layer's value."""
     row = find(rows(traced), layer, "split")
-    return row.value in _reached(traced.program, jax.tree.leaves(traced.x))
+    return row.value in reached(traced.program, jax.tree.leaves(traced.x))
 
 
 @fact
@@ -304,10 +304,10 @@ def used(traced: Traced) -> frozenset[Value]:
 @fact
 def _cut(traced: Traced, value: Value) -> tuple[list[Node], list[Node], dict[Value, int]] | None:
     program, known = traced.program, axes(traced)
-    from_x = _reached(program, jax.tree.leaves(traced.x))
+    from_x = reached(program, jax.tree.leaves(traced.x))
     if value not in from_x:
         return None
-    after = _reached(program, [value])
+    after = reached(program, [value])
     wanted = needed(program.nodes, program.outputs, stop={value})
     tail = [n for n in wanted if any(v in after for v in n.outputs) and value not in n.outputs]
     read = {v for node in tail for v in node.inputs} | set(program.outputs)
@@ -338,12 +338,13 @@ def needed(nodes: Sequence[Node], values: Sequence[Value], stop: set[Value] = fr
     return kept[::-1]
 
 
-def _reached(program: Program, values: Sequence[Value]) -> set[Value]:
-    reached = set(values)
+def reached(program: Program, values: Sequence[Value]) -> set[Value]:
+    """The values that some are made into, with them."""
+    found = set(values)
     for node in opened(program.nodes):
-        if reached.intersection(node.inputs):
-            reached.update(node.outputs)
-    return reached
+        if found.intersection(node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def environment(program: Program, arguments: Sequence[Any]) -> dict[Value, Any]:

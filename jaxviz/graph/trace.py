@@ -48,6 +48,7 @@ class Traced:
       x: The tree of x, as numbered values.
       outputs: The tree of outputs, as numbered values.
       channels: Which axes the model says have the channels.
+      remade: Where some leaves of x are whole numbers and others not: makes `whole`.
       facts: What has been found out about it, for `facts.fact`.
     """
 
@@ -56,7 +57,17 @@ class Traced:
     x: Any
     outputs: Any
     channels: Said
+    remade: Callable[[], "Traced"] | None = dataclasses.field(default=None, kw_only=True)
     facts: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @functools.cached_property
+    def whole(self) -> "Traced":
+        """The same with all of x reaching what it reaches: what layers are named and cut by.
+
+        Rules are for what is explained, and where there are floating numbers that is they alone:
+        token ids, masks and times beside them are given, as the params are.
+        """
+        return self if self.remade is None else self.remade()
 
 
 class Model:
@@ -87,18 +98,20 @@ class Model:
         """Bytes of all that its operations make, all turns of a scan, one of other loops."""
         return made(self._closed)
 
-    def _traced(self, flat: bool) -> Traced:
+    def _traced(self, flat: bool, whole: bool = False) -> Traced:
         jaxpr = self._closed.jaxpr
         is_x = [i >= self._num_params for i in range(len(jaxpr.invars))]
         moves = [
             x and jnp.issubdtype(v.aval.dtype, jnp.inexact)
             for x, v in zip(is_x, jaxpr.invars, strict=True)
         ]
-        depends, held = moves if any(moves) else is_x, [not x for x in is_x] if flat else []
-        program = build(jaxpr, self._closed.consts, depends, flat=flat, held=held)
+        explained = is_x if whole or not any(moves) else moves
+        held = [not x for x in is_x] if flat else []
+        program = build(jaxpr, self._closed.consts, explained, flat=flat, held=held)
         params, x = jax.tree.unflatten(self._structure, program.inputs)
         outputs = jax.tree.unflatten(jax.tree.structure(self.shape), program.outputs)
-        return Traced(program, params, x, outputs, self._channels)
+        remade = None if explained == is_x else functools.partial(self._traced, flat, True)
+        return Traced(program, params, x, outputs, self._channels, remade=remade)
 
     def __call__(self, params: Any, x: Any) -> Any:
         """The model run, without running its Python again."""
@@ -203,7 +216,7 @@ def trace(apply_fn: Callable, params: Any, x: Any, *, flat: bool = True) -> Trac
       flat: Whether to inline `remat` and write out scans over layers.
 
     Returns:
-      A `Traced`.
+      A `Traced`, in which all of x moves; for what is explained of it there is `Model`.
     """
     found = model(apply_fn, params, x)
-    return found.flat if flat else found.as_written
+    return (found.flat if flat else found.as_written).whole

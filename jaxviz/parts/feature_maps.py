@@ -19,7 +19,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import find
 from jaxviz.graph.rows import Layer, Row, rows
-from jaxviz.graph.split import split, used
+from jaxviz.graph.split import reached, split, used
 from jaxviz.graph.trace import Traced, trace
 from jaxviz.parts.channels import channel_axis
 from jaxviz.parts.gradients import input_gradient
@@ -121,8 +121,8 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
       x: `[N, *space, C]`, or a pytree of such; arrays or shapes. Nothing is computed.
 
     Returns:
-      The name of the last layer whose output has as many axes as `x`, or `[N, tokens, C]`, and more
-      than one place, and which the outputs are made of.
+      The name of the last layer whose output has as many axes as `x` (as the leaf of most axes), or
+      `[N, tokens, C]`, and more than one place, and which the outputs are made of.
 
     Raises:
       ValueError: There is none; or the last one is what cuts the image into tokens, ahead of all
@@ -140,9 +140,9 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
 
 def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> str:
     """`default_layer` for the method `name`."""
-    shape, rank = jnp.shape(jax.tree.leaves(x)[0]), _rank(x)
+    shape, rank = jnp.shape(_pictured(x)), _rank(x)
     traced = trace(apply_fn, params, x)
-    all_rows = _rows_read(traced)
+    all_rows = _rows_read(traced, x)
     found = [row.layer for row in all_rows]
     sizes = [_shape_of_maps(one, rank) for one in found]
     places = [i for i in range(len(found)) if found[i].can_cut and _has_places(sizes[i], rank)]
@@ -194,7 +194,7 @@ def spatial_stages(name: str, apply_fn: Callable, params: Any, x: Any) -> tuple[
     last = last_spatial_layer(name, apply_fn, params, x)
     rank = _rank(x)
     traced = trace(*hold(name, apply_fn, params), x)
-    known = [row.layer for row in _rows_read(traced)]
+    known = [row.layer for row in _rows_read(traced, x)]
     end = next(i for i, layer in enumerate(known) if layer.name == last)
     if not _has_places(size := _shape_of_maps(known[end], rank), rank):
         return (last,)
@@ -207,10 +207,13 @@ def spatial_stages(name: str, apply_fn: Callable, params: Any, x: Any) -> tuple[
     return (*found.values(), last)
 
 
-def _rows_read(traced: Traced) -> list[Row]:
-    """The layers but for those that outputs do not read, whose maps would be zero, and those that
-    hand on another's, by whose name nobody knows it."""
+def _rows_read(traced: Traced, x: Any) -> list[Row]:
+    """The layers that the image reaches, but for those that outputs do not read, whose maps would
+    be zero, and those that hand on another's, by whose name nobody knows it."""
     live, found = used(traced), rows(traced)
+    if len(leaves := jax.tree.leaves(x)) > 1:  # the words beside an image have their own layers
+        at = next(i for i, leaf in enumerate(leaves) if leaf is _pictured(x))
+        live &= reached(traced.program, [jax.tree.leaves(traced.x)[at]])
     own = [row for row in found if not row.idle] or found
     return [row for row in own if row.value in live or not row.layer.can_cut]
 
@@ -241,8 +244,13 @@ def _weighs_tokens(found: Sequence[Layer], i: int) -> bool:
     return kind == "matmul" or (kind == "softmax" and "matmul" in near)
 
 
+def _pictured(x: Any) -> Any:
+    """The leaf that maps lie on: of an image beside its caption's ids, or ages, the image."""
+    return max(jax.tree.leaves(x), key=jnp.ndim)
+
+
 def _rank(x: Any) -> int:
-    return jnp.ndim(jax.tree.leaves(x)[0])
+    return jnp.ndim(_pictured(x))
 
 
 def _shape_of_maps(layer: Layer, rank: int) -> tuple[int, ...]:
@@ -282,7 +290,8 @@ def resized(name: str, a: jax.Array, x: Any, resize: Resize) -> jax.Array:
     if resize is False:
         return a
     if resize is True:
-        sizes = {jnp.shape(leaf)[1:-1] for leaf in jax.tree.leaves(x)}
+        leaves = jax.tree.leaves(x)
+        sizes = {jnp.shape(leaf)[1:-1] for leaf in leaves if jnp.ndim(leaf) == _rank(x)}
         size = sizes.pop() if len(sizes) == 1 else ()
     else:
         size = tuple(resize)

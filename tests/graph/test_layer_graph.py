@@ -76,8 +76,8 @@ def test_attention_reads_three_projections():
 def test_several_inputs_and_outputs_have_their_keys():
     graph = jv.layer_graph(*build("mixed"))
     assert edges(graph) == {
-        *("input dense > concatenate_0", "input ids > embed_0", "embed_0 > concatenate_0"),
-        "concatenate_0 > dense_0",
+        *("input dense > concatenate_0", "input ids > embed_0", "embed_0 > mean_0"),
+        *("mean_0 > concatenate_0", "concatenate_0 > dense_0"),
         *("dense_0 > dense_1", "dense_0 > output hidden", "dense_1 > output logits"),
     }
 
