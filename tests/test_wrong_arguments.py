@@ -588,6 +588,7 @@ INFLUENCE = {
     **{"checkpoints": ("params", [PARAMS]), "learning_rates": ("array", None)},
     **{"curvature": ("choice", "gauss_newton"), "damping": ("positive0", 0.0)},
     **{"factors": ("object", None), "solver": ("object", None), "rank": ("count", 2)},
+    **{"features": ("array", None)},
     **{"num_neighbors": ("count", 2), "weight_decay": ("positive", 0.1)},
     "layer": ("layer", "relu_0"),
 }

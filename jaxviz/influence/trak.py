@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxviz.calls.options import maybe, real, whole
+from jaxviz.calls.arrays import numbers_list
+from jaxviz.calls.options import maybe, real, several, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import same_when_batched
 from jaxviz.engine.copies import wide
@@ -19,7 +21,12 @@ from jaxviz.influence.examples import (
     pair,
     prepared,
 )
-from jaxviz.influence.gradients import LAYERS, compiled, feature_of, output_gradient
+from jaxviz.influence.gradients import (
+    LAYERS,
+    compiled,
+    feature_of,
+    output_gradient,
+)
 from jaxviz.influence.kronecker import planned
 from jaxviz.influence.layered import plan_of, read
 from jaxviz.influence.projections import Projection
@@ -27,8 +34,18 @@ from jaxviz.influence.trac_in import checkpoint_list
 from jaxviz.parts.losses import cross_entropy, margin, probability
 
 
+def _feature(who, option, value):
+    """Stored features as float32, of an array, `ExampleGradients` or what a store reads."""
+    stored = hasattr(value, "__array__") and not isinstance(value, jax.Array)
+    given = np.asarray(value) if stored else value
+    return jnp.asarray(numbers_list(who, option, given), jnp.float32)
+
+
+FEATURES = maybe(several(_feature, "arrays [N, dim], one a checkpoint"))
+
+
 @public(checkpoints=checkpoint_list, train=pair, test=pair, layers=LAYERS, dim=whole(1),
-        damping=real(0))  # fmt: skip
+        damping=real(0), features=FEATURES)  # fmt: skip
 def trak(
     apply_fn: Callable,
     checkpoints: Sequence[Any],
@@ -40,6 +57,7 @@ def trak(
     projection: Projection = "rademacher",
     damping: float = 0.0,
     layers: Sequence[str] | None = None,
+    features: Sequence[Any] | None = None,
     chunk_size: int | None = None,
 ) -> jax.Array:
     """How much each training example raises the margin of each test example's label: higher is
@@ -60,6 +78,10 @@ def trak(
       projection: "rademacher" or "sjlt", as for `example_gradients`.
       damping: Added to the diagonal of Phi^T Phi.
       layers: Beginnings of paths in the tree of params that count; None is all.
+      features: The training examples' projected gradients, where they are stored already:
+        `[N, dim]` for each checkpoint c, as `example_gradients` or a sweep of it gives them for
+        `loss=jaxviz.parts.losses.margin`, `key=jax.random.fold_in(key, c)` and the same projection,
+        dim and layers, in any dtype. None: they are made here.
       chunk_size: Examples whose gradients are alive at once; None goes by the parameters' number.
 
     Returns:
@@ -68,7 +90,7 @@ def trak(
       the matrix cannot be inverted.
 
     Raises:
-      ValueError: As for `example_gradients`; a projection of None.
+      ValueError: As for `example_gradients`; a projection of None; `features` of other shapes.
 
     Example:
       >>> w, train = jnp.zeros((1, 2)), (jnp.array([[1.0], [2.0]]), jnp.array([0, 1]))
@@ -87,6 +109,7 @@ def trak(
             f'{who}: projection must be "rademacher" or "sjlt"; got None. `influence` needs none.'
         )
     key = same_when_batched(key)
+    stored = _stored(who, features, len(checkpoints), num_rows(train), dim)
     scores, weights = jnp.zeros(()), jnp.zeros(())
     for number, given in enumerate(checkpoints):
         data = {"train": train, "test": test}
@@ -94,10 +117,24 @@ def trak(
         size = chunk_size or default_chunk(params, model.places)
         call = compiled(_trak, (params, train, test, key), params)
         drawn = jax.random.fold_in(key, number)
-        found, unsure = call(model, projection, dim, size, params, train, test, drawn, damping)
+        given = params, train, test, drawn, damping, stored[number]
+        found, unsure = call(model, projection, dim, size, *given)
         scores, weights = scores + found, weights + unsure
     count = len(checkpoints)
     return scores / count * (weights / count)[None]
+
+
+def _stored(who, features, num_checkpoints, num_examples, dim):
+    """Features of each checkpoint; None where they are to be made."""
+    if features is None:
+        return [None] * num_checkpoints
+    if [one.shape for one in features] != [(num_examples, dim)] * num_checkpoints:
+        raise ValueError(
+            f"{who}: features must be [{num_examples}, {dim}], N examples by dim, for each of the "
+            f"{num_checkpoints} checkpoints; got {', '.join(str(one.shape) for one in features)}. "
+            "Store them with the same dim."
+        )
+    return features
 
 
 def _trak(
@@ -110,9 +147,11 @@ def _trak(
     test: Any,
     key: Any,
     damping: Any,
+    features: Any,
 ) -> tuple[jax.Array, jax.Array]:
     feature = feature_of(model, params, projection, dim, key)
-    features = over_rows(lambda row: feature(row)[0], train, chunk_size)
+    if features is None:
+        features = over_rows(lambda row: feature(row)[0], train, chunk_size)
     tests = over_rows(lambda row: feature(row)[0], test, chunk_size)
 
     def unsure(row):

@@ -1,5 +1,6 @@
 """TRAK, nearest neighbours' Shapley values, representer points: against their formulas."""
 
+import functools
 import itertools
 import math
 import pathlib
@@ -51,6 +52,28 @@ def test_trak_is_its_formula_with_the_same_projection():  # oracle: NumPy, in fl
         scores = scores + phi[:2] @ inverse @ phi.T / 2
         unsure = unsure + (1 - p[np.arange(9), Y]) / 2
     np.testing.assert_allclose(found, scores * unsure, rtol=1e-3, atol=1e-5)
+
+
+def test_trak_of_features_that_a_sweep_has_stored(tmp_path):
+    nets, key = [jnp.asarray(w) for w in W], jax.random.key(5)
+    options = {"key": key, "dim": 5, "damping": 0.1}
+    made = INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), **options)
+    stored, small = [], []
+    for number, w in enumerate(nets):
+        drawn = {"projection": "rademacher", "dim": 5, "key": jax.random.fold_in(key, number)}
+        method = functools.partial(INF.example_gradients, loss=margin, **drawn)
+        there = {"target": "label", "out": tmp_path / str(number), "progress": False}
+        kept = jv.sweep(method, net, w, (X, Y.astype(np.int32)), **there)
+        stored.append(kept.maps["example_gradients.values"])
+        small.append(method(net, w, X, Y, dtype="int8"))
+    found = INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=stored, **options)
+    np.testing.assert_allclose(found, made, rtol=1e-5)
+    found = INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=small, **options)
+    np.testing.assert_allclose(found, made, atol=0.05 * np.abs(made).max())
+    with pytest.raises(
+        ValueError, match=r"features must be \[9, 5\].* 2 checkpoints; got \(9, 5\)"
+    ):
+        INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=stored[:1], **options)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
