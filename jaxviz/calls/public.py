@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 _positive = real(0, above=True)
 
+SIDES = "whole numbers, at least 1, one an axis, such as (h, w), or (t,) of a signal"
+
 # What a parameter of this name must be, whichever public function it belongs to. Where None is the
 # default, None will do.
 OPTIONS: dict[str, Check] = {
@@ -57,8 +59,8 @@ OPTIONS: dict[str, Check] = {
     "batch_size": whole(1),
     "min_pixels": whole(0),
     "cells": whole(1),
-    "window": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
-    "stride": several(whole(1), "whole numbers, at least 1, such as (h, w)"),
+    "window": several(whole(1), SIDES),
+    "stride": several(whole(1), SIDES),
     "resize": options.size,
     "fill": arrays.fill_or_function,
     "baseline": maybe(arrays.tree),

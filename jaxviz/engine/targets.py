@@ -91,6 +91,15 @@ def _rows_follow(apply_fn, params, x):
     return traced.facts["rows follow"]
 
 
+def _ready_made(shape: tuple[int, ...] | None) -> str:
+    """Which of `jaxviz.targets` suits outputs of a shape, as the end of an advice."""
+    if shape is not None and len(shape) == 3:  # of each token
+        return ", such as `jaxviz.targets.position_and_class(position, index)`"
+    if shape is not None and len(shape) > 3:  # of each pixel
+        return ", such as `jaxviz.targets.masked_sum(mask, index)`"
+    return ""
+
+
 def check_target(
     name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any, target: Any
 ) -> jax.Array | None:
@@ -99,7 +108,8 @@ def check_target(
     if shape is None or len(shape) != 2:
         raise ValueError(
             f"{name}: a target index (or None) needs outputs [N, K]; apply_fn returns "
-            f"{shapes_of(outputs)}. Pass a function `outputs -> [N]` as target."
+            f"{shapes_of(outputs)}. Pass a function `outputs -> [N]` as target"
+            f"{_ready_made(shape)}."
         )
     check_rows(name, apply_fn, params, x, outputs)
     _check_floating(name, "apply_fn's outputs", outputs.dtype)

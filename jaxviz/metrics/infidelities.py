@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.options import described, real, several, whole
-from jaxviz.calls.public import public
+from jaxviz.calls.public import SIDES, public
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import at_least_float32, check_one_array
 from jaxviz.metrics.contract import metric
@@ -44,7 +44,7 @@ def gaussian_noise(scale: float = 0.2) -> Perturbation:
     return Perturbation(_noise, (scale,))
 
 
-@public(window=several(whole(1), "whole numbers, at least 1, such as (h, w)"), value=real())
+@public(window=several(whole(1), SIDES), value=real())
 def square_removal(window: tuple[int, ...], value: float = 0.0) -> Perturbation:
     """The change of `infidelity` by one window at a random place, filled.
 
