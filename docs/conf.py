@@ -47,6 +47,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = "jaxviz"
 html_show_sourcelink = False
+html_show_search_summary = False  # it is fetched, which browsers bar for pages on a disk
 
 # Code between single backticks, over the end of a line too; or what is a mark outside of it.
 _PLAIN = re.compile(r"`([^`]+)`(?=(\w?))|([*|\\]|(?<=\w)_(?!\w))")

@@ -25,7 +25,7 @@ LONG = ("cifar_cnn", "deconstruct_mnist", "six_ways", "filters_and_features", "m
 BRIEFER = {
     "cifar_cnn": {"epochs": 2, "images": 20_000},
     "deconstruct_mnist": {"epochs": 1, "num_steps": 64},
-    "six_ways": {"epochs": 2, "num_steps": 100},
+    "six_ways": {"epochs": 1, "num_steps": 50},
     "filters_and_features": {"num_steps": 64},
     "mnist_end_to_end": {"epochs": 3},
 }
