@@ -63,10 +63,22 @@ def marked(app, what, name, thing, options, lines):
     lines[:] = "".join(paragraphs).split("\n")
 
 
+def reachable(app, page, template, context, doctree):
+    """What can be scrolled sideways is reached by keys; headings of the menu have a level."""
+    for part, before, after in (
+        ("body", "<pre>", '<pre tabindex="0">'),
+        ("body", '<div class="table-wrapper', '<div tabindex="0" class="table-wrapper'),
+        ("furo_navigation_tree", 'role="heading"', 'role="heading" aria-level="2"'),
+    ):
+        if part in context:
+            context[part] = context[part].replace(before, after)
+
+
 def setup(app):
     app.connect("builder-inited", lambda app: pages.write())
     app.add_config_value("run_notebooks", "all", "", str)  # or "short": see notebooks.py
     app.connect("builder-inited", lambda app: notebooks.write_index(app.config.run_notebooks))
     app.connect("build-finished", pages.for_machines)
+    app.connect("html-page-context", reachable, priority=900)  # after the theme's own
     app.connect("autodoc-process-docstring", marked, priority=400)  # before napoleon, at 500
     return {"parallel_read_safe": True}
