@@ -40,8 +40,8 @@ def spans(num_steps: int, first: int, size: int, what: str) -> Iterator[tuple[in
     """Spans (start, stop) of steps, with a bar on a terminal; between them Ctrl-C stops the work.
 
     What is under way cannot be stopped: XLA goes on with it after an interrupt, and a process that
-    ends waits for it. So spans are short everywhere, but twice as long as the one before where that
-    was over soon: many small steps are few calls.
+    ends waits for it. So spans are short everywhere: half as long as the one before where that took
+    its time, twice as long where it was over soon, for many small steps are few calls.
 
     Args:
       num_steps: Where the last one ends.
@@ -60,8 +60,11 @@ def spans(num_steps: int, first: int, size: int, what: str) -> Iterator[tuple[in
             if move:
                 move(stop)
             start = stop
-            if time.monotonic() - begun < _SOON / 2:
+            took = time.monotonic() - begun
+            if took < _SOON / 2:
                 size *= 2
+            elif took > _SOON:
+                size = max(1, size // 2)
 
 
 def in_turns(

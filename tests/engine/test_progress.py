@@ -3,7 +3,7 @@
 from jaxviz.engine import progress
 
 
-def test_spans_are_longer_where_steps_are_fast(monkeypatch):
+def test_spans_are_longer_where_steps_are_fast_and_shorter_where_they_are_slow(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
 
@@ -17,4 +17,5 @@ def test_spans_are_longer_where_steps_are_fast(monkeypatch):
 
     assert lengths(0.001) == [8, 16, 32, 40]
     assert lengths(0.01) == [8, 16, 32, 32, 8]  # 32 take a third of a second
-    assert lengths(1.0) == [8] * 12
+    assert lengths(0.08) == [8, *[4] * 22]  # 8 take more than half a second
+    assert lengths(1.0) == [8, 4, 2, *[1] * 82]
