@@ -200,7 +200,8 @@ def _parser() -> _Parser:
     )  # fmt: skip
     explain.add_argument(
         "--examples", type=_count, default=8, metavar="N",
-        help="how many of the data set's test images, from the first; default: %(default)s",
+        help="how many of the data set's test images, from the first (of a folder, of each class); "
+        "default: %(default)s",
     )  # fmt: skip
     explain.add_argument("--wrong", action="store_true", help="only images that the net gets wrong")
     explain.add_argument(

@@ -22,10 +22,12 @@ from jaxviz.cli.run_tools import (
     class_index,
     counted,
     data_for,
+    first_of,
     folder_of,
     function_of,
     inputs_of,
     is_trained,
+    labels_for,
     layer_for,
     logits_of,
     open_model,
@@ -217,20 +219,20 @@ def explain(
         if images is not None and value:
             raise ValueError(f"--images cannot go with {option}. Leave one of them out.")
     folder = writable(Path(out or folder_of(model, net, own, "explanations")))
-    labels, same_classes = None, False
+    labels = None
     if images is not None:
         pixels = read_images(run, images)
     else:
         where = {"folder": data_folder, "download": not no_download}
         test_set = data_for(name, "test", run.config["input_shape"], **where)
-        pixels, labels = test_set.images, test_set.labels
-        same_classes = test_set.class_names == run.class_names
+        pixels, labels = test_set.images, labels_for(run, name, test_set)
+        if not name.startswith(FOLDER) and test_set.class_names != run.class_names:
+            labels = None
     if pixels.shape[1:] != tuple(run.config["input_shape"]):
         raise ValueError(
             f"{given} takes images {tuple(run.config['input_shape'])}; {name} has "
             f"{pixels.shape[1:]}. Choose another data set, or pass image files with --images."
         )
-    labels = labels if same_classes else None
     run = with_weights(run, seed, download=not no_download)
     if wrong:
         if labels is None:
@@ -243,7 +245,9 @@ def explain(
             raise ValueError(f"{given} gets every one of the {len(labels)} images right.")
         pixels, labels = pixels[found], labels[found]
     if images is None:
-        pixels, labels = pixels[:examples], None if labels is None else labels[:examples]
+        told = np.zeros(len(pixels), int) if labels is None else labels
+        chosen = first_of(name, told, examples)
+        pixels, labels = pixels[chosen], None if labels is None else labels[chosen]
 
     # The layer first: its name may be wrong, and the methods take their time.
     units = [] if layer is None else [_feature_maps(run, pixels[:1], layer)]

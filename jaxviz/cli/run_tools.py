@@ -110,7 +110,7 @@ def _own(spec: str, checkpoint: str | None, input_shape: Sequence[int] | None) -
         )
     config = {
         **{"input_shape": shape, "mean": 0.0, "std": 1.0, "options": {}, "border": 0},
-        **{"title": spec.rpartition(":")[2], "preprocess": found.preprocess},
+        **{"title": _short(spec), "preprocess": found.preprocess},
     }
     run = Run(cast(Any, found.net), params, _untrained(), found.classes, "", config)
     example = inputs_of(run, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
@@ -192,9 +192,16 @@ def with_weights(run: Run, seed: int, *, download: bool = True) -> Run:
 def folder_of(model: str | None, net: str | None, own: str | None, what: str) -> str:
     """Where a command's results go: into the run's folder, or beside, for a net without one."""
     if own is not None:
-        return f"{own.rpartition(':')[2]}-{what}"
+        return f"{_short(own)}-{what}"
     in_run = net is None and Path(str(model)).is_dir()
     return f"{model}/{what}" if in_run else f"{model or net}-{what}"
+
+
+def _short(spec: str) -> str:
+    """What a net of the user's own is called: its file, and its function where that says more."""
+    place, _, function = spec.rpartition(":")
+    stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    return stem if function == "make" else f"{stem}-{function}"
 
 
 def title_of(run: Run) -> str:
@@ -279,7 +286,43 @@ def images_and_labels(
             f"{given} takes images {shape}; {name} has {found.images.shape[1:]}. Choose another "
             "data set."
         )
-    return found.images[:examples], found.labels[:examples]
+    labels = labels_for(run, name, found)
+    if labels is None:
+        raise ValueError(
+            f"--data {name}: its folders must have names of the net's classes, "
+            f"{', '.join(run.class_names[:8])}; got {', '.join(found.class_names[:8])}. Rename "
+            "them, or the 'classes' that the function of --model gives."
+        )
+    chosen = first_of(name, labels, examples)
+    return found.images[chosen], labels[chosen]
+
+
+def labels_for(run: Run, name: str, found: datasets.Dataset) -> np.ndarray | None:
+    """The labels of a data set, by the numbers of the net's classes.
+
+    A folder's classes are told by their names, in whatever order, all of them or some; where the
+    net's have none but numbers, by their order. None where they are no classes of the net's.
+    """
+    own = tuple(run.class_names)
+    unnamed = len(own) == 1 or own == tuple(map(str, range(len(own))))
+    # One number an example is of two classes.
+    if not name.startswith(FOLDER) or (unnamed and len(found.class_names) == max(len(own), 2)):
+        return found.labels
+    if not set(found.class_names) <= set(own):
+        return None
+    return np.array([own.index(one) for one in found.class_names], np.int32)[found.labels]
+
+
+def first_of(name: str, labels: np.ndarray, count: int | None) -> np.ndarray:
+    """Which examples of a data set are meant by its first `count`; None is all.
+
+    Of a folder, whose pictures lie class by class, the first of each class, then the second.
+    """
+    every = np.arange(len(labels))
+    if not name.startswith(FOLDER):
+        return every[:count]
+    turn = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)], int)
+    return np.sort(np.lexsort((every, turn))[:count])
 
 
 def over_whole_set(run: Run, target: str | None, batch_size: int, seed: int) -> dict[str, Any]:

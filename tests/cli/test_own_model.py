@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 import jaxviz as jv
 from jaxviz import data
-from jaxviz.cli import main
+from jaxviz.cli import main, run_tools
 from jaxviz.cli.own_model import own_model, restored
 from jaxviz.cli.run_tools import inputs_of, open_model
 
@@ -110,6 +111,10 @@ def misnamed():
     return {**make(), "clases": ["a", "b"]}
 
 
+def others():
+    return {**make(), "classes": ["bird", "fish"]}
+
+
 def miscounted():
     return {**make(), "classes": ["a", "b", "c"]}
 """
@@ -178,6 +183,43 @@ def test_a_sweep_of_a_folder_is_drawn(place, tmp_path):
     np.testing.assert_allclose(store.maps["gradient"], want, rtol=1e-4, atol=1e-7)
     assert json.loads((tmp_path / "store" / "source.json").read_text())["own"]
     assert main(["show", out]) == 0
+
+
+def test_classes_of_a_folder_are_told_by_name(tmp_path):
+    labels = np.repeat([0, 1, 2], (5, 2, 3))
+    found = data.Dataset(np.zeros((10, 2, 2, 3)), labels, ("cat", "dog", "owl"))
+    named = lambda *names: types.SimpleNamespace(class_names=names)
+    told = lambda name, *names: run_tools.labels_for(named(*names), name, found)
+    order = np.array([2, 0, 3])
+    np.testing.assert_array_equal(told("folder:x", "dog", "fox", "cat", "owl"), order[labels])
+    np.testing.assert_array_equal(told("folder:x", "0", "1", "2"), labels)
+    assert told("folder:x", "0", "1", "2", "3") is None  # which three of the four?
+    assert told("folder:x", "cat", "dog", "fox") is None
+    assert run_tools.first_of("folder:x", labels, 4).tolist() == [0, 1, 5, 7]
+    assert run_tools.first_of("folder:x", labels, 8).tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
+    assert run_tools.first_of("folder:x", labels, None).tolist() == list(range(10))
+    assert run_tools.first_of("mnist", labels, 4).tolist() == [0, 1, 2, 3]
+
+
+def test_a_folder_of_other_classes_is_refused(place, capsys):
+    words = ["--model", f"{place}/nets.py:others", "--data", f"folder:{place}/pictures"]
+    with pytest.raises(SystemExit):
+        main(["sweep", *words, "--methods", "gradient"])
+    said = capsys.readouterr().err
+    assert "folders must have names of the net's classes, bird, fish; got cat, dog. Rename" in said
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("a/net.py:make", "net"),
+        ("a.b.nets:make", "nets"),
+        ("nets:make", "nets"),
+        ("net.py:large", "net-large"),
+    ],
+)
+def test_results_are_called_as_the_file_is(spec, name):
+    assert run_tools.folder_of(None, None, spec, "sweep") == f"{name}-sweep"
 
 
 @pytest.mark.parametrize("kind", ["orbax", "safetensors"])
