@@ -34,6 +34,9 @@ class Options(NamedTuple):
     channels: int = 64  # Score-CAM
     images: int = 16  # activation maximization
     climb_steps: int = 8
+    orders: int = 5  # Shapley sampling, walked forwards and backwards
+    masks: int = 8  # a channel of SS-CAM and IS-CAM
+    budget: int = 500  # forward passes of Owen values and interactions
 
 
 class Case(NamedTuple):
@@ -69,6 +72,7 @@ class Method(NamedTuple):
       turns: The field of `Options` that says how often a `while` loop of ours turns, which its
         program does not tell.
       tolerance: How far the two may be apart, |ours - theirs| / |theirs| in the Euclidean norm.
+      same: Whether they are to give the same numbers; else they are not compared.
     """
 
     title: str
@@ -80,6 +84,7 @@ class Method(NamedTuple):
     check: Callable[[Case], Any] | None = None
     turns: str | None = None
     tolerance: float = 1e-2
+    same: bool = True
 
 
 def _raw(case):

@@ -8,6 +8,7 @@ grad-cam, and nothing of jaxviz.
 import collections
 import contextlib
 import copy
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -23,6 +24,7 @@ from captum._utils.models.linear_model import SkLearnLasso
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import EpsilonRule
 from memory import Peak
+from more_peers import methods as more_methods
 from pytorch_grad_cam import AblationCAM, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
@@ -216,9 +218,22 @@ def climb(net, module, shape, options, channels_last, check):
     return values
 
 
+def raw_map(net, module, x, target, method, grad=False, **settings):
+    """pytorch-grad-cam's map before it is scaled and resized."""
+    # Without `with` its hooks stay, and slow others.
+    with method(net, [module]) as cam, torch.set_grad_enabled(grad):
+        for name, value in settings.items():
+            setattr(cam, name, value)
+        get, found = cam.get_cam_image, []
+        cam.get_cam_image = lambda *a, **k: found.append(get(*a, **k)) or found[-1]
+        cam(x, [ClassifierOutputTarget(int(t)) for t in target])
+    return found[-1]
+
+
 def methods(net, layer, x, target, options, copies, given):
     """Calls of every method. `copies` is how many each evaluates at once, `given` other draws."""
     module = net.get_submodule(layer)
+    raw = functools.partial(raw_map, net, module, x, target)
     zeros, count = torch.zeros_like(x), len(x)
     segments = torch.tensor(options["segments"], device=DEVICE)[None, None]
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 1
@@ -231,15 +246,6 @@ def methods(net, layer, x, target, options, copies, given):
         "feature_mask": segments,
         "perturbations_per_eval": copies or options["samples"],
     }
-
-    def raw(method, **settings):
-        with method(net, [module]) as cam, torch.no_grad():  # else its hooks stay, and slow others
-            for name, value in settings.items():
-                setattr(cam, name, value)
-            get, found = cam.get_cam_image, []
-            cam.get_cam_image = lambda *a, **k: found.append(get(*a, **k)) or found[-1]
-            cam(x, [ClassifierOutputTarget(int(t)) for t in target])
-        return found[-1]
 
     def fitted(make, **settings):
         """Captum fits one example after another; `given` replaces its coalitions."""
@@ -364,22 +370,24 @@ class Session:
         self.options, self.copies = options, copies
         return {}
 
-    def run(self, method, given=None, save=None, memory=False):
+    def run(self, method, given=None, save=None, memory=False, clock="perf_counter"):
         """One call; with draws `given` it is a check, in full float32 precision, and saved."""
         draws = dict(np.load(given)) if given else None
         torch.backends.cudnn.allow_tf32 = draws is None
-        call = methods(self.net, self.layer, self.x, self.target, self.options, self.copies, draws)[
-            method
-        ]
+        main = self.net, self.layer, self.x, self.target, self.options, self.copies
+        pooled = averaged if draws else lambda net: net
+        calls = methods(*main, draws) | more_methods(*main, raw_map, pooled)
+        call = calls[method]
         with (
             drawn(draws) if draws else contextlib.nullcontext(),
             gpu_peak() if CUDA else Peak() if memory else contextlib.nullcontext() as peak,
         ):
-            start = time.perf_counter()
+            clock = getattr(time, clock)
+            start = clock()
             result = call()
             if CUDA:
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
+            seconds = clock() - start
         if save:
             result = result.detach().cpu().numpy() if torch.is_tensor(result) else result
             np.save(save, np.moveaxis(result, 1, -1) if result.ndim == 4 else result)
