@@ -7,8 +7,8 @@ Same weights, inputs, batch, copies and threads; both processes keep large block
 The two results are compared before anything is timed. The peer runs in the better of torch's two
 memory layouts and with the best number of copies at once; then calls alternate, ours and theirs,
 and medians are taken. `--out` is read first and written after each row, so a long table is built
-piece by piece; the table shows all of it. `--processor` counts the processor time of both processes,
-for a machine that others use, too; with `--threads 1`, for torch's threads spin while they wait.
+piece by piece; the table shows all of it. `--processor` counts processor time on both sides, for a
+machine that others use, too; with `--threads 1`, for torch's threads spin while they wait.
 Rows beside torch-cam, shap, shapiq and saliency say so where the peer has them not. Without torch,
 Captum and pytorch-grad-cam (extra `bench`, or another interpreter by `--peer-python`) only our side
 is timed.
