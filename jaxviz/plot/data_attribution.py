@@ -77,7 +77,8 @@ def data_attribution(
     panels += [_draw_removal(changes, np.asarray(counts))] if changes else []
     panels += [_draw_detection(found)] if found else []
     height = max(3.0, 1.2 + 0.32 * len(scores))
-    figure = titled(0.4 + 4.2 * len(panels), height, title)
+    legends = (len(panels) - 1) * (0.9 + 0.06 * max(map(len, names)))
+    figure = titled(0.4 + 4.2 * len(panels) + legends, height, title)
     for ax, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw(ax, colours)
         ax.tick_params(labelsize=8, colors=INK)
@@ -144,7 +145,8 @@ def _words(ax, title, x, y):
 
 
 def _legend(ax):
-    legend = ax.legend(fontsize=7.5, frameon=False, labelcolor=INK)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+    legend = ax.legend(fontsize=7.5, frameon=False, labelcolor=INK, **beside)  # off the curves
     for text in legend.get_texts():
         text.set_parse_math(False)
 
