@@ -1,6 +1,7 @@
 """Guided and blur integrated gradients: against slow NumPy, and by completeness."""
 
 import math
+import pathlib
 
 import chex
 import jax
@@ -186,3 +187,22 @@ def test_an_example_without_a_way_has_no_path_and_no_other_is_touched():
     out = guided_integrated_gradients(net, None, x, 0, num_steps=4)
     assert np.isnan(out[0]).all()
     np.testing.assert_allclose(out[1], [1, 2], rtol=1e-5)
+
+
+def test_the_paths_of_pairs_library():
+    """Their sums are of left ends: of first order in the steps, which ours are not."""
+    folder = pathlib.Path(__file__).parent.parent / "reference"
+    with np.load(folder / "bent_peers.npz") as peers, jax.enable_x64(True):
+        x, w = jnp.asarray(peers["image"][None]), (peers["hidden"], peers["out"])
+        net = lambda w, x: jnp.tanh(x.reshape(len(x), -1) @ w[0]) @ w[1][:, None]
+        out = guided_integrated_gradients(net, w, x, 0, num_steps=200)[0]
+        few, many, size = peers["guided/50"], peers["guided/400"], np.abs(out).max()
+        limit = (8 * many - few) / 7
+        assert np.abs(out - few).max() > 1e-2 * size
+        np.testing.assert_allclose(out, limit, atol=2e-4 * size)  # of second order, both
+        for steps in (100, 1600):
+            options = {"max_sigma": 4.0, "num_steps": steps, "rule": "left"}
+            out = blur_integrated_gradients(net, w, x, 0, **options)[0]
+            # There the Gaussian ends at 4 sigma, where it is 3e-4 of its height.
+            size = np.abs(out).max()
+            np.testing.assert_allclose(out, peers[f"blur/{steps}"], atol=1e-3 * size)
