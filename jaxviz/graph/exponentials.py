@@ -82,6 +82,9 @@ class Search:
         self.weighing: list[tuple[frozenset[int], Node, Value]] = []
         self.leaving: list[tuple[frozenset[int], Node, Part]] = []
         self.added: list[tuple[frozenset[int], Node, Value]] = []
+        self.log_sums: dict[Value, tuple[frozenset[int], Node]] = {}  # with the maximum added back
+        self.signs: set[Value] = set()  # whether a sum is below zero, of which there is no logarithm
+        self.distances: list[tuple[frozenset[int], Node, Node | None, Value]] = []  # from one of those
         self.broken: set[int] = set()
         for node in self.nodes:
             self.follow(node)
@@ -91,6 +94,10 @@ class Search:
     def is_read(self, value: Value) -> bool:
         return value in self.readers or value in self.results
 
+    def within(self, value: Value) -> bool:
+        """Whether a value is made from exponentials, up to a log-sum-exp and where it is moved."""
+        return any(value in known for known in (self.sets, self.log_sums, self.signs))
+
     def carrying(self, node: Node) -> list[Value]:
         return [o for o in node.operands if isinstance(o, Value) and o in self.reached]
 
@@ -99,6 +106,7 @@ class Search:
         touched = [v for v in carrying if v in self.sets]
         ids = frozenset().union(*(self.sets[v] for v in touched))
         name = "" if node.equation is None or node.bodies else node.equation.primitive.name
+        self.follow_log_sum(node, name, carrying)
         if name in ("exp", "exp2") and carrying:
             self.broken |= ids
             self.sets[node.outputs[0]] = frozenset({len(self.entries)})
@@ -117,6 +125,20 @@ class Search:
             self.keep(node, ids, touched)
         else:
             self.broken |= ids
+
+    def follow_log_sum(self, node: Node, name: str, carrying: list[Value]) -> None:
+        """A log-sum-exp moved about, and taken off what its exponentials, or one more, are of."""
+        known = [v for v in carrying if v in self.log_sums]
+        if name in ("sign", "lt") and any(v in self.sets or v in self.signs for v in node.inputs):
+            self.signs.update(node.outputs)
+        if len(known) != 1:
+            return
+        ids, added = self.log_sums[known[0]]
+        checked = name == "select_n" and node.operands[0] in self.signs
+        if len(carrying) == 1 and (name in REARRANGING or checked):
+            self.log_sums[node.outputs[0]] = ids, added
+        elif name == "sub" and len(carrying) == 2 and node.operands[1] == known[0]:
+            self.distances.append((ids, node, added, known[0]))
 
     def is_quotient(self, node: Node, name: str, touched: list[Value]) -> bool:
         if len(touched) != 2:
@@ -177,9 +199,11 @@ class Search:
             if self.equal(other, entry.exponential.operands[0]):
                 self.leaving.append((ids, node, Part(OUT)))
                 return
+            self.distances.append((ids, node, None, value))
         if logged and name == "add" and entry.shift is not None:
             if self.equal(self.root(other), self.root(entry.shift)):
                 self.added.append((ids, node, other))  # type: ignore[arg-type]
+                self.log_sums[node.outputs[0]] = ids, node
                 return
         self.broken |= ids
 

@@ -22,6 +22,8 @@ from jaxviz.graph.roles import REARRANGING, leaves, roles, start
 # Whether each exponential is known to be divided by the sum of those of its own row.
 ROWS, SUMS = "exponential_rows", "exponential_sums"
 SHIFTED = "shifted"  # the step that takes the maximum off
+RESTORED = "restored"  # the step that adds it back
+OWN = "own"  # the exponential of what a log-sum-exp is taken off
 _WHOLE = frozenset((*KEPT, *ACTIVATION_KINDS))
 _STILL = frozenset(
     "name copy copy_p convert_element_type stop_gradient optimization_barrier".split()
@@ -44,6 +46,9 @@ def with_quotients(program: Program) -> Program:
     search = Search(program, roles(program, start(program)))
     ends = [(n, ids) for ids, n, _ in search.leaving] + [(n, ids) for ids, n, _ in search.added]
     groups = {id(n): joined for n, ids in ends if (joined := group(program, search, n, ids))}
+    for ids, end, added, total in search.distances:
+        if joined := _distance(program, search, end, added, total, ids):
+            groups[id(end)] = joined
     return dataclasses.replace(program, nodes=_replaced(program.nodes, groups))
 
 
@@ -76,21 +81,71 @@ def group(
     if paths is None and end.equation.primitive.name == "add":
         return None  # the maximum that is added back is not the one that was taken off
     starts = [(e.exponential,) for e in entries] if paths is None else paths
-    shifted = set() if paths is None else {id(path[0]) for path in paths}
+    marks = {} if paths is None else {id(path[0]): SHIFTED for path in paths}
+    rows = _in_rows(program, search, end, entries, starts)
+    return _joined(program, search, end, starts, marks, ROWS if rows else SUMS, masks)
+
+
+def _joined(program, search, end, starts, marks, kind, masks=False) -> Node | None:
     parts = _reachable(program, search, _slice(search, end, starts))
     inside = {v for n in parts for v in n.outputs}
     read = {v for n in parts for v in n.inputs if v in program.depends} - inside
     if not masks and not read <= search.reached.keys():
         return None
-    rows = _in_rows(program, search, end, entries, starts)
-    members = tuple(n._replace(kind=SHIFTED) if id(n) in shifted else n for n in parts)
+    members = tuple(n._replace(kind=marks.get(id(n), n.kind)) for n in parts)
     read = dict.fromkeys(v for m in members for v in m.inputs if v not in inside)
     inputs = (
         *(v for v in read if v in program.depends),
         *(v for v in read if v not in program.depends),
     )
-    kind = ROWS if rows else SUMS
     return end._replace(kind=kind, inputs=inputs, operands=inputs, equation=None, members=members)
+
+
+def _distance(
+    program: Program, search: Search, end: Node, added: Node | None, total: Value, ids: frozenset[int]
+) -> Node | None:
+    """x less a log-sum-exp of x behind a mask: as the logarithm of a softmax, for x in the sum."""
+    entries = [search.entries[i] for i in ids]
+    if added is None:
+        paths = [(e.exponential,) for e in entries if e.shift is None]
+    else:
+        paths = _without_shift(program, search, added, entries)
+    if paths is None or len(paths) < len(entries):
+        return None
+    found = [
+        e.exponential.outputs[0]
+        for e, path in zip(entries, paths, strict=True)
+        if _masked(program, search, path, end.operands[0])
+    ]
+    if len(found) != 1 or not _of_each_row(program, search, end, found[0], total):
+        return None
+    others = zip(entries, paths, strict=True)
+    if not all(e.exponential.outputs[0] in found or _is_still(search, p) for e, p in others):
+        return None
+    marks = {id(search.made[found[0]]): OWN}
+    if added is not None:
+        marks |= {id(path[0]): SHIFTED for path in paths} | {id(added): RESTORED}
+    return _joined(program, search, end, paths, marks, ROWS)
+
+
+def _masked(program: Program, search: Search, path: tuple[Node, ...], x: Any) -> bool:
+    """Whether an exponential is of x, place by place, behind masks and with constants added."""
+    shape = lambda value: program.avals[value].shape
+    value = path[-1].operands[0]
+    while value != x and not search.equal(value, x):
+        made = search.made.get(value)  # type: ignore[arg-type]
+        if made is None or made.equation is None or made.bodies or shape(value) != shape(x):
+            return False
+        name, carrying = made.equation.primitive.name, search.carrying(made)
+        if made is path[0] and name == "sub":
+            carrying = [o for o in made.operands[:1] if o in carrying]  # the maximum is taken off
+        places = {"select_n": made.operands[1:], "sub": made.operands[:1], "add": made.operands}
+        if len(carrying) != 1 or carrying[0] not in places.get(name, made.operands):
+            return False
+        if name not in _STILL and name not in places:
+            return False
+        value = carrying[0]
+    return True
 
 
 def _once(search: Search, end: Node, entries: Sequence[Entry]) -> Node:
@@ -138,7 +193,7 @@ def _slice(search: Search, end: Node, starts: Sequence[tuple[Node, ...]]) -> lis
             path = paths.get(id(node))
             needed.update((id(n), n) for n in path or (node,))
             if path is None:
-                todo += [search.made[v] for v in node.inputs if v in search.sets]
+                todo += [search.made[v] for v in node.inputs if search.within(v)]
     return [*(n for n in search.nodes if id(n) in needed and n is not end), end]
 
 
@@ -217,6 +272,11 @@ def _in_rows(program: Program, search: Search, end: Node, entries: Any, paths: A
     if end.operands.count(top) > 1:
         return False
     (bottom,) = (o for o in end.operands if o != top)
+    return _of_each_row(program, search, end, value, bottom)
+
+
+def _of_each_row(program: Program, search: Search, end: Node, value: Value, bottom: Any) -> bool:
+    """Whether the bottom has, for each place of the end, the sum of that place's row of a value."""
     shape = program.avals[value].shape
     labels = _Labels(program, search, value, rows=True)
     found = labels.of(bottom)
@@ -324,13 +384,15 @@ class _Labels:
         if value in self.starts:
             read = [self.starts[value]]
         elif self.rows or value in self.search.sets:
-            read = [o for o in made.operands if isinstance(o, Value) and o in self.search.sets]
+            read = [o for o in made.operands if isinstance(o, Value) and self.search.within(o)]
             if made.kind in ("exp", "exp2"):
                 read = [] if self.rows else list(made.operands)
         else:
             read = self.search.carrying(made)
         if self.rows:
             read = [o for o in read if isinstance(o, Value) and self.reads(o)]
+        if made.equation.primitive.name == "select_n" and value in self.search.log_sums:
+            read = [o for o in read if o not in self.search.signs]
         known = [self.of(o) for o in dict.fromkeys(read)]
         if not known or any(axes is None for axes in known):
             return None
@@ -347,7 +409,7 @@ class _Labels:
         """Whether a value is made from the first one."""
         if value == self.first:
             return True
-        made = self.search.made.get(value) if value in self.search.sets else None
+        made = self.search.made.get(value) if self.search.within(value) else None
         if made is None or made.kind in ("exp", "exp2"):
             return False
         return any(map(self.reads, made.inputs))
@@ -360,7 +422,8 @@ class _Labels:
         if name in _PLACE_BY_PLACE or value == self.starts.get(made.outputs[0]):
             turned = name == "integer_pow" and params["y"] == -1
             turned |= name == "div" and made.operands[0] == Scalar(1.0)
-            plain = turned or (name in ("add", "log") and self.sums > 0)
+            plain = turned or made.outputs[0] in self.search.log_sums
+            plain |= name in ("abs", "add", "log") and self.sums > 0
             weighs = self.sums == 0 and _weighs(self.program, self.search, made, value)
             self.whole &= plain or weighs
             if len(before) != len(shape):

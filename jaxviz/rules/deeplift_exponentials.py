@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.quotients import SHIFTED
+from jaxviz.graph.quotients import OWN, RESTORED, SHIFTED
 from jaxviz.graph.rewrite import Op
 from jaxviz.rules.deeplift_softmax import less_the_mean, log_mean
 from jaxviz.rules.differences import along, column, divided, finite, gap, halfway, shrink, wide
@@ -52,7 +52,7 @@ class Sums:
         self.places = {i: m for i, (m, _) in members if m.primitive in ("exp", "exp2")}
         self.shifted = any(m.kind == SHIFTED for m, _ in op.members)
         made, turned = set(self.places), set[int]()
-        self.adds = self.clips = False
+        self.adds = self.clips = logged = False
         for i, (m, reads) in members[:-1]:
             if made.isdisjoint(reads):
                 continue
@@ -61,7 +61,8 @@ class Sums:
             reciprocal = m.options.get("y") == -1 or (m.primitive == "div" and not given[0])
             if reciprocal or not turned.isdisjoint(reads):
                 turned.add(i)
-            self.adds |= m.primitive in _ADDING
+            logged |= m.primitive == "log"
+            self.adds |= m.primitive in _ADDING and not logged
             self.clips |= m.primitive in _CLIPPING
         end, reads = op.members[-1]
         self.how = end.primitive
@@ -73,7 +74,8 @@ class Sums:
         """The exponential that is divided, the value that is, and what of it is summed."""
         members = list(enumerate(self.op.members, self.first))
         if self.how == "sub":
-            (own,) = (i for i in self.places if self.exponent(i) == self.top)
+            marked = [i for i, m in self.places.items() if m.kind == OWN]
+            (own,) = marked or (i for i in self.places if self.exponent(i) == self.top)
             top = own
         else:
             top = self.top
@@ -92,15 +94,25 @@ class Sums:
         raise AssertionError("a row without a sum")
 
     def values(
-        self, inputs: Sequence[jax.Array], fixed: Mapping[int, jax.Array], bare: bool = False
+        self,
+        inputs: Sequence[jax.Array],
+        fixed: Mapping[int, jax.Array],
+        bare: bool = False,
+        restored: bool = True,
     ) -> list[jax.Array]:
-        """All values of the group, some `fixed`; `bare` where no maximum is taken off."""
+        """All values of the group, some `fixed`.
+
+        Where `bare` no maximum is taken off, unless `restored` none is added back.
+        """
         values = list(inputs)
         for i, (m, reads) in enumerate(self.op.members, self.first):
             given = [values[r] for r in reads]
             if bare and m.kind == SHIFTED:
                 less = m.operands[-1]
                 given[less] = jnp.zeros_like(given[less])  # type: ignore[index]
+            if m.kind == RESTORED and not restored:
+                more = next(k for k, r in enumerate(reads) if r < self.first)
+                given[more] = jnp.zeros_like(given[more])
             values.append(fixed[i] if i in fixed else m.evaluate(*given))
         return values
 
@@ -155,7 +167,7 @@ class Sums:
         """The top and the bottom as sums, of such exponentials."""
         made = lambda i: self.op.members[i - self.first][0].outputs[0]
         fixed = {i: a.astype(made(i).dtype) for i, a in given.items()}
-        values = self.values(inputs, fixed)
+        values = self.values(inputs, fixed, restored=False)
         turn = {"mul": lambda a: 1 / a, "sub": jnp.exp, "add": jnp.exp, "div": lambda a: a}
         return wide(values[self.top]), turn[self.how](wide(values[self.bottom]))
 
@@ -270,9 +282,12 @@ def in_rows(op: Op) -> Callable:
             for a, b, run in zip(*besides, (rise, fell), strict=True)
         )
         mean = log_mean(*losses)
+        of = e.carried
+        if sums.how == "sub" and sums.top < sums.first:  # what is not in the sum has one as well
+            of = finite(wide(inputs[sums.top][2]))
         # What is added to e' is less beside e the more was taken off.
         beside = still + fixed, fixed * e.shift_carried
-        carried = less_the_mean(e.carried, mean, total, counted, beside)
+        carried = less_the_mean(of, mean, total, counted, beside)
         here, there = (sums.values(end, {})[-1] for end in ends)
         if sums.how != "sub":
             carried = mean * carried

@@ -18,6 +18,8 @@ from jaxviz.rules.deeplift import GROUPS, LAYERS, LUMPED, MOVES, POINTWISE, SUMS
 from jaxviz.rules.differences import along, column, gap, is_float, moves, secant, truth_dtype
 from jaxviz.rules.lrp_maps import quick
 
+_STEEP = ("exp", "exp2", "expm1", "sinh", "cosh")
+
 
 def still(array: jax.Array) -> tuple:
     """The bundle of a value that is the same at the input and the baseline."""
@@ -106,7 +108,8 @@ def activation(op: Op) -> Callable | None:
 
     As difference quotients over p's own way, before n and after. Rescale's quotient for both where
     x0 + p or x0 + n is outside the domain of f (a square root below zero), which x and x0 are not,
-    and where one of the parts is nothing but rounding.
+    where one of the parts is nothing but rounding, and where an exponential is so much larger there
+    than at x and x0 that the parts would leave only rounding of its change.
     """
     known = deeplift.difference_quotient(op)
     if known is None or sum(op.depends) > 1:
@@ -118,8 +121,8 @@ def activation(op: Op) -> Callable | None:
         f = deeplift.alone(op, at, column(inputs, 0))
         exact = deeplift.rounds_nothing(op)
         with_up, with_down = x0 + up, x - up
-        first, _, up_first = secant(f, with_up, x0, exact)
-        _, second, up_last = secant(f, x, with_down, exact)
+        first, there, up_first = secant(f, with_up, x0, exact)
+        here, second, up_last = secant(f, x, with_down, exact)
         _, _, down_first = secant(f, with_down, x0, exact)
         _, _, down_last = secant(f, x, with_up, exact)
         size = jnp.abs(x) + jnp.abs(x0) + jnp.abs(up)
@@ -128,6 +131,11 @@ def activation(op: Op) -> Callable | None:
         finest = min(float(jnp.finfo(dtype).eps) for dtype in (x.dtype, jnp.float32))
         rounding = 32 * finest * size
         inside = (least > rounding) & jnp.isfinite(first) & jnp.isfinite(second)
+        if op.kind in _STEEP:
+            most, ends = (
+                jnp.maximum(jnp.abs(a), jnp.abs(b)) for a, b in ((first, second), (here, there))
+            )
+            inside &= most * 2.0**-12 <= ends
         plain = secant(f, x, x0, exact)[2]
         m_up = jnp.where(inside, up_first / 2 + up_last / 2, plain)
         m_down = jnp.where(inside, down_first / 2 + down_last / 2, plain)

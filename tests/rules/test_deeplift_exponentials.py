@@ -58,7 +58,29 @@ def logarithm_of_kept(x):
     return jnp.zeros_like(x).at[:, KEEP].set(s)
 
 
+def from_log_sum(x):
+    kept = jnp.where(KEEP, x, -jnp.inf)
+    return jnp.where(KEEP, jnp.exp(x - jax.nn.logsumexp(kept, 1, keepdims=True)), 0)
+
+
+def from_weighted_log_sum(x):
+    total = jax.nn.logsumexp(x, 1, b=KEEP.astype(x.dtype)[None])
+    return jnp.where(KEEP, jnp.exp(x - total[:, None]), 0)
+
+
+def from_segments(x):
+    def one(x):
+        top = jax.ops.segment_max(x, IDS, 2)
+        e = jnp.exp(x - jax.lax.stop_gradient(top)[IDS])
+        return jnp.exp(x - (jnp.log(jax.ops.segment_sum(e, IDS, 2)) + top)[IDS])
+
+    return jax.vmap(one)(x)
+
+
 SAME = {
+    "from a log-sum-exp": (from_log_sum, of_kept),
+    "from a weighted log-sum-exp": (from_weighted_log_sum, of_kept),
+    "from segments": (from_segments, of_each_segment),
     "where": (by_where, of_kept),
     "factor": (by_factor, of_kept),
     "segments": (over_segments, of_each_segment),
@@ -89,6 +111,8 @@ def test_shares_are_those_of_the_plain_softmax(name, rule):
     x, x0 = logits()
     if name == "factor":  # what is masked must not be so far above that all others vanish
         x, x0 = x[:6], x0[:6]
+    if name.startswith("from"):  # the net itself rounds its logits less a sum as large
+        x, x0 = x[:9], x0[:9]
     found, plain = (
         jv.deep_lift(lambda _, x, f=f: f(x)[:, 1:2], None, x, 0, baseline=x0, rule=rule)
         for f in SAME[name]
@@ -180,6 +204,35 @@ def test_complete_at_any_distance(name, rule):
     assert (gap <= 3e-6 * size).all(), gap / size
     near = slice(0, 6)  # beyond, shares of a softmax may be as large as its logits
     assert (size <= 10 * (np.abs(one) + np.abs(other)))[near].all()
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_masked_log_sum_exp_at_any_size(rule):
+    """What is masked too: its logarithm is its logit less the log-sum-exp of the others."""
+    x = jnp.concatenate([scale * drawn(2, 5) for scale in (1.0, 1e2, 1e4, 1e8, 1e25)])
+
+    def f(_, x):
+        z = x @ drawn(5, 5, seed=1)
+        z = z - jax.nn.logsumexp(jnp.where(KEEP, z, -jnp.inf), 1, keepdims=True)
+        return jnp.concatenate([jnp.where(KEEP, jnp.exp(z), 0), z], 1)
+
+    target = jnp.repeat(jnp.array([1, 7]), len(x))  # one that is in the sum, and one that is not
+    x = jnp.tile(x, (2, 1))
+    found = jv.deep_lift(f, None, x, target, rule=rule)
+    gained = (f(None, x) - f(None, jnp.zeros_like(x)))[jnp.arange(len(x)), target]
+    np.testing.assert_allclose(found.sum(1), gained, rtol=3e-6, atol=1e-6)
+    assert (np.abs(found).max(1) < 10)[target == 1].all()
+
+
+def test_reveal_cancel_of_an_exponential_far_above_both_ends():
+    """exp(90 - 90) = exp(0): one part alone is e^90, so rounding would be all that is left."""
+    f = lambda _, x: jnp.exp(x.sum(1, keepdims=True))
+    x = jnp.array([[90.0, -91.0], [1.0, -2.0]])
+    found = jv.deep_lift(f, None, x, 0, rule="reveal_cancel")
+    np.testing.assert_allclose(found.sum(1), np.exp(-1.0) - 1, rtol=1e-5)
+    np.testing.assert_allclose(found[0], (1 - np.exp(-1.0)) * x[0], rtol=1e-5)  # as Rescale
+    up = (np.e - 1 + np.exp(-1) - np.exp(-2)) / 2  # as RevealCancel, by hand
+    np.testing.assert_allclose(found[1, 0], up, rtol=1e-6)
 
 
 def test_attention_far_from_its_baseline_has_shares_of_its_scores_size():
