@@ -124,7 +124,9 @@ class _Runner:
             outputs = self.scan(node, arguments)
         elif name == "cond" and not isinstance(arguments[0], Bundle):
             branches = [
-                lambda *xs, body=body: [self.as_needed(o, True) for o in self.run(body, xs)]
+                lambda *xs, body=body: [
+                    settled(self.as_needed(o, True)) for o in self.run(body, xs)
+                ]
                 for body in node.bodies
             ]
             outputs = jax.lax.switch(arguments[0], branches, *arguments[1:])
@@ -146,16 +148,23 @@ class _Runner:
         def step(carry, xs):
             outputs = self.run(body, [*arguments[:consts], *carry, *xs])
             pairs = zip(outputs[:carried], moves[consts:cut], strict=True)
-            return [self.as_needed(o, m) for o, m in pairs], outputs[carried:]
+            return [settled(self.as_needed(o, m)) for o, m in pairs], outputs[carried:]
 
         p = equation.params
         pairs = zip(arguments[consts:cut], moves[consts:cut], strict=True)
         last, stacked = jax.lax.scan(
             step,
-            [self.as_needed(a, m) for a, m in pairs],
+            [settled(self.as_needed(a, m)) for a, m in pairs],
             list(arguments[cut:]),
             length=p["length"],
             reverse=p["reverse"],
             unroll=p["unroll"],
         )
         return [*last, *stacked]
+
+
+def settled(value: Any) -> Any:
+    """A whole number's bundle as it is in each turn and branch: without differences."""
+    if not isinstance(value, Bundle) or not jnp.issubdtype(value[0].dtype, jnp.integer):
+        return value
+    return *value[:2], *(None for _ in value[2:])

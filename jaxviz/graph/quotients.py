@@ -102,7 +102,12 @@ def _joined(program, search, end, starts, marks, kind, masks=False) -> Node | No
 
 
 def _distance(
-    program: Program, search: Search, end: Node, added: Node | None, total: Value, ids: frozenset[int]
+    program: Program,
+    search: Search,
+    end: Node,
+    added: Node | None,
+    total: Value,
+    ids: frozenset[int],
 ) -> Node | None:
     """x less a log-sum-exp of x behind a mask: as the logarithm of a softmax, for x in the sum."""
     entries = [search.entries[i] for i in ids]

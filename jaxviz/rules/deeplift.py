@@ -13,7 +13,8 @@ multipliers adds up to the score gained, exactly, whatever the net is made of:
   factor its Shapley value; a quotient y = a / b as the product y b = a; products of more factors by
   the mean derivative on the straight way;
 - softmax by logarithmic means, the difference quotients of the exponential;
-- comparisons and choices by what crossed its threshold (`deeplift_choice`).
+- comparisons and choices by what crossed its threshold (`deeplift_choice`), winners and indices by
+  what overtook what (`deeplift_integers`).
 
 What is carried is the function's own difference: `stop_gradient`, and a derivative that
 `custom_jvp` or `custom_vjp` puts in place of the function's own (straight-through, gradient
@@ -43,6 +44,7 @@ from jaxviz.rules.deeplift_choice import (
 )
 from jaxviz.rules.deeplift_exponentials import in_rows, in_sums
 from jaxviz.rules.deeplift_hypot import hypot
+from jaxviz.rules.deeplift_integers import picked
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
 from jaxviz.rules.deeplift_softmax import softmax
 from jaxviz.rules.differences import (
@@ -276,6 +278,7 @@ LUMPED = {
     **_rows(ordered, ["sort", "top_k"]),
     **_rows(multiplied, ["reduce_prod", "cumprod"]),
     **_rows(linear, COMPLEX),
+    **_rows(lambda op: picked(op, linear), ["gather", "embed"]),
     "is_finite": is_finite,
     "cumlogsumexp": log_sums,
     "triangular_solve": solved,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op
+from jaxviz.rules.deeplift_integers import counted, number
 from jaxviz.rules.deeplift_order import extreme
 from jaxviz.rules.differences import (
     along,
@@ -37,6 +38,14 @@ LOGIC = ("not", "and", "or", "xor", "reduce_or", "reduce_and", "eq", "ne")
 
 def compared(op: Op) -> Callable | None:
     """a > b and the like: the step function of a - b."""
+    if all(jnp.issubdtype(a.dtype, jnp.integer) for a in op.inputs):
+
+        def replaced(*inputs):
+            if not _known(inputs):
+                return *(op.evaluate(*column(inputs, k)) for k in (0, 1)), None
+            return _stepped(op, inputs, *map(number, _both(op, inputs)))
+
+        return replaced
     if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in op.inputs):
         return logical(op)
     return lambda *inputs: _stepped(op, inputs, *_both(op, inputs))
@@ -94,7 +103,9 @@ def logical(op: Op) -> Callable | None:
 
 
 def moved(op: Op) -> Callable:
-    """Truth values that only change places; of other results nothing is carried."""
+    """Truth values that only change places, counts and indices; of other results nothing."""
+    if (found := counted(op)) is not None:
+        return found
 
     def replaced(*inputs):
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
@@ -123,8 +134,6 @@ def chosen(op: Op) -> Callable | None:
     which_at = op.operands[0]
     if not isinstance(which_at, int) or not op.depends[which_at]:
         return None
-    if op.inputs[which_at].dtype != jnp.bool_:
-        return None
 
     def replaced(*inputs):
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
@@ -137,14 +146,15 @@ def chosen(op: Op) -> Callable | None:
             if is_float(here):
                 no_difference(op)
             return here, there, None
-        cases, ends = [_numbers(v) for v in cases], [_numbers(v) for v in (here, there)]
+        cases, ends = [number(v) for v in cases], [number(v) for v in (here, there)]
         other = which != which0
         if is_float(here):
             here, there = _within(here, there, other)
             ends = [here, there]
         kept = [v[2] if isinstance(v, tuple) else jnp.zeros_like(v) for v in cases]
         change = jnp.where(other, finite(gap(*ends)), 0).astype(kept[0].dtype)
-        share = step * (_number(which) - _number(which0))
+        run = number(which) - number(which0)
+        share = divided(step.astype(run.dtype), run)
         same = jnp.where(other, 0, jax.lax.select_n(which, *kept))
         return here, there, same + change * share.astype(change.dtype)
 
@@ -159,9 +169,9 @@ def _within(here: jax.Array, there: jax.Array, other: jax.Array) -> list[jax.Arr
 
 
 def converted(op: Op) -> Callable | None:
-    """Truth values as numbers, and numbers as the truth that they are not zero."""
+    """Truth values and counts as numbers, and numbers as the truth that they are not zero."""
     before, after = op.inputs[0].dtype, op.outputs[0].dtype
-    if before == jnp.bool_ and jnp.issubdtype(after, jnp.inexact):
+    if not jnp.issubdtype(before, jnp.inexact) and jnp.issubdtype(after, jnp.inexact):
 
         def replaced(value):
             here, there = (op.evaluate(a) for a in value[:2])

@@ -27,13 +27,12 @@ def moves(op: Op, operand: Any) -> bool:
 
 def still(array: jax.Array) -> Parts:
     """The bundle of a value that is the same at the input and the baseline."""
-    if array.dtype == jnp.bool_:
-        return array, array, jnp.zeros(array.shape, truth_dtype())
-    return array, array, jnp.zeros_like(array) if is_float(array) else None
+    dtype = array.dtype if is_float(array) else truth_dtype()
+    return array, array, jnp.zeros(array.shape, dtype)
 
 
 def truth_dtype() -> Any:
-    """The type in which the difference of a truth value, as 0 or 1, is carried."""
+    """The type in which the difference of a truth value, as 0 or 1, or an index is carried."""
     return jnp.zeros(()).dtype
 
 

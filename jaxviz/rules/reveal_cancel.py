@@ -23,9 +23,7 @@ _STEEP = ("exp", "exp2", "expm1", "sinh", "cosh")
 
 def still(array: jax.Array) -> tuple:
     """The bundle of a value that is the same at the input and the baseline."""
-    if array.dtype != jnp.bool_ and not is_float(array):
-        return array, array, None, None, None
-    zero = jnp.zeros(array.shape, truth_dtype() if array.dtype == jnp.bool_ else array.dtype)
+    zero = jnp.zeros(array.shape, array.dtype if is_float(array) else truth_dtype())
     return array, array, zero, zero, zero
 
 
@@ -189,7 +187,7 @@ def _sorted(here: Any, there: Any, change: Any, d: Any) -> tuple:
 
 def _change(value: tuple) -> jax.Array:
     here, there, up = value[:3]
-    if here.dtype == jnp.bool_:
+    if not is_float(here):
         return here.astype(up.dtype) - there.astype(up.dtype)
     return gap(here, there).astype(up.dtype)
 

@@ -318,20 +318,31 @@ def test_gradient_by_params_through_softmax_and_products():  # against central d
 
 
 CHOOSING = {
-    "argsort": lambda w, x: jnp.take_along_axis(x, jnp.argsort(x, 1), 1) @ w,
     "argmax": lambda w, x: jnp.take_along_axis(x @ w, jnp.argmax(x, 1)[:, None], 1) * w[:1],
-    "one hot": lambda w, x: jax.nn.one_hot(jnp.argmax(x, 1), 3, dtype=x.dtype) @ w,
     "codebook": lambda w, x: w[jnp.argmax(x, 1)] + x @ w,
     "parity": lambda w, x: (x * (jnp.floor(x).astype(jnp.int32) % 2 == 0).astype(x.dtype)) @ w,
 }
 
 
-@pytest.mark.parametrize("name", CHOOSING)
+@pytest.mark.parametrize(
+    ("name", "rule"), list(zip(CHOOSING, ("rescale", "reveal_cancel", "rescale"), strict=True))
+)
+def test_what_an_integer_of_the_input_chose_is_complete(name, rule):
+    w, x = jnp.eye(3) + 1, 3 * jax.random.normal(jax.random.key(5), (8, 3))
+    f, start = CHOOSING[name], jax.random.normal(jax.random.key(6), x.shape)
+    found = deep_lift(f, w, x, 0, baseline=start, rule=rule)
+    np.testing.assert_allclose(found.sum(1), (f(w, x) - f(w, start))[:, 0], rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
-def test_what_an_integer_of_the_input_chose_is_refused_by_name(name, rule):
+def test_what_an_unknown_order_chose_is_refused_by_name(rule):
     w, x = jnp.eye(3), jax.random.normal(jax.random.key(5), (2, 3))
-    with pytest.raises(NotImplementedError, match=r"^deep_lift: .*_deeplift\.py:\d+ chooses by"):
-        jax.eval_shape(lambda x: deep_lift(CHOOSING[name], w, x, 0, rule=rule), x)
+    for order in (jnp.argsort, lambda x, _: jax.lax.top_k(x, 2)[1]):
+        f = lambda w, x, order=order: jnp.take_along_axis(x, order(x, 1), 1).sum(1, keepdims=True)
+        with pytest.raises(
+            NotImplementedError, match=r"^deep_lift: .*_deeplift\.py:\d+ chooses by"
+        ):
+            jax.eval_shape(lambda x, f=f: deep_lift(f, w, x, 0, rule=rule), x)
 
 
 def test_pytree_with_an_integer_leaf():
@@ -355,7 +366,50 @@ def test_layers_are_explained_through_the_cut():
 
 
 @pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
-def test_a_choice_by_a_number_is_refused_by_name(rule):
-    f = lambda _, x: jnp.select([x > 1, x > 0], [x**2, x], jnp.exp(x))
-    with pytest.raises(NotImplementedError, match=r"'select_n' at .* chooses by a number"):
-        jv.deep_lift(f, None, jnp.array([[0.5, 2.0]]), 0, rule=rule)
+def test_a_choice_among_several_changes_as_its_conditions_do(rule):
+    """Of one number alone each share is the whole change, whatever was chosen at both ends."""
+    f = lambda _, x: jnp.select([x > 1, x > 0, x > -1], [x**2, x, 3 * x], jnp.exp(x)).sum(
+        1, keepdims=True
+    )
+    x = jnp.array([[0.5, 2.0, -0.5, -3.0, 1.5], [-2.0, 4.0, 1.0, 0.2, -0.1]])
+    start = jnp.array([[-2.0, 0.3, 0.4, 5.0, 1.2], [0.5, 2.0, -0.5, -3.0, 1.5]])
+    found = jv.deep_lift(f, None, x, 0, baseline=start, rule=rule)
+    alone = jax.vmap(jax.vmap(lambda a: f(None, a.reshape(1, 1))[0, 0]))
+    np.testing.assert_allclose(found, alone(x) - alone(start), rtol=1e-5)
+
+
+WINNERS = {
+    "row of a table": lambda x: jnp.array([[1.0], [5.0], [2.0]])[x.argmax(1)],
+    "one-hot": lambda x: jax.nn.one_hot(x.argmax(1), 3) @ jnp.array([[1.0], [5.0], [2.0]]),
+    "branch": lambda x: jax.vmap(
+        lambda i: jax.lax.switch(i, [lambda v=v: jnp.full(1, v) for v in (1.0, 5.0, 2.0)])
+    )(x.argmax(1)),
+    "smallest": lambda x: jnp.array([[1.0], [5.0], [2.0]])[(-x).argmin(1)],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), list(zip(WINNERS, ("rescale", "reveal_cancel") * 2, strict=True))
+)
+def test_a_winner_that_changed_is_explained_by_who_overtook_whom(name, rule):
+    """By hand: x1 - x0 went from -2 to 2, 3 of these 4 by x1 and 1 by x0; the change is 4."""
+    x, start = jnp.array([[1.0, 3.0, 0.0], [1.0, 3.0, 0.0]]), jnp.array([[2.0, 0, 1], [0.0, 1, 0]])
+    found = jv.deep_lift(lambda _, x: WINNERS[name](x), None, x, 0, baseline=start, rule=rule)
+    np.testing.assert_allclose(found, [[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_counts_and_rows_of_what_moves_are_complete(rule):
+    x = jax.random.normal(jax.random.key(0), (4, 6))
+
+    def f(_, x):
+        count = (x > 0.2).sum(1, keepdims=True)
+        row = jax.vmap(lambda a: a.reshape(2, 3)[a[:2].argmax()])(x)
+        kept = jax.lax.scan(lambda n, a: (n + (a > 0).astype(int), a), jnp.zeros(4, int), x.T)[1].T
+        sparse = (x - 1).sum(1, keepdims=True) / (1 + count.astype(x.dtype))
+        level = jnp.array([0.0, 2.0, 5.0, 1.0])[jnp.clip(jnp.floor(x).astype(int) + 1, 0, 3)]
+        return sparse + row.sum(1, keepdims=True) + (kept * level).sum(1, keepdims=True)
+
+    start = jax.random.normal(jax.random.key(1), x.shape)
+    found = jv.deep_lift(f, None, x, 0, baseline=start, rule=rule)
+    np.testing.assert_allclose(found.sum(1), (f(None, x) - f(None, start))[:, 0], rtol=1e-5)
