@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxviz.graph.entropies import with_own_logarithm
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value
 from jaxviz.graph.logarithms import with_logarithms
+from jaxviz.graph.roles import leaves
 
 LINEAR = frozenset({"conv", "dense"})
 MOVING = frozenset({"name", "transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
@@ -34,6 +36,7 @@ def fold(program: Program, names: Mapping[int, str]) -> tuple[Program, dict[int,
       The program, and names of its nodes; a group is named like its linear operation.
     """
     names = dict(names)
+    program = dataclasses.replace(program, nodes=_opened(program, names))
     nodes: list[Node | None] = []
     for node in program.nodes:
         kept = node
@@ -162,6 +165,20 @@ def _after(
     size = _varied(program, makers.get(other), program.avals[other].shape)
     along = len(size) == len(out) and all(n == 1 or a in axes for a, n in enumerate(size))
     return axes if other not in program.depends and (not size or along) else None
+
+
+def _opened(program: Program, names: dict[int, str]) -> tuple[Node, ...]:
+    """The nodes; a function of one number that has p log p in it taken apart."""
+    found = with_own_logarithm(program)
+    nodes: list[Node] = []
+    for node in program.nodes:
+        members = list(leaves(node.members))
+        if node.kind == "pointwise" and any(id(m) in found for m in members):
+            names[id(members[-1])] = names.get(id(node), "")
+            nodes += members
+        else:
+            nodes.append(node)
+    return tuple(nodes)
 
 
 def _to_softmax(program: Program, makers: dict, node: Node | None) -> list[Node]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import Axes, axes
+from jaxviz.graph.entropies import with_own_logarithm
 from jaxviz.graph.equations import bind_resized
-from jaxviz.graph.exponentials import OUT, Part, parts
+from jaxviz.graph.exponentials import OUT, SHIFT, Part, parts
 from jaxviz.graph.facts import fact
 from jaxviz.graph.fold import LINEAR, fold
 from jaxviz.graph.held import hold
@@ -359,6 +360,9 @@ def _flow(program: Program, given: Mapping[int, str] | None, who: str | None) ->
     start_ = start(program) if given is None else given
     found = roles(program, start_)
     part = parts(program, found)
+    for i, p in with_own_logarithm(program).items():
+        # p log p is a function of the logarithm alone, which has all of it.
+        part.setdefault(i, Part(SHIFT, p, "divisor"))
     gates = [
         v
         for n in leaves(program.nodes)

@@ -175,3 +175,19 @@ def test_refuses_what_it_cannot():
     assert not supported(x, w, **options)
     with pytest.raises(ValueError, match="groups 1 or the input channels"):
         conv(x, w, **options)
+
+
+def test_gradients_inside_shard_map():
+    """Where each value says over which devices it varies, a branch that is never run must as well."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    batch = jax.sharding.PartitionSpec("d")
+    w, x = jax.random.normal(jax.random.key(0), (3, 3, 1, 4)), jnp.ones((2, 5, 5, 1))
+    dims = ("NHWC", "HWIO", "NHWC")
+
+    def net(w, x):
+        h = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=dims)
+        return jnp.tanh(h).max((1, 2))
+
+    plain = lambda x: jv.gradient(net, w, x, 0)
+    mapped = jax.shard_map(plain, mesh=mesh, in_specs=batch, out_specs=batch)
+    np.testing.assert_allclose(mapped(x), plain(x), rtol=1e-6)

@@ -207,10 +207,29 @@ def test_weights_divided_after_the_product_by_hand():
         relevance(lambda x: pooled(x, divided=False), x)
 
 
-def test_an_entropy_of_logarithms_conserves():  # one function of the log softmax
+ENTROPIES = {  # each p log p, of the same p: one function of the log softmax
+    "of logarithms": lambda x, p, logs: jnp.exp(logs) * logs,
+    "of probabilities": lambda x, p, logs: p * jnp.log(p),
+    "of both": lambda x, p, logs: logs * p,
+    "clipped": lambda x, p, logs: p * jnp.log(jnp.maximum(p, 1e-30)),
+    "chosen": lambda x, p, logs: jnp.where(p > 0, p * jnp.log(p), 0),
+    "divided": lambda x, p, logs: (lambda p: jnp.log(p) * p)(
+        jnp.exp(x) / jnp.exp(x).sum(1)[:, None]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_an_entropy_conserves_in_any_spelling(name):
     def entropy(x):
-        logs = jax.nn.log_softmax(x)
-        return -(jnp.exp(logs) * logs).sum(1, keepdims=True)
+        p, logs = jax.nn.softmax(x), jax.nn.log_softmax(x)
+        return -ENTROPIES[name](x, p, logs).sum(1, keepdims=True)
 
     x = drawn(3, 5)
-    np.testing.assert_allclose(relevance(entropy, x).sum(1), entropy(x)[:, 0], rtol=1e-4)
+    p, logs = jax.nn.softmax(x), jax.nn.log_softmax(x)
+    # By hand: p log p goes to log p = x - L, of which x has its part and L, by p, the rest.
+    total = jax.nn.logsumexp(x, 1, keepdims=True)
+    r = -p * logs
+    expected = r * x / logs - p * (r * total / logs).sum(1, keepdims=True)
+    np.testing.assert_allclose(relevance(entropy, x), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(expected.sum(1), entropy(x)[:, 0], rtol=1e-4)
