@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jaxviz as jv
 from jaxviz.rules.kernels_conv import conv, supported
 
 NAMES = (
@@ -178,7 +179,7 @@ def test_refuses_what_it_cannot():
 
 
 def test_gradients_inside_shard_map():
-    """Where each value says over which devices it varies, a branch that is never run must as well."""
+    """Values say over which devices they vary, and so must those of a branch that is never run."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
     batch = jax.sharding.PartitionSpec("d")
     w, x = jax.random.normal(jax.random.key(0), (3, 3, 1, 4)), jnp.ones((2, 5, 5, 1))
