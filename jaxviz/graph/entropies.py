@@ -24,13 +24,11 @@ def with_own_logarithm(program: Program) -> dict[int, Value]:
     groups = {v: n for n in _groups(program.nodes) for v in n.outputs}
     found = {}
     for node in products:
-        for p, log in (node.operands, node.operands[::-1]):
-            both = isinstance(p, Value) and isinstance(log, Value)
-            if (
-                both
-                and {p, log} <= program.depends
-                and _is_logarithm(program, made, groups, log, p)
-            ):
+        one, other = node.operands
+        if not isinstance(one, Value) or not isinstance(other, Value):
+            continue
+        for p, log in ((one, other), (other, one)):
+            if {p, log} <= program.depends and _is_logarithm(program, made, groups, log, p):
                 found[id(node)] = p
                 break
     return found
