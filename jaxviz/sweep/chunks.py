@@ -48,8 +48,8 @@ def feed(batches: Any, batch_size: int, first: int = 0, step: int = 1) -> Feed:
     """Cuts arrays into chunks, or numbers the batches of an iterable.
 
     Args:
-      batches: `x`, `(x, y)` as arrays of the whole set, or an iterable of such batches of equal
-        size, the last one maybe smaller.
+      batches: `x`, `(x, y)` as arrays of the whole set, a `Dataset`, or an iterable of such batches
+        of equal size, the last one maybe smaller.
       batch_size: Rows of a chunk where arrays are given; an iterable's first batch decides else.
       first: Number of this process's first chunk.
       step: Number of processes. Of arrays each takes every `step`-th chunk; an iterable gives its
@@ -170,6 +170,8 @@ def check_batch(x: Any, y: Any) -> int:
 def as_batch(value: Any) -> tuple[Any, Any] | None:
     """`(x, y)` where `value` is a batch, None where it is an iterable of them."""
     is_array = lambda a: hasattr(a, "shape") and hasattr(a, "dtype")
+    if hasattr(value, "images") and hasattr(value, "labels"):  # a `jaxviz.data.Dataset`, and others
+        value = value.images, value.labels
     x, y = value, None
     if isinstance(value, (tuple, list)) and len(value) == 2 and is_array(value[1]):
         # A loader's pair may be a list; so may two batches be, of inputs alone.

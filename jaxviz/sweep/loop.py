@@ -57,8 +57,9 @@ def sweep(
         chunk's number only.
       apply_fn: Pure `(params, x) -> outputs`.
       params: Any pytree. Handed to every device, except leaves that lie on `mesh` already.
-      batches: `x` or `(x, y)`, arrays of the whole set, or an iterable of such batches of one size:
-        a generator, grain, tf.data (`as_numpy_iterator`), a torch DataLoader. y: integers `[N]`.
+      batches: `x` or `(x, y)`, arrays of the whole set; a `jaxviz.data.Dataset`; or an iterable of
+        such batches of one size: a generator, grain, tf.data (`as_numpy_iterator`), a torch
+        DataLoader. y: integers `[N]`.
       target: As for the methods: an index, `outputs -> [N]`, None for each example's top class; or
         "label" for its own label.
       out: Where to keep it: a folder or URL (zarr v3), a file ending in .npz, or None for arrays in

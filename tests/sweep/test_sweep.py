@@ -33,11 +33,12 @@ def whole(target=None):
     return np.asarray(jv.gradient(net, W, X, target))
 
 
-@pytest.mark.parametrize("kind", ["arrays", "generator", "list"])
+@pytest.mark.parametrize("kind", ["arrays", "dataset", "generator", "list"])
 @pytest.mark.parametrize("out", [None, "store", "sweep.npz"])
 def test_maps_and_predictions_are_those_of_all_at_once(tmp_path, kind, out):
     batches = {
         "arrays": (X, Y),
+        "dataset": jv.data.Dataset(X, Y, ("a", "b", "c")),
         "generator": in_batches(),
         "list": [[x, y] for x, y in in_batches()],
     }
