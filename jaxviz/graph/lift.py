@@ -16,6 +16,7 @@ from jaxviz.graph.lines import source
 from jaxviz.graph.quotients import with_quotients
 from jaxviz.graph.rewrite import Op, RuleSet, make_op
 from jaxviz.graph.trace import model
+from jaxviz.graph.varying import check_numbers
 
 Bundle = tuple
 
@@ -52,6 +53,7 @@ def lift(
     """
     traced = model(apply_fn, params, x).as_written
     program = traced.program
+    check_numbers(rules.name, program)
     moving = [
         bundle(i, leaf) if value in program.depends else leaf
         for i, (value, leaf) in enumerate(

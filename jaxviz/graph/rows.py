@@ -18,6 +18,7 @@ from jaxviz.graph.kinds import ACTIVATION_KINDS, SAME_PLACE, primitive_of
 from jaxviz.graph.names import join_scope
 from jaxviz.graph.trace import Traced
 from jaxviz.graph.twins import names_of_twins, twins
+from jaxviz.graph.varying import check_numbers
 
 
 class Layer(NamedTuple):
@@ -89,6 +90,7 @@ _BODIES = {
 @fact
 def rows(traced: Traced) -> tuple[Row, ...]:
     """The layers of a traced model with their values."""
+    check_numbers("layers", traced.program)
     if traced.whole is not traced:
         same = twins(traced)
         known = [row for row in rows(traced.whole) if row.value in same or not row.layer.can_cut]

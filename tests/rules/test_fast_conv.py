@@ -192,3 +192,16 @@ def test_gradients_inside_shard_map():
     plain = lambda x: jv.gradient(net, w, x, 0)
     mapped = jax.shard_map(plain, mesh=mesh, in_specs=batch, out_specs=batch)
     np.testing.assert_allclose(mapped(x), plain(x), rtol=1e-6)
+
+
+def test_what_knows_activations_says_what_it_needs_inside_shard_map():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    batch, x = jax.sharding.PartitionSpec("d"), jnp.array([[1.0, -2.0], [3.0, 0.5]])
+    w = jnp.array([[1.0, -1.0], [0.5, 2.0]])
+    net = lambda w, x: jax.nn.relu(x @ w) @ jnp.array([[1.0], [-1.0]])
+    for method in (jv.guided_backprop, jv.deep_lift):
+        plain = lambda x, method=method: method(net, w, x, 0)
+        there = {"mesh": mesh, "in_specs": batch, "out_specs": batch}
+        np.testing.assert_allclose(jax.shard_map(plain, check_vma=False, **there)(x), plain(x))
+        with pytest.raises(NotImplementedError, match=r"inside shard_map .* check_vma=False"):
+            jax.shard_map(plain, **there)(x)
