@@ -315,7 +315,11 @@ def explained(
         if classes is not None and len(classes) != shape[1]:
             raise ValueError(
                 f"explain: classes must name each output; got {len(classes)} for {shape[1]}. "
-                f"Pass {shape[1]}."
+                + (
+                    "Pass the positive class's name alone."
+                    if shape[1] == 1
+                    else f"Pass {shape[1]}."
+                )
             )
         known = tuple(map(str, range(shape[1]) if classes is None else classes))
         _check_numbers(outputs)

@@ -194,3 +194,9 @@ def test_what_explain_cannot_do_is_refused():
             jv.explain(net, W, X, **options)
     with pytest.raises(TypeError, match=r"explain: x must hold numbers.*got traced arrays"):
         jax.jit(lambda x: jv.explain(net, W, x).maps)(X)
+
+
+def test_a_binary_nets_one_output_has_one_name():
+    net = lambda w, x: x @ w
+    with pytest.raises(ValueError, match=r"got 2 for 1\. Pass the positive class's"):
+        jv.explain(net, jnp.ones((2, 1)), jnp.ones((1, 2)), classes=("cat", "dog"))

@@ -23,7 +23,8 @@ def model(who: str, option: str, value: Any) -> Callable:
             option,
             "a function (params, x) -> outputs",
             value,
-            "Pass `module.apply` (Linen), the first of `jaxviz.from_nnx(module)` (NNX), or any "
+            adapter_of(value)
+            or "Pass `module.apply` (Linen), the first of `jaxviz.from_nnx(module)` (NNX), or any "
             "function of two arguments.",
         )
     try:

@@ -87,3 +87,8 @@ def test_what_is_refused():
     apply_fn, _ = jaxviz.from_haiku(net, params, state)
     with pytest.raises(ValueError, match=r"params of its apply_fn must be.*got dict"):
         jaxviz.gradient(apply_fn, params, X, 0)
+
+
+def test_what_transform_gave_is_no_model():
+    with pytest.raises(TypeError, match=r"saliency: apply_fn must be a function .* from_haiku\("):
+        jaxviz.saliency(hk.transform(function), {}, X)
