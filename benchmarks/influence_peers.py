@@ -1,4 +1,4 @@
-"""Claims: gradients of single examples and EK-FAC's factors in a third of kronfluence's time, and
+"""Wanted: gradients of single examples and EK-FAC's factors in a third of kronfluence's time, and
 TRAK's features in half of its package's.
 
     python -m benchmarks.influence_peers --examples 512
@@ -98,7 +98,7 @@ def main():
     variables = jax.jit(net.init)(jax.random.key(0), x[:1])
     apply_fn, train, key = models.apply_fn(net), (jnp.asarray(x), jnp.asarray(y)), jax.random.key(0)
     rows = torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(y)
-    sizes = [size for size in BATCHES if size <= count] or [count]
+    sizes = sorted({min(size, count) for size in BATCHES})
 
     with tempfile.TemporaryDirectory() as folder:
         models.save_torchvision(net, variables, Path(folder) / "net.safetensors")
