@@ -217,7 +217,8 @@ def _cuts(traced: Traced) -> dict[str, int]:
     """The layers by name, with the node of the program that ends each, in the order they end."""
     program, _ = _folded(traced)
     made = {v: i for i, node in enumerate(program.nodes) for v in node.outputs}
-    listed = [(r.layer.name, r.value) for r in rows(traced)]
+    # What ids alone make stands beside what is explained: no relevance goes through it.
+    listed = [(r.layer.name, r.value) for r in rows(traced) if r.value in traced.program.depends]
     found = {name: made[value] for name, value in listed if value in made}
     # A layer that vanished into a group, with its bias say, ends where that does; unless another
     # one, such as its batch norm, is listed there.

@@ -16,7 +16,7 @@ from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.lines import source
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
 from jaxviz.graph.trace import model
-from jaxviz.parts.feature_maps import Resize, laid_out, resized
+from jaxviz.parts.feature_maps import Resize, laid_out, pictured, resized
 from jaxviz.parts.gradients import input_gradient
 
 
@@ -75,7 +75,7 @@ def full_grad(
     """
     whole, channels = _terms(apply_fn, params, x, target)
     inputs = jax.tree.leaves(whole.inputs)
-    ndim = jnp.ndim(jax.tree.leaves(x)[0])
+    ndim = jnp.ndim(jax.tree.leaves(x)[pictured(x)[0]])
     biases = [laid_out(a, axis, ndim) for a, axis in zip(whole.biases, channels, strict=True)]
     if resize is False or ndim < 3:
         raise ValueError(

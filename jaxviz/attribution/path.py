@@ -194,11 +194,11 @@ def expected_gradients(
         example's range (max - min).
       tolerance: Above 0, it stops after a round of 32 draws when no standard error is above this
         share of its example's range of values, the largest less the smallest, and (without noise)
-        what an example's values miss of the score gained is at most this share of it; `num_samples`
-        is the most. B forward passes more. The same key draws the same. All examples take as many
-        as the slowest of their batch, so an example's result depends on what is beside it; cores do
-        not share rounds, as they share draws without it. 0 takes all; reverse differentiation needs
-        that.
+        what an example's values miss of the score gained is at most this share of it (or of a
+        hundredth of that range); `num_samples` is the most. N x B forward passes more. The same
+        key draws the same. All examples take as many as the slowest of their batch, so an
+        example's result depends on what is beside it; cores do not share rounds, as they share
+        draws without it. 0 takes all; reverse differentiation needs that.
       chunk_size: Draws at once, for all N examples. None goes by `x` and the cores.
 
     Returns:

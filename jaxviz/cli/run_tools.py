@@ -304,13 +304,13 @@ def labels_for(run: Run, name: str, found: datasets.Dataset) -> np.ndarray | Non
     net's have none but numbers, by their order. None where they are no classes of the net's.
     """
     own = tuple(run.class_names)
+    if not name.startswith(FOLDER):
+        return found.labels
+    if set(found.class_names) <= set(own):  # numbers too: "10" is ahead of "2" in a folder
+        return np.array([own.index(one) for one in found.class_names], np.int32)[found.labels]
     unnamed = len(own) == 1 or own == tuple(map(str, range(len(own))))
     # One number an example is of two classes.
-    if not name.startswith(FOLDER) or (unnamed and len(found.class_names) == max(len(own), 2)):
-        return found.labels
-    if not set(found.class_names) <= set(own):
-        return None
-    return np.array([own.index(one) for one in found.class_names], np.int32)[found.labels]
+    return found.labels if unnamed and len(found.class_names) == max(len(own), 2) else None
 
 
 def first_of(name: str, labels: np.ndarray, count: int | None) -> np.ndarray:

@@ -126,7 +126,8 @@ def error_shares(values: Any, errors: Any, gained: Any = None) -> jax.Array:
     Args:
       values, errors: Pytrees with examples first.
       gained: `[N]`, what the values should add up to, if that is told: the larger of this share
-        and of what they miss of it is given.
+        and of what they miss of it is given, the latter of a hundredth of the values' range where
+        that is more, for an example may gain next to nothing.
     """
     value, error = map(_in_rows, (values, errors))
     if not value.shape[1]:
@@ -136,7 +137,8 @@ def error_shares(values: Any, errors: Any, gained: Any = None) -> jax.Array:
     if gained is None:
         return share
     gained = gained.astype(value.dtype)
-    return jnp.maximum(share, _share(jnp.abs(value.sum(1) - gained), jnp.abs(gained)))
+    missed = jnp.abs(value.sum(1) - gained)
+    return jnp.maximum(share, _share(missed, jnp.maximum(jnp.abs(gained), extent / 100)))
 
 
 def _share(part, whole):  # nothing of nothing is 0

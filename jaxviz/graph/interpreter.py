@@ -197,7 +197,9 @@ class _Builder:
             env.update(zip(equation.outvars, self.walk(inner, consts, inputs, scope), strict=True))
             self.callers = outside
             return
-        if name == "scan" and moves and self.is_tower(equation, env):
+        # What x reaches, not only what is explained of it: both programs have the same turns.
+        reached = moves or any(env[v] in self.from_x for v in variables(equation.invars))
+        if name == "scan" and reached and self.is_tower(equation, env):
             self.write_out(equation, env, scope)
             return
         operands = tuple(
@@ -211,9 +213,9 @@ class _Builder:
         kept = read_results(equation)
         env.update((variable, self.new(variable.aval, moves)) for variable in kept)
         outputs = tuple(env[v] for v in kept)
-        for reached in (self.from_x, self.from_params) if self.towers else ():
-            if not reached.isdisjoint(inputs):
-                reached.update(outputs)
+        for known in (self.from_x, self.from_params) if self.towers else ():
+            if not known.isdisjoint(inputs):
+                known.update(outputs)
         if name == "name":  # the user's own `checkpoint_name`
             self.tags.append((equation.params["name"], "", outputs[0]))
         self.nodes.append(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.options import maybe, real, several, whole
@@ -90,7 +91,8 @@ def trak(
       the matrix cannot be inverted.
 
     Raises:
-      ValueError: As for `example_gradients`; a projection of None; `features` of other shapes.
+      ValueError: As for `example_gradients`; a projection of None; `features` of other shapes, or
+        of another first example.
 
     Example:
       >>> w, train = jnp.zeros((1, 2)), (jnp.array([[1.0], [2.0]]), jnp.array([0, 1]))
@@ -117,6 +119,12 @@ def trak(
         size = chunk_size or default_chunk(params, model.places)
         call = compiled(_trak, (params, train, test, key), params)
         drawn = jax.random.fold_in(key, number)
+        if features is not None:
+            first = jax.tree.map(lambda a: a[:1], train)
+            again = compiled(_features, (params, first, drawn), params)
+            _check_first(
+                who, number, stored[number], again(model, projection, dim, params, first, drawn)
+            )
         given = params, train, test, drawn, damping, stored[number]
         found, unsure = call(model, projection, dim, size, *given)
         scores, weights = scores + found, weights + unsure
@@ -129,12 +137,35 @@ def _stored(who, features, num_checkpoints, num_examples, dim):
     if features is None:
         return [None] * num_checkpoints
     if [one.shape for one in features] != [(num_examples, dim)] * num_checkpoints:
+        came = ", ".join(str(one.shape) for one in features[:4])
         raise ValueError(
-            f"{who}: features must be [{num_examples}, {dim}], N examples by dim, for each of the "
-            f"{num_checkpoints} checkpoints; got {', '.join(str(one.shape) for one in features)}. "
-            "Store them with the same dim."
+            f"{who}: features must be a list of [{num_examples}, {dim}], N examples by dim, for "
+            f"each of the {num_checkpoints} checkpoints; got {came}"
+            f"{', ...' * (len(features) > 4)}. Store them with the same dim."
         )
     return features
+
+
+def _features(
+    model: Model, projection: Projection, dim: int, params: Any, rows: Any, key: Any
+) -> jax.Array:
+    feature = feature_of(model, params, projection, dim, key)
+    return over_rows(lambda row: feature(row)[0], rows, num_rows(rows))
+
+
+def _check_first(who: str, number: int, stored: Any, made: Any) -> None:
+    """Refuses stored features that are not of these params, key, loss and projection."""
+    if isinstance(stored, Tracer) or isinstance(made, Tracer):
+        return
+    theirs, ours = np.asarray(stored[0], np.float64), np.asarray(made[0], np.float64)
+    length = np.linalg.norm(theirs) * np.linalg.norm(ours)
+    if length and not theirs @ ours > 0.98 * length:  # of 8 bits each they are 0.999
+        raise ValueError(
+            f"{who}: features must be the training examples' own; those of the first one, for "
+            f"checkpoint {number}, have a cosine of {theirs @ ours / length:.2f} with them. Make "
+            f"them with loss=jaxviz.parts.losses.margin, key=jax.random.fold_in(key, {number}), "
+            "and the same projection, dim and layers."
+        )
 
 
 def _trak(

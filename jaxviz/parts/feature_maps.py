@@ -12,7 +12,7 @@ from jaxviz.calls.models import batch_or_shapes, own_or_told
 from jaxviz.calls.options import described
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target
-from jaxviz.engine.copies import at_least_float32, outputs_of
+from jaxviz.engine.copies import at_least_float32, is_floating, outputs_of
 from jaxviz.graph.axes import axes
 from jaxviz.graph.axis_labels import Tokens
 from jaxviz.graph.held import hold
@@ -140,7 +140,7 @@ def default_layer(apply_fn: Callable, params: Any, x: Any) -> str:
 
 def last_spatial_layer(name: str, apply_fn: Callable, params: Any, x: Any) -> str:
     """`default_layer` for the method `name`."""
-    shape, rank = jnp.shape(_pictured(x)), _rank(x)
+    shape, rank = _shape(x), _rank(x)
     traced = trace(apply_fn, params, x)
     all_rows = _rows_read(traced, x)
     found = [row.layer for row in all_rows]
@@ -211,9 +211,8 @@ def _rows_read(traced: Traced, x: Any) -> list[Row]:
     """The layers that the image reaches, but for those that outputs do not read, whose maps would
     be zero, and those that hand on another's, by whose name nobody knows it."""
     live, found = used(traced), rows(traced)
-    if len(leaves := jax.tree.leaves(x)) > 1:  # the words beside an image have their own layers
-        at = next(i for i, leaf in enumerate(leaves) if leaf is _pictured(x))
-        live &= reached(traced.program, [jax.tree.leaves(traced.x)[at]])
+    if len(inputs := jax.tree.leaves(traced.x)) > 1:  # words beside an image have their own layers
+        live &= reached(traced.program, [inputs[i] for i in pictured(x)])
     own = [row for row in found if not row.idle] or found
     return [row for row in own if row.value in live or not row.layer.can_cut]
 
@@ -244,13 +243,22 @@ def _weighs_tokens(found: Sequence[Layer], i: int) -> bool:
     return kind == "matmul" or (kind == "softmax" and "matmul" in near)
 
 
-def _pictured(x: Any) -> Any:
-    """The leaf that maps lie on: of an image beside its caption's ids, or ages, the image."""
-    return max(jax.tree.leaves(x), key=jnp.ndim)
+def pictured(x: Any) -> list[int]:
+    """The leaves of x that maps lie on: of an image beside its caption's ids, or ages, the image.
+
+    Those of most axes; where some of these are floating, they alone, as they are explained.
+    """
+    leaves = jax.tree.leaves(x)
+    most = [i for i, leaf in enumerate(leaves) if jnp.ndim(leaf) == max(map(jnp.ndim, leaves))]
+    return [i for i in most if is_floating(leaves[i])] or most
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return jnp.shape(jax.tree.leaves(x)[pictured(x)[0]])
 
 
 def _rank(x: Any) -> int:
-    return jnp.ndim(_pictured(x))
+    return len(_shape(x))
 
 
 def _shape_of_maps(layer: Layer, rank: int) -> tuple[int, ...]:
@@ -291,7 +299,7 @@ def resized(name: str, a: jax.Array, x: Any, resize: Resize) -> jax.Array:
         return a
     if resize is True:
         leaves = jax.tree.leaves(x)
-        sizes = {jnp.shape(leaf)[1:-1] for leaf in leaves if jnp.ndim(leaf) == _rank(x)}
+        sizes = {jnp.shape(leaves[i])[1:-1] for i in pictured(x)}
         size = sizes.pop() if len(sizes) == 1 else ()
     else:
         size = tuple(resize)

@@ -195,6 +195,9 @@ def test_classes_of_a_folder_are_told_by_name(tmp_path):
     np.testing.assert_array_equal(told("folder:x", "0", "1", "2"), labels)
     assert told("folder:x", "0", "1", "2", "3") is None  # which three of the four?
     assert told("folder:x", "cat", "dog", "fox") is None
+    numbers = tuple(map(str, range(11)))  # a folder has "10" ahead of "2"
+    found = data.Dataset(np.zeros((11, 2, 2, 3)), np.arange(11), tuple(sorted(numbers)))
+    assert told("folder:x", *numbers).tolist() == [int(name) for name in sorted(numbers)]
     assert run_tools.first_of("folder:x", labels, 4).tolist() == [0, 1, 5, 7]
     assert run_tools.first_of("folder:x", labels, 8).tolist() == [0, 1, 2, 5, 6, 7, 8, 9]
     assert run_tools.first_of("folder:x", labels, None).tolist() == list(range(10))

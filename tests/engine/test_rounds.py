@@ -12,7 +12,7 @@ from jaxviz.attribution.sensitivity import dependence
 from jaxviz.attribution.smooth import _variance
 from jaxviz.engine import rounds
 from jaxviz.engine.copies import running_sum
-from jaxviz.engine.rounds import ROUND, Moments, in_rounds, mean_until, moments
+from jaxviz.engine.rounds import ROUND, Moments, error_shares, in_rounds, mean_until, moments
 from jaxviz.engine.shares import traced_with
 from jaxviz.parts import designs
 
@@ -312,3 +312,9 @@ def test_the_error_of_a_variance_is_its_spread():
     values, shares = map(np.asarray, jax.jit(all_of)(draws))  # of one number a share is of itself
     np.testing.assert_allclose(values, draws[..., 0, 0].var(1), rtol=1e-3)
     np.testing.assert_allclose((values * shares).mean(), values.std(), rtol=0.15)
+
+
+def test_what_is_missed_of_next_to_nothing_is_measured_by_the_values():
+    values, errors = jnp.array([[1.0, -1.0], [1.0, 3.0]]), jnp.zeros((2, 2))
+    shares = error_shares(values, errors, gained=jnp.array([0.004, 5.0]))
+    np.testing.assert_allclose(shares, [0.2, 0.2], rtol=1e-6)

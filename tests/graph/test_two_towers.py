@@ -80,3 +80,57 @@ def test_maps_of_the_image_need_no_layer_named():
     found = jaxviz.grad_cam(NET.apply, PARAMS, X, 1)
     expected = jaxviz.grad_cam(alone, of("image"), X["pixels"], 1)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def normal(i, *shape):
+    return jax.random.normal(jax.random.fold_in(jax.random.key(2), i), shape)
+
+
+def tower(w, h):
+    return jax.lax.scan(lambda h, w: (nn.relu(h @ w) + h, None), h, w)[0]
+
+
+@pytest.mark.parametrize("ids_first", [True, False])
+def test_scans_over_layers_of_both_have_their_own_numbers(ids_first):
+    """A rule by name reaches the layer that `layers` calls so, whichever scan comes first."""
+    given = {"t": normal(1, 3, 4, 4), "i": normal(2, 3, 4, 4), "e": normal(4, 9, 4)}
+    given |= {"o": normal(3, 8, 3)}
+    x = {"ids": jnp.array([1, 2]), "numbers": normal(7, 2, 4)}
+
+    def net(params, x):
+        words = lambda: tower(params["t"], params["e"][x["ids"]])
+        numbers = lambda: tower(params["i"], x["numbers"])
+        first = (words(), numbers()) if ids_first else (numbers(), words())[::-1]
+        return jnp.concatenate(first, -1) @ params["o"]
+
+    gamma = jaxviz.rules.lrp.gamma(3.0)
+    number = 1 if ids_first else 0
+    found = jaxviz.lrp(net, given, x, 1, rules={f"scan_{number}[2]/dense_0": gamma})["numbers"]
+    alone = lambda params, numbers: net(params, {"ids": x["ids"], "numbers": numbers})
+    expected = jaxviz.lrp(alone, given, x["numbers"], 1, rules={"scan_0[2]/dense_0": gamma})
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if ids_first:
+        told = jaxviz.lrp_conservation(net, given, x, 1).layers
+        assert "scan_1[2]/dense_0" in told
+        assert not [name for name in told if name.startswith("scan_0")]
+
+
+def conv(x, w):
+    x = x.astype("float32")
+    names = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=names)
+    return nn.relu(x).mean((1, 2))
+
+
+@pytest.mark.parametrize("name", ["classes", "z"])  # ahead of the image and behind it
+def test_maps_are_of_the_image_and_not_of_whole_numbers_beside_it(name):
+    given = {"i": normal(1, 3, 3, 3, 4), "s": normal(2, 3, 3, 1, 4), "o": normal(3, 8, 3)}
+    x = {name: jnp.ones((2, 6, 6, 1), int), "image": normal(4, 2, 6, 6, 3)}
+
+    def net(params, x):
+        both = conv(x[name], params["s"]), conv(x["image"], params["i"])
+        return jnp.concatenate(both, -1) @ params["o"]
+
+    assert jaxviz.default_layer(net, given, x) == "conv_1"
+    assert np.ptp(jaxviz.grad_cam(net, given, x, 1, relu=False)) > 0
+    assert jaxviz.full_grad(net, given, x, 1).shape == (2, 6, 6)

@@ -71,9 +71,13 @@ def test_trak_of_features_that_a_sweep_has_stored(tmp_path):
     found = INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=small, **options)
     np.testing.assert_allclose(found, made, atol=0.05 * np.abs(made).max())
     with pytest.raises(
-        ValueError, match=r"features must be \[9, 5\].* 2 checkpoints; got \(9, 5\)"
+        ValueError, match=r"features must be a list of \[9, 5\].* 2 checkpoints; got \(9, 5\)"
     ):
         INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=stored[:1], **options)
+    with pytest.raises(
+        ValueError, match=r"^trak: features must be .* own; .* checkpoint 0, have a c"
+    ):
+        INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=stored[::-1], **options)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
