@@ -12,6 +12,7 @@ through the operations that move it (`moved`). A parameter that is read in any o
 loop over time or as an embedding beside a weight, belongs to no layer here.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -23,10 +24,12 @@ import numpy as np
 
 from jaxviz.engine.copies import wide
 from jaxviz.graph.interpreter import Node, Program, Scalar, run_node
+from jaxviz.graph.rewrite import replacements
 from jaxviz.graph.split import environment
 from jaxviz.graph.trace import Traced, trace
 from jaxviz.influence.moved import moved
 from jaxviz.influence.parameters import leaf_names
+from jaxviz.rules.fast import fast
 
 
 class Use(NamedTuple):
@@ -325,12 +328,14 @@ def read(plan: Plan, params: Any, x: Any) -> Read:
     shapes = {key: program.avals[use.node.outputs[0]] for key, use in uses.items()}
     probes = {key: jnp.zeros(aval.shape, aval.dtype) for key, aval in shapes.items()}
     rest = {place: leaves[place] for place in plan.rest}
+    # What XLA pulls back badly, in loops over examples above all.
+    quick = replacements(dataclasses.replace(program, nodes=tuple(plan.nodes)), fast, {})
 
     def run(probes, rest):
         given = [rest.get(i, leaf) for i, leaf in enumerate(leaves)]
         env, seen = environment(program, [*given, *inputs]), {}
-        for node in plan.nodes:
-            run_node(node, env)
+        for position, node in enumerate(plan.nodes):
+            run_node(node, env, quick.get(position))
             if id(node) in probes:
                 seen[id(node)] = env[uses[id(node)].value]
                 env[node.outputs[0]] = env[node.outputs[0]] + probes[id(node)]
