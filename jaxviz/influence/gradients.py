@@ -12,6 +12,7 @@ from jaxviz.calls.options import Check, several, text, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import program, same_when_batched, under_trace
+from jaxviz.engine.copies import wide
 from jaxviz.influence.examples import (
     Model,
     batch_of_one,
@@ -21,7 +22,7 @@ from jaxviz.influence.examples import (
     over_rows,
     prepared,
 )
-from jaxviz.influence.layered import leaf_gradients, plan_of, read, weight_gradients
+from jaxviz.influence.layered import Plan, leaf_gradients, plan_of, read, weight_gradients
 from jaxviz.influence.parameters import replaced, taken
 from jaxviz.influence.projections import Projection, projected
 from jaxviz.parts.losses import cross_entropy
@@ -63,7 +64,7 @@ def example_gradients(
     *,
     loss: Callable = cross_entropy,
     layers: Sequence[str] | None = None,
-    projection: Projection = None,
+    projection: Projection | Literal["lo_gra"] = None,
     dim: int | None = None,
     key: jax.Array | None = None,
     chunk_size: int | None = None,
@@ -91,8 +92,11 @@ def example_gradients(
       layers: Beginnings of paths in the tree of params, `["conv1", "block2/dense"]`; "params/" may
         be left out. None is all.
       projection: "rademacher": P of signs over sqrt(dim), `P * dim` operations an example for P
-        parameters. "sjlt": a sparse sign and place for each parameter, `P` operations. None: whole.
-      dim: Numbers an example is projected to; with `projection` alone.
+        parameters. "sjlt": a sparse sign and place for each parameter, `P` operations. "lo_gra":
+        each layer's inputs and outputs apart, as `lo_gra` reads them; what is in no layer is left
+        out. None: whole.
+      dim: Numbers an example is projected to, with `projection` alone; of "lo_gra" its rank, the
+        directions of a layer's inputs, and of its outputs: `dim**2` numbers a layer at most.
       key: PRNG key of the projection: same key, same P, whatever examples, chunks, `layers`.
       chunk_size: Examples whose gradients are alive at once; None goes by the parameters' number.
       dtype: What is kept: "float32", "bfloat16", or "int8" with a scale an example (error at most
@@ -119,13 +123,15 @@ def example_gradients(
     check_rows(who, "y", x, y)
     key = check_projection(who, projection, dim, key)
     model, params = prepared(who, apply_fn, params, {"y": (x, y)}, loss, layers)
+    if projection == "lo_gra":
+        planned(who, model, params, (x, y))
     chunk_size = chunk_size or default_chunk(params, model.places)
     call = compiled(_example_gradients, (params, x, y, key), params)
     return call(model, projection, dim, chunk_size, dtype, params, x, y, key)
 
 
 def check_projection(
-    who: str, projection: Projection, dim: int | None, key: jax.Array | None
+    who: str, projection: str | None, dim: int | None, key: jax.Array | None
 ) -> jax.Array | None:
     """Refuses a projection without its length and key; returns a key for any batch."""
     if projection is None:
@@ -152,7 +158,7 @@ def compiled(function: Callable, given: Any, params: Any) -> Callable:
 
 def _example_gradients(
     model: Model,
-    projection: Projection,
+    projection: Projection | Literal["lo_gra"],
     dim: int | None,
     chunk_size: int,
     dtype: str,
@@ -161,7 +167,11 @@ def _example_gradients(
     y: Any,
     key: Any,
 ) -> ExampleGradients:
-    one = feature_of(model, params, projection, dim, key)
+    if projection == "lo_gra":
+        assert dim is not None
+        one = lambda row: layer_features(model, params, row, dim, key)
+    else:
+        one = feature_of(model, params, projection, dim, key)
 
     def kept(row):
         whole = jnp.concatenate([part.astype(jnp.float32) for part in one(row)])
@@ -187,6 +197,43 @@ def feature_of(
         return projected(gradient(model, params, row), model.places, projection, dim, key)
 
     return feature
+
+
+def planned(who: str, model: Model, params: Any, train: Any) -> Plan:
+    """The layers of a model; refused where there is none."""
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), train)
+    plan = plan_of(model.apply_fn, params, one[0], model.places)
+    if not plan.layers:
+        raise ValueError(
+            f"{who}: apply_fn must have a dense layer or a convolution that reads params (layers); "
+            "none is recognised. Take `influence`, which knows no layers."
+        )
+    return plan
+
+
+def layer_features(model: Model, params: Any, row: Any, rank: int, key: Any) -> list[jax.Array]:
+    """One example's gradient by each layer's weight, its inputs and outputs projected apart.
+
+    (A P)^T (G Q) of what goes in, A, and of what comes back, G, flat: no gradient is ever whole.
+    """
+    x, y = row
+    plan = plan_of(model.apply_fn, params, x, model.places)
+
+    def drawn(number, size, dtype):
+        if size <= rank:
+            return jnp.eye(size, dtype=dtype)
+        one = jax.random.fold_in(key, number)
+        return jax.random.normal(one, (size, rank), dtype) / jnp.sqrt(jnp.asarray(rank, dtype))
+
+    seen = read(plan, params, x)
+    back = seen.pull(output_gradient(model, seen.outputs, y))[0]
+    found = []
+    for i, (a, g) in enumerate(zip(seen.inputs, back, strict=True)):
+        a, g = wide((a, g))
+        a = a @ drawn(2 * i, a.shape[-1], a.dtype)
+        g = g @ drawn(2 * i + 1, g.shape[-1], g.dtype)
+        found.append(jnp.einsum("bpi,bpo->bio", a, g).reshape(-1))
+    return found
 
 
 def gradient(model: Model, params: Any, row: Any) -> list[jax.Array]:

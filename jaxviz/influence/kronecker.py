@@ -21,8 +21,8 @@ from jaxviz.influence.examples import (
     pair,
     prepared,
 )
-from jaxviz.influence.gradients import LAYERS, compiled, output_gradient
-from jaxviz.influence.layered import Plan, plan_of, read, weight_gradients
+from jaxviz.influence.gradients import LAYERS, compiled, output_gradient, planned
+from jaxviz.influence.layered import plan_of, read, weight_gradients
 from jaxviz.parts.losses import cross_entropy
 
 
@@ -167,18 +167,6 @@ def _fitted(who, model, params, train, curvature, key, chunk_size) -> KroneckerF
     chunk_size = chunk_size or default_chunk(params, model.places)
     call = compiled(_factors, (params, train, key), params)
     return KroneckerFactors(*call(model, curvature, chunk_size, params, train, key))
-
-
-def planned(who: str, model: Model, params: Any, train: Any) -> Plan:
-    """The layers of a model; refused where there is none."""
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), train)
-    plan = plan_of(model.apply_fn, params, one[0], model.places)
-    if not plan.layers:
-        raise ValueError(
-            f"{who}: apply_fn must have a dense layer or a convolution that reads params (layers); "
-            "none is recognised. Take `influence`, which knows no layers."
-        )
-    return plan
 
 
 def _check_factors(who, plan, factors):

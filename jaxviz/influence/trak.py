@@ -12,7 +12,6 @@ from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.options import maybe, real, several, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import same_when_batched
-from jaxviz.engine.copies import wide
 from jaxviz.influence.examples import (
     Model,
     batch_of_one,
@@ -26,10 +25,9 @@ from jaxviz.influence.gradients import (
     LAYERS,
     compiled,
     feature_of,
-    output_gradient,
+    layer_features,
+    planned,
 )
-from jaxviz.influence.kronecker import planned
-from jaxviz.influence.layered import plan_of, read
 from jaxviz.influence.projections import Projection
 from jaxviz.influence.trac_in import checkpoint_list
 from jaxviz.parts.losses import cross_entropy, margin, probability
@@ -122,9 +120,12 @@ def trak(
         if features is not None:
             first = jax.tree.map(lambda a: a[:1], train)
             again = compiled(_features, (params, first, drawn), params)
-            _check_first(
-                who, number, stored[number], again(model, projection, dim, params, first, drawn)
+            made = again(model, projection, dim, params, first, drawn)
+            told = (
+                f"loss=jaxviz.parts.losses.margin, key=jax.random.fold_in(key, {number}), and the "
+                "same projection, dim and layers"
             )
+            _check_first(who, f", for checkpoint {number},", stored[number], made, told)
         given = params, train, test, drawn, damping, stored[number]
         found, unsure = call(model, projection, dim, size, *given)
         scores, weights = scores + found, weights + unsure
@@ -153,7 +154,12 @@ def _features(
     return over_rows(lambda row: feature(row)[0], rows, num_rows(rows))
 
 
-def _check_first(who: str, number: int, stored: Any, made: Any) -> None:
+def _layer_features(model: Model, rank: int, params: Any, rows: Any, key: Any) -> jax.Array:
+    feature = lambda row: jnp.concatenate(layer_features(model, params, row, rank, key))
+    return over_rows(feature, rows, num_rows(rows))
+
+
+def _check_first(who: str, which: str, stored: Any, made: Any, told: str) -> None:
     """Refuses stored features that are not of these params, key, loss and projection."""
     if isinstance(stored, Tracer) or isinstance(made, Tracer):
         return
@@ -161,10 +167,8 @@ def _check_first(who: str, number: int, stored: Any, made: Any) -> None:
     length = np.linalg.norm(theirs) * np.linalg.norm(ours)
     if length and not theirs @ ours > 0.98 * length:  # of 8 bits each they are 0.999
         raise ValueError(
-            f"{who}: features must be the training examples' own; those of the first one, for "
-            f"checkpoint {number}, have a cosine of {theirs @ ours / length:.2f} with them. Make "
-            f"them with loss=jaxviz.parts.losses.margin, key=jax.random.fold_in(key, {number}), "
-            "and the same projection, dim and layers."
+            f"{who}: features must be the training examples' own; those of the first one{which} "
+            f"have a cosine of {theirs @ ours / length:.2f} with them. Make them with {told}."
         )
 
 
@@ -194,7 +198,14 @@ def _trak(
     return (features @ solved).T, over_rows(unsure, train, chunk_size)
 
 
-@public(train=pair, test=pair, layers=LAYERS, rank=whole(1), damping=maybe(real(0)))
+@public(
+    train=pair,
+    test=pair,
+    layers=LAYERS,
+    rank=whole(1),
+    damping=maybe(real(0)),
+    features=maybe(_feature),
+)
 def lo_gra(
     apply_fn: Callable,
     params: Any,
@@ -206,6 +217,7 @@ def lo_gra(
     damping: float | None = None,
     loss: Callable = cross_entropy,
     layers: Sequence[str] | None = None,
+    features: Any = None,
     chunk_size: int | None = None,
 ) -> jax.Array:
     """Influence in a space of `rank**2` numbers a layer, in which no gradient is ever whole: higher
@@ -226,6 +238,9 @@ def lo_gra(
       damping: Added to the diagonal of F; None is 0.1 of its mean in each layer.
       loss: `(outputs, labels) -> [N]`. Softmax cross-entropy of logits `[N, K]` in nats.
       layers: Beginnings of paths in the tree of params; None is all. Layers are those of `ek_fac`.
+      features: The training examples' own, where they are stored already: `[N, D]`, as
+        `example_gradients` or a sweep of it gives them for `projection="lo_gra"`, `dim=rank` and
+        the same key, loss and layers, in any dtype. None: they are made here.
       chunk_size: Examples whose gradients are alive at once; None goes by the parameters' number.
 
     Returns:
@@ -251,8 +266,19 @@ def lo_gra(
     planned(who, model, params, train)
     key = same_when_batched(key)
     chunk_size = chunk_size or default_chunk(params, model.places)
+    if features is not None:
+        first = jax.tree.map(lambda a: a[:1], train)
+        again = compiled(_layer_features, (params, first, key), params)
+        made = again(model, rank, params, first, key)
+        if features.shape != (num_rows(train), made.shape[1]):
+            raise ValueError(
+                f"{who}: features must be [{num_rows(train)}, {made.shape[1]}], N examples by the "
+                f"layers' numbers of this rank; got {features.shape}. Store them with dim={rank}."
+            )
+        told = f'projection="lo_gra", dim={rank} and the same loss, key, params and layers'
+        _check_first(who, "", features, made, told)
     call = compiled(_lo_gra, (params, train, test, key), params)
-    return call(model, rank, chunk_size, params, train, test, key, damping)
+    return call(model, rank, chunk_size, params, train, test, key, damping, features)
 
 
 def _lo_gra(
@@ -264,28 +290,14 @@ def _lo_gra(
     test: Any,
     key: Any,
     damping: Any,
+    features: Any,
 ) -> jax.Array:
-    plan = plan_of(model.apply_fn, params, jax.tree.map(lambda a: a[0], train[0]), model.places)
-
-    def drawn(number, size, dtype):
-        if size <= rank:
-            return jnp.eye(size, dtype=dtype)
-        one = jax.random.fold_in(key, number)
-        return jax.random.normal(one, (size, rank), dtype) / jnp.sqrt(jnp.asarray(rank, dtype))
-
-    def feature(row):
-        x, y = row
-        seen = read(plan, params, x)
-        back = seen.pull(output_gradient(model, seen.outputs, y))[0]
-        found = []
-        for i, (a, g) in enumerate(zip(seen.inputs, back, strict=True)):
-            a, g = wide((a, g))
-            a = a @ drawn(2 * i, a.shape[-1], a.dtype)
-            g = g @ drawn(2 * i + 1, g.shape[-1], g.dtype)
-            found.append(jnp.einsum("bpi,bpo->bio", a, g).reshape(-1))
-        return found
-
-    trains, tests = (over_rows(feature, rows, chunk_size) for rows in (train, test))
+    feature = lambda row: layer_features(model, params, row, rank, key)
+    tests = over_rows(feature, test, chunk_size)
+    if features is None:
+        trains = over_rows(feature, train, chunk_size)
+    else:
+        trains = jnp.split(features, np.cumsum([a.shape[1] for a in tests])[:-1], axis=1)
     count = num_rows(train)
 
     def scores(a, b):

@@ -80,6 +80,28 @@ def test_trak_of_features_that_a_sweep_has_stored(tmp_path):
         INF.trak(net, nets, (X, Y), (X[:2], Y[:2]), features=stored[::-1], **options)
 
 
+def test_lo_gra_of_features_that_a_sweep_has_stored(tmp_path):
+    weights = {"a": jnp.asarray(np.tile(W[0], (1, 2))), "b": jnp.asarray(W[1][:, :3].T @ W[1])}
+    weights["b"] = jnp.tile(weights["b"], (2, 1))
+    two = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]
+    key, data, test = jax.random.key(5), (X, Y.astype(np.int32)), (X[:2], Y[:2])
+    made = INF.lo_gra(two, weights, data, test, key=key, rank=2)
+    drawn = {"projection": "lo_gra", "dim": 2, "key": key}
+    method = functools.partial(INF.example_gradients, **drawn)
+    there = {"target": "label", "out": tmp_path / "a", "progress": False}
+    stored = jv.sweep(method, two, weights, data, **there).maps["example_gradients.values"]
+    assert stored.shape == (9, 8)  # two layers, two directions in and two out
+    found = INF.lo_gra(two, weights, data, test, key=key, rank=2, features=stored)
+    np.testing.assert_allclose(found, made, rtol=1e-5, atol=1e-6)
+    small = method(two, weights, X, Y, dtype="int8")
+    found = INF.lo_gra(two, weights, data, test, key=key, rank=2, features=small)
+    np.testing.assert_allclose(found, made, atol=0.05 * np.abs(made).max())
+    with pytest.raises(ValueError, match=r"^lo_gra: features must be \[9, 18\], .* got \(9, 8\)"):
+        INF.lo_gra(two, weights, data, test, key=key, rank=3, features=stored)
+    with pytest.raises(ValueError, match=r"^lo_gra: features must be the training examples' own;"):
+        INF.lo_gra(two, weights, data, test, key=jax.random.key(6), rank=2, features=stored)
+
+
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_shapley_values_of_neighbours_are_those_of_all_coalitions(k):
     x, y, at, label = X[:5], np.array([0, 1, 0, 0, 1]), X[5:7], np.array([0, 1])
