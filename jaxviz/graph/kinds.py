@@ -32,12 +32,12 @@ from jaxviz.graph.regions import (
     primitive_of as primitive_of,
 )
 
-# Primitives that carry another name in the field.
 # Primitives that leave every number of an array where it is.
 SAME_PLACE = frozenset(
     "convert_element_type copy copy_p name optimization_barrier reduce_precision"
     " sharding_constraint".split()
 )
+# Primitives that carry another name in the field.
 _PRIMITIVES = {
     "conv_general_dilated": "conv",
     "reduce_window_max": "max_pool",
