@@ -318,11 +318,13 @@ def first_of(name: str, labels: np.ndarray, count: int | None) -> np.ndarray:
 
     Of a folder, whose pictures lie class by class, the first of each class, then the second.
     """
-    every = np.arange(len(labels))
     if not name.startswith(FOLDER):
-        return every[:count]
-    turn = np.array([(labels[:i] == label).sum() for i, label in enumerate(labels)], int)
-    return np.sort(np.lexsort((every, turn))[:count])
+        return np.arange(len(labels))[:count]
+    # Which of its class each is.
+    turn = np.empty(len(labels), int)
+    sizes = np.unique(labels, return_counts=True)[1]
+    turn[np.argsort(labels, kind="stable")] = np.concatenate([np.arange(n) for n in sizes])
+    return np.sort(np.argsort(turn, kind="stable")[:count])
 
 
 def over_whole_set(run: Run, target: str | None, batch_size: int, seed: int) -> dict[str, Any]:

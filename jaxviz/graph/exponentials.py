@@ -83,12 +83,10 @@ class Search:
         self.leaving: list[tuple[frozenset[int], Node, Part]] = []
         self.added: list[tuple[frozenset[int], Node, Value]] = []
         self.log_sums: dict[Value, tuple[frozenset[int], Node]] = {}  # with the maximum added back
-        self.signs: set[Value] = (
-            set()
-        )  # whether a sum is below zero, of which there is no logarithm
-        self.distances: list[
-            tuple[frozenset[int], Node, Node | None, Value]
-        ] = []  # from one of those
+        # Whether a sum is below zero, of which there is no logarithm.
+        self.signs: set[Value] = set()
+        # From one of those log-sum-exps.
+        self.distances: list[tuple[frozenset[int], Node, Node | None, Value]] = []
         self.broken: set[int] = set()
         for node in self.nodes:
             self.follow(node)

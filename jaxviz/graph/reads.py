@@ -46,7 +46,8 @@ def readers(traced: Traced, last: bool = False) -> tuple[Reader, ...]:
     """The layers that read trained parameters, in the order in which they run.
 
     Args:
-      traced: A model, flat: scans over layers are written out turn by turn.
+      traced: A model, flat and whole, as `trace` gives it: scans over layers are written out
+        turn by turn, and all of x moves.
       last: Whether parameters that several layers read (one layer run twice, an embedding that also
         makes the logits) are counted as the last one's, and not as the first one's.
 
@@ -64,7 +65,7 @@ def readers(traced: Traced, last: bool = False) -> tuple[Reader, ...]:
             ndim = len(traced.program.avals[value].shape)
             views[value] = (number, tuple(range(ndim)))
     names = operation_names(traced)
-    moving = set(jax.tree.leaves(traced.x)) | traced.program.depends
+    moving = set(traced.program.depends)
     reads = list(_reads(traced.program, parts, views, moving, names))
     whole = {part.leaf for read in reads for part in read.parts if part.axis is None}
     whole |= {part.leaf for part in _twice_cut(reads)}

@@ -54,8 +54,8 @@ def names_of_twins(traced: Traced, names: Mapping[int, str]) -> dict[int, str]:
     for number, keys in parts.items():
         chains: list[tuple[Any, ...]] = [around.get(key, ()) for key in keys]
         shared = set.intersection(*({id(node) for node in chain} for chain in chains))
-        near = next((n for n in reversed(chains[-1]) if id(n) in shared), None)
-        near = near or next(iter(chains[-1][::-1]), None)
+        last = chains[-1][::-1]  # where nothing is around all, the last operation stands for them
+        near = next((node for node in last if id(node) in shared), *last[:1] or [None])
         if near is not None and id(near) in names:
             found[number] = names[id(near)]
     return found

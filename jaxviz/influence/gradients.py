@@ -167,11 +167,7 @@ def _example_gradients(
     y: Any,
     key: Any,
 ) -> ExampleGradients:
-    if projection == "lo_gra":
-        assert dim is not None
-        one = lambda row: layer_features(model, params, row, dim, key)
-    else:
-        one = feature_of(model, params, projection, dim, key)
+    one = feature_of(model, params, projection, dim, key)
 
     def kept(row):
         whole = jnp.concatenate([part.astype(jnp.float32) for part in one(row)])
@@ -184,14 +180,32 @@ def _example_gradients(
     return over_rows(kept, (x, y), chunk_size)
 
 
+def first_gradient(
+    model: Model,
+    projection: Projection | Literal["lo_gra"],
+    dim: int,
+    params: Any,
+    rows: Any,
+    key: Any,
+) -> jax.Array:
+    """`[1, D]`: what `example_gradients` gives of the first example."""
+    x, y = jax.tree.map(lambda a: a[:1], rows)
+    call = compiled(_example_gradients, (params, x, y, key), params)
+    return call(model, projection, dim, 1, "float32", params, x, y, key).values
+
+
 def feature_of(
     model: Model,
     params: Any,
-    projection: Projection = None,
+    projection: Projection | Literal["lo_gra"] = None,
     dim: int | None = None,
     key: Any = None,
 ) -> Callable[[Any], list[jax.Array]]:
-    """From one example and its label to its gradient: a vector a leaf, or one of all, projected."""
+    """From one example and its label to its gradient: a vector a leaf, or one of all, projected;
+    of "lo_gra" one a layer."""
+    if projection == "lo_gra":
+        assert dim is not None
+        return lambda row: layer_features(model, params, row, dim, key)
 
     def feature(row):
         return projected(gradient(model, params, row), model.places, projection, dim, key)

@@ -10,7 +10,7 @@ from jaxviz.calls.options import instance, maybe, real
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import same_when_batched
-from jaxviz.engine.copies import wide
+from jaxviz.engine.copies import wide, zeros_of
 from jaxviz.influence.curvature import Squares, cotangents
 from jaxviz.influence.examples import (
     Model,
@@ -210,8 +210,7 @@ def _factors(
             return jax.tree.map(jnp.add, total, of_chunk(part)), None
 
         parts = chunks(rows, min(chunk_size, count))
-        shapes = jax.eval_shape(of_chunk, jax.tree.map(lambda a: a[0], parts))
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        zeros = zeros_of(of_chunk, jax.tree.map(lambda a: a[0], parts))
         total = jax.lax.scan(add, zeros, parts)[0]
         return jax.tree.map(lambda a: a / count, total)
 

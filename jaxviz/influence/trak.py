@@ -25,6 +25,7 @@ from jaxviz.influence.gradients import (
     LAYERS,
     compiled,
     feature_of,
+    first_gradient,
     layer_features,
     planned,
 )
@@ -118,9 +119,7 @@ def trak(
         call = compiled(_trak, (params, train, test, key), params)
         drawn = jax.random.fold_in(key, number)
         if features is not None:
-            first = jax.tree.map(lambda a: a[:1], train)
-            again = compiled(_features, (params, first, drawn), params)
-            made = again(model, projection, dim, params, first, drawn)
+            made = first_gradient(model, projection, dim, params, train, drawn)
             told = (
                 f"loss=jaxviz.parts.losses.margin, key=jax.random.fold_in(key, {number}), and the "
                 "same projection, dim and layers"
@@ -145,18 +144,6 @@ def _stored(who, features, num_checkpoints, num_examples, dim):
             f"{', ...' * (len(features) > 4)}. Store them with the same dim."
         )
     return features
-
-
-def _features(
-    model: Model, projection: Projection, dim: int, params: Any, rows: Any, key: Any
-) -> jax.Array:
-    feature = feature_of(model, params, projection, dim, key)
-    return over_rows(lambda row: feature(row)[0], rows, num_rows(rows))
-
-
-def _layer_features(model: Model, rank: int, params: Any, rows: Any, key: Any) -> jax.Array:
-    feature = lambda row: jnp.concatenate(layer_features(model, params, row, rank, key))
-    return over_rows(feature, rows, num_rows(rows))
 
 
 def _check_first(who: str, which: str, stored: Any, made: Any, told: str) -> None:
@@ -267,9 +254,7 @@ def lo_gra(
     key = same_when_batched(key)
     chunk_size = chunk_size or default_chunk(params, model.places)
     if features is not None:
-        first = jax.tree.map(lambda a: a[:1], train)
-        again = compiled(_layer_features, (params, first, key), params)
-        made = again(model, rank, params, first, key)
+        made = first_gradient(model, "lo_gra", rank, params, train, key)
         if features.shape != (num_rows(train), made.shape[1]):
             raise ValueError(
                 f"{who}: features must be [{num_rows(train)}, {made.shape[1]}], N examples by the "

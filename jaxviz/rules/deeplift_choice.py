@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op
-from jaxviz.rules.deeplift_integers import counted, number
+from jaxviz.rules.deeplift_integers import counted, known, number
 from jaxviz.rules.deeplift_order import extreme
 from jaxviz.rules.differences import (
     along,
@@ -41,7 +41,7 @@ def compared(op: Op) -> Callable | None:
     if all(jnp.issubdtype(a.dtype, jnp.integer) for a in op.inputs):
 
         def replaced(*inputs):
-            if not _known(inputs):
+            if not known(inputs):
                 return *(op.evaluate(*column(inputs, k)) for k in (0, 1)), None
             return _stepped(op, inputs, *map(number, _both(op, inputs)))
 
@@ -59,7 +59,7 @@ def _both(op: Op, inputs: Any) -> list[Any]:
 def _stepped(op: Op, inputs: Any, left: Any, right: Any) -> tuple:
     """A truth value that changes where left - right crosses zero."""
     here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
-    crossed = _number(here) - _number(there)
+    crossed = number(here) - number(there)
     (over, _), (under, _) = (along(jnp.subtract, (), column((left, right), k)) for k in (0, 1))
     _, carried = along(jnp.subtract, (left, right), column((left, right), 0))
     run = jnp.where(crossed == 0, 0, gap(over, under))
@@ -88,7 +88,7 @@ def logical(op: Op) -> Callable | None:
 
     def replaced(*inputs):
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
-        if not _known(inputs):
+        if not known(inputs):
             return here, there, None
         numbers = [_numbers(v) for v in inputs]
         if op.primitive.startswith("reduce"):
@@ -111,7 +111,7 @@ def moved(op: Op) -> Callable:
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
         truths = all(a.dtype == jnp.bool_ for a in _moving(op) + list(op.outputs))
         literal = any(isinstance(o, Scalar) for o in op.operands)
-        if not truths or literal or len(op.outputs) > 1 or not _known(inputs):
+        if not truths or literal or len(op.outputs) > 1 or not known(inputs):
             return bundled(op, here, there, [None] * len(op.outputs))
         numbers = [_numbers(v) for v in inputs]
         return here, there, along(op.evaluate, numbers, column(numbers, 0))[1]
@@ -142,7 +142,7 @@ def chosen(op: Op) -> Callable | None:
             inputs[o] if isinstance(o, int) else jnp.full(here.shape, o.value, here.dtype)
             for o in op.operands[1:]
         ]
-        if step is None or not _known(cases):
+        if step is None or not known(cases):
             if is_float(here):
                 no_difference(op)
             return here, there, None
@@ -193,24 +193,11 @@ def no_difference(op: Op) -> None:
     )
 
 
-def _number(truth: jax.Array) -> jax.Array:
-    return truth.astype(truth_dtype())
-
-
 def _numbers(value: Any) -> Any:
-    """A truth value, or its bundle, as the number 0 or 1; other values as they are."""
+    """A truth value, or its bundle, as 0 or 1; other values, indices too, as they are."""
     first = value[0] if isinstance(value, tuple) else value
-    if first.dtype != jnp.bool_:
-        return value
-    if not isinstance(value, tuple):
-        return _number(value)
-    return _number(value[0]), _number(value[1]), value[2]
+    return number(value) if first.dtype == jnp.bool_ else value
 
 
 def _moving(op: Op) -> list[Any]:
     return [a for a, d in zip(op.inputs, op.depends, strict=True) if d]
-
-
-def _known(inputs: Any) -> bool:
-    """Whether every truth value and number among them has a difference."""
-    return not any(isinstance(v, tuple) and v[2] is None for v in inputs)

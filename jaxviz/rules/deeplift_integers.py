@@ -46,7 +46,7 @@ def counted(op: Op) -> Callable | None:
     if len(op.outputs) != 1:
         return None
     if op.primitive in ("argmax", "argmin") and len(at) == 1:
-        return lambda *inputs: _won(op, inputs[at[0]]) if _known(inputs) else _nothing(op, inputs)
+        return lambda *inputs: _won(op, inputs[at[0]]) if known(inputs) else _nothing(op, inputs)
     shape = op.outputs[0].shape
     one = len(at) == 1 and op.primitive in _EACH_ALONE
     alone = one and jnp.broadcast_shapes(op.inputs[at[0]].shape, shape) == shape
@@ -58,7 +58,7 @@ def counted(op: Op) -> Callable | None:
 
     def replaced(*inputs):
         here, there, none = _nothing(op, inputs)
-        if not _known(inputs):
+        if not known(inputs):
             return here, there, none
         if alone:
             return here, there, gap(*map(number, (here, there))) * share(inputs[at[0]])
@@ -68,7 +68,8 @@ def counted(op: Op) -> Callable | None:
     return replaced
 
 
-def _known(inputs: Any) -> bool:
+def known(inputs: Any) -> bool:
+    """Whether every truth value and number among them has a difference."""
     return not any(isinstance(v, tuple) and v[2] is None for v in inputs)
 
 
@@ -100,7 +101,7 @@ def picked(op: Op, otherwise: Callable[[Op], Any]) -> Any:
 
     def replaced(*inputs):
         here, there, none = _nothing(op, inputs)
-        if inputs[indices][2] is None or not _known(inputs):
+        if inputs[indices][2] is None or not known(inputs):
             otherwise(op)  # which refuses it
             return here, there, none
         index, index0, _ = inputs[indices]
