@@ -1,6 +1,6 @@
 """Claim: MAGIC of one test loss takes at most six times the training run that it goes through.
 
-    python -m benchmarks.magic dense mnist_a --states 2
+    python -m benchmarks.magic dense mnist_a
 
 Processor seconds of `training.fit` and of `influence.magic` by turns, compiled before, on random
 pictures of MNIST's size. `--quantities` asks for more test losses at once.
