@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attention.gradients import by_examples, reduced_gradients, weights_shape
-from jaxviz.attention.laid import alike, laid_out, map_of, told
+from jaxviz.attention.laid import in_turn, laid_out, map_of, over_tokens, told
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, real, whole
@@ -65,7 +65,9 @@ def attention_rollout(
       one forward pass.
 
     Raises:
-      ValueError: The model has no attention, or those taken are not over the same tokens.
+      ValueError: The model has no attention, or one that cannot be read; those taken are not over
+        the same tokens, stand side by side, or have weights that may be negative (a difference, as
+        of differential attention, or heads mixed by numbers of any sign), which are no shares.
 
     Example:
       >>> net = lambda w, x: (jax.nn.softmax(x @ x.mT) @ x).sum(1)
@@ -82,7 +84,14 @@ def attention_rollout(
 
     def some(x, _):
         traced = attended(apply_fn, params, x)
-        taken = alike(name, traced, chosen(name, traced, layers))
+        taken = in_turn(name, traced, chosen(name, traced, layers))
+        for one in taken:
+            if one.signed:
+                raise ValueError(
+                    f"{name}: the weights must be shares, none below 0; those of {one.name!r} may "
+                    "be, for they are a difference or a sum by numbers of any sign. Take "
+                    "jaxviz.attention_relevance, or `layers`, names of others."
+                )
         env = run(traced, jax.tree.leaves((params, x)), {})
         total: Any = None
         for one in taken:
@@ -129,7 +138,7 @@ def attention_x_gradient(
 
     Raises:
       ValueError: The model has no attention, or those taken have different numbers of keys, or
-        windows as well as heads.
+        keys that are a window's or channels.
 
     Example:
       >>> net = lambda w, x: (jax.nn.softmax(x @ x.mT) @ x).sum(1)
@@ -145,7 +154,7 @@ def attention_x_gradient(
     def some(x, target):
         traced = attended(apply_fn, params, x)
         every = chosen(name, traced, layers)
-        taken = every[-1:] if layers is None else every
+        taken = over_tokens(name, traced, every[-1:] if layers is None else every)
         if len({weights_shape(traced, one)[-1] for one in taken}) > 1:
             raise ValueError(
                 f"{name}: layers must have as many keys each; got {told(traced, taken)}. "

@@ -1,10 +1,12 @@
 """What methods of attentions share: which can follow one another, and how a map is laid out."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from jaxviz.attention.blocks import ways
 from jaxviz.attention.found import Attention
 from jaxviz.attention.gradients import weights_shape
 from jaxviz.graph.trace import Traced
@@ -15,14 +17,39 @@ def told(traced: Traced, taken: Sequence[Attention]) -> str:
     return ", ".join(f"{one.name!r} {weights_shape(traced, one)}" for one in taken)
 
 
+def over_tokens(name: str, traced: Traced, taken: tuple[Attention, ...]) -> tuple[Attention, ...]:
+    """Refuses attentions whose keys are not the model's tokens."""
+    for one in taken:
+        if one.over != "tokens":
+            kind = "keys of a window" if one.over == "windows" else "channels"
+            raise ValueError(
+                f"{name}: the attentions must be over the model's tokens; the keys of "
+                f"{told(traced, [one])} are {kind}. Pass `layers`, names of others, or take "
+                "jaxviz.gradient."
+            )
+    return taken
+
+
 def alike(name: str, traced: Traced, taken: tuple[Attention, ...]) -> tuple[Attention, ...]:
-    """Refuses attentions that cannot follow one another: of other sizes, or within windows."""
+    """Refuses attentions that cannot be read together: of other sizes, or within windows."""
     sizes = {weights_shape(traced, one)[2:] for one in taken}
     if len(sizes) > 1 or any(q != k for q, k in sizes):
         raise ValueError(
             f"{name}: the attentions must be over the same tokens, [N, heads, tokens, tokens]; got "
             f"{told(traced, taken)}. Pass `layers`, names of those that are."
         )
+    return over_tokens(name, traced, taken)
+
+
+def in_turn(name: str, traced: Traced, taken: tuple[Attention, ...]) -> tuple[Attention, ...]:
+    """Those `alike`, but for attentions side by side, which do not follow one another."""
+    known = ways(traced)
+    for one, other in itertools.pairwise(alike(name, traced, taken)):
+        if not known.follows(one, other):
+            raise ValueError(
+                f"{name}: the attentions must follow one another; {one.name!r} and {other.name!r} "
+                "stand side by side. Pass `layers`, names of those that do."
+            )
     return taken
 
 

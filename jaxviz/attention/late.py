@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.attention.found import COPIES, ROOTS, SHAPING, Search, name_of
+from jaxviz.attention.softmaxes import COPIES, ROOTS, SHAPING, Search, name_of
+from jaxviz.attention.weights import Followed, Weights, own
+from jaxviz.graph.axes import axes
+from jaxviz.graph.axis_labels import CHANNELS
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Scalar, Value, build, equation_of, recognised
 from jaxviz.graph.roles import leaves
@@ -81,7 +84,7 @@ def attended(apply_fn: Any, params: Any, x: Any) -> Traced:
 
 @fact
 def _divided_first(traced: Traced) -> Traced:
-    search = Search(traced)
+    search = Search(traced.program, axes(traced))
     found = [late for node in search.nodes if (late := _late(search, node)) is not None]
     if not found:
         return traced
@@ -131,22 +134,24 @@ def _late(search: Search, node: Node) -> _Late | None:
     (key,) = gone
     to_sum = [*search.back(summed, COPIES)[1], node]
     others = [n for n in search.readers.get(weights, ()) if n not in to_sum]
-    if len(others) != 1 or weights in search.program.outputs or not search.compares(weights, key):
+    channels = search.labels(weights)[key] == CHANNELS
+    if len(others) != 1 or weights in search.program.outputs or channels:
         return None
-    shape = search.program.avals[weights].shape
-    met = search.product(weights, tuple(frozenset({a}) for a in range(len(shape))), key)
-    found = None if met is None else _quotient(search, met[2][0])
+    shape = search.shape(weights)
+    given = Weights(weights, own(len(shape)), frozenset({key}), "softmax", False, weights)
+    met = Followed(search, {weights: given}).met
+    found = _quotient(search, met[0].product) if met else None
     if found is None:
         return None
     mixed, quotient, by, inverse = found
     total, way = search.back(by, COPIES | SHAPING)
     divisor = search.inverted(total) if inverse else total
-    own, up = search.back(divisor, ROOTS)
+    source, up = search.back(divisor, ROOTS)
     up = [*up, *search.back(total, ROOTS)[1]]
-    if own != node.outputs[0] or any(name_of(n) == "transpose" for n in up):
+    if source != node.outputs[0] or any(name_of(n) == "transpose" for n in up):
         return None
     kept = tuple(1 if a == key else n for a, n in enumerate(shape))
-    if search.program.avals[total].shape not in (kept, search.program.avals[own].shape):
+    if search.program.avals[total].shape not in (kept, search.shape(source)):
         return None
     between = _between(search, weights, others[0], quotient)
     if between is None:
@@ -221,16 +226,16 @@ def _division(program: Program, late: _Late) -> tuple[list[Node], Value]:
     shapes = [jax.ShapeDtypeStruct(avals[v].shape, avals[v].dtype) for v in given]
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         closed = jax.make_jaxpr(divided)(*shapes)
-    own = build(closed.jaxpr, closed.consts, (True, True), flat=True)
-    new = dict(zip(own.inputs, given, strict=True))
-    for value, aval in own.avals.items():
+    made = build(closed.jaxpr, closed.consts, (True, True), flat=True)
+    new = dict(zip(made.inputs, given, strict=True))
+    for value, aval in made.avals.items():
         if value not in new:
             new[value] = len(avals)
             avals[new[value]] = aval
     named = late.quotient.scope
     nodes = [_read(n, new)._replace(scope=named, callers=late.quotient.callers)
-             for n in leaves(own.nodes)]  # fmt: skip
-    return nodes, new[own.outputs[0]]
+             for n in leaves(made.nodes)]  # fmt: skip
+    return nodes, new[made.outputs[0]]
 
 
 def _read(node: Node, new: dict[Value, Value]) -> Node:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxviz.attention.blocks import ways
 from jaxviz.attention.found import Attention
 from jaxviz.attention.gradients import by_examples, reduced_gradients, weights_shape
-from jaxviz.attention.laid import laid_out, map_of, row_of, told
+from jaxviz.attention.laid import laid_out, map_of, over_tokens, row_of, told
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
@@ -81,14 +81,15 @@ def attention_relevance(
 
     def some(x, target):
         traced = attended(apply_fn, params, x)
-        taken = chosen(name, traced, layers)
+        taken = over_tokens(name, traced, chosen(name, traced, layers))
         speaks = lambda a, g: jax.nn.relu(a * g).mean(1)
         steps = reduced_gradients(traced, taken, params, x, target, speaks)
         kinds = _kinds(name, traced, taken)
         if len({kind for pair in kinds for kind in pair}) == 1:
             total: Any = None
-            for step in steps:
+            for group in _together(ways(traced), taken):
                 # R less I, so that small relevance is no difference of large numbers.
+                step = sum(steps[i] for i in group)
                 total = step if total is None else total + step + step @ total
             return map_of(name, taken[-1], total, x, query, resize)
         return _across(name, traced, taken, kinds, steps, x, query, resize)

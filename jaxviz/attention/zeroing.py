@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxviz.attention.blocks import Stream, Ways, blocks, ways
 from jaxviz.attention.found import Attention
 from jaxviz.attention.gradients import weights_shape
-from jaxviz.attention.laid import alike, map_of
+from jaxviz.attention.laid import in_turn, map_of
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
@@ -59,8 +59,8 @@ def value_zeroing(
       dense layers once a token.
 
     Raises:
-      ValueError: The model has no attention, those taken are not over the same tokens, or the
-        tokens that a block hands on are not plain from the model.
+      ValueError: The model has no attention, those taken are not over the same tokens or stand side
+        by side, or the tokens that a block hands on are not plain from the model.
 
     Example:
       >>> net = lambda w, x: (x + jax.nn.softmax(x @ x.mT) @ x)[:, 0]
@@ -75,7 +75,7 @@ def value_zeroing(
     """
     name = "value_zeroing"
     traced = attended(apply_fn, params, x)
-    taken = alike(name, traced, chosen(name, traced, layers))
+    taken = in_turn(name, traced, chosen(name, traced, layers))
     env = run(traced, jax.tree.leaves((params, x)), {})
     known, around = ways(traced), blocks(traced)
     total: Any = None

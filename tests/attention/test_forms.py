@@ -1,7 +1,5 @@
 """Forms of attention from papers, found with the weights that NumPy makes of their formulas."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,23 +197,3 @@ def test_every_option_of_the_library_is_found(name):
     np.testing.assert_allclose(
         found, softmax(scores if seen is None else np.where(seen, scores, -1e30)), atol=2e-6
     )
-
-
-def _sigmoid(w, x):
-    q = heads(x)
-    return jax.nn.sigmoid(plain(q, q)) @ q
-
-
-def _linear(w, x):
-    q = jax.nn.elu(heads(x)) + 1
-    return q @ (q.mT @ heads(x))
-
-
-REFUSED = {"sigmoid": (_sigmoid, "must have an attention"), "linear": (_linear, "linear attention")}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_softmax_is_refused(name):
-    net, said = REFUSED[name]
-    with pytest.raises(ValueError, match=said):
-        jv.attentions(functools.partial(net), None, X)
