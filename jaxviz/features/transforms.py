@@ -17,7 +17,7 @@ import numpy as np
 from jaxviz.calls import arrays
 from jaxviz.calls.options import either, real, several, whole
 from jaxviz.calls.public import public
-from jaxviz.rules.windows import materialised
+from jaxviz.graph.materialised import materialised
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 

@@ -7,16 +7,19 @@ part is a `jax.checkpoint`: only what goes from part to part is kept, and one pa
 time. It costs one more pass forward, and numbers differ by rounding alone.
 
 XLA has to keep apart what is made twice. It does from JAX 0.12 on; on a CPU before (0.10.2) it
-takes the second for the first, so there only the turns of a scan are made again.
+takes the second for the first, but for what stands in a loop or, as parts do there, in a
+conditional.
 """
 
 import contextlib
 import contextvars
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxviz.graph.affine import affine_outputs
 from jaxviz.graph.equations import bytes_of
@@ -30,6 +33,7 @@ from jaxviz.graph.interpreter import (
     run_node,
     with_bodies,
 )
+from jaxviz.graph.materialised import materialised
 
 # Bytes of values that a way back may keep where the device does not say what it has: half of 8 GB.
 # XLA keeps 0.8 to 1.3 times what is counted (a gradient, LRP and DeepLIFT of 12 blocks), and the
@@ -100,19 +104,48 @@ def _budget() -> int:
 def _evaluate(program: Program, arguments: Sequence[Any], budget: int) -> list[Any]:
     env: dict[Value, Any] = dict(program.constants)
     env.update(zip(program.inputs, arguments, strict=True))
-    known = frozenset(program.constants)  # weights and the like stay where they are
+    known = set(program.constants)  # weights and the like stay where they are
     parts = _parts(program, budget)
+    for node in program.nodes if _in_conditionals() and len(parts) > 1 else ():
+        # A conditional hands on all that it reads, copied: of one block's weights, not of all.
+        if known.issuperset(node.inputs) and _is_part(program, node):
+            run_node(node, env)
+            known.update(node.outputs)
     for nodes, reads, wanted in parts:
+        reads, wanted = (tuple(v for v in values if v not in known) for values in (reads, wanted))
 
         def part(given, nodes=nodes, wanted=wanted):
             here = {v: env[v] for node in nodes for v in node.inputs if v in known} | given
             for node in nodes:
-                run_node(node, here, _again(node, program, budget))
+                if not known.issuperset(node.outputs):
+                    run_node(node, here, _again(node, program, budget))
             return {v: here[v] for v in wanted}
 
-        run = part if len(parts) == 1 else jax.checkpoint(part)
+        keys = any(
+            jnp.issubdtype(program.avals[v].dtype, jax.dtypes.extended) for v in (*reads, *wanted)
+        )
+        run = part if len(parts) == 1 else _again_later(part, keys)
         env.update(run({v: env[v] for v in reads}))
     return [env[v] for v in program.outputs]
+
+
+def _again_later(part: Callable, keys: bool) -> Callable:
+    """A part of which nothing is kept: it is made again on the way back. Of random keys a
+    conditional could not make the like."""
+    if _in_conditionals() and not keys:
+        return functools.partial(materialised, jax.checkpoint(part, prevent_cse=False))
+    return jax.checkpoint(part)
+
+
+def _in_conditionals() -> bool:
+    return jax.__version_info__ < (0, 12) and jax.default_backend() == "cpu"
+
+
+def _is_part(program: Program, node: Node) -> bool:
+    """Whether a node makes less than it reads."""
+    return sum(_bytes(program, v) for v in node.outputs) < sum(
+        _bytes(program, v) for v in node.inputs
+    )
 
 
 def _again(node: Node, program: Program, budget: int) -> Callable | None:

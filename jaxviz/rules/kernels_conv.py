@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxviz.rules.windows import Windows, add_places, materialised, places, with_pullback
+from jaxviz.graph.materialised import materialised
+from jaxviz.rules.windows import Windows, add_places, places, with_pullback
 from jaxviz.rules.winograd import filters, winograd
 
 FEW_CHANNELS = 3

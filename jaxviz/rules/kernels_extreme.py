@@ -10,7 +10,7 @@ import functools
 
 import jax
 
-from jaxviz.rules.windows import materialised
+from jaxviz.graph.materialised import materialised
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))

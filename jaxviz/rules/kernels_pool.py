@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxviz.graph.materialised import materialised
 from jaxviz.rules.differences import gap
-from jaxviz.rules.windows import Windows, add_places, materialised, places, with_pullback
+from jaxviz.rules.windows import Windows, add_places, places, with_pullback
 
 # Of the equation `reduce_window_max`, what the functions here take.
 POOL_OPTIONS = (

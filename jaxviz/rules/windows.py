@@ -117,24 +117,3 @@ def with_pullback(pullback: Callable[[jax.Array], jax.Array], like: Any, dx: jax
     `pullback`, made of ordinary operations, and JAX transposing it again arrives at `pullback`.
     """
     return jax.linear_transpose(pullback, like)(dx)[0]
-
-
-def materialised(f: Callable, *args: jax.Array):
-    """`f(*args)` with arguments and results written to memory once.
-
-    XLA fuses cheap work into each consumer and would do it again for every element there (the
-    winner of a window for each element of its gradient). It does not fuse across a conditional; the
-    predicate is true, which the barrier hides until after those decisions. Were it seen through one
-    day, time would be lost here, but right gradients in `kernels_extreme`: an operand that is made
-    anew beside its maximum may be rounded otherwise and equal it nowhere.
-    """
-    f = jax.jit(f)  # traced once for the shapes and the conditional
-    shapes = jax.eval_shape(f, *args)
-
-    def skip(*args):
-        # Made from the arguments, so that inside `shard_map` it varies over the devices as they do.
-        some = [a.reshape(-1)[:1].sum() for a in args]
-        made = lambda out: sum(a.astype(out.dtype) for a in some)
-        return jax.tree.map(lambda out: jnp.broadcast_to(made(out), out.shape), shapes)
-
-    return lax.cond(lax.optimization_barrier(jnp.array(True)), f, skip, *args)

@@ -71,9 +71,7 @@ NETS = {"gradient": row, "relevance": row}  # the others compile sooner with a l
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_made_again_is_the_same_in_less_memory(monkeypatch, name):
     """XLA's own count of memory: with 4 blocks about half of what keeping all takes."""
-    # XLA before JAX 0.12 puts together on a CPU what is made twice, but in loops.
-    apart = jax.__version_info__ >= (0, 12)
-    net = NETS.get(name, scanned) if apart else scanned
+    net = NETS.get(name, scanned)
     draw = np.random.default_rng(0)
     drawn = lambda a: jnp.asarray(0.3 * draw.normal(size=a.shape), a.dtype)
     w = jax.tree.map(drawn, shapes(BLOCKS, 16, 4))
@@ -88,8 +86,7 @@ def test_what_is_made_again_is_the_same_in_less_memory(monkeypatch, name):
     again = compiled()
     here, there = again(w, x), plain(w, x)
     np.testing.assert_allclose(here, there, rtol=0, atol=1e-5 * abs(there).max())
-    if apart or name != "relevance":  # which writes loops out
-        assert memory(again) < memory(plain) * 0.55
+    assert memory(again) < memory(plain) * 0.55
 
 
 def test_2048_tokens_and_12_blocks_take_less_than_8_gb():
