@@ -73,7 +73,7 @@ def test_planted_concepts_are_found_with_their_importance(images, axis):
     x = np.moveaxis(images, -1, axis)
     options = {"layer": "relu_0", "window": (2, 2), "stride": (2, 2), "num_concepts": 3}
     found = craft(
-        first if axis == 1 else net, WEIGHTS, x, 0, key=KEY, num_seeds=3, num_designs=64,
+        first if axis == 1 else net, WEIGHTS, x, 0, key=KEY, num_seeds=3, num_designs=128,
         num_crops=4, batch_size=16, **options,
     )  # fmt: skip
     units = PATTERNS[:3] / np.linalg.norm(PATTERNS[:3], axis=1, keepdims=True)

@@ -14,20 +14,62 @@ A = CODES @ ATOMS + RNG.uniform(0, 0.2, (30, 8)).astype(np.float32)
 KEY = jax.random.key(0)
 
 
+def started(*shapes):
+    return tuple(RNG.uniform(0.1, 1, shape).astype(np.float32) for shape in shapes)
+
+
+def error(a, u, w):
+    a, u, w = map(np.float64, (a, u, w))
+    return np.linalg.norm(a - u @ w) / np.linalg.norm(a)
+
+
+def peers(a, u, w, **options):
+    """scikit-learn's, in float64."""
+    given = (part.astype(np.float64) for part in (a, u, w))
+    return non_negative_factorization(*given, w.shape[0], init="custom", **options)[:2]
+
+
 @pytest.mark.filterwarnings("ignore:Maximum number of iterations")  # as many as ours
-@pytest.mark.parametrize(("solver", "theirs"), [("hals", "cd"), ("multiplicative", "mu")])
-def test_it_is_scikit_learns_from_the_same_start(solver, theirs):
-    u, w = (RNG.uniform(0.1, 1, shape).astype(np.float32) for shape in ((30, 3), (3, 8)))
+def test_multiplicative_steps_are_scikit_learns():
+    u, w = started((30, 3), (3, 8))
     exactly = {"num_steps": 40, "tolerance": 0.0, "init": (u, w)}
-    found = nmf(A, 3, key=KEY, solver=solver, **exactly)
-    peer = non_negative_factorization(
-        A.astype(np.float64), u.astype(np.float64), w.astype(np.float64), 3,
-        init="custom", solver=theirs, max_iter=40, tol=0,
-    )  # fmt: skip
+    found = nmf(A, 3, key=KEY, solver="multiplicative", **exactly)
+    peer = peers(A, u, w, solver="mu", max_iter=40, tol=0)
     np.testing.assert_allclose(found.codes @ found.dictionary.atoms, peer[0] @ peer[1], atol=2e-4)
-    expected = np.linalg.norm(A - peer[0] @ peer[1]) / np.linalg.norm(A)
-    np.testing.assert_allclose(found.errors, [expected], rtol=1e-3)
+    np.testing.assert_allclose(found.errors, [error(A, *peer)], rtol=1e-5)
     assert np.isnan(found.stability).all()
+
+
+@pytest.mark.filterwarnings("ignore:Maximum number of iterations")
+@pytest.mark.parametrize("noise", [0.1, 0.5])
+def test_the_objective_is_scikit_learns_from_the_same_start_or_less(noise):
+    """Where it stops by its own rule; planted parts, below half as much noise as they are large."""
+    rng = np.random.default_rng(7)
+    codes, atoms = rng.gamma(0.3, size=(120, 4)), rng.gamma(0.3, size=(4, 60))
+    clean = codes @ atoms
+    a = np.maximum(clean + noise * clean.std() * rng.normal(size=clean.shape), 0).astype("f4")
+    for _ in range(4):
+        u, w = (0.3 * part for part in started((120, 4), (4, 60)))
+        found = nmf(a, 4, key=KEY, init=(u, w))
+        ours = error(a, found.codes, found.dictionary.atoms)
+        np.testing.assert_allclose(found.errors, [ours], rtol=1e-6)
+        theirs = error(a, *peers(a, u, w, solver="cd"))
+        assert ours <= theirs * (1 + 1e-6)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["parts", "noise", "zeros"])
+def test_the_objective_never_rises(kind):
+    """From a given start, step by step; of noise, too, where no few directions are the largest."""
+    a = {"parts": A, "noise": started((30, 8))[0], "zeros": np.zeros((30, 8), "f4")}[kind]
+    u, w = started((30, 3), (3, 8))
+    each = [
+        float(nmf(a, 3, key=KEY, num_steps=n, tolerance=0.0, init=(u, w)).errors[0])
+        for n in (*range(1, 12), 50)
+    ]
+    before = [error(a, u, w)] if kind != "zeros" else []
+    assert np.isfinite(each).all()
+    assert (np.diff(before + each) <= 1e-6).all()
 
 
 @pytest.fixture(scope="module")
