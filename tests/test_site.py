@@ -156,6 +156,15 @@ def test_the_table_of_all_methods_has_a_name_or_a_reason_in_every_row():
         assert all(map(resolved, names)), (method, names)
 
 
+def test_what_other_libraries_have_is_here_by_a_name_that_exists():
+    rows = re.findall(r"(?m)^\| .+? \| (.+?) \| .*\|$", (DOCS / "coming_from.md").read_text())
+    assert len(rows) > 80
+    for here in rows:
+        # Options end in "=", and what is no name begins with none of letters and a bracket.
+        names = re.findall(r"`(?:jv\.)?([a-z][\w.]*)(?:\(|`)", here)
+        assert all(map(resolved, names)), (here, names)
+
+
 def resolved(name):
     """Whether a name of the table, with its package, is public."""
     home = jv

@@ -134,6 +134,7 @@ TAKEN = {
     "fill_or_function": f"{NUMBERS} huge true nan inf zeros minuses nans",
     "array": "",
     "unit": "zero zeros",
+    "unit_or_function": "zero zeros class function",
     "position": "zeros",
     "object": "",
     "mapping": "empty_dict dict",
@@ -249,7 +250,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
     "at_layer": {"method": ("object", jv.gradient), "layer": ("name", "relu_0")},
     "at_neuron": {
         **{"method": ("object", jv.gradient), "layer": ("name", "relu_0")},
-        "neuron": ("unit", 0),
+        "neuron": ("unit_or_function", 0),
     },
     "layer_conductance": {"rule": ("choice", "middle"), "speed": ("choice", "exact")},
     "internal_influence": {"rule": ("choice", "middle")},
@@ -401,7 +402,7 @@ OWN |= {
     "shapley_interactions": {"segments": ("array!", CELLS)},
     "owen_values": {"tree": ("matrix", None), "segments": ("array!", CELLS)},
     "partial_dependence": {
-        **{"feature": ("sizes", (0, 0, 0)), "grid": ("matrix", None), "num_points": ("count", 2)},
+        **{"feature": ("sizes", (0, 0, 0)), "grid": ("pair", None), "num_points": ("count", 2)},
     },
     "path_integrated_gradients": {
         **{"path_fn": ("function", lambda x, t: t * x), "rule": ("choice", "middle")},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxviz.calls.options import maybe, real
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import at_least_float32
+from jaxviz.engine.copies import wide
 from jaxviz.parts.feature_maps import Layers, Resize, class_activation_map, map_and_gradient
 
 _SHARED = ("layer", "relu", "resize", "reshape")
@@ -235,7 +235,7 @@ def kpca_cam(
 
 def _centred(a: jax.Array) -> jax.Array:
     """`[N, places, channels]`, less the mean over places; in float32 at least."""
-    rows = a.astype(at_least_float32(a)).reshape(a.shape[0], -1, a.shape[-1])
+    rows = wide(a).reshape(a.shape[0], -1, a.shape[-1])
     return rows - rows.mean(1, keepdims=True)
 
 

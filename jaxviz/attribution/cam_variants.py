@@ -15,6 +15,7 @@ from jaxviz.engine.copies import (
     noisy_where_finite,
     outputs_of,
     running_sum,
+    wide,
     with_noise,
 )
 from jaxviz.engine.rounds import error_shares, mean_until, stops_early
@@ -214,7 +215,7 @@ def smooth_grad_cam_pp(
             noisy = with_noise(jax.random.fold_in(key, k), x, noise_scale)
             a, carry = outputs_of(cut.head, params, noisy)
             g = cut.maps(input_gradient(cut.tail, (params, carry), a, chosen))
-            g = g.astype(at_least_float32(g))
+            g = wide(g)
             return g, g**2, g**3
 
         if stops_early(tolerance):

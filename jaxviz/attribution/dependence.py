@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.arrays import real_array
-from jaxviz.calls.options import maybe, whole
+from jaxviz.calls.arrays import numbers_list
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
-    at_least_float32,
     check_one_array,
     fixed_target,
     outputs_of_copies,
     rows_of,
     stacked,
     stacked_scores,
+    wide,
 )
 from jaxviz.engine.rounds import FEW, mean_until, stops_early
 from jaxviz.parts.regions import each_number, numbered, segments_like
@@ -71,7 +71,7 @@ def _feature(who: str, option: str, value: Any) -> tuple[int, ...]:
     )
 
 
-@public(feature=_feature, grid=maybe(real_array), num_points=whole(2))
+@public(feature=_feature, grid=numbers_list, num_points=whole(2))
 def partial_dependence(
     apply_fn: Callable,
     params: Any,
@@ -132,7 +132,10 @@ def partial_dependence(
             )
         grid = _grid(np.asarray(x[(slice(None), *feature)]), num_points)
     if jnp.ndim(grid) != 1 or not jnp.size(grid):
-        raise ValueError(f"{name}: grid must be [P]; got {jnp.shape(grid)}. Pass a list of values.")
+        raise ValueError(
+            f"{name}: grid must be [P]; got {jnp.shape(grid)}. Pass a list of values, such as "
+            "[0.0, 0.5, 1.0]."
+        )
     return _partial_dependence(
         apply_fn, params, x, target, feature=feature, grid=grid, chunk_size=chunk_size
     )
@@ -153,7 +156,7 @@ def _dependence(apply_fn, params, x, target=None, *, feature, grid, chunk_size):
     copy = lambda k: x.at[(slice(None), *feature)].set(grid[k])
     outputs = outputs_of_copies(apply_fn, params, x, copy)
     scores, _ = stacked_scores(name, outputs, select, len(grid), chunk_size, x, target)
-    curves = scores.astype(at_least_float32(scores)).T
+    curves = wide(scores).T
     return Dependence(grid, curves.mean(0), curves)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxviz.attribution.conductance import a_neuron, neuron_of
 from jaxviz.calls.leaves import ONE, fill_for
-from jaxviz.calls.models import batch, model
+from jaxviz.calls.models import batch, model, shapes_of
 from jaxviz.calls.naming import calling, ours
 from jaxviz.calls.options import layer as a_layer
 from jaxviz.calls.public import fitting, public
@@ -114,20 +114,32 @@ class _Neuron:
 
     apply_fn: Callable
     layer: str
-    neuron: tuple[int, ...]
+    neuron: tuple[int, ...] | Callable
 
     def __call__(self, params: Any, x: Any) -> jax.Array:
         a, _ = Head(self.apply_fn, self.layer)(params, x)
-        return neuron_of("at_neuron", a, self.neuron)[:, None]
+        if not callable(self.neuron):
+            return neuron_of("at_neuron", a, self.neuron)[:, None]
+        found = self.neuron(a)
+        if jnp.shape(found) != a.shape[:1]:
+            raise ValueError(
+                f"at_neuron: neuron, a function, must return one number an example, [N]; it made "
+                f"{shapes_of(found)} of the layer's value {a.shape}. Reduce all axes but the first."
+            )
+        return found[:, None]
 
 
-@public(layer=_one, neuron=a_neuron)
+def _neuron(who: str, option: str, value: Any) -> Any:
+    return value if callable(value) else a_neuron(who, option, value)
+
+
+@public(layer=_one, neuron=_neuron)
 @functools.cache
-def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...]) -> Callable:
+def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...] | Callable) -> Callable:
     """Turns an explanation method into one of a neuron in place of the model's output.
 
     method(head, params, x), where `head(params, x)` gives the layer's value (`split`), and the
-    neuron, one number of it, is what is explained.
+    neuron, one number of it or made of it, is what is explained.
 
     Args:
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array or pytree`:
@@ -135,7 +147,8 @@ def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...]) -> Ca
         gradient SHAP, `deep_lift` neuron DeepLIFT, `guided_backprop` what a neuron sees.
       layer: A name of `jaxviz.layers(apply_fn, params, x)`.
       neuron: Which number of the layer's value: its index in it without the batch, such as
-        `(row, column, channel)`; a number for a layer `[N, K]`.
+        `(row, column, channel)`; a number for a layer `[N, K]`. Or a function of the value,
+        `a -> [N]`, such as a channel's mean: the same object each time, or it is compiled anew.
 
     Returns:
       A method with the options and the result of `method`, in units of the layer's value; `target`
@@ -143,7 +156,8 @@ def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...]) -> Ca
       is compiled twice. Wrappers go inside: `at_neuron(smooth_grad(gradient), ...)`.
 
     Raises:
-      ValueError: No such layer (the nearest are named), no such neuron, or a target.
+      ValueError: No such layer (the nearest are named), no such neuron, a function that does not
+        return `[N]`, or a target.
       TypeError: `method` is no method.
 
     Example:
@@ -163,7 +177,7 @@ def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...]) -> Ca
     _check_model(method, options_of, "at_neuron")
     variable = next((k for k, p in options_of.parameters.items() if p.kind is p.VAR_KEYWORD), "")
     ours(name)
-    assert isinstance(neuron, tuple)
+    assert isinstance(neuron, tuple) or callable(neuron)
 
     def explained(*args: Any, **kwargs: Any) -> Any:
         with calling(name):
@@ -180,7 +194,8 @@ def at_neuron(method: Callable, layer: str, neuron: int | tuple[int, ...]) -> Ca
             held, arrays = hold(name, model(name, "apply_fn", apply_fn), params)
             return method(_Neuron(held, layer, neuron), arrays, x, **options)
 
-    explained.__name__ = explained.__qualname__ = f"{name[:-1]}, {layer!r}, {neuron})"
+    told = getattr(neuron, "__name__", neuron)
+    explained.__name__ = explained.__qualname__ = f"{name[:-1]}, {layer!r}, {told})"
     explained.__signature__ = options_of  # type: ignore[attr-defined]
     explained.__doc__ = f"{name}: see at_neuron.\n\n{inspect.getdoc(method) or ''}"
     return explained

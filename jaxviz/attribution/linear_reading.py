@@ -10,7 +10,7 @@ from jaxviz.attribution.smooth import low_passed
 from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import at_least_float32, fixed_target, running_sum
+from jaxviz.engine.copies import fixed_target, running_sum, wide
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.parts.gradients import input_gradient
 from jaxviz.rules.constants import constants
@@ -86,7 +86,7 @@ def _averaged_over_shifts(apply_fn, params, x, target=None, *, radius, chunk_siz
         return moved(slope, [-d for d in by])
 
     total = running_sum("dave", one, width**count, chunk_size, x)
-    mean = lambda a, t: (a.astype(at_least_float32(a)) * t / width**count).astype(a.dtype)
+    mean = lambda a, t: (wide(a) * t / width**count).astype(a.dtype)
     return jax.tree.map(mean, x, total)
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.arrays import real_array
+from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.leaves import ONE
-from jaxviz.calls.options import maybe, whole
+from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, explanation
@@ -43,7 +43,7 @@ class OwenValues(NamedTuple):
     _repr_html_ = shown_html
 
 
-@public(num_samples=whole(2), tree=maybe(real_array))
+@public(num_samples=whole(2), tree=numbers_list)
 @of_places
 def owen_values(
     apply_fn: Callable,

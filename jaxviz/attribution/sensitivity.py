@@ -10,11 +10,11 @@ import numpy as np
 from jaxviz.calls.options import whole
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
-    at_least_float32,
     check_one_array,
     fixed_target,
     outputs_of_copies,
     stacked_scores,
+    wide,
 )
 from jaxviz.engine.layout import hint
 from jaxviz.engine.rounds import solved_in_rounds, stops_early
@@ -214,7 +214,7 @@ def hsic(
         )
         outputs = outputs_of_copies(apply_fn, params, x, masked, beside=True)
         scores, _ = stacked_scores(name, outputs, read, size, chunk_size, x, target)
-        return scores.astype(at_least_float32(scores))
+        return wide(scores)
 
     every = lambda scores, live: jax.lax.map(lambda score: dependence(masks, score, live), scores.T)
     if stops:
@@ -283,7 +283,7 @@ def _score(found, target):
 def _known(found, target):
     """The score, and NaN where the fill is nothing to be faded to."""
     score = _score(found, target)
-    score = score.astype(at_least_float32(score))
+    score = wide(score)
     return score * found.of_copy.astype(score.dtype)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.attribution.gradient import gradient
+from jaxviz.calls.models import shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import fitting, public
@@ -20,6 +21,7 @@ from jaxviz.engine.copies import (
     is_floating,
     noisy_where_finite,
     running_sum,
+    wide,
     with_noise,
 )
 from jaxviz.engine.layout import channels_of
@@ -172,14 +174,14 @@ def _mean(mean, until, sample):
 
 
 def _mean_square(mean, until, sample):
-    return _mean(mean, until, lambda k: jax.tree.map(lambda a: _wide(a) ** 2, sample(k)))
+    return _mean(mean, until, lambda k: jax.tree.map(lambda a: wide(a) ** 2, sample(k)))
 
 
 def _variance(mean, until, sample):
-    about = jax.tree.map(_wide, sample(jnp.int32(0)))
+    about = jax.tree.map(wide, sample(jnp.int32(0)))
 
     def moments(k):
-        off = jax.tree.map(lambda a, b: _wide(a) - b, sample(k), about)
+        off = jax.tree.map(lambda a, b: wide(a) - b, sample(k), about)
         return off, jax.tree.map(jnp.square, off)
 
     def variance(first, square):
@@ -204,10 +206,6 @@ def _variance(mean, until, sample):
 
     first, square, _ = until(powers, told).mean
     return variance(first, square)
-
-
-def _wide(a):
-    return a.astype(at_least_float32(a))
 
 
 def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size, tolerance):
@@ -254,7 +252,9 @@ def _over_noise(name, reduce, method, num_samples, noise_scale, chunk_size, tole
 
 @public()
 @functools.cache
-def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], ...]) -> Callable:
+def augmented(
+    method: Callable, *, transforms: tuple[tuple[Callable, Callable], ...] | None = None
+) -> Callable:
     """Turns an explanation method into its mean over transformed inputs, each map turned back.
 
     mean_j u_j(m(t_j(x))), with (t_j, u_j) the transforms and what undoes each.
@@ -262,34 +262,35 @@ def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], 
     Args:
       method: Any explanation, `(apply_fn, params, x, target=None, *, options) -> array`.
       transforms: Pairs of functions: of `x`, keeping its shape, and of the map that `method` gives
-        for it. `flips_and_gains` are six pairs for photographs.
+        for it. None is six, for images: as they are and mirrored, times 1, 0.9 and 1.1.
 
     Returns:
       A method with the options of `method`, in its shape and units; target None is the top class at
       the clean input. Costs one explanation a transform, one after another.
 
     Raises:
-      ValueError: `transforms` is empty, or one of them changes the shape of `x`.
+      ValueError: `transforms` is empty, or one of them changes the shape of `x`; None, and `x` is
+        no batch of images.
 
     Example:
       >>> from jaxviz.attribution.gradient import saliency
       >>> f = lambda _, x: x[:, 0, :1, 0]
-      >>> mean = augmented(saliency, transforms=flips_and_gains[:2])
-      >>> mean(f, None, jnp.ones((1, 1, 2, 1)), 0)[0, 0, :, 0].tolist()
+      >>> augmented(saliency)(f, None, jnp.ones((1, 1, 2, 1)), 0)[0, 0, :, 0].tolist()
       [0.5, 0.5]
 
     Reference:
       "aug_smooth" of pytorch-grad-cam; there each map is scaled to [0, 1] before the mean.
     """
-    if not transforms:
+    if transforms is not None and not transforms:
         raise ValueError(
             "augmented: transforms must hold one pair (transform, undo) at least; got none. "
-            "Pass `flips_and_gains`, say."
+            "Leave it out for flips and brightnesses of images."
         )
 
     def mean(apply_fn, params, x, target=None, *, fixed, options):
         target = fixed_target(apply_fn, params, x, target)
-        for transform, _ in transforms:
+        pairs = _flips_and_gains(apply_fn, params, x) if transforms is None else transforms
+        for transform, _ in pairs:
             shapes = [jax.tree.map(jnp.shape, a) for a in (jax.eval_shape(transform, x), x)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
@@ -298,14 +299,14 @@ def augmented(method: Callable, *, transforms: tuple[tuple[Callable, Callable], 
                 )
 
         def explain(j):
-            changed = jax.lax.switch(j, [transform for transform, _ in transforms], x)
+            changed = jax.lax.switch(j, [transform for transform, _ in pairs], x)
             explained = method(apply_fn, params, changed, target, **dict(fixed), **options)
-            return jax.lax.switch(j, [undo for _, undo in transforms], explained)
+            return jax.lax.switch(j, [undo for _, undo in pairs], explained)
 
         like = jax.eval_shape(explain, jnp.int32(0))
         _check_rows("augmented", method, x, like)
-        total = running_sum("augmented", explain, len(transforms), 1, x)
-        return jax.tree.map(lambda a, b: (a / len(transforms)).astype(b.dtype), total, like)
+        total = running_sum("augmented", explain, len(pairs), 1, x)
+        return jax.tree.map(lambda a, b: (a / len(pairs)).astype(b.dtype), total, like)
 
     return _as_method(f"augmented({_name(method)})", mean, method, ())
 
@@ -377,33 +378,28 @@ def _low(a, axes, sigma):
         along = cycles(a.shape[axis]).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
         square = square + along**2
     kept = jnp.asarray(np.sqrt(square) <= sigma / _WIDTH + 1e-9)
-    waves = jnp.fft.rfftn(_wide(a), axes=axes)
+    waves = jnp.fft.rfftn(wide(a), axes=axes)
     sizes = [a.shape[axis] for axis in axes]
     return jnp.fft.irfftn(jnp.where(kept, waves, 0), sizes, axes=axes).astype(a.dtype)
 
 
-def _flip(a):
-    return jnp.flip(a, axis=2)
+def _flips_and_gains(apply_fn, params, x):
+    """Pairs (transform, undo): as they are and mirrored, times three brightnesses."""
+    if [jnp.ndim(leaf) for leaf in jax.tree.leaves(x)] != [4]:
+        raise ValueError(
+            f"augmented: x must be images [N, H, W, C] where transforms are not given; got "
+            f"{shapes_of(x)}. Pass transforms=((transform, undo), ...)."
+        )
+    across = 2 if channels_of(apply_fn, params, x) is None else 3
+    same = lambda a: a
 
+    def mirrored(a):  # images, or maps [N, H, W]
+        return jnp.flip(a, axis=across if a.ndim == 4 else 2)
 
-def _same(a):
-    return a
+    def gain(factor, mirror):
+        return lambda x: mirror(x) * jnp.asarray(factor, x.dtype)
 
-
-def _gain(factor, flip):
-    def transform(x):
-        return (_flip(x) if flip else x) * jnp.asarray(factor, x.dtype)
-
-    return transform
-
-
-# For images [N, H, W, C] and maps [N, H, W] or [N, H, W, C]: as they are and mirrored, times three
-# brightnesses.
-flips_and_gains = tuple(
-    (_gain(factor, flip), _flip if flip else _same)
-    for factor in (1.0, 0.9, 1.1)
-    for flip in (False, True)
-)
+    return [(gain(f, mirror), mirror) for f in (1.0, 0.9, 1.1) for mirror in (same, mirrored)]
 
 
 def _as_method(name, run, method, named):

@@ -28,7 +28,7 @@ def key(who: str, option: str, value: Any) -> Any:
     raise refused(who, option, "one key of jax.random", value, "Pass jax.random.key(0), say.")
 
 
-def array(who: str, option: str, value: Any) -> Any:
+def array(who: str, option: str, value: Any, kind: type = np.float32) -> Any:
     """An array of numbers, or a number; NumPy's foreign byte orders are turned into ours."""
     if isinstance(value, jax.Array) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return there(who, option, value)
@@ -40,16 +40,15 @@ def array(who: str, option: str, value: Any) -> Any:
         raise refused(who, option, "an array without a mask", value, "Fill it: x.filled(0.0).")
     if isinstance(value, (np.ndarray, np.generic)):
         if not (value.dtype.kind in "biufc" or jnp.issubdtype(value.dtype, np.number)):
-            raise refused(who, option, "an array of numbers", value, _NUMBERS)
+            raise refused(who, option, "an array of numbers", value, _made(value, kind))
         if value.dtype.kind in "fc" and value.dtype.itemsize > (
             8 if value.dtype.kind == "f" else 16
         ):
-            raise refused(who, option, "of at most 64 bits a number", value, _NUMBERS)
+            raise refused(who, option, "of at most 64 bits a number", value, _made(value, kind))
         return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
     if hasattr(value, "__jax_array__"):
         return jnp.asarray(value)
-    advice = _NUMBERS if hasattr(value, "__array__") or hasattr(value, "__len__") else ""
-    raise refused(who, option, "an array of numbers", value, advice)
+    raise refused(who, option, "an array of numbers", value, _made(value, kind))
 
 
 def there(who: str, option: str, value: Any) -> Any:
@@ -63,22 +62,30 @@ def there(who: str, option: str, value: Any) -> Any:
     return value
 
 
-_NUMBERS = "Make it one: np.asarray(value, np.float32)."
+def _made(value: Any, kind: type) -> str:
+    """How an array of numbers is made of a value, where it can be."""
+    if not (hasattr(value, "__array__") or hasattr(value, "__len__")):
+        return ""
+    try:
+        np.asarray(value, kind)
+    except Exception:  # of what libraries call an array there is no end
+        return ""
+    return f"Make it one: np.asarray(value, np.{kind.__name__})."
 
 
-def numbers_list(who: str, option: str, value: Any) -> Any:
+def numbers_list(who: str, option: str, value: Any, kind: type = np.float32) -> Any:
     """An array of real numbers, or a list or range of numbers, which becomes one."""
     if isinstance(value, (list, tuple, range)):
         try:
             value = np.asarray(value)
         except ValueError:  # of lists of many lengths
             pass
-    return real_array(who, option, value)
+    return real_array(who, option, value, kind)
 
 
-def real_array(who: str, option: str, value: Any) -> Any:
+def real_array(who: str, option: str, value: Any, kind: type = np.float32) -> Any:
     """An array of real numbers, or a number."""
-    found = array(who, option, value)
+    found = array(who, option, value, kind)
     if isinstance(found, complex) or jnp.issubdtype(jnp.result_type(found), jnp.complexfloating):
         raise refused(who, option, "real", value, "Give real and imaginary parts apart.")
     return found
@@ -86,7 +93,7 @@ def real_array(who: str, option: str, value: Any) -> Any:
 
 def integers(who: str, option: str, value: Any) -> Any:
     """An array of integers, or a list of them; of 32 bits at least, for they are counted with."""
-    found = numbers_list(who, option, value)
+    found = numbers_list(who, option, value, np.int32)
     if np.size(found) and not jnp.issubdtype(jnp.result_type(found), jnp.integer):
         raise refused(who, option, "integers", value, "Number them from 0.", ValueError)
     return _widened(found)
@@ -102,7 +109,7 @@ def unit(who: str, option: str, value: Any) -> Any:
     """An index from 0, or a list of them; arrays may be traced."""
     if isinstance(value, (bool, np.bool_)):
         raise refused(who, option, "an index or a list of indices", value)
-    found = numbers_list(who, option, value)
+    found = numbers_list(who, option, value, np.int32)
     if not jnp.issubdtype(jnp.result_type(found), jnp.integer) or np.ndim(found) > 1:
         raise refused(who, option, "an index or a list of indices", value, kind=ValueError)
     if not isinstance(found, Tracer) and (np.size(found) == 0 or np.min(np.asarray(found)) < 0):

@@ -50,7 +50,9 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
             raise refused(who, option, "an array of numbers", value)
         return value
     if isinstance(value, Iterator):
-        raise refused(who, option, "an array [N, ...]", value, "Stack what it gives: np.stack.")
+        raise refused(
+            who, option, "an array [N, ...]", value, "Stack what it gives: np.stack(list(x))."
+        )
     if _is_numbers(value):
         got = f"{type(value).__name__} of {len(value)}"
         raise TypeError(

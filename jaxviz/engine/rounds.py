@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxviz.engine.copies import (
-    at_least_float32,
     chunk_length,
     default_chunk,
     is_floating,
+    wide,
     zeros_of,
 )
 from jaxviz.engine.shares import traced_with
@@ -193,7 +193,7 @@ def mean_until(
     def one(k):
         with serving(num):
             found = term(k)
-        return jax.tree.map(lambda a: a.astype(at_least_float32(a)), found)
+        return wide(found)
 
     size = min(size, num)
     chunk = chunk_length(name, size, default_chunk(x) if chunk_size is None else chunk_size)

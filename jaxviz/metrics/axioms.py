@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.attribution.ablation import feature_ablation
-from jaxviz.calls.arrays import real_array
+from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import real
 from jaxviz.engine.contract import Target, explanation
@@ -84,7 +84,7 @@ def non_sensitivity(
     return nan_where_not_finite(found, a, d)
 
 
-@explanation("method", shift=real_array)
+@explanation("method", shift=numbers_list)
 def input_invariance(
     method: Callable,
     apply_fn: Callable,

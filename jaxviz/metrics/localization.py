@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.arrays import real_array
+from jaxviz.calls.arrays import numbers_list
 from jaxviz.calls.options import real
 from jaxviz.metrics.maps import (
     in_rows,
@@ -301,7 +301,7 @@ def auc(attribution: jax.Array, mask: jax.Array) -> jax.Array:
     return nan_where_not_finite(found, a)
 
 
-@measure("shape", boxes=real_array)
+@measure("shape", boxes=numbers_list)
 def boxes_to_masks(boxes: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Masks of boxes: true for the pixels whose centre lies in one of an image's boxes.
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import (
-    at_least_float32,
     check_one_array,
     fixed_target,
     outputs_of_copies,
     stacked_scores,
+    wide,
 )
 from jaxviz.engine.layout import hint
 from jaxviz.graph.indices import unless
@@ -131,7 +131,7 @@ def attribution_like(name: str, attribution: Any, x: jax.Array) -> jax.Array:
     found = jnp.asarray(attribution)
     if not jnp.issubdtype(found.dtype, jnp.floating):
         found = found.astype(jnp.float32)
-    found = found.astype(at_least_float32(found))
+    found = wide(found)
     return found if shape == x.shape else found.reshape(without)
 
 
@@ -215,7 +215,7 @@ def one_by_one(
         return None
     scores, clean = found
     scores = jnp.concatenate([clean[None], scores])
-    return scores.astype(at_least_float32(scores))
+    return wide(scores)
 
 
 def area(curve: jax.Array, steps: jax.Array) -> jax.Array:
@@ -261,4 +261,4 @@ def scores_of(
         said = read
         read = lambda found, target: (said(found.outputs, target), found.of_copy)
     found = stacked_scores(name, outputs, read, num, chunk_size, x, target, clean=True)
-    return jax.tree.map(lambda a: a.astype(at_least_float32(a)), found)
+    return wide(found)

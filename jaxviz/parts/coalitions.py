@@ -12,10 +12,10 @@ import numpy as np
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import (
-    at_least_float32,
     is_floating,
     outputs_of_copies,
     stacked_scores,
+    wide,
 )
 from jaxviz.parts.fills import filling
 from jaxviz.parts.regions import (
@@ -144,7 +144,7 @@ def coalition_scores(
 
     outputs = outputs_of_copies(apply_fn, params, x, copy)
     scores, _ = stacked_scores(name, outputs, select, num * count, chunk_size, x, target)
-    scores = scores.astype(at_least_float32(scores))
+    scores = wide(scores)
     return scores if count == 1 else scores.reshape(num, count, rows).mean(1)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.engine.copies import at_least_float32
+from jaxviz.engine.copies import wide
 
 
 def check_designs(name: str, num_designs: int) -> None:
@@ -50,7 +50,7 @@ def total_indices(scores: jax.Array, live: Any) -> tuple[jax.Array, jax.Array]:
       scores: `[count + 2, num_designs, N]`, of each variant of each design.
       live: `[num_designs]`, which of them are there.
     """
-    scores = scores.astype(at_least_float32(scores))
+    scores = wide(scores)
     drawn = jnp.asarray(live).astype(scores.dtype)[:, None]
     count = drawn.sum()
     mean = (drawn * scores[:2].mean(0)).sum(0) / count

@@ -167,14 +167,20 @@ def _shared_maximum(windows, x):
 
 @_shared_maximum.defjvp
 def _shared_jvp(windows, primals, tangents):
-    (x,), (dx,) = primals, tangents
-    y = _maximum(windows, x)
+    y, winners = _pool_with_winners(windows, *primals)
+    return y, _take_shares(windows, winners, y, *tangents)
 
-    def winners_of(x, y):
-        return _marked(~(y > value) for value in places(x, windows, -jnp.inf))
 
-    winners = materialised(winners_of, x, y)
-    return y, _take_winners(windows, _among, winners, y, dx) / _count(winners, y)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _pool_with_winners(windows, x):
+    return materialised(functools.partial(_find_winners, windows), x)
+
+
+@_pool_with_winners.defjvp
+def _pool_with_winners_jvp(windows, primals, tangents):
+    y, winners = _pool_with_winners(windows, *primals)
+    no_tangents = tuple(np.zeros(word.shape, jax.dtypes.float0) for word in winners)
+    return (y, winners), (_take_shares(windows, winners, y, *tangents), no_tangents)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -223,6 +229,22 @@ def _marked(won):
     return tuple(words)
 
 
+def _find_winners(windows, x):
+    """The pooled array and, of each window, all places that won."""
+    each = places(x, windows, -jnp.inf)
+    y, words = each[0], list(_marked([jnp.zeros(each[0].shape, bool)] * len(each)))
+    for number, value in enumerate(each):
+        above, below = value > y, value < y  # neither beside NaN
+        words = [jnp.where(above, jnp.zeros_like(word), word) for word in words]
+        own = number // _BITS
+        dtype = words[own].dtype
+        bit = jnp.array(1 << number % _BITS, dtype)
+        words[own] |= jnp.where(below, jnp.array(0, dtype), bit)
+        y = lax.max(y, value)
+    every = _marked([jnp.isnan(y)] * len(each))
+    return y, tuple(word | nan for word, nan in zip(words, every, strict=True))
+
+
 def _count(winners, like):
     return sum(lax.population_count(word).astype(like.dtype) for word in winners)
 
@@ -248,6 +270,11 @@ def _only(winner, number):
 def _take_winner(windows, winner, y, dx):
     """The derivative: of each window, the element that won."""
     return _take_winners(windows, _only, (winner,), y, dx)
+
+
+def _take_shares(windows, winners, y, dx):
+    """The same where equal winners share."""
+    return _take_winners(windows, _among, winners, y, dx) / _count(winners, y)
 
 
 def _take_winners(windows, has_won, winners, y, dx):

@@ -98,6 +98,9 @@ def test_captums_layers_and_neurons_are_compositions(double):
     out = corner(small_net.apply_fn, params, x, baseline=baseline, num_steps=11)
     close(out, older["neuron_ig"], CAPTUM)
     assert corner is jv.at_neuron(jv.integrated_gradients, "conv2", (0, 0, 5))
+    same = jv.at_neuron(jv.integrated_gradients, "conv2", lambda a: a[:, 0, 0, 5])
+    out = same(small_net.apply_fn, params, x, baseline=baseline, num_steps=11)
+    close(out, older["neuron_ig"], CAPTUM)
 
 
 def test_permuted_features_are_captums(double):
@@ -141,6 +144,9 @@ def test_errors_say_what_to_do(double):
     neuron = jv.at_neuron(jv.gradient, "conv2", 3)
     with pytest.raises(ValueError, match=r"^at_neuron.*neuron must be an index for each axis"):
         explain(neuron, double, classes=False)
+    whole = jv.at_neuron(jv.gradient, "conv2", lambda a: a.sum())
+    with pytest.raises(ValueError, match=r"^at_neuron.*: neuron, a function, .*made \(\) of"):
+        explain(whole, double, classes=False)
     with pytest.raises(ValueError, match=r"^at_neuron\(gradient\): target must be left out"):
         explain(neuron, double)
     with pytest.raises(TypeError, match=r"^at_neuron: method must be an explanation"):

@@ -23,7 +23,8 @@ def test_owen_values_are_shaps_and_say_what_is_not_split():
     np.testing.assert_allclose(exact.unresolved, 0, atol=1e-6)
     gained = [scores(np.ones(COUNT), x) - scores(np.zeros(COUNT), x) for x in X]
     np.testing.assert_allclose(exact.base, [scores(np.zeros(COUNT), x) for x in X], atol=1e-6)
-    few = jv.owen_values(net, PARAMS, X, 1, tree=TREE, num_samples=2)  # the root's halves alone
+    tree = TREE.tolist()
+    few = jv.owen_values(net, PARAMS, X, 1, tree=tree, num_samples=2)  # the root's halves alone
     np.testing.assert_allclose(few.values.sum(1), gained, atol=1e-5)
     left, right = np.repeat([1, 0], 4), np.repeat([0, 1], 4)
     mine = [(scores(left, x) + scores(left + right, x) - scores(right, x)) / 2 for x in X]

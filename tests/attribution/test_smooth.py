@@ -13,13 +13,7 @@ from small_net import close
 from jaxviz.attribution.cam import grad_cam, grad_cam_pp
 from jaxviz.attribution.gradient import gradient, saliency
 from jaxviz.attribution.path import expected_gradients, integrated_gradients
-from jaxviz.attribution.smooth import (
-    augmented,
-    flips_and_gains,
-    smooth_grad,
-    square_grad,
-    var_grad,
-)
+from jaxviz.attribution.smooth import augmented, smooth_grad, square_grad, var_grad
 
 WRAPPERS = {"smoothgrad": smooth_grad, "smoothgrad_sq": square_grad, "vargrad": var_grad}
 curved = lambda w, x: jnp.tanh(x @ w) ** 2
@@ -137,15 +131,23 @@ def test_same_key_same_answer_in_any_chunks():
 def test_augmented_is_the_mean_of_turned_back_maps():
     params, x, target, *_ = small_net.inputs(jnp.float32)
     options = {"layer": "relu2", "relu": False}
-    out = augmented(grad_cam, transforms=flips_and_gains)(
-        small_net.apply_fn, params, x, target, **options
-    )
+    out = augmented(grad_cam)(small_net.apply_fn, params, x, target, **options)
     maps = []
     for gain in (1.0, 0.9, 1.1):
         plain = grad_cam(small_net.apply_fn, params, gain * x, target, **options)
         mirrored = grad_cam(small_net.apply_fn, params, gain * x[:, :, ::-1], target, **options)
         maps += [plain, mirrored[:, :, ::-1]]
     chex.assert_trees_all_close(out, sum(maps) / 6, rtol=1e-4, atol=1e-6)
+
+
+def test_augmented_mirrors_left_and_right_wherever_the_channels_are():
+    params, x, target, *_ = small_net.inputs(jnp.float32)
+    first = lambda params, x: small_net.apply_fn(params, jnp.moveaxis(x, 1, -1))
+    for method, options in ((gradient, {}), (grad_cam, {"layer": "relu2"})):
+        last = augmented(method)(small_net.apply_fn, params, x, target, **options)
+        out = augmented(method)(first, params, jnp.moveaxis(x, -1, 1), target, **options)
+        out = jnp.moveaxis(out, 1, -1) if out.ndim == 4 else out
+        chex.assert_trees_all_close(out, last, rtol=1e-4, atol=1e-6)
 
 
 def test_errors_say_what_came():
@@ -156,6 +158,8 @@ def test_errors_say_what_came():
         smooth_grad(gradient, num_samples=0)
     with pytest.raises(ValueError, match=r"transforms must hold one pair"):
         augmented(gradient, transforms=())
+    with pytest.raises(ValueError, match=r"x must be images \[N, H, W, C\].*got \(1, 2\)"):
+        augmented(gradient)(curved, w, x, 0)
     cut = ((lambda x: x[:, :1], lambda a: a),)
     with pytest.raises(ValueError, match=r"must keep the shape of x; .*\(1, 1\) of \(1, 2\)"):
         augmented(gradient, transforms=cut)(curved, w, x, 0)
