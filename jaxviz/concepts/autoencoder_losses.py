@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.concepts.dictionary import Dictionary
-from jaxviz.concepts.largest import largest
+from jaxviz.concepts.largest import first_largest, largest
 
 KINDS = ("top_k", "batch_top_k", "matryoshka", "archetypal", "standard", "gated", "jump_relu")
 # Those that keep so many codes; the others pay for each.
@@ -137,8 +137,12 @@ def losses(
     """
     atoms = atoms_of(weights, points)
     norm = jnp.linalg.norm(atoms, axis=1)
-    centred = a if fixed.transcodes else a - weights.bias[None]
-    pre = centred @ weights.encoder + weights.encoder_bias[None]
+
+    def read(encoder, bias):
+        # (a - b) E, without a gradient by `a`, which takes one more product and nobody asks for.
+        return a @ encoder + (bias if fixed.transcodes else bias - weights.bias @ encoder)[None]
+
+    pre = read(weights.encoder, weights.encoder_bias)
     if fixed.kind in KEEPING and fixed.kind != "archetypal":
         # As if atoms were of norm 1, so that units are compared by what they add.
         pre, atoms = pre * norm[None], atoms / jnp.maximum(norm, 1e-12)[:, None]
@@ -146,7 +150,7 @@ def losses(
     off = lambda found: (found * found).sum(-1).mean()
     none = jnp.zeros((), a.dtype)
     sparsity = auxiliary = nested = none
-    codes = _codes(fixed, weights, centred, pre, limit, most)
+    codes = _codes(fixed, weights, read, pre, limit, most)
     reconstruction = off(decoded(codes) - target)
     if fixed.kind == "standard":
         sparsity = limit * (codes * norm[None]).sum(-1).mean()
@@ -191,13 +195,13 @@ def nested_widths(prefixes: tuple[float, ...], num_units: int) -> tuple[int, ...
     return tuple(width for width in widths if width < num_units)
 
 
-def _codes(fixed, weights, centred, pre, limit, most):
+def _codes(fixed, weights, read, pre, limit, most):
     """`[B, K]`."""
     if fixed.kind == "standard":
         return jax.nn.relu(pre)
     if fixed.kind == "gated":
         tilted = weights.encoder * jnp.exp(weights.magnitude)[None]
-        sizes = jax.nn.relu(centred @ tilted + weights.magnitude_bias[None])
+        sizes = jax.nn.relu(read(tilted, weights.magnitude_bias))
         return jnp.where(pre > 0, sizes, 0)
     if fixed.kind == "jump_relu":
         threshold = jnp.broadcast_to(_threshold(weights)[None], pre.shape)
@@ -207,11 +211,7 @@ def _codes(fixed, weights, centred, pre, limit, most):
         count = jnp.floor(limit * len(pre)).astype(jnp.int32)
         kept = largest(positive.reshape(-1), count).reshape(pre.shape)
     else:
-        _, places = jax.lax.top_k(jax.lax.stop_gradient(pre), most)
-        order = jnp.arange(most, dtype=jnp.int32)
-        few = jnp.broadcast_to(order[None] < limit.astype(jnp.int32), places.shape)
-        rows = jnp.broadcast_to(jnp.arange(len(pre))[:, None], places.shape)
-        kept = jnp.zeros(pre.shape, bool).at[rows, places].set(few)
+        kept = first_largest(positive, limit.astype(jnp.int32), most)
     return jnp.where(kept, positive, 0)
 
 

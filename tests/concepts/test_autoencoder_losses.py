@@ -18,7 +18,7 @@ from jaxviz.concepts.autoencoder_losses import (
     nested_widths,
 )
 from jaxviz.concepts.dictionary import decode, encode
-from jaxviz.concepts.largest import largest
+from jaxviz.concepts.largest import first_largest, largest
 
 PEERS = dict(np.load(pathlib.Path(__file__).parents[1] / "reference" / "autoencoder_peers.npz"))
 KEEP = 3
@@ -129,6 +129,19 @@ def test_the_largest_are_those_of_a_sort():
         border = np.sort(values, -1)[:, ::-1][:, min(max(count, 1), 33) - 1, None]
         expected = (values >= border) & (count > 0)
         np.testing.assert_array_equal(together, expected)
+
+
+def test_the_largest_few_are_those_of_a_sort_but_for_zeros():
+    values = np.random.default_rng(0).normal(size=(6, 33)).astype(np.float32)
+    values[:, 3::4] = np.round(values[:, 3::4])  # equal ones
+    values[0], values[1, 5:], values[2] = 1, 0, 0
+    values = np.maximum(values, 0)
+    few = jax.jit(lambda values, count: first_largest(values, count, 9))
+    rank = np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1)
+    for count in (0, 1, 4, 9):
+        np.testing.assert_array_equal(few(values, count), (rank < count) & (values > 0))
+    values[3, 7] = np.nan  # is not hidden
+    assert few(values, 2)[3, 7]
 
 
 def test_the_largest_of_numbers_that_differ_in_64_bits_alone():
