@@ -308,8 +308,23 @@ def _blur(x, sigma, max_sigma):
     mass = bell(jnp.arange(-reach, reach + 1, dtype=x.dtype)).sum()
     # Each in its turn is the last, where a product of matrices copies nothing.
     for _ in range(2, x.ndim):
-        place = jnp.arange(x.shape[-1], dtype=x.dtype)
-        matrix = bell(place[:, None] - place[None, :]) / mass
-        mixed = jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
-        x = jnp.moveaxis(mixed, -1, 2)
+        x = jnp.moveaxis(_mixed(x, lambda offset: bell(offset) / mass), -1, 2)
     return x
+
+
+def _mixed(x, bell):
+    """`x @ m` with `m[i, j] = bell(i - j)`, a function of the distance alone.
+
+    Such a matrix keeps what is even about the middle apart from what is odd: two products of half
+    the size.
+    """
+    size = x.shape[-1]
+    half = (size + 1) // 2
+    place = jnp.arange(half, dtype=x.dtype)
+    to, own = place[None, :], place[:, None]
+    once = jnp.where(2 * own == size - 1, 0.25, 0.5).astype(x.dtype)  # the middle is its own mirror
+    near, far = bell(to - own), bell(size - 1 - to - own)
+    one, mirrored = x[..., :half], x[..., ::-1][..., :half]
+    product = lambda a, m: jnp.matmul(a, once * m, precision=jax.lax.Precision.HIGHEST)
+    even, odd = product(one + mirrored, near + far), product(one - mirrored, near - far)
+    return jnp.concatenate([even + odd, (even - odd)[..., : size - half][..., ::-1]], -1)
