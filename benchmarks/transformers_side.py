@@ -16,6 +16,7 @@ from captum.attr import IntegratedGradients
 from lxt.explicit.rules import identity
 
 torch.set_num_threads(int(os.environ["THREADS"]))
+CLOCK = getattr(time, os.environ["CLOCK"])
 GIVEN = np.load(sys.argv[1])
 W = {name: torch.from_numpy(GIVEN[name]) for name in "qkvoud"}
 HEAD, X, SOURCE = (torch.from_numpy(GIVEN[name]) for name in ("head", "x", "source"))
@@ -30,19 +31,25 @@ def split(x):
     return x.reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
 
 
-def net(x, seen=None, put=None):
-    """Logits; `seen` gets each block's attention and heads, `put(block, z)` stands for heads."""
+def net(x, seen=None, put=None, bare=False):
+    """Logits; `seen` gets each block's attention and heads, `put(block, z)` stands for heads.
+
+    `bare` leaves out norms, softmax and GELU.
+    """
+    norm = (lambda x: x) if bare else rms
+    softmax = (lambda x: x * 1e-6) if bare else lambda x: torch.softmax(x, -1)
+    gelu = (lambda x: x) if bare else lambda x: torch.nn.functional.gelu(x, approximate="tanh")
     for i in range(BLOCKS):
-        y = rms(x)
+        y = norm(x)
         q, k, v = (split(y @ W[name][i]) for name in "qkv")
-        a = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1)
+        a = softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
         z = a @ v
         z = z if put is None else put(i, z)
         if seen is not None:
             seen.append((a, z))
         x = x + z.transpose(1, 2).reshape(x.shape) @ W["o"][i]
-        x = x + torch.nn.functional.gelu(rms(x) @ W["u"][i], approximate="tanh") @ W["d"][i]
-    return rms(x)[:, 0] @ HEAD
+        x = x + gelu(norm(x) @ W["u"][i]) @ W["d"][i]
+    return norm(x)[:, 0] @ HEAD
 
 
 def explicit(x):
@@ -58,6 +65,16 @@ def explicit(x):
         x = lf.add2(x, dense(z.transpose(1, 2).reshape(x.shape), W["o"][i]))
         x = lf.add2(x, dense(identity(gelu, dense(norm(x), W["u"][i])), W["d"][i]))
     return dense(norm(x)[:, 0], HEAD)
+
+
+def gradient(bare=False):
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net(x, bare=bare)[:, 0].sum(), x)
+    return slope
+
+
+def products():
+    return gradient(bare=True)
 
 
 def rollout():
@@ -123,13 +140,23 @@ def patching():
 
 
 METHODS = {
-    f.__name__: f for f in (rollout, relevance, integrated, attn_lrp, attn_lrp_exact, patching)
+    f.__name__: f
+    for f in (
+        products,
+        gradient,
+        rollout,
+        relevance,
+        integrated,
+        attn_lrp,
+        attn_lrp_exact,
+        patching,
+    )
 }
 for line in sys.stdin:
     name, path = json.loads(line)
-    start = time.perf_counter()
+    start = CLOCK()
     out = METHODS[name]()
-    seconds = time.perf_counter() - start
+    seconds = CLOCK() - start
     if path:
         np.save(path, out.detach().numpy())
     print(json.dumps(seconds), flush=True)
