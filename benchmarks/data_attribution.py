@@ -9,6 +9,7 @@ a run that was ended goes on where it was. Prints a line of JSON for each method
 
 import argparse
 import functools
+import json
 import time
 from typing import Any
 
@@ -46,6 +47,18 @@ def saved(path, made):
     return np.load(path)
 
 
+def same_options(folder, options):
+    """Ends where the folder's parts are of other options; more methods and runs may be added."""
+    asked = {k: v for k, v in vars(options).items() if k not in ("folder", "methods", "runs")}
+    path = folder / "options.json"
+    if not path.is_file() and not any(folder.glob("*.npy")):
+        path.write_text(json.dumps(asked, indent=2) + "\n")
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if other := [k for k in asked if asked[k] != before.get(k)]:
+        told = ", ".join(f"{k} {before.get(k, 'unknown')}, not {asked[k]}" for k in other)
+        raise SystemExit(f"data_attribution: the parts in {folder} are of {told}. Choose another.")
+
+
 def on_itself(of, train):
     """What a method says of each training example for itself."""
     x, y = train
@@ -75,6 +88,7 @@ def main():
     options = parser.parse_args()
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    same_options(folder, options)
 
     clean, test = data.load("mnist", "train"), data.load("mnist", "test")
     labels, flipped = flipped_labels(clean.labels[: options.train], 0.02)

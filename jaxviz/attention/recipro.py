@@ -74,9 +74,9 @@ def recipro_cam(
         (placed,) = put(jnp.ones_like(a))
 
         def score(k):
-            mask = jnp.ones(())
+            mask = jnp.ones((), jnp.float32)
             for place, size in zip(jnp.unravel_index(k, space), space, strict=True):
-                far = jnp.abs(jnp.arange(size) - place)
+                far = jnp.abs(jnp.arange(size, dtype=place.dtype) - place)
                 near = jnp.where(far == 0, 0.5, jnp.where(far == 1, 0.25, 0.0))
                 mask = jnp.multiply.outer(mask, near if gaussian else jnp.where(far == 0, 1.0, 0.0))
             full = jnp.broadcast_to(mask[None, ..., None], a.shape).astype(a.dtype)

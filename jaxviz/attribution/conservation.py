@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxviz.attribution.propagation import start
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import else_by, shown
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import at_least_float32, rows_of
 from jaxviz.engine.targets import check_function
@@ -48,6 +49,7 @@ class Conservation(NamedTuple):
     lost: jax.Array
     score: jax.Array
 
+    @else_by(shown)
     def __repr__(self) -> str:
         sums, lost, score = (np.asarray(a, float) for a in self[1:])
         with np.errstate(divide="ignore", invalid="ignore"):

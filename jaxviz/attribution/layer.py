@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxviz.attribution.conductance import a_neuron, neuron_of
 from jaxviz.calls.leaves import ONE, fill_for
+from jaxviz.calls.meshes import on_automatic_axes
 from jaxviz.calls.models import batch, model, shapes_of
 from jaxviz.calls.naming import calling, ours
 from jaxviz.calls.options import layer as a_layer
@@ -80,27 +81,30 @@ def at_layer(method: Callable, layer: str) -> Callable:
     variable = next((k for k, p in options_of.parameters.items() if p.kind is p.VAR_KEYWORD), "")
     ours(name)
 
+    def of_layer(options: dict[str, Any]) -> Any:
+        apply_fn = model(name, "apply_fn", options["apply_fn"])
+        x = batch(name, "x", options["x"])
+        if not rows_of(x):
+            return of_none(explained, options)
+        params, target = options["params"], options.get("target")
+        options = {k: v for k, v in options.items() if k not in _MODEL}
+        held, arrays = hold(name, apply_fn, params)
+        head, tail = split(held, arrays, x, layer)
+        a, carry = headed(head, arrays, x)
+        for option in ("baseline", "baselines"):
+            if option in options_of.parameters and (
+                option == "baseline" or options.get(option) is not None
+            ):
+                given = options.get(option)
+                options[option] = _start(name, option, given, head, arrays, x, a)
+        return method(tail, (arrays, carry), a, target, **options)
+
     def explained(*args: Any, **kwargs: Any) -> Any:
         with calling(name):
             options = fitting(name, options_of, args, kwargs).arguments
             if variable in options:
                 options |= options.pop(variable)
-            apply_fn = model(name, "apply_fn", options["apply_fn"])
-            x = batch(name, "x", options["x"])
-            if not rows_of(x):
-                return of_none(explained, options)
-            params, target = options["params"], options.get("target")
-            options = {k: v for k, v in options.items() if k not in _MODEL}
-            held, arrays = hold(name, apply_fn, params)
-            head, tail = split(held, arrays, x, layer)
-            a, carry = headed(head, arrays, x)
-            for option in ("baseline", "baselines"):
-                if option in options_of.parameters and (
-                    option == "baseline" or options.get(option) is not None
-                ):
-                    given = options.get(option)
-                    options[option] = _start(name, option, given, head, arrays, x, a)
-            return method(tail, (arrays, carry), a, target, **options)
+            return on_automatic_axes(lambda: of_layer(options), options)
 
     explained.__name__ = explained.__qualname__ = f"{name[:-1]}, {layer!r})"
     explained.__signature__ = options_of  # type: ignore[attr-defined]

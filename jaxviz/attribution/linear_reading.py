@@ -94,7 +94,7 @@ def _shifted(a, by):
     """Along each axis of space; what comes in repeats the edge."""
     for axis, d in zip(range(1, a.ndim - 1), by, strict=False):
         size = a.shape[axis]
-        a = jnp.take(a, jnp.clip(jnp.arange(size) + d, 0, size - 1), axis)
+        a = jnp.take(a, jnp.clip(jnp.arange(size, dtype=jnp.int32) + d, 0, size - 1), axis)
     return a
 
 

@@ -225,8 +225,8 @@ def expected_gradients(
     num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
 
     which_key, where_key, noise_key = jax.random.split(key, 3)
-    which = jax.random.randint(which_key, (num_samples, num_examples), 0, count)
-    where = jax.random.uniform(where_key, (num_samples, num_examples))
+    which = jax.random.randint(which_key, (num_samples, num_examples), 0, count, jnp.int32)
+    where = jax.random.uniform(where_key, (num_samples, num_examples), jnp.float32)
 
     def ends(k):
         start = one_baseline(baselines, x, which[k])

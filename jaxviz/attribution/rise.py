@@ -145,10 +145,13 @@ def random_masks(
     """
     grid_key, shift_key = jax.random.split(key)
     count, space = shape[0], shape[1:]
-    grids = jax.random.bernoulli(grid_key, keep, (count, *[cells + 1] * len(space))).astype(dtype)
+    drawn = jnp.float32(keep), (count, *[cells + 1] * len(space))
+    grids = jax.random.bernoulli(grid_key, *drawn).astype(dtype)
     sizes = [-(-n // cells) for n in space]  # of a cell, in pixels
     large = jax.image.resize(
         grids, (count, *[(cells + 1) * size for size in sizes]), resize, antialias=False
     )
-    shifts = jax.random.randint(shift_key, (count, len(space)), 0, jnp.array(sizes)[None])
+    shifts = jax.random.randint(
+        shift_key, (count, len(space)), 0, jnp.array(sizes, jnp.int32)[None], jnp.int32
+    )
     return jax.vmap(lambda mask, shift: lax.dynamic_slice(mask, list(shift), space))(large, shifts)

@@ -203,7 +203,8 @@ def hsic(
     fills = fading(name, fill, x)
     # Nearest masks are 0 or 1: they select.
     read = _score if resize == "nearest" else _known
-    masks = jax.random.bernoulli(key, 0.5, (num_samples, cells**axes)).astype(jnp.float32)
+    masks = jax.random.bernoulli(key, jnp.float32(0.5), (num_samples, cells**axes))
+    masks = masks.astype(jnp.float32)
     stops = stops_early(tolerance)
     if stops:  # of each round, and the same in all
         target = fixed_target(apply_fn, params, x, target)

@@ -165,7 +165,7 @@ def _fitted(
     chunk_size,
 ):
     name, rows = "lime", rows_of(x)
-    kept = jax.random.bernoulli(key, 0.5, (num_samples, rows, count)).at[0].set(True)
+    kept = jax.random.bernoulli(key, jnp.float32(0.5), (num_samples, rows, count)).at[0].set(True)
     stops = stops_early(tolerance)
     if stops:  # of each round, and the same in all
         target = fixed_target(apply_fn, params, x, target)

@@ -73,6 +73,18 @@ def _made(value: Any, kind: type) -> str:
     return f"Make it one: np.asarray(value, np.{kind.__name__})."
 
 
+def on_device(who: str, option: str, value: Any) -> None:
+    """Refuses arrays of NumPy under `jax.transfer_guard`, which is there to find them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if isinstance(leaf, np.ndarray):
+            at = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise ValueError(
+                f"{who}: {option} must be on a device where jax.transfer_guard forbids transfers; "
+                f"got NumPy's {leaf.dtype} of shape {leaf.shape}{at}. Pass "
+                f"jax.device_put({option})."
+            )
+
+
 def numbers_list(who: str, option: str, value: Any, kind: type = np.float32) -> Any:
     """An array of real numbers, or a list or range of numbers, which becomes one."""
     if isinstance(value, (list, tuple, range)):

@@ -1,7 +1,13 @@
-"""Whose call it is: errors begin with the public function that the user called."""
+"""Whose call it is: errors begin with the public function that the user called.
+
+Inside of the call the settings hold that the library needs (`jax.transfer_guard`).
+"""
 
 import re
 from contextvars import ContextVar
+from typing import Any
+
+import jax
 
 _outermost: ContextVar[str | None] = ContextVar("outermost", default=None)
 
@@ -32,21 +38,55 @@ def _head(error):
     return found[0] if found and found[1] in _OURS else None
 
 
-class calling:
-    """Within it, errors of ours begin with the outermost `calling(name)`."""
+def _is_guarded() -> bool:
+    """Whether the user has forbidden transfers that nobody asked for (or has them logged)."""
+    config: Any = jax.config
+    ways = config.jax_transfer_guard_host_to_device, config.jax_transfer_guard_device_to_host
+    return any(level in ("disallow", "log") for level in ways)
 
-    __slots__ = ("name", "token")
+
+_TRACED = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+class calling:
+    """Within it, errors of ours begin with the outermost `calling(name)`.
+
+    A user's `jax.transfer_guard` is for what he moves by mistake: the outermost one says whether
+    there is one, by which his arrays are judged, and lifts it for our own options and labels, which
+    have to get to the device. What forbids even what is asked for ("disallow_explicit") stays.
+    """
+
+    __slots__ = ("lifted", "name", "token")
 
     def __init__(self, name: str):
         self.name = name
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> bool:
         self.token = _outermost.set(self.name) if _outermost.get() is None else None
+        guarded = self.token is not None and _is_guarded()
+        self.lifted = jax.transfer_guard("allow") if guarded else None
+        if self.lifted is not None:
+            self.lifted.__enter__()
+        return guarded
 
     def __exit__(self, kind, error, _) -> None:
         if self.token is None:
             return
         _outermost.reset(self.token)
+        if self.lifted is not None:
+            self.lifted.__exit__(None, None, None)
+        if isinstance(error, _TRACED):  # of what works on the host, or of a user's function
+            words = " ".join(str(error).split()).split(" The error occurred")[0][:160].rstrip(".")
+            raise TypeError(
+                f"{self.name}: arguments must hold numbers, for some are read outside of compiled "
+                f"programs; got traced arrays (under jit, vmap, grad or scan): {words}. Call it "
+                "outside of them."
+            ) from error
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             # Of a file: the system's words lack who asked for it.
             told = f"{self.name}: cannot use {error.filename}: {error.strerror}. Check the path."

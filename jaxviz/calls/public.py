@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxviz.calls import arrays, models, options
+from jaxviz.calls.meshes import on_automatic_axes
 from jaxviz.calls.naming import calling, ours
 from jaxviz.calls.options import Check, maybe, real, several, whole
 
@@ -124,9 +125,10 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def called(*args, **kwargs):
-            with calling(name):
-                given = read(args, kwargs)
-                return function(*given.args, **given.kwargs)
+            with calling(name) as guarded:
+                given = read(args, kwargs, guarded)
+                run = lambda: function(*given.args, **given.kwargs)
+                return on_automatic_axes(run, given.arguments)
 
         return called  # type: ignore[return-value]
 
@@ -135,8 +137,9 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def reader(
     name: str, function: Callable, checks: dict[str, Check] | None = None
-) -> Callable[[tuple, dict], inspect.BoundArguments]:
-    """`(args, kwargs) -> arguments` of a function, each in the form that its check gives it."""
+) -> Callable[[tuple, dict, bool], inspect.BoundArguments]:
+    """`(args, kwargs, guarded) -> arguments` of a function, each in the form that its check gives
+    it; where `guarded` (`jax.transfer_guard`), x and params must be on a device."""
     ours(name)
     signature = inspect.signature(function)
     variable = [
@@ -150,11 +153,13 @@ def reader(
         own = {n: _or_none(signature, n, check) for n, check in (checks or {}).items()}
         return checks_of(function) | own
 
-    def read(args, kwargs):
+    def read(args, kwargs, guarded):
         bound = fitting(name, signature, args, kwargs)
         checked = found()
         given = bound.arguments
         for option, value in given.items():
+            if guarded and option in ("params", "x"):
+                arrays.on_device(name, option, value)
             arrays.there(name, option, value)
             check = checked.get(option)
             if check is not None:

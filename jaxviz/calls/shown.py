@@ -1,9 +1,11 @@
 """How results show themselves: names, shapes and types in a few lines, instead of all numbers."""
 
 import base64
+import dataclasses
+import functools
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,17 +74,17 @@ def html_picture(figure: Any, alt: str) -> str:
 
 
 def shown_html(self: Any) -> str:
-    """The `_repr_html_` of a NamedTuple of arrays: what `shown` says, as a table."""
+    """The `_repr_html_` of a NamedTuple or dataclass of arrays: what `shown` says, as a table."""
     rows = [
         (field if first == 0 else "", row)
-        for field, value in zip(self._fields, self, strict=True)
+        for field, value in _fields(self)
         for first, row in enumerate(_rows(value))
     ]
     return html_table(type(self).__name__, ["field", "holds"], rows)
 
 
 def shown(self: Any) -> str:
-    """The `__repr__` of a NamedTuple of arrays: a line a field.
+    """The `__repr__` of a NamedTuple or dataclass of arrays: a line a field.
 
     Example:
       >>> from typing import NamedTuple
@@ -98,15 +100,51 @@ def shown(self: Any) -> str:
         by_method  'saliency': float32 [2, 8, 8]
         note       'clean'
     """
-    wide = max(map(len, self._fields))
+    fields = _fields(self)
+    wide = max(len(field) for field, _ in fields)
     lines = []
-    for field, value in zip(self._fields, self, strict=True):
+    for field, value in fields:
         for row in _rows(value):
             lines.append(f"  {field:{wide}}  {row}")
             field = ""
     if len(lines) > _LINES:
         lines = [*lines[: _LINES - 1], f"  ... {len(lines) - _LINES + 1} more lines"]
     return "\n".join([type(self).__name__, *(_cut(line.rstrip(), _WIDTH) for line in lines)])
+
+
+def else_by(plain: Callable) -> Callable:
+    """Makes a method that shows what a result says; one of other contents is shown by `plain`.
+
+    `jax.tree.map` and `jit` keep a result's type and put into it what they like: None, shapes,
+    words, values under trace. Whoever looks at that has no use for an error of a table.
+
+    Example:
+      >>> from typing import NamedTuple
+      >>> class Mean(NamedTuple):
+      ...     value: float
+      ...     __repr__ = else_by(shown)(lambda self: f"a mean of {self.value:.1f}")
+      >>> Mean(1.0), jax.tree.map(lambda a: None, Mean(1.0))
+      (a mean of 1.0, Mean
+        value  None)
+    """
+
+    def decorate(own: Callable) -> Callable:
+        @functools.wraps(own)
+        def told(self: Any) -> str:
+            try:
+                return own(self)
+            except Exception:  # of whatever kind: nothing of it is a fault of the reader's
+                return plain(self)
+
+        return told
+
+    return decorate
+
+
+def _fields(result: Any) -> list[tuple[str, Any]]:
+    """The fields of a NamedTuple or a dataclass, with what they hold."""
+    names = getattr(result, "_fields", None) or [f.name for f in dataclasses.fields(result)]
+    return [(name, getattr(result, name)) for name in names]
 
 
 def _rows(value: Any) -> list[str]:

@@ -225,7 +225,9 @@ def _taken(apply_fn, layer, pooled, params, x, key, first, classes):
     values = wide(laid(a))  # NumPy adds bfloat16 up in bfloat16, where means of many stall
     numbers = first + jnp.arange(len(values))
     # Of an image's own number, so that the size of batches changes nothing.
-    draw = lambda n: jax.random.randint(jax.random.fold_in(key, n), (), 0, values.shape[1])
+    draw = lambda n: jax.random.randint(
+        jax.random.fold_in(key, n), (), 0, values.shape[1], jnp.int32
+    )
     places = jax.vmap(draw)(numbers)[:, None, None]
     one = lambda a: jnp.take_along_axis(a, places, 1)[:, 0]
 

@@ -1,16 +1,14 @@
 """Attribution graphs: how units of layers make one another, and the score, for one input."""
 
 import dataclasses
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from jaxviz.calls.options import choice, described, layer, maybe, real, whole
-from jaxviz.calls.shown import html_picture, html_table
+from jaxviz.calls.shown import else_by, html_picture, html_table, shown, shown_html
 from jaxviz.concepts.pruning import prune
 from jaxviz.concepts.sites import ARROW
 from jaxviz.concepts.wiring import Nodes, Wiring
@@ -59,14 +57,14 @@ class AttributionGraph:
     layer_of: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     kinds: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
+    @else_by(shown)
     def __repr__(self) -> str:
         counts = [self.layer_of.count(i) for i in range(len(self.layers))]
         told = ", ".join(f"{n} of {name}" for n, name in zip(counts, self.layers, strict=True))
         return f"AttributionGraph({len(self.relevance)} of {len(self.kinds)} nodes: {told})"
 
+    @else_by(shown_html)
     def _repr_html_(self) -> str:
-        if isinstance(self.relevance, Tracer):
-            return f"<p>{html.escape(repr(self))}</p>"
         from jaxviz.plot.wiring import attribution_graph as draw  # matplotlib takes its time
 
         counts = [(name, self.layer_of.count(i)) for i, name in enumerate(self.layers)]

@@ -1,5 +1,6 @@
 """One sparse autoencoder in training: its weights, its codes, and what each kind minimises."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -63,11 +64,11 @@ def first_weights(fixed: Fixed, key: jax.Array, num_units: int, size: int, out: 
     Args:
       points: `[P, D]` archetypes, or None.
     """
-    atoms = jax.random.normal(key, (num_units, out))
+    atoms = jax.random.normal(key, (num_units, out), jnp.float32)
     atoms *= ATOM_NORM / jnp.linalg.norm(atoms, axis=1, keepdims=True)
-    zeros, none = jnp.zeros(num_units), jnp.zeros(out)
+    zeros, none = jnp.zeros(num_units, jnp.float32), jnp.zeros(out, jnp.float32)
     if fixed.transcodes:
-        encoder = jax.random.normal(jax.random.fold_in(key, 1), (size, num_units))
+        encoder = jax.random.normal(jax.random.fold_in(key, 1), (size, num_units), jnp.float32)
         encoder *= ATOM_NORM / jnp.linalg.norm(encoder, axis=0, keepdims=True)
     else:
         encoder = atoms.T
@@ -78,13 +79,15 @@ def first_weights(fixed: Fixed, key: jax.Array, num_units: int, size: int, out: 
         if not fixed.transcodes:
             norms = jnp.linalg.norm(chosen_points, axis=1)
             encoder = (chosen_points / jnp.maximum(norms, 1e-6)[:, None]).T
-        mixture = jax.nn.one_hot(chosen, count)
-        residue = jnp.zeros((num_units, out))
-        scale = jnp.zeros(())
+        mixture = jax.nn.one_hot(chosen, count, dtype=jnp.float32)
+        residue = jnp.zeros((num_units, out), jnp.float32)
+        scale = jnp.zeros((), jnp.float32)
         return Weights(encoder, zeros, none, None, None, None, None, mixture, residue, scale)
     weights = Weights(encoder, zeros, none, atoms)
     if fixed.kind == "jump_relu":
-        return weights._replace(log_threshold=jnp.full(num_units, jnp.log(FIRST_THRESHOLD)))
+        return weights._replace(
+            log_threshold=jnp.full(num_units, math.log(FIRST_THRESHOLD), jnp.float32)
+        )
     if fixed.kind == "gated":
         return weights._replace(magnitude=zeros, magnitude_bias=zeros)
     return weights

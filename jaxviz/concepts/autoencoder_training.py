@@ -88,8 +88,8 @@ def _started(recipe, key, points):
             weights,
             jax.vmap(recipe.optimizer.init)(weights),
             jnp.zeros((count, grid.num_units), jnp.int32),
-            jnp.zeros(count),
-            jnp.zeros((count, SPAN, 4)),
+            jnp.zeros(count, jnp.float32),
+            jnp.zeros((count, SPAN, 4), jnp.float32),
         )
 
     return tuple(map(one, recipe.grids))
@@ -100,7 +100,11 @@ def _span(recipe, state, data, base, first, last):
 
     def step(number, state):
         places = jax.random.randint(
-            jax.random.fold_in(data.key, number), (recipe.batch_size,), 0, len(data.block[0])
+            jax.random.fold_in(data.key, number),
+            (recipe.batch_size,),
+            0,
+            len(data.block[0]),
+            jnp.int32,
         )
         a = _like_trained(data.block[0][places], data.mean[0], data.scale[0])
         target = a

@@ -176,7 +176,7 @@ def _probes(positive, negative, first, second, key, penalty, probe, held):
 
 def _mixed(key, sets):
     """Each set's examples in an order of its own."""
-    order = jnp.argsort(jax.random.uniform(key, sets.shape[:2]), axis=1)
+    order = jnp.argsort(jax.random.uniform(key, sets.shape[:2], jnp.float32), axis=1)
     return jnp.take_along_axis(sets, order[..., None], 1)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxviz.calls.leaves import fill_for
+from jaxviz.calls.meshes import on_automatic_axes
 from jaxviz.calls.models import floating, real, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import Check
@@ -87,48 +88,51 @@ def explanation(
 
         run.__name__ = run.__qualname__ = name
 
+        def explained(bound):
+            if not np.shape(jax.tree.leaves(bound["x"])[0])[0]:
+                return of_none(public, bound)
+            apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
+            target = bound.pop("target", None)
+            if bound.get("key") is not None:
+                bound["key"] = same_when_batched(bound["key"])
+            apply_fn, params = hold(name, apply_fn, params)
+            if integers:
+                real(name, "x", x)
+            else:
+                # A method that reads a layer itself has no use for another.
+                method_told = "gradient" if takes_layer else None if takes_layers else name
+                floating(name, "x", x, lambda: first_floating(method_told, apply_fn, params, x))
+            if bound.get("fill") is not None and not callable(bound["fill"]):
+                bound["fill"] = fill_for(name, bound["fill"], x)
+            moves = channels_of(apply_fn, params, x) if places else None
+            if moves is not None:
+                apply_fn, x, bound = channels_last(name, apply_fn, x, bound, moves)
+            # What is a function shapes the program, whatever the option.
+            shapes = lambda k, v: k in static or callable(v) or (k in nonzero and not v)
+            shaping = [k for k, v in bound.items() if shapes(k, v)]
+            fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in shaping)
+            target_fn = target if callable(target) else None
+            if takes_target and target_fn is None:
+                apply_fn = with_classes(apply_fn, params, x)
+            outputs = output_shape(apply_fn, params, x)
+            if target_fn is not None:
+                check_function(name, x, outputs, target_fn)
+            elif takes_target and not (classless and target is None):
+                target = check_target(name, apply_fn, params, x, outputs, target)
+            traced = None if target_fn is not None else target
+            nested = under_trace((params, x, traced, bound))
+            call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
+            if any(getattr(v, "traced", False) for _, v in fixed):
+                call = run  # a part of the program whose numbers it holds
+            with explaining(values_of(apply_fn, params, x)):
+                result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
+            return result if moves is None else as_given(result, x, moves)
+
         @functools.wraps(method)
         def public(*args, **kwargs):
-            with calling(name):
-                bound = read(args, kwargs).arguments
-                if not np.shape(jax.tree.leaves(bound["x"])[0])[0]:
-                    return of_none(public, bound)
-                apply_fn, params, x = (bound.pop(k) for k in ("apply_fn", "params", "x"))
-                target = bound.pop("target", None)
-                if bound.get("key") is not None:
-                    bound["key"] = same_when_batched(bound["key"])
-                apply_fn, params = hold(name, apply_fn, params)
-                if integers:
-                    real(name, "x", x)
-                else:
-                    # A method that reads a layer itself has no use for another.
-                    method_told = "gradient" if takes_layer else None if takes_layers else name
-                    floating(name, "x", x, lambda: first_floating(method_told, apply_fn, params, x))
-                if bound.get("fill") is not None and not callable(bound["fill"]):
-                    bound["fill"] = fill_for(name, bound["fill"], x)
-                moves = channels_of(apply_fn, params, x) if places else None
-                if moves is not None:
-                    apply_fn, x, bound = channels_last(name, apply_fn, x, bound, moves)
-                # What is a function shapes the program, whatever the option.
-                shapes = lambda k, v: k in static or callable(v) or (k in nonzero and not v)
-                shaping = [k for k, v in bound.items() if shapes(k, v)]
-                fixed = tuple((k, _hashable(name, k, bound.pop(k))) for k in shaping)
-                target_fn = target if callable(target) else None
-                if takes_target and target_fn is None:
-                    apply_fn = with_classes(apply_fn, params, x)
-                outputs = output_shape(apply_fn, params, x)
-                if target_fn is not None:
-                    check_function(name, x, outputs, target_fn)
-                elif takes_target and not (classless and target is None):
-                    target = check_target(name, apply_fn, params, x, outputs, target)
-                traced = None if target_fn is not None else target
-                nested = under_trace((params, x, traced, bound))
-                call = program(run, (0, 1, 2), nested, is_large(params), divided=sweeps)
-                if any(getattr(v, "traced", False) for _, v in fixed):
-                    call = run  # a part of the program whose numbers it holds
-                with explaining(values_of(apply_fn, params, x)):
-                    result = call(apply_fn, target_fn, fixed, params, x, traced, bound)
-                return result if moves is None else as_given(result, x, moves)
+            with calling(name) as guarded:
+                bound = read(args, kwargs, guarded).arguments
+                return on_automatic_axes(lambda: explained(bound), bound)
 
         return public  # type: ignore[return-value]
 

@@ -146,6 +146,7 @@ def maximize_activation(
         _check_signals(who, apply_fn, params, size)
     apply_fn, layout = as_images(apply_fn, params, tuple(size))
     own, shape = (count, *size), (count, *layout.image)
+    dtype = _dtype(params)
     total = functools.reduce(lambda a, b: a - b, regularizers, objective)
     fixed = Fixed(
         apply_fn,
@@ -158,6 +159,7 @@ def maximize_activation(
         num_frames,
         chunk_size,
         total.coupled or not _separable(parametrization, shape),
+        dtype,
     )
     total, objective = _for_all(who, total, count), _for_all(who, objective, count)
     if chunk_size is not None and (
@@ -168,7 +170,7 @@ def maximize_activation(
             f"{who}: chunk_size must divide the number of images, {count}; got {chunk_size}. "
             f"Leave it out: {told or 'it is chosen'}."
         )
-    given = None if isinstance(init, str) else layout.images(_as_images(who, init, own))
+    given = None if isinstance(init, str) else layout.images(_as_images(who, init, own, dtype))
     if given is not None and parametrization.variables is None:
         raise ValueError(
             f"{who}: this parametrization cannot start from a given image. Take pixels() or "
@@ -199,6 +201,7 @@ class Fixed(NamedTuple):
     num_frames: int
     chunk_size: int | None
     joint: bool  # whether images depend on each other
+    dtype: Any  # of the images
 
 
 class Climbers(NamedTuple):
@@ -246,7 +249,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
 @functools.partial(jax.jit, static_argnums=0)
 def _seen(fixed):
     """What the model is given."""
-    return compose(fixed.transforms, jax.random.key(0), jnp.zeros(fixed.shape))
+    return compose(fixed.transforms, jax.random.key(0), jnp.zeros(fixed.shape, fixed.dtype))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -261,17 +264,24 @@ def _first(shape, parametrization):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(fixed, who, params, total):
     """The layers that an objective reads."""
-    _kept_values(fixed.apply_fn, total, who)(params, jnp.zeros(fixed.shape))
+    _kept_values(fixed.apply_fn, total, who)(params, jnp.zeros(fixed.shape, fixed.dtype))
     return _values(fixed.apply_fn, total, who)(params, _seen(fixed))
 
 
-def _as_images(who, init, shape):
+def _as_images(who, init, shape, dtype):
     try:
-        return jnp.broadcast_to(jnp.asarray(init, float), shape)
+        return jnp.broadcast_to(jnp.asarray(init, dtype), shape)
     except ValueError:
         raise ValueError(
             f"{who}: init must broadcast to the images, {shape}; got {jnp.shape(init)}."
         ) from None
+
+
+def _dtype(params):
+    """Of the images: as wide as the params, in 32 bits at least."""
+    kinds = {jnp.result_type(a) for a in jax.tree.leaves(params)}
+    kinds = {kind for kind in kinds if jnp.issubdtype(kind, jnp.floating)}
+    return jnp.dtype(jnp.float64 if kinds == {jnp.dtype(jnp.float64)} else jnp.float32)
 
 
 def _separable(parametrization, shape):
@@ -296,17 +306,20 @@ def _start(fixed, parametrization, key, given, noisy):
     else:
         key = jax.random.fold_in(key, 0) if noisy else None
         variables = parametrization.initial(key, fixed.shape, *parametrization.data)
+    real = lambda a: jnp.issubdtype(a.dtype, jnp.floating)
+    variables = jax.tree.map(lambda a: a.astype(fixed.dtype) if real(a) else a, variables)
     count, *_ = fixed.shape
+    zeros = functools.partial(jnp.zeros, dtype=fixed.dtype)
     optimizer = fixed.optimizer.init if fixed.joint else jax.vmap(fixed.optimizer.init)
     climbers = Climbers(
         variables,
         optimizer(variables),
-        jnp.zeros(fixed.shape),
-        jnp.full((count,), -jnp.inf),
-        jnp.zeros(fixed.shape[:3]),
+        zeros(fixed.shape),
+        jnp.full((count,), -jnp.inf, fixed.dtype),
+        zeros(fixed.shape[:3]),
     )
-    frames = jnp.zeros((count, fixed.num_frames, *fixed.shape[1:]))
-    return State(climbers, jnp.zeros((count, fixed.num_steps)), frames)
+    frames = zeros((count, fixed.num_frames, *fixed.shape[1:]))
+    return State(climbers, zeros((count, fixed.num_steps)), frames)
 
 
 def _run(fixed, wake, params, total, parametrization, key, state, first, last):
@@ -341,7 +354,7 @@ def _step(fixed, wake, params, parametrization, key, number, climbers, total):
 
         def view(number):
             seen = compose(fixed.transforms, jax.random.fold_in(key, number), images)
-            return total({**model(params, seen), **kept})
+            return total({**model(params, seen), **kept}).astype(fixed.dtype)
 
         if fixed.num_views == 1:
             return view(0)

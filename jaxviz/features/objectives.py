@@ -19,7 +19,7 @@ from jaxviz.calls.arrays import rows
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import real, whole
 from jaxviz.calls.public import public
-from jaxviz.engine.copies import at_least_float32
+from jaxviz.engine.copies import at_least_float32, is_floating
 from jaxviz.features.closeness import (
     at_place,
     in_places,
@@ -62,7 +62,11 @@ class Objective:
     def __call__(self, values: dict[str, jax.Array]) -> jax.Array:
         # Means, squares and products of half-precision numbers do not fit in half precision.
         wide = {name: a.astype(at_least_float32(a)) for name, a in values.items()}
-        return self.function(wide, *self.data)
+        # Weights and directions are given before any layer is known, in 64 bits where these are on.
+        kinds = [a.dtype for a in wide.values() if is_floating(a)]
+        widest = max(kinds, key=lambda kind: kind.itemsize, default=None)
+        data = jax.tree.map(lambda a: a.astype(widest) if is_floating(a) else a, self.data)
+        return self.function(wide, *data)
 
     def __add__(self, other: Any) -> "Objective":
         return _combined(_sum, self, other)

@@ -287,7 +287,7 @@ def _phases(low, high):
             )
         if key is None:
             raise ValueError('phases: without phases there is no image. Pass init="noise".')
-        draw = lambda key: jax.random.uniform(key, expected, minval=-math.pi, maxval=math.pi)
+        draw = lambda key: jax.random.uniform(key, expected, jnp.float32, -math.pi, math.pi)
         return _for_each(key, count, draw)
 
     def image(v, shape, magnitude=None):
@@ -406,17 +406,17 @@ def cppn(
         def one(key):
             keys = jax.random.split(key, depth)
             layers = [
-                jax.random.normal(k, (n, width)) / math.sqrt(n)
+                jax.random.normal(k, (n, width), jnp.float32) / math.sqrt(n)
                 for k, n in zip(keys, sizes[:-1], strict=True)
             ]
-            return layers, jnp.zeros((2 * width, shape[3]))
+            return layers, jnp.zeros((2 * width, shape[3]), jnp.float32)
 
         return _for_each(key, shape[0], one)
 
     def image(v, shape):
         longest = max(shape[1:3])
         rows, columns = (
-            math.sqrt(3) * (2 * jnp.arange(n, dtype=float) + 1 - n) / max(longest - 1, 1)
+            math.sqrt(3) * (2 * jnp.arange(n, dtype=v[1].dtype) + 1 - n) / max(longest - 1, 1)
             for n in shape[1:3]
         )
         places = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
@@ -436,8 +436,9 @@ def cppn(
 
 def _noise(key, shape, spread):
     if key is None:
-        return jnp.zeros(shape)
-    return spread * _for_each(key, shape[0], lambda key: jax.random.normal(key, shape[1:]))
+        return jnp.zeros(shape, jnp.float32)
+    draw = lambda key: jax.random.normal(key, shape[1:], jnp.float32)
+    return spread * _for_each(key, shape[0], draw)
 
 
 def _for_each(key, count, draw):

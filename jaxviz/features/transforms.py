@@ -174,7 +174,9 @@ class _Jitter:
             most = round(self.amount * size) if share else int(self.amount)
             if not most:
                 continue
-            shift = jax.random.randint(jax.random.fold_in(key, axis), (), -most, most + 1)
+            shift = jax.random.randint(
+                jax.random.fold_in(key, axis), (), -most, most + 1, jnp.int32
+            )
             images = _rolled(axis, images, shift)
         return images
 
@@ -183,7 +185,7 @@ class _Jitter:
 def _rolled(axis, images, shift):
     """`jnp.roll` by a shift that is not known before, with a pullback that rolls back."""
     size = images.shape[axis]
-    at = (jnp.arange(size) - shift) % size
+    at = (jnp.arange(size, dtype=shift.dtype) - shift) % size
     return images.at[(*(slice(None),) * axis, at)].get(mode="promise_in_bounds")
 
 
@@ -205,10 +207,11 @@ class _Turn:
         if self.most == 0 and self.low == self.high == 0:
             return images
         height, width = images.shape[1:3]
-        angle = jax.random.uniform(jax.random.fold_in(key, 0), (), minval=-1.0) * self.most
-        log = jax.random.uniform(jax.random.fold_in(key, 1), (), minval=self.low, maxval=self.high)
+        keys = [jax.random.fold_in(key, number) for number in (0, 1)]
+        angle = jax.random.uniform(keys[0], (), jnp.float32, -1.0) * self.most
+        log = jax.random.uniform(keys[1], (), jnp.float32, self.low, self.high)
         if self.low == self.high:
-            log = jnp.full((), self.low)
+            log = jnp.float32(self.low)
         # Pixels beyond the edge that the turned frame reaches.
         farthest = _farthest(height, width, self.most, math.exp(-self.low))
         margins = [
@@ -285,9 +288,11 @@ class _Crop:
             i, j = (r // 2 for r in room)
             return images[:, i : i + self.height, j : j + self.width]
         keys = [jax.random.fold_in(key, axis) for axis in (0, 1)]
-        i, j = (jax.random.randint(k, (), 0, r + 1) for k, r in zip(keys, room, strict=True))
+        i, j = (
+            jax.random.randint(k, (), 0, r + 1, jnp.int32) for k, r in zip(keys, room, strict=True)
+        )
         shape = (images.shape[0], *size, images.shape[3])
-        return jax.lax.dynamic_slice(images, (0, i, j, 0), shape)
+        return jax.lax.dynamic_slice(images, (jnp.int32(0), i, j, jnp.int32(0)), shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,14 +303,14 @@ class _Zoom:
     def __call__(self, key: Any, images: Any) -> Any:
         height, width = images.shape[1:3]
         keys = [jax.random.fold_in(key, number) for number in range(3)]
-        share = jax.random.uniform(keys[0], (), minval=self.low, maxval=self.high)
+        share = jax.random.uniform(keys[0], (), jnp.float32, self.low, self.high)
         corner = jnp.stack(
             [
-                jax.random.uniform(k) * (n - 1)
+                jax.random.uniform(k, (), jnp.float32) * (n - 1)
                 for k, n in zip(keys[1:], (height, width), strict=True)
             ]
         ) * (1 - share)
-        matrix = share * jnp.eye(2)
+        matrix = share * jnp.eye(2, dtype=jnp.float32)
         return resample(images, matrix, corner, (height, width), 1 / self.low)
 
 

@@ -8,7 +8,7 @@ import jax
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.options import maybe, whole
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import html_table, shown
+from jaxviz.calls.shown import else_by, html_table, shown, shown_html
 from jaxviz.graph.held import hold
 from jaxviz.graph.interpreter import Node, Program, Value, equation_of
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -49,6 +49,7 @@ class LayerGraph(NamedTuple):
 
     __repr__ = shown
 
+    @else_by(shown_html)
     def _repr_html_(self) -> str:
         rows = [
             (b.name, b.kind, b.detail, " x ".join(map(str, b.shape)), f"{b.num_params:,}", reads)

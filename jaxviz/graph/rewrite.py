@@ -115,6 +115,9 @@ class RuleSet:
       derivative: Of rules that are `functional`, whether they are of the derivative after all:
         `custom_jvp` and `custom_vjp` with nothing replaced inside keep theirs, and outputs that
         depend on the input through comparisons alone are not refused.
+      by_primitive: Whether all rows are for primitives, wherever these stand, so that nothing that
+        is recognised by the model's numbers changes what is made: such rules run where no number
+        can be read, inside `shard_map` with its checks.
     """
 
     name: str
@@ -126,6 +129,7 @@ class RuleSet:
     functional: bool = False
     placed: bool = False
     derivative: bool = False
+    by_primitive: bool = False
 
     def __post_init__(self):
         if isinstance(self.table, Mapping):
@@ -175,9 +179,6 @@ def refuse(op: Op) -> None:
     )
 
 
-_OF_VALUES = ("fast", "magic")  # whose results no recognition changes
-
-
 @dataclasses.dataclass(frozen=True)
 class Rewritten:
     """`rewrite`'s result: a function equal to others of the same model and rules."""
@@ -189,7 +190,7 @@ class Rewritten:
         apply_fn, params = hold(self.rules.name, self.apply_fn, params)
         whole = model(apply_fn, params, x)
         traced = whole.flat if self.rules.by_turn else whole.as_written
-        if self.rules.name not in _OF_VALUES:
+        if not self.rules.by_primitive:
             check_numbers(self.rules.name, traced.program)
         program, names = _prepared(traced, self.rules.named, self.rules.folded)
         after = program.inputs if getattr(self.apply_fn, "is_tail", False) else ()

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxviz.influence.examples import Model, batch_of_one, chunks, num_rows
 from jaxviz.influence.gradients import output_gradient
 from jaxviz.influence.parameters import replaced, taken
+from jaxviz.influence.projections import random_signs
 from jaxviz.parts.losses import cross_entropy
 
 Curvature = Literal["hessian", "gauss_newton"]
@@ -64,7 +65,7 @@ def operator(
         return total / count + damping * vector
 
     def sampled(key, number):
-        index = jax.random.randint(key, (number,), 0, count)
+        index = jax.random.randint(key, (number,), 0, count, jnp.int32)
         rows = jax.tree.map(lambda a: jnp.asarray(a)[index], train)
         ones = jnp.ones(number, bool)
         return lambda vector: product(vector, rows, ones) / number + damping * vector
@@ -95,5 +96,5 @@ def cotangents(model: Model, outputs: Any, y: Any, squares: Squares, key: Any) -
         values, vectors = jnp.linalg.eigh(hessian)
         roots = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None]).T
     if key is not None:
-        roots = jax.random.rademacher(key, (1, flat.size), roots.dtype) @ roots
+        roots = random_signs(key, (1, flat.size), roots.dtype) @ roots
     return jax.vmap(tree_of)(roots)

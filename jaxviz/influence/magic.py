@@ -338,7 +338,7 @@ def _flat_root(op):
     return root
 
 
-FLAT_ROOTS = RuleSet("magic", {"sqrt": _flat_root}, named=False)
+FLAT_ROOTS = RuleSet("magic", {"sqrt": _flat_root}, named=False, by_primitive=True)
 
 
 def _divided(leaves, moves):

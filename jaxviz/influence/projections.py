@@ -1,7 +1,7 @@
 """Random projections of long vectors, drawn from a key piece by piece and never held whole."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,8 @@ def projected(
     assert key is not None
     one = _rademacher if projection == "rademacher" else _sjlt
     keys = [jax.random.fold_in(key, place) for place in places]
-    return [sum((one(a, k, dim) for a, k in zip(flat, keys, strict=True)), jnp.zeros(dim))]
+    each = [one(a, k, dim) for a, k in zip(flat, keys, strict=True)]
+    return [sum(each[1:], each[0])]
 
 
 def _rademacher(vector: jax.Array, key: jax.Array, dim: int) -> jax.Array:
@@ -62,6 +63,11 @@ def _rademacher(vector: jax.Array, key: jax.Array, dim: int) -> jax.Array:
 
 def _sjlt(vector: jax.Array, key: jax.Array, dim: int) -> jax.Array:
     place_key, sign_key = jax.random.split(key)
-    places = jax.random.randint(place_key, vector.shape, 0, dim)
-    signs = jax.random.rademacher(sign_key, vector.shape, vector.dtype)
+    places = jax.random.randint(place_key, vector.shape, 0, dim, jnp.int32)
+    signs = random_signs(sign_key, vector.shape, vector.dtype)
     return jnp.zeros(dim, vector.dtype).at[places].add(vector * signs)
+
+
+def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """1 or -1: `jax.random.rademacher`, whose draws are others where 64 bits are enabled."""
+    return 2 * jax.random.bernoulli(key, jnp.float32(0.5), shape).astype(dtype) - 1

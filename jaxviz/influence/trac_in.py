@@ -86,12 +86,12 @@ def trac_in(
             f"got {len(rates)}. Pass a list as long as checkpoints."
         )
     key = check_projection(who, projection, dim, key)
-    total = jnp.zeros(())
+    parts = []
     for rate, params in zip(rates, checkpoints, strict=True):
         setup = projection, dim, key, chunk_size
         found = _compared(who, apply_fn, params, train, test, loss, layers, *setup, cosine=False)
-        total = total + jnp.asarray(rate, found.dtype) * found
-    return total
+        parts.append(jnp.asarray(rate, found.dtype) * found)
+    return sum(parts[1:], parts[0])
 
 
 @public(train=pair, test=pair, layers=LAYERS, dim=whole(1))

@@ -1,5 +1,6 @@
 """TRAK and LoGra: influence in a small random space, where the curvature is a small matrix."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,7 +112,7 @@ def trak(
         )
     key = same_when_batched(key)
     stored = _stored(who, features, len(checkpoints), num_rows(train), dim)
-    scores, weights = jnp.zeros(()), jnp.zeros(())
+    scores, weights = [], []
     for number, given in enumerate(checkpoints):
         data = {"train": train, "test": test}
         model, params = prepared(who, apply_fn, given, data, margin, layers)
@@ -127,9 +128,10 @@ def trak(
             _check_first(who, f", for checkpoint {number},", stored[number], made, told)
         given = params, train, test, drawn, damping, stored[number]
         found, unsure = call(model, projection, dim, size, *given)
-        scores, weights = scores + found, weights + unsure
-    count = len(checkpoints)
-    return scores / count * (weights / count)[None]
+        scores.append(found)
+        weights.append(unsure)
+    mean = lambda each: functools.reduce(jnp.add, each) / len(each)
+    return mean(scores) * mean(weights)[None]
 
 
 def _stored(who, features, num_checkpoints, num_examples, dim):

@@ -88,7 +88,7 @@ def agreement(
             f"{', '.join(map(str, shapes))}. Sum over channels where one method has none."
         )
     count = len(jax.tree.leaves(attributions[0])[0])
-    draws = jax.random.randint(same_when_batched(key), (num_samples, count), 0, count)
+    draws = jax.random.randint(same_when_batched(key), (num_samples, count), 0, count, jnp.int32)
     return _agreement(similarity, tuple(attributions), draws, level)
 
 

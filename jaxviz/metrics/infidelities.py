@@ -80,8 +80,8 @@ def _window(key: jax.Array, x: jax.Array, window: tuple[int, ...]) -> tuple[jax.
     inside, spans = jnp.array(True), []
     keys = jax.random.split(key, len(space))
     for axis, (own, size, along) in enumerate(zip(keys, window, space, strict=True), start=1):
-        start = jax.random.randint(own, (), 0, along - size + 1)
-        place = jnp.arange(along)
+        start = jax.random.randint(own, (), 0, along - size + 1, jnp.int32)
+        place = jnp.arange(along, dtype=jnp.int32)
         here = (place >= start) & (place < start + size)
         inside = inside & here.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
         starts = np.arange(along - size + 1)

@@ -187,4 +187,4 @@ def _draws(name, baselines, key, x) -> Callable[[jax.Array], jax.Array]:
             f"{shapes_of(baselines)}. One is baseline[None]."
         )
     pool = jnp.asarray(baselines).astype(x.dtype)
-    return lambda k: pool[jax.random.randint(own(k), (), 0, shape[0])][None]
+    return lambda k: pool[jax.random.randint(own(k), (), 0, shape[0], jnp.int32)][None]

@@ -112,7 +112,7 @@ def _mosaics(x, target, key, grid, size):
     count, cells = len(x), rows * columns
     of_others, of_cells = jax.random.split(key)
     other = target[:, None] != target[None, :]
-    drawn = jnp.where(other, jax.random.uniform(of_others, other.shape), -1)
+    drawn = jnp.where(other, jax.random.uniform(of_others, other.shape, jnp.float32), -1)
     order = jnp.argsort(-drawn, axis=1)
     known = other.sum(1)
     number = jnp.arange(cells, dtype=jnp.int32)[None, :]

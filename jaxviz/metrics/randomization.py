@@ -472,9 +472,9 @@ def _drawn(name, redraw, num_seeds, key, params, steps):
         new = list(map(jnp.asarray, leaves))
         total = (int(ends[-1]),)
         if redraw == "normal":
-            random = jax.random.normal(key, total)
+            random = jax.random.normal(key, total, jnp.float32)
         else:
-            random = jax.random.bits(key, total)
+            random = jax.random.bits(key, total, jnp.uint32)
         for i, own in zip(drawn, jnp.split(random, ends[:-1]), strict=True):
             a, stack = new[i], steps[i].shape
             axis = int(np.argmax(stack)) if stack else None

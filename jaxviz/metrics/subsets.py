@@ -313,8 +313,9 @@ def _random(
     """What is lost without random sets of units, and what these are given, both
     `[N, len(fractions) * num_samples]`: a random order's first units, of each size."""
     count = units.scores.shape[1]
-    bits = lambda k: jax.random.bits(jax.random.fold_in(key, k), (count,))
+    bits = lambda k: jax.random.bits(jax.random.fold_in(key, k), (count,), jnp.uint32)
     order = jnp.argsort(jax.vmap(bits)(jnp.arange(num_samples, dtype=jnp.uint32)), axis=1)
+    order = order.astype(jnp.int32)
     sizes = np.array([max(1, round(share * count)) for share in fractions], np.int32)
     cover, num = covers(name, fill, x), len(sizes) * num_samples
 

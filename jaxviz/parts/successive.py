@@ -91,7 +91,7 @@ def successive(
         return None
     example = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
     argument = jnp.zeros((), jnp.int32), example(filled)
-    numbers = jnp.asarray(places.numbers)
+    numbers = jnp.asarray(places.numbers, jnp.int32)
 
     def one_step(x, argument):
         unit, filled = argument

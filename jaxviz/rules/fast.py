@@ -100,7 +100,7 @@ def _rule_set(conv_rule):
         "conv_general_dilated": conv_rule,
         **dict.fromkeys(("reduce_max", "reduce_min"), _extreme_rule),
     }
-    return RuleSet("fast", table, named=False)
+    return RuleSet("fast", table, named=False, by_primitive=True)
 
 
 # Of programs that run often: training, climbing.

@@ -28,4 +28,6 @@ def shared_ties_rule(op: Op):
 # Where units are dead or the image is flat, all places of a window are equal. JAX, XLA and PyTorch
 # give its gradient to the first in row-major order, so the map of a mirrored net and image is not
 # the mirrored map. `jax.grad` shares already where a maximum is `max` or `reduce_max`.
-shared_ties = RuleSet("shared_ties", {"reduce_window_max": shared_ties_rule}, named=False)
+shared_ties = RuleSet(
+    "shared_ties", {"reduce_window_max": shared_ties_rule}, named=False, by_primitive=True
+)

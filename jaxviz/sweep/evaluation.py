@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxviz.calls.shown import html_picture, html_table
+from jaxviz.calls.shown import else_by, html_picture, html_table, shown, shown_html
 from jaxviz.sweep.results import Sweep
 
 _WIDTH = 100  # columns of a table
@@ -135,9 +135,11 @@ class Evaluation(NamedTuple):
         drawn = dict(zip(self.methods, self.curves[metric], strict=True))
         return plot.curves(drawn, title=metric)
 
+    @else_by(shown)
     def __repr__(self) -> str:
         return self.table()
 
+    @else_by(shown_html)
     def _repr_html_(self) -> str:
         heads = [f"{k} {_MARKS[b]}" for k, b in zip(self.metrics, self.better, strict=True)]
         rows = [

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxviz.attribution.propagation import lrp
 from jaxviz.calls.options import described, function, real, several
 from jaxviz.calls.public import public
+from jaxviz.calls.shown import else_by, shown
 from jaxviz.chosen import label_of
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import chunk_length, default_chunk, fixed_target, rows_of
@@ -40,9 +40,8 @@ class LrpSearch(NamedTuple):
     error: jax.Array
     best: dict[str, jax.Array]
 
+    @else_by(shown)
     def __repr__(self) -> str:
-        if any(isinstance(a, Tracer) for a in jax.tree.leaves(tuple(self))):
-            return f"LrpSearch of {len(self.mean)} candidates, under trace"
         names = list(self.candidates)
         wide = [max(len(name), 8) for name in names]
         lines = ["  ".join(f"{n:>{w}}" for n, w in zip(names, wide, strict=True))]

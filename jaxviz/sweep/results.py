@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.public import public
-from jaxviz.calls.shown import shown, shown_html
+from jaxviz.calls.shown import else_by, shown, shown_html
 from jaxviz.sweep.reader import Reader
 from jaxviz.sweep.store import in_words, place
 
@@ -66,6 +66,7 @@ class Sweep(NamedTuple):
     about: dict[str, Any]
     rows: np.ndarray
 
+    @else_by(shown)
     def __repr__(self) -> str:
         gaps = len(self.rows) and self.rows[-1] + 1 - len(self.rows)
         note = f"\n  {gaps} rows before the last one are not done" if gaps else ""

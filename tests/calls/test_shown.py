@@ -152,7 +152,8 @@ def test_where_memory_ran_out_the_way_out_is_named():
 OF_ONE_LINE = {"Layer", "RuleSet", "Solver", "Steps", "Objective", "Perturbation"}
 
 
-def test_every_result_shows_itself_in_a_notebook():
+def _results():
+    """The classes of what public functions return."""
     found = set()
     for module in (jv, jv.concepts, jv.metrics, jv.influence, data, training):
         for name in dir(module):
@@ -160,7 +161,36 @@ def test_every_result_shows_itself_in_a_notebook():
             if inspect.isfunction(function):
                 told = typing.get_type_hints(function).get("return")
                 found |= {c for c in (told, *typing.get_args(told)) if inspect.isclass(c)}
-    results = {c for c in found if hasattr(c, "_fields") or hasattr(c, "__dataclass_fields__")}
+    return {c for c in found if hasattr(c, "_fields") or hasattr(c, "__dataclass_fields__")}
+
+
+def test_every_result_shows_itself_in_a_notebook():
+    results = _results()
     assert len(results) > 50
     lacking = {c.__name__ for c in results if not hasattr(c, "_repr_html_")}
     assert {name for name in lacking - OF_ONE_LINE if not name.endswith("Apply")} == set()
+
+
+# What `jax.tree.map` puts into a result: `lambda a: None`, `a.shape`, `object()`, `a > 0`, ...
+CONTENTS = {
+    **{"none": None, "object": object(), "shape": (2, 3), "word": "nonsense", "number": 1.5},
+    **{"flag": np.array(True), "flags": np.ones((2, 3), bool), "letters": np.array(["a", "b"])},
+    **{"shape_struct": jax.ShapeDtypeStruct((2, 3), jnp.float32), "empty": (), "dict": {"a": None}},
+}
+
+
+def test_results_of_any_contents_show_themselves():
+    results = {c for c in _results() if c.__name__ != "Explanation"}  # which jax.tree.map keeps
+    for kind in results:
+        names = getattr(kind, "_fields", None) or list(kind.__dataclass_fields__)
+        for content in CONTENTS.values():
+            result = kind(*[content] * len(names))
+            assert isinstance(repr(result), str)
+            assert isinstance(getattr(result, "_repr_html_", str)(), str)
+
+
+def test_a_table_whose_numbers_are_gone_shows_what_there_is():
+    table = jv.lrp_conservation(net, jnp.ones((6, 3)), X[:2], 0)
+    assert "sum / score" in repr(table)
+    assert repr(jax.tree.map(lambda a: None, table)).splitlines()[0] == "Conservation"
+    assert "score   bool [2]" in repr(table._replace(score=table.score > 0, sums=None))

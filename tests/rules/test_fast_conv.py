@@ -194,6 +194,19 @@ def test_gradients_inside_shard_map():
     np.testing.assert_allclose(mapped(x), plain(x), rtol=1e-6)
 
 
+def test_rules_for_primitives_alone_need_no_numbers_inside_shard_map():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    batch = jax.sharding.PartitionSpec("d")
+    pool = lambda x: jax.lax.reduce_window(
+        x * 2.0, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+    )
+    shared = jv.rewrite(lambda _, x: pool(x).sum((1, 2)), jv.rules.shared_ties)
+    slope = jax.grad(lambda x: shared(None, x).sum())
+    mapped = jax.shard_map(slope, mesh=mesh, in_specs=batch, out_specs=batch)
+    # by hand: of four equal places each has a quarter of 2
+    np.testing.assert_allclose(mapped(jnp.ones((2, 4, 4, 1))), np.full((2, 4, 4, 1), 0.5))
+
+
 def test_what_knows_activations_says_what_it_needs_inside_shard_map():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
     batch, x = jax.sharding.PartitionSpec("d"), jnp.array([[1.0, -2.0], [3.0, 0.5]])

@@ -1,0 +1,71 @@
+"""Calls with arrays on a mesh whose axes are explicit, as those of `jax.make_mesh` are.
+
+There each operation must say how its result lies, which neither a model's gradient nor what is made
+of it does. The compiler finds that out by itself where the axes are automatic: the same arrays on
+the same devices, seen so for the time of a call, and what comes out seen as what went in.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+
+def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str, Any]) -> Any:
+    """`function()`, which reads `arguments`; those on explicit axes are replaced while it runs.
+
+    Under trace nothing is done: shardings are types there, `jax.sharding.auto_axes` changes them.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    flat = {name: jax.tree.flatten(value) for name, value in arguments.items()}
+    found = [leaf for leaves, _ in flat.values() for leaf in leaves if _is_explicit(leaf)]
+    if not found and AxisType.Explicit not in around.axis_types:
+        return function()
+    every = [leaf for leaves, _ in flat.values() for leaf in leaves]
+    if any(isinstance(leaf, Tracer) for leaf in every) or isinstance(jnp.zeros(()), Tracer):
+        return function()
+    before = {}  # from a mesh of automatic axes to what it was
+
+    def automatic(mesh):
+        made = _automatic(mesh)
+        before[made] = mesh
+        return made
+
+    def put(leaf):
+        mesh = automatic(leaf.sharding.mesh)
+        return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+
+    def back(leaf):
+        sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+        if not isinstance(sharding, NamedSharding) or sharding.mesh not in before:
+            return leaf
+        return jax.device_put(leaf, NamedSharding(before[sharding.mesh], sharding.spec))
+
+    with contextlib.ExitStack() as stack:
+        if AxisType.Explicit in around.axis_types:
+            stack.enter_context(jax.set_mesh(automatic(jax.sharding.get_mesh())))
+        for name, (leaves, structure) in flat.items():
+            if any(map(_is_explicit, leaves)):
+                moved = [put(leaf) if _is_explicit(leaf) else leaf for leaf in leaves]
+                arguments[name] = jax.tree.unflatten(structure, moved)
+        result = function()
+    return jax.tree.map(back, result)
+
+
+def _is_explicit(leaf: Any) -> bool:
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
+        return False
+    sharding = leaf.sharding
+    return isinstance(sharding, NamedSharding) and AxisType.Explicit in sharding.mesh.axis_types
+
+
+@functools.lru_cache(maxsize=16)
+def _automatic(mesh: Mesh) -> Mesh:
+    """The same devices, all explicit axes automatic."""
+    kinds = [AxisType.Auto if k == AxisType.Explicit else k for k in mesh.axis_types]
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=tuple(kinds))
