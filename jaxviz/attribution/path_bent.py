@@ -23,6 +23,7 @@ from jaxviz.rules.fast import serving, weighed
 from jaxviz.rules.ties import shared_ties
 
 _PARTS = 16  # of a row
+_LONG = 2**15  # numbers of a row that is read some dozens of times
 
 
 @explanation("num_steps", "fraction", "max_distance")
@@ -104,7 +105,7 @@ def guided_integrated_gradients(
         there = jnp.maximum(moved, least)
         short = jnp.where(k > 0, (way * (1 - there)).sum(1) - whole * (1 - share), 0)
         slope = jnp.abs(gradient).reshape(way.shape)
-        there = _advance(there, way, slope, short, most, fraction)
+        there = _advance_rows((there, way, slope, short), most, fraction)
         ahead, reached = ends(there)
         step = (there - moved).reshape(x.shape)
         part = _between_ends(gradient, ahead, difference * step, reached - score)
@@ -130,6 +131,19 @@ def _between_ends(gradient, ahead, way, gained):
     where = jnp.where((turned == 0) | ~jnp.isfinite(where), 0.5, jnp.clip(where, 0, 1))
     where = where.reshape(-1, *[1] * (way.ndim - 1))
     return gradient * (1 - where) + ahead * where
+
+
+def _advance_rows(rows, most, fraction):
+    """`_advance` of the first four arguments; one row after another where many leave the caches."""
+
+    def advance(rows):
+        moved, way, slope, short = rows
+        return _advance(moved, way, slope, short, most, fraction)
+
+    count, numbers = rows[0].shape
+    if jax.default_backend() != "cpu" or count == 1 or numbers < _LONG:
+        return advance(rows)
+    return jax.lax.map(lambda row: advance([a[None] for a in row])[0], rows)
 
 
 def _advance(moved, way, slope, short, most, fraction):

@@ -83,6 +83,17 @@ def test_guided_without_leeway_is_the_straight_path():
     chex.assert_trees_all_close(bent, integrated_gradients(smooth, w, x, 0), atol=1e-3)
 
 
+def test_long_rows_go_one_after_another_to_the_same_ends():
+    x = jax.random.normal(jax.random.key(0), (2, 2**15)) * jnp.array([[1.0], [5.0]])
+    w = jax.random.normal(jax.random.key(1), (2**15, 2)) / 2**7
+    out = guided_integrated_gradients(smooth, w, x, 1, num_steps=3, max_distance=0.1)
+    alone = [
+        guided_integrated_gradients(smooth, w, row[None], 1, num_steps=3, max_distance=0.1)[0]
+        for row in x
+    ]
+    chex.assert_trees_all_close(out, jnp.stack(alone), rtol=1e-4, atol=1e-6)
+
+
 MASK = np.arange(6) < np.array([[4], [6]])  # the first sequence is padded
 MASKED = {
     "maximum": lambda w, x: jnp.where(MASK[..., None], x @ w, -jnp.inf).max(1),
