@@ -171,8 +171,9 @@ class Search:
         self.sets[out] = ids
         self.inside.append((ids, node))
         turned = name == "integer_pow" or (name == "div" and node.operands[0] != touched[0])
+        several = len({self.sets[v] for v in touched}) > 1
         for flag, sets in (
-            (name in _SUMMING, self.summed),
+            (name in _SUMMING or (name in ("add", "add_any") and several), self.summed),
             (turned, self.inverse),
             (logs, self.logged),
         ):
@@ -233,6 +234,7 @@ class Search:
         while (made := self.made.get(value)) is not None and made.equation is not None:
             carrying = self.carrying(made)
             clipped = made.equation.primitive.name in ("max", "min", "select_n", "clamp")
+            clipped |= made.kind == "relu"
             if made.bodies or len(carrying) != 1:
                 break
             if not clipped and made.equation.primitive.name not in REARRANGING:

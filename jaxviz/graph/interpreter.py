@@ -6,7 +6,8 @@ Sharp edges, so that nobody has to find out again:
   twice would bind the same variable twice.
 - An inner `jit` is inlined; `custom_jvp`, `custom_vjp`, `remat` and control flow stay operations
   with bodies, and are only taken apart when something inside is replaced. Where layers are named
-  and cut, a scan over layers (`towers.py`) is written out turn by turn.
+  and cut, a scan over layers (`towers.py`) is written out turn by turn. For rules that explain the
+  function as it is computed `custom_jvp` and `custom_vjp` are inlined as well.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 import jaxviz.graph.kinds as kinds
+from jaxviz.graph.called import is_hypot, is_logaddexp, searched
 from jaxviz.graph.equations import (
     Bound,
     DropVar,
@@ -90,6 +92,7 @@ def build(
     flat: bool,
     callers: tuple[Any, ...] = (),
     held: Sequence[bool] = (),
+    plain: bool = False,
 ) -> Program:
     """The program of a jaxpr.
 
@@ -101,8 +104,10 @@ def build(
       callers: The equations around it.
       held: For each input, whether it is of the params: then scans over layers are written out
         turn by turn, each turn under its own name. Without it they stay loops.
+      plain: Whether to inline functions with a derivative of their own, the function as it is
+        computed; `jnp.logaddexp` is then the log-sum-exp that it is.
     """
-    builder = _Builder(flat, callers, towers=bool(held))
+    builder = _Builder(flat, callers, towers=bool(held), plain=plain)
     pairs = zip(jaxpr.invars, depends, strict=True)
     inputs = tuple(builder.new(variable.aval, moves) for variable, moves in pairs)
     builder.start(inputs, held)
@@ -129,8 +134,11 @@ def _through(equation: Any, operands: Sequence[Operand]) -> Operand:
 
 
 class _Builder:
-    def __init__(self, flat: bool, callers: tuple[Any, ...], towers: bool):
+    def __init__(self, flat: bool, callers: tuple[Any, ...], towers: bool, plain: bool):
         self.flat = flat
+        self.plain = plain
+        self.log_sums: dict[Value, tuple[Value, ...]] = {}  # of which terms
+        self.slices: dict[Any, Value] = {}  # the first one of those alike
         self.callers = callers
         self.towers = towers
         self.turns = 1  # of the scans that are being written out
@@ -188,6 +196,11 @@ class _Builder:
         moves = any(env[v] in self.depends for v in variables(equation.invars))
         kind = activation(equation, bind) if moves else None
         wraps = INLINED | REMAT if self.flat else INLINED
+        if self.plain and moves and kind is None:
+            if self.is_log_sum(equation, env, scope) or self.is_search(equation, env, scope):
+                return
+            if name in CUSTOM and not is_hypot(equation):
+                wraps = wraps | CUSTOM.keys()
         if kind is None and name in wraps:
             inner, consts = inner_jaxpr(
                 equation.params.get("jaxpr") or equation.params["call_jaxpr"]
@@ -209,7 +222,8 @@ class _Builder:
         bodies = ()
         if kind is None:
             flags = [isinstance(o, Value) and o in self.depends for o in operands]
-            bodies = _bodies(equation, flags, self.flat, (*self.callers, equation))
+            callers = (*self.callers, equation)
+            bodies = _bodies(equation, flags, self.flat, callers, self.plain)
         kept = read_results(equation)
         env.update((variable, self.new(variable.aval, moves)) for variable in kept)
         outputs = tuple(env[v] for v in kept)
@@ -231,6 +245,60 @@ class _Builder:
                 bound=Bound(equation),
             )
         )
+
+    def is_log_sum(self, equation: Any, env: dict, scope: tuple) -> bool:
+        """Adds the nodes of `jnp.logaddexp`, and of a term less one, as of a whole log-sum-exp.
+
+        So that rules know it: what it takes off against overflow has no share.
+        """
+        name = equation.primitive.name
+        if name in ("slice", "squeeze"):
+            key = name, str(equation.params), self.first(env[equation.invars[0]])
+            later = len(self.avals)
+            self.slices[later] = self.slices.setdefault(key, later)  # what comes next
+            return False
+        if name == "custom_jvp_call":
+            terms = [self.value(atom, env) for atom in equation.invars]
+            alike = len({self.avals[v].shape for v in terms}) == 1
+            if not alike or not self.depends.issuperset(terms) or not is_logaddexp(equation):
+                return False
+            out = lambda *a: jax.nn.logsumexp(jnp.stack(a), 0)
+            (made,) = self.apply(out, terms, [self.avals[v] for v in terms], scope)
+            every = [self.log_sums.get(v, (self.first(v),)) for v in terms]
+            self.log_sums[made] = tuple(v for values in every for v in values)
+        elif name == "sub" and all(not isinstance(a, Literal) for a in equation.invars):
+            term, whole = (env[a] for a in equation.invars)
+            term, terms = self.first(term), self.log_sums.get(whole, ())
+            if terms.count(term) != 1:
+                return False
+            at = terms.index(term)
+            out = lambda *a: jax.nn.log_softmax(jnp.stack(a), 0)[at]
+            (made,) = self.apply(out, terms, [self.avals[v] for v in terms], scope)
+        else:
+            return False
+        env[equation.outvars[0]] = made
+        return True
+
+    def first(self, value: Value) -> Value:
+        """The slice that was written first of those alike."""
+        return self.slices.get(value, value)
+
+    def is_search(self, equation: Any, env: dict, scope: tuple) -> bool:
+        """Adds the nodes of `jnp.searchsorted`: how many numbers are below each, or equal it."""
+        side = searched(equation)
+        if side is None:
+            return False
+        below = jnp.less if side == "left" else jnp.less_equal
+        dtype = equation.outvars[0].aval.dtype
+
+        def count(a, v):
+            a = a.reshape(*[1] * v.ndim, -1)
+            return below(a, v[..., None]).sum(-1, dtype=dtype)
+
+        given = [self.value(atom, env) for atom in equation.invars]
+        made = self.apply(count, given, [self.avals[v] for v in given], scope)
+        env.update(zip(equation.outvars, made, strict=True))
+        return True
 
     def is_tower(self, equation: Any, env: dict) -> bool:
         """Whether a scan goes through layers, and not through time.
@@ -308,13 +376,13 @@ def is_flat(program: Program) -> bool:
 
 
 def _bodies(
-    equation: Any, moves: list[bool], flat: bool, callers: tuple[Any, ...]
+    equation: Any, moves: list[bool], flat: bool, callers: tuple[Any, ...], plain: bool
 ) -> tuple[Program, ...]:
     """Programs of the functions that a higher-order equation calls."""
     name = equation.primitive.name
 
     def program(inner, flags):
-        return build(*inner_jaxpr(inner), flags, flat=flat, callers=callers)
+        return build(*inner_jaxpr(inner), flags, flat=flat, callers=callers, plain=plain)
 
     def looped(inner, fixed, carried, rest):
         """The body of a loop; a carried value depends if any turn makes it depend."""

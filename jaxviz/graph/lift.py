@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.graph.entropies import with_entropies
 from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.interpreter import CUSTOM, REMAT, Node, Program, Scalar, equation_of, run_node
 from jaxviz.graph.lines import source
+from jaxviz.graph.overflows import with_bounds
 from jaxviz.graph.quotients import with_quotients
 from jaxviz.graph.rewrite import Op, RuleSet, make_op
 from jaxviz.graph.trace import model
@@ -51,7 +53,7 @@ def lift(
     Returns:
       The outputs, each leaf a bundle.
     """
-    traced = model(apply_fn, params, x).as_written
+    traced = model(apply_fn, params, x).plain()
     program = traced.program
     check_numbers(rules.name, program)
     moving = [
@@ -75,7 +77,7 @@ class _Runner:
         self.each = each
 
     def run(self, program: Program, arguments: Sequence[Any]) -> list[Any]:
-        program = with_quotients(program)
+        program = with_bounds(with_entropies(with_quotients(program)))
         env: dict[int, Any] = dict(program.constants)
         makers: dict[int, Op] = {}
         for value, argument in zip(program.inputs, arguments, strict=True):

@@ -21,9 +21,12 @@ from jaxviz.graph.roles import REARRANGING, leaves, roles, start
 
 # Whether each exponential is known to be divided by the sum of those of its own row.
 ROWS, SUMS = "exponential_rows", "exponential_sums"
+PART = "exponential_part"  # parts of one array: some of it less the log-sum-exp of some of it
+STRETCHES = "exponential_stretches"  # the same of exponentials, some over the sum of some
 SHIFTED = "shifted"  # the step that takes the maximum off
 RESTORED = "restored"  # the step that adds it back
 OWN = "own"  # the exponential of what a log-sum-exp is taken off
+BESIDE = "beside"  # an exponential that is in another one's sum, and moves by itself
 _WHOLE = frozenset((*KEPT, *ACTIVATION_KINDS))
 _STILL = frozenset(
     "name copy copy_p convert_element_type stop_gradient optimization_barrier".split()
@@ -32,6 +35,10 @@ _PLACE_BY_PLACE = frozenset(
     "abs add add_any clamp div exp exp2 integer_pow log max min mul neg select_n sub".split()
 )
 _LARGEST_READ = 2**16  # numbers of a constant array
+_TOLD = frozenset(
+    "broadcast_in_dim div exp exp2 max mul neg reduce_max reshape select_n slice squeeze"
+    " stop_gradient sub".split()
+)
 _PLACED = frozenset("reshape squeeze expand_dims".split())
 
 
@@ -43,6 +50,7 @@ def with_quotients(program: Program) -> Program:
     """
     if not any(_has_exponential(node) for node in program.nodes):
         return program
+    program = _told_once(program)
     search = Search(program, roles(program, start(program)))
     ends = [(n, ids) for ids, n, _ in search.leaving] + [(n, ids) for ids, n, _ in search.added]
     groups = {id(n): joined for n, ids in ends if (joined := group(program, search, n, ids))}
@@ -50,6 +58,25 @@ def with_quotients(program: Program) -> Program:
         if joined := _distance(program, search, end, added, total, ids):
             groups[id(end)] = joined
     return dataclasses.replace(program, nodes=_replaced(program.nodes, groups))
+
+
+def _told_once(program: Program) -> Program:
+    """The program in which what is written twice (exp(x - max) above and below) is read once."""
+    first: dict[Any, Value] = {}
+    same: dict[Value, Value] = {}
+    nodes = []
+    for node in program.nodes:
+        renamed = tuple(same.get(v, v) for v in node.inputs)
+        if renamed != node.inputs and len(set(renamed)) == len(renamed) and not node.members:
+            operands = tuple(same.get(o, o) if isinstance(o, Value) else o for o in node.operands)
+            node = node._replace(inputs=renamed, operands=operands)
+        nodes.append(node)
+        if node.members or node.bodies or not program.depends.intersection(node.inputs):
+            continue
+        if (name := node.equation.primitive.name) in _TOLD and len(node.outputs) == 1:
+            key = name, str(node.equation.params), str(node.operands)
+            same[node.outputs[0]] = first.setdefault(key, node.outputs[0])
+    return dataclasses.replace(program, nodes=tuple(nodes))
 
 
 def _has_exponential(node: Node) -> bool:
@@ -82,8 +109,38 @@ def group(
         return None  # the maximum that is added back is not the one that was taken off
     starts = [(e.exponential,) for e in entries] if paths is None else paths
     marks = {} if paths is None else {id(path[0]): SHIFTED for path in paths}
-    rows = _in_rows(program, search, end, entries, starts)
-    return _joined(program, search, end, starts, marks, ROWS if rows else SUMS, masks)
+    beside = _in_rows(program, search, end, entries, starts)
+    marks |= {id(n): BESIDE for n in beside or ()}
+    kind = SUMS if beside is None else ROWS
+    if beside is None and _are_stretches(program, search, end, entries):
+        kind = STRETCHES
+    return _joined(program, search, end, starts, marks, kind, masks)
+
+
+def _are_stretches(program: Program, search: Search, end: Node, entries: Any) -> bool:
+    """Whether the end is some exponentials over the sum of some, of each row by itself."""
+    if end.equation.primitive.name not in ("div", "mul") or len(entries) != 1:
+        return False
+    value = entries[0].exponential.outputs[0]
+    shape, out = program.avals[value].shape, program.avals[end.outputs[0]].shape
+    summed: set[int] = set()
+    sides = []
+    for operand in end.operands:
+        labels = _Labels(program, search, value, rows=True)
+        sides.append((labels.of(operand), labels.sums, labels.plain))
+        summed |= labels.summed
+    kept = [i for i in range(len(shape)) if i not in summed]
+    places = kept if len(out) == len(kept) else range(len(shape))
+    if len(out) != len(places) or any(found is None or not plain for found, _, plain in sides):
+        return False
+    rows = [out[k] == shape[i] for k, i in enumerate(places) if i in kept]
+    for found, *_ in sides:
+        pairs = list(zip(found, places, shape if len(out) > len(kept) else out, strict=True))
+        rows += [a == i or n == 1 for a, i, n in pairs if i in kept]
+    still = [
+        all(a is None for a, i in zip(f, places, strict=True) if i in summed) for f, *_ in sides
+    ]
+    return all(rows) and bool(summed) and sorted(s for _, s, _ in sides)[0] == 0 and any(still)
 
 
 def _joined(program, search, end, starts, marks, kind, masks=False) -> Node | None:
@@ -122,6 +179,8 @@ def _distance(
         for e, path in zip(entries, paths, strict=True)
         if _masked(program, search, path, end.operands[0])
     ]
+    if not found and (root := _of_one_array(program, search, end, paths)) is not None:
+        return _in_part(program, search, end, added, total, paths, root)
     if len(found) != 1 or not _of_each_row(program, search, end, found[0], total):
         return None
     others = zip(entries, paths, strict=True)
@@ -131,6 +190,97 @@ def _distance(
     if added is not None:
         marks |= {id(path[0]): SHIFTED for path in paths} | {id(added): RESTORED}
     return _joined(program, search, end, paths, marks, ROWS)
+
+
+def _of_one_array(program: Program, search: Search, end: Node, paths: Any) -> Value | None:
+    """What x and the exponents, those of one exponential, are stretches of along the same axes."""
+    if len(paths) != 1:
+        return None
+    roots = [_unsliced(search, v) for v in (end.operands[0], paths[0][0].operands[0])]
+    return roots[0] if roots[0] == roots[1] and roots[0] in search.reached else None
+
+
+def _unsliced(search: Search, value: Any) -> Any:
+    while (made := search.made.get(value)) is not None and made.equation is not None:
+        if made.equation.primitive.name not in ("slice", "squeeze", *_STILL):
+            break
+        value = made.operands[0]
+    return value
+
+
+def _in_part(program, search, end, added, total, paths, root) -> Node | None:
+    """Such a distance, where all parts are along the axes that are summed, with its root inside."""
+    (path,) = paths
+    own, shape = path[-1].outputs[0], program.avals[root].shape
+    of_own = program.avals[own].shape
+    labels = _Labels(program, search, own, rows=True)
+    found = labels.of(total)
+    steps = {"sub", *_STILL}
+    plain = all(n.equation.primitive.name in steps for n in path[:-1])
+    if (
+        found is None
+        or not labels.whole
+        or not plain
+        or len(program.avals[own].shape) != len(shape)
+    ):
+        return None
+    kept = [i for i in range(len(shape)) if i not in labels.summed]
+    out = program.avals[end.outputs[0]].shape
+    if len(out) == len(shape):
+        rows = [a for i, a in enumerate(found) if i in kept]
+    else:
+        rows = list(found)
+    sizes = [shape[i] for i in kept]
+    told = [None if shape[i] == 1 else i for i in kept]
+    alike = [n for i, n in enumerate(out) if len(out) == len(kept) or i in kept]
+    if rows != told or len(out) not in (len(kept), len(shape)) or alike != sizes:
+        return None
+    if [n for i, n in enumerate(of_own) if i in kept] != sizes:
+        return None
+    if not _squeezed(search, end.operands[0], root, labels.summed, len(out) == len(shape)):
+        return None
+    marks = {id(path[-1]): OWN}
+    if added is not None:
+        marks |= {id(path[0]): SHIFTED, id(added): RESTORED}
+    group = _joined(program, search, end, paths, marks, PART)
+    if group is None:
+        return None
+    sums = [m for m in group.members if m.equation.primitive.name == "reduce_sum"]
+    turned = any(m.equation.primitive.name == "transpose" for m in group.members)
+    alike = [program.avals[s.inputs[0]].shape == of_own for s in sums]
+    if turned or alike != [True]:
+        return None
+    group = _rooted(program, search, group, root)
+    shifts = {path[0].operands[1]} | ({*added.operands} if added is not None else set())
+    moving = {v for v in group.inputs if v in program.depends}
+    return group if moving <= {root, *shifts} else None
+
+
+def _squeezed(search: Search, value: Any, root: Value, axes: set[int], whole: bool) -> bool:
+    """Whether the steps from the root leave its axes, or drop the summed ones and no others."""
+    while value != root:
+        made = search.made[value]
+        if made.equation.primitive.name == "squeeze":
+            if whole or set(made.equation.params["dimensions"]) != axes:
+                return False
+            whole = True
+        value = made.operands[0]
+    return whole
+
+
+def _rooted(program: Program, search: Search, group: Node, root: Value) -> Node:
+    """The group with what leads from the root, its first input, to what it reads of it inside."""
+    members = list(group.members)
+    while True:
+        made = {v for m in members for v in m.outputs}
+        read = [v for m in members for v in m.inputs if v not in made and v != root]
+        more = [search.made[v] for v in read if _unsliced(search, v) == root]
+        if not more:
+            break
+        members = [*{id(n): n for n in more}.values(), *members]
+    read = dict.fromkeys(v for m in members for v in m.inputs if v not in made)
+    inputs = tuple(sorted(read, key=lambda v: (v != root, v not in program.depends)))
+    return group._replace(members=tuple(members), inputs=inputs, operands=inputs)
 
 
 def _masked(program: Program, search: Search, path: tuple[Node, ...], x: Any) -> bool:
@@ -255,11 +405,14 @@ def _sink(search: Search, entry: Entry, root: Value) -> tuple[Node, ...] | None:
     return None
 
 
-def _in_rows(program: Program, search: Search, end: Node, entries: Any, paths: Any) -> bool:
-    """Whether the end is e / (sum of its row + what else there is), or the logarithm of that."""
+def _in_rows(
+    program: Program, search: Search, end: Node, entries: Any, paths: Any
+) -> list[Node] | None:
+    """If the end is e / (sum of its row + what else there is), or the logarithm of that: which
+    other exponentials of what moves there are."""
     name = end.equation.primitive.name
     if name == "add" or any(not isinstance(o, Value) for o in end.operands):
-        return False
+        return None
     own = {e.exponential.outputs[0]: path for e, path in zip(entries, paths, strict=True)}
     for top in end.operands if name == "mul" else end.operands[:1]:
         if name == "sub":
@@ -270,14 +423,26 @@ def _in_rows(program: Program, search: Search, end: Node, entries: Any, paths: A
         if exponential in own:
             break
     else:
-        return False
+        return None
     assert isinstance(value, Value)
-    if not all(value == exponential or _is_still(search, path) for value, path in own.items()):
-        return False
     if end.operands.count(top) > 1:
-        return False
+        return None
     (bottom,) = (o for o in end.operands if o != top)
-    return _of_each_row(program, search, end, value, bottom)
+    moving = [v for v, path in own.items() if v != exponential and not _is_still(search, path)]
+    if not all(_in_its_row(program, search, end, v, bottom) for v in moving):
+        return None
+    found = _of_each_row(program, search, end, value, bottom)
+    return [search.made[v] for v in moving] if found else None
+
+
+def _in_its_row(program: Program, search: Search, end: Node, value: Value, bottom: Any) -> bool:
+    """Whether each number is in the sum of one place of the end, and of no other one."""
+    labels = _Labels(program, search, value, rows=True)
+    found, shape = labels.of(bottom), program.avals[end.outputs[0]].shape
+    if found is None or len(found) != len(shape) or labels.sums > 1:
+        return False
+    told = [a for n, a in zip(shape, found, strict=True) if n != 1]
+    return all(isinstance(a, int) for a in told) and len(set(told)) == len(told)
 
 
 def _of_each_row(program: Program, search: Search, end: Node, value: Value, bottom: Any) -> bool:
@@ -362,6 +527,7 @@ class _Labels:
         self.summed: set[int] = set()
         self.sums = 0
         self.whole = True
+        self.plain = True  # nothing clipped, nothing weighed by what moves
         self.found: dict[Value, Axes | None] = {}
 
     def shape(self, value: Any) -> tuple[int, ...]:
@@ -398,6 +564,8 @@ class _Labels:
             read = [o for o in read if isinstance(o, Value) and self.reads(o)]
         if made.equation.primitive.name == "select_n" and value in self.search.log_sums:
             read = [o for o in read if o not in self.search.signs]
+        carrying = self.search.carrying(made)
+        self.plain &= all(o in read for o in carrying)
         known = [self.of(o) for o in dict.fromkeys(read)]
         if not known or any(axes is None for axes in known):
             return None
@@ -425,10 +593,11 @@ class _Labels:
         if name in _STILL:
             return axes
         if name in _PLACE_BY_PLACE or value == self.starts.get(made.outputs[0]):
+            self.plain &= name not in ("max", "min", "clamp", "abs", "log")
             turned = name == "integer_pow" and params["y"] == -1
             turned |= name == "div" and made.operands[0] == Scalar(1.0)
             plain = turned or made.outputs[0] in self.search.log_sums
-            plain |= name in ("abs", "add", "log") and self.sums > 0
+            plain |= name == "add" or (name in ("abs", "log") and self.sums > 0)
             weighs = self.sums == 0 and _weighs(self.program, self.search, made, value)
             self.whole &= plain or weighs
             if len(before) != len(shape):
@@ -447,6 +616,11 @@ class _Labels:
                 return None
             rest = iter(a for a, _ in long)
             return tuple(None if n == 1 else next(rest) for n in shape)
+        if name == "slice" and self.rows:
+            self.whole = False
+            cut = [i for i, (n, m) in enumerate(zip(before, shape, strict=True)) if n != m]
+            self.summed.update(axes[i] for i in cut if isinstance(axes[i], int))
+            return axes
         if name == "transpose":
             return tuple(axes[i] for i in params["permutation"])
         if name == "reduce_sum":

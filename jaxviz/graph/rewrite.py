@@ -189,7 +189,10 @@ class Rewritten:
     def __call__(self, params: Any, x: Any) -> Any:
         apply_fn, params = hold(self.rules.name, self.apply_fn, params)
         whole = model(apply_fn, params, x)
-        traced = whole.flat if self.rules.by_turn else whole.as_written
+        if self.rules.functional and not self.rules.derivative:
+            traced = whole.plain(flat=self.rules.by_turn)
+        else:
+            traced = whole.flat if self.rules.by_turn else whole.as_written
         if not self.rules.by_primitive:
             check_numbers(self.rules.name, traced.program)
         program, names = _prepared(traced, self.rules.named, self.rules.folded)

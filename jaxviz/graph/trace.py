@@ -20,8 +20,9 @@ from jax.core import Tracer
 
 from jaxviz.calls.arrays import is_jax
 from jaxviz.calls.models import failed, returned
+from jaxviz.graph.called import SEARCH
 from jaxviz.graph.equations import closed_function, made
-from jaxviz.graph.interpreter import Program, build, is_flat
+from jaxviz.graph.interpreter import CUSTOM, Program, build, is_flat
 from jaxviz.graph.names import naming, under_names
 
 
@@ -93,12 +94,24 @@ class Model:
         same = is_flat(self.as_written.program)
         return self.as_written if same else self._traced(flat=True)
 
+    def plain(self, flat: bool = False) -> Traced:
+        """Its program as it is computed, whatever derivatives it gives to functions of its own."""
+        return self._plain_flat if flat else self._plain
+
+    @functools.cached_property
+    def _plain(self) -> Traced:
+        return self._traced(False, plain=True) if _customs(self.as_written) else self.as_written
+
+    @functools.cached_property
+    def _plain_flat(self) -> Traced:
+        return self._traced(True, plain=True) if _customs(self.flat) else self.flat
+
     @functools.cached_property
     def size(self) -> int:
         """Bytes of all that its operations make, all turns of a scan, one of other loops."""
         return made(self._closed)
 
-    def _traced(self, flat: bool, whole: bool = False) -> Traced:
+    def _traced(self, flat: bool, whole: bool = False, plain: bool = False) -> Traced:
         jaxpr = self._closed.jaxpr
         is_x = [i >= self._num_params for i in range(len(jaxpr.invars))]
         moves = [
@@ -107,16 +120,31 @@ class Model:
         ]
         explained = is_x if whole or not any(moves) else moves
         held = [not x for x in is_x] if flat else []
-        program = build(jaxpr, self._closed.consts, explained, flat=flat, held=held)
+        program = build(jaxpr, self._closed.consts, explained, flat=flat, held=held, plain=plain)
         params, x = jax.tree.unflatten(self._structure, program.inputs)
         outputs = jax.tree.unflatten(jax.tree.structure(self.shape), program.outputs)
-        remade = None if explained == is_x else functools.partial(self._traced, flat, True)
+        remade = None if explained == is_x else functools.partial(self._traced, flat, True, plain)
         return Traced(program, params, x, outputs, self._channels, remade=remade)
 
     def __call__(self, params: Any, x: Any) -> Any:
         """The model run, without running its Python again."""
         outputs = closed_function(self._closed)(*jax.tree.leaves((params, x)))
         return jax.tree.unflatten(jax.tree.structure(self.shape), outputs)
+
+
+def _customs(traced: Traced) -> bool:
+    """Whether `build` does something else of it where it is to be `plain`."""
+
+    def inside(nodes):
+        return any(
+            inside(node.members)
+            or any(inside(body.nodes) for body in node.bodies)
+            or (bool(node.bodies) and node.equation.primitive.name in CUSTOM)
+            or any(caller.params.get("name") == SEARCH for caller in node.callers)
+            for node in nodes
+        )
+
+    return inside(traced.program.nodes)
 
 
 _MOST = 128  # models and shapes; a program takes some hundred kilobytes

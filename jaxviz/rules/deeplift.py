@@ -10,8 +10,9 @@ multipliers adds up to the score gained, exactly, whatever the net is made of:
   of two numbers (a power) by the mean over which of them changes first;
 - maxima, sorting and medians by the place that explains the change (`deeplift_order`);
 - products of two activations, and anything quadratic, by the derivative half way, which gives each
-  factor its Shapley value; a quotient y = a / b as the product y b = a; products of more factors by
-  the mean derivative on the straight way;
+  factor its Shapley value; a quotient y = a / b as the product y b = a; a number times its own
+  logarithm as a function of that; products of more factors by the mean derivative on the straight
+  way;
 - softmax by logarithmic means, the difference quotients of the exponential;
 - comparisons and choices by what crossed its threshold (`deeplift_choice`), winners and indices by
   what overtook what (`deeplift_integers`).
@@ -29,7 +30,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph import quotients
+from jaxviz.graph import entropies, overflows, quotients
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules.deeplift_choice import (
     COMPARISONS,
@@ -42,9 +43,9 @@ from jaxviz.rules.deeplift_choice import (
     moved,
     no_difference,
 )
-from jaxviz.rules.deeplift_exponentials import in_rows, in_sums
+from jaxviz.rules.deeplift_exponentials import in_part, in_rows, in_stretches, in_sums
 from jaxviz.rules.deeplift_hypot import hypot
-from jaxviz.rules.deeplift_integers import picked
+from jaxviz.rules.deeplift_integers import picked, placed
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
 from jaxviz.rules.deeplift_softmax import softmax
 from jaxviz.rules.differences import (
@@ -53,6 +54,7 @@ from jaxviz.rules.differences import (
     column,
     divided,
     finite,
+    gap,
     halfway,
     is_float,
     moves,
@@ -161,9 +163,11 @@ def product(op: Op) -> Callable:
     """a b by the derivative half way; where b is the reciprocal of something, a quotient."""
     if sum(moves(op, o) for o in op.operands) < 2:
         return linear(op)
-    inverse = [o for o in op.operands if _is_reciprocal(op, o)] if op.primitive == "mul" else []
-    if len(inverse) != 1 or jnp.issubdtype(op.outputs[0].dtype, jnp.complexfloating):
+    if op.primitive != "mul" or jnp.issubdtype(op.outputs[0].dtype, jnp.complexfloating):
         return midpoint(op)
+    inverse = [o for o in op.operands if _is_reciprocal(op, o)]
+    if len(inverse) != 1:
+        return _halves(op)
     (s_at,) = cast(list[int], inverse)
     (a_at,) = (o for o in cast(tuple[int, ...], op.operands) if o != s_at)
 
@@ -175,6 +179,52 @@ def product(op: Op) -> Callable:
         of_a = jnp.where(same, 2 * s * (s0 / total), s / 2 + s0 / 2)
         of_s = jnp.where(same, y / total + y0 / total, a / 2 + a0 / 2)
         return y, y0, finite(of_a) * da + finite(of_s) * ds
+
+    return replaced
+
+
+def _halves(op: Op, log: int | None = None) -> Callable:
+    """a b by the derivative half way; where the factor `log` is the other's own logarithm, and far
+    from where it was, by the quotient of the changes."""
+    places = cast(tuple[int, int], op.operands)
+
+    def replaced(*inputs):
+        (a, a0, da), (b, b0, db) = (inputs[i] for i in places)
+        y, y0 = a * b, a0 * b0
+        of_a, of_b = b / 2 + b0 / 2, a / 2 + a0 / 2
+        if log is not None:
+            one, other = inputs[places[log]][:2]
+            run = gap(one, other)
+            far = jnp.abs(run) > 1
+            slope = divided(gap(y, y0), jnp.where(far, run, 1)).astype(y.dtype)
+            of_a, of_b = (
+                jnp.where(far, slope if i == log else 0, of) for i, of in enumerate((of_a, of_b))
+            )
+        return y, y0, finite(of_a) * da + finite(of_b) * db
+
+    return replaced
+
+
+def own_logarithm(op: Op) -> Callable:
+    """y = p log p as a function of log p: d -> (y - y0) / (log p - log p0) d.
+
+    As a product of two it would be by the derivative half way, which is the same; far from the
+    baseline, where p is nothing and its logarithm is -1e8, that leaves the difference of two large
+    numbers for none.
+    """
+    return _halves(op, (entropies.LOG_FIRST, entropies.LOG_SECOND).index(op.kind))
+
+
+def over_exponential(op: Op) -> Callable:
+    """a / (1 + exp u) and the like, as the product of a and a function of u."""
+
+    def replaced(*inputs):
+        (u, u0, du), (a, a0, da) = inputs[0], inputs[-1]
+        turned = lambda u: op.evaluate(u, *inputs[1:-1], jnp.ones_like(a))
+        s, s0, slope = secant(turned, u, u0)
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        carried = finite(s / 2 + s0 / 2) * da + finite(a / 2 + a0 / 2) * (slope * du)
+        return here, there, carried.astype(here.dtype)
 
     return replaced
 
@@ -226,7 +276,9 @@ def _is_reciprocal(op: Op, operand: Any) -> bool:
 
 def solved(op: Op) -> Callable:
     """A linear system whose matrix stays."""
-    if moves(op, op.operands[0]):
+    lengths = op.options.get("const_lengths")
+    matrix = op.operands[: 1 if lengths is None else sum(lengths)]
+    if any(moves(op, o) for o in matrix):
         refuse(op)
     return linear(op)
 
@@ -270,15 +322,19 @@ def _rows(rule: Rule, names: Sequence[str]) -> dict[str, Rule]:
 LUMPED = {
     **_rows(maximum, MAXIMA),
     **_rows(product, PRODUCTS),
+    overflows.OVER: over_exponential,
+    **_rows(own_logarithm, [entropies.LOG_FIRST, entropies.LOG_SECOND]),
     **_rows(softmax, ["softmax", "log_softmax"]),
     quotients.ROWS: in_rows,
     quotients.SUMS: in_sums,
+    quotients.PART: in_part,
+    quotients.STRETCHES: in_stretches,
     **_rows(compared, COMPARISONS),
     **_rows(logical, [name for name in LOGIC if name not in COMPARISONS]),
     **_rows(ordered, ["sort", "top_k"]),
     **_rows(multiplied, ["reduce_prod", "cumprod"]),
     **_rows(linear, COMPLEX),
-    **_rows(lambda op: picked(op, linear), ["gather", "embed"]),
+    "custom_linear_solve": solved,
     "is_finite": is_finite,
     "cumlogsumexp": log_sums,
     "triangular_solve": solved,
@@ -294,6 +350,8 @@ rescale = RuleSet(
         **_rows(lambda op: None, GROUPS),  # taken apart: their members have rules of their own
         "select_n": lambda op: chosen(op) or linear(op),
         "convert_element_type": lambda op: converted(op) or linear(op),
+        **_rows(lambda op: picked(op, linear), ["gather", "embed"]),
+        **_rows(lambda op: placed(op, linear), ["scatter", "scatter_add"]),
         "div": quotient,
         "stop_gradient": through,
     },

@@ -2,8 +2,10 @@
 
 A truth value is a number, 0 or 1, with a difference of its own: where a - b crosses zero between
 baseline and input, a > b changes by one, and a - b carries that change, as the difference quotient
-of a step. A choice that is the same at both ends carries the difference of what it chose; where it
-is another one, the comparison explains the whole change. So `where(x > 0, x, 0)` is a ReLU.
+of a step; where both move together and their distance hardly changes, each of them alone does
+(`deeplift_integers.stepped`). A choice that is the same at both ends carries the difference of what
+it chose; where it is another one, the comparison explains the whole change. So
+`where(x > 0, x, 0)` is a ReLU.
 
 A choice between a number and an infinity (the experts of a mixture that are not among the top k,
 set to -inf before their softmax) has no finite change to share. There the infinity counts as a
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.rewrite import Op
-from jaxviz.rules.deeplift_integers import counted, known, number
+from jaxviz.rules.deeplift_integers import counted, known, number, stepped
 from jaxviz.rules.deeplift_order import extreme
 from jaxviz.rules.differences import (
     along,
@@ -33,6 +35,15 @@ from jaxviz.rules.differences import (
 )
 
 COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
+_STEPS = {
+    "gt": jnp.greater,
+    "lt": jnp.less,
+    "ge": jnp.greater_equal,
+    "le": jnp.less_equal,
+    "eq": jnp.equal,
+    "ne": jnp.not_equal,
+    "convert_element_type": jnp.not_equal,  # a number as the truth that it is not zero
+}
 LOGIC = ("not", "and", "or", "xor", "reduce_or", "reduce_and", "eq", "ne")
 
 
@@ -59,11 +70,7 @@ def _both(op: Op, inputs: Any) -> list[Any]:
 def _stepped(op: Op, inputs: Any, left: Any, right: Any) -> tuple:
     """A truth value that changes where left - right crosses zero."""
     here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
-    crossed = number(here) - number(there)
-    (over, _), (under, _) = (along(jnp.subtract, (), column((left, right), k)) for k in (0, 1))
-    _, carried = along(jnp.subtract, (left, right), column((left, right), 0))
-    run = jnp.where(crossed == 0, 0, gap(over, under))
-    return here, there, crossed * divided(carried.astype(run.dtype), run).astype(crossed.dtype)
+    return here, there, stepped(_STEPS[op.primitive], left, right)
 
 
 def logical(op: Op) -> Callable | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.quotients import OWN, RESTORED, SHIFTED
+from jaxviz.graph.quotients import BESIDE, OWN, RESTORED, SHIFTED
 from jaxviz.graph.rewrite import Op
 from jaxviz.rules.deeplift_softmax import less_the_mean, log_mean
 from jaxviz.rules.differences import along, column, divided, finite, gap, halfway, shrink, wide
@@ -62,7 +62,7 @@ class Sums:
             if reciprocal or not turned.isdisjoint(reads):
                 turned.add(i)
             logged |= m.primitive == "log"
-            self.adds |= m.primitive in _ADDING and not logged
+            self.adds |= m.primitive in _ADDING and not logged and not all(given)
             self.clips |= m.primitive in _CLIPPING
         end, reads = op.members[-1]
         self.how = end.primitive
@@ -91,7 +91,7 @@ class Sums:
                 return own, top, found[0]
             if found:
                 after.add(i)
-        raise AssertionError("a row without a sum")
+        return own, top, top
 
     def values(
         self,
@@ -244,6 +244,8 @@ def in_rows(op: Op) -> Callable:
     own, top, summed = sums.row()
     order = list(sums.places)
     others = [i for i in order if i != own]
+    kinds = {i: m.kind for i, (m, _) in enumerate(op.members, sums.first)}
+    beside = [i for i in others if kinds[i] == BESIDE]
     dtype = op.members[top - sums.first][0].outputs[0].dtype
 
     def replaced(*inputs):
@@ -255,26 +257,42 @@ def in_rows(op: Op) -> Callable:
         def bottom(value, k, left):
             return sums.ends(ends[k], {top: value, **left})[1]
 
-        ones = jnp.ones(e.here.shape, dtype)
-        weight = wide(sums.values(ends[0], {own: ones})[top])  # of the numerator
-        counted = wide(sums.values(ends[0], {top: ones})[summed])  # how often it is in the sum
-        tops = [jnp.exp(log) * weight for log in (e.here, e.there)]
-        total = lambda a: jax.jvp(lambda t: bottom(t, 0, left[0]), (tops[0],), (a,))[1]
-        nothing = {i: jnp.zeros_like(a) for i, a in left[0].items()}
+        def derivative(at):  # of what is at a place, or of what is made of the numerator
+            given = ones if at == top else left[0][at]
+            rest = left[0] if at == top else {i: a for i, a in left[0].items() if i != at}
+            of = lambda v: bottom(v, 0, rest) if at == top else bottom(ones, 0, {**rest, at: v})
+            return jax.vjp(of, given)[1], lambda a: jax.jvp(of, (given,), (a,))[1]
+
+        ones = jnp.ones(e.here.shape, wide(jnp.zeros((), dtype)).dtype)
         none = jnp.zeros_like(ones)
-        added = bottom(none, 0, nothing) if sums.adds else jnp.zeros_like(ones)
+        total = derivative(top)[1]
+        weight = wide(sums.values(ends[0], {own: ones.astype(dtype)})[top])  # of the numerator
+        in_sum = lambda t: wide(sums.values(ends[0], {top: t.astype(dtype)})[summed])
+        counted = jax.jvp(in_sum, (ones,), (ones,))[1]  # how often it is in the sum
+        tops = [jnp.exp(log) * weight for log in (e.here, e.there)]
+        nothing = {i: jnp.zeros_like(a) for i, a in left[0].items()}
+        added = bottom(none, 0, nothing) if sums.adds else none
+        rows = {i: derivative(i) for i in beside}
         wholes, losses, besides = [], [], []
+        of_others: dict[int, list] = {i: [] for i in beside}
         for k, log in enumerate((e.here, e.there)):
             whole = bottom(tops[k], k, left[k])
-            beside = bottom(none, k, left[k]) if others or sums.adds else 0
-            most = tops[k] * counted > whole / 2
-            rest = total(jnp.where(most, 0, tops[k])) + beside
-            log = log + jnp.log(weight)
-            near = jnp.log1p(rest / jnp.where(most, tops[k], 1))
-            near = jnp.where(most & (counted == 1), near, gap(jnp.log(whole), log))
+            most_left = bottom(none, k, left[k]) if others or sums.adds else 0
+            rest = lambda most, k=k, left=most_left: total(jnp.where(most, 0, tops[k])) + left
+            near = _loss(tops[k] * counted, log + jnp.log(weight), whole, rest, counted == 1)
             wholes.append(whole)
             losses.append(near)
-            besides.append(((beside - added) / whole, added / whole))
+            still = {i: jnp.zeros_like(a) if i in beside else a for i, a in left[k].items()}
+            of_still = bottom(none, k, still) - added if others else none
+            besides.append((of_still / whole, added / whole))
+            for i, (back, _) in rows.items():
+                (count,) = back(ones)
+                spread = lambda a, back=back, count=count: divided(back(a)[0], count)
+                log_i = (known[i].here, known[i].there)[k] + jnp.log(count)
+                rest = lambda most, k=k, i=i, spread=spread: spread(
+                    bottom(tops[k], k, left[k] | {i: jnp.where(most, 0, left[k][i])})
+                )
+                of_others[i].append(_loss(left[k][i] * count, log_i, spread(whole), rest))
         fell = gap(*map(jnp.log, wholes))  # what is added to e', of the whole
         rise = shift + fell
         still, fixed = (
@@ -286,11 +304,100 @@ def in_rows(op: Op) -> Callable:
         if sums.how == "sub" and sums.top < sums.first:  # what is not in the sum has one as well
             of = finite(wide(inputs[sums.top][2]))
         # What is added to e' is less beside e the more was taken off.
-        beside = still + fixed, fixed * e.shift_carried
-        carried = less_the_mean(of, mean, total, counted, beside)
+        others_mean, others_carry = still + fixed, fixed * e.shift_carried
+        for i, (back, along_i) in rows.items():
+            mean_i = divided(log_mean(*of_others[i]), back(ones)[0])
+            others_mean += along_i(mean_i)
+            others_carry += along_i(mean_i * known[i].carried)
+        carried = less_the_mean(of, mean, total, counted, (others_mean, others_carry))
         here, there = (sums.values(end, {})[-1] for end in ends)
         if sums.how != "sub":
             carried = mean * carried
         return here, there, finite(carried).astype(here.dtype)
+
+    return replaced
+
+
+def _loss(part, log, whole, rest: Callable, alone: Any = True) -> jax.Array:
+    """-log (part / whole) with all digits where it is small, from what `rest` is beside most."""
+    most = part > whole / 2
+    near = jnp.log1p(rest(most) / jnp.where(most, part, 1))
+    return jnp.where(most & alone, near, gap(jnp.log(whole), log))
+
+
+def in_part(op: Op) -> Callable:
+    """Some of an array less the log-sum-exp of some of it: each of all less that, and then some."""
+    sums = Sums(op)
+    (own,) = sums.places
+    summed, axes = next(
+        (reads[0], m.options["axes"]) for m, reads in op.members if m.primitive == "reduce_sum"
+    )
+
+    def replaced(*inputs):
+        x, d = (wide(inputs[0][k]) for k in (0, 2))  # what all of it is of
+        ends = [column(inputs, k) for k in (0, 1)]
+        values = [sums.values(end, {}) for end in ends]
+
+        def moved(which):  # from the array to those in the sum, or to those it is taken off
+            return lambda a: wide(sums.values([a, *ends[0][1:]], {}, True)[which])
+
+        _, back = jax.vjp(moved(sums.exponent(own)), x)
+        into = lambda a: jax.jvp(moved(sums.exponent(own)), (x,), (a,))[1]
+        ones = jnp.ones_like(values[0][own])
+        weight = sums.values(ends[0], {own: ones})[summed]  # of each in the sum
+        total = lambda a: a.sum(axes, keepdims=True)
+        losses = []
+        for known in values:
+            log = wide(known[sums.exponent(own)]) + jnp.log(wide(weight))
+            e = jnp.exp(log)
+            whole = total(e)
+            most = e > whole / 2
+            near = jnp.log1p(total(jnp.where(most, 0, e)) / jnp.where(most, e, 1))
+            losses.append(jnp.where(most, near, gap(jnp.log(whole), log)))
+        (mean,) = back(log_mean(*losses))
+        carried = less_the_mean(d, mean, lambda a: total(into(a)))
+        carried = jax.jvp(moved(sums.top), (x,), (carried,))[1]
+        here, there = (v[-1].astype(op.outputs[0].dtype) for v in values)
+        return here, there, finite(carried).astype(here.dtype)
+
+    return replaced
+
+
+def in_stretches(op: Op) -> Callable:
+    """Some exponentials over the sum of some of them: each over that sum, and then some."""
+    sums = Sums(op)
+    (own,) = sums.places
+    if sums.adds:  # with constants in the sum: some numbers may be there by themselves
+        return in_sums(op)
+
+    def replaced(*inputs):
+        ends = [column(inputs, k) for k in (0, 1)]
+        known = sums.exponentials(inputs)[own]
+        logs = known.here, known.there
+        e = [jnp.exp(log) for log in logs]
+        of = lambda e: tuple(jnp.broadcast_arrays(*sums.ends(ends[0], {own: e})))
+        (top, bottom), back = jax.vjp(of, e[0])
+        parts = lambda a: jax.jvp(of, (e[0],), (a,))[1]
+        none, ones = ([f(a) for a in (top, bottom)] for f in (jnp.zeros_like, jnp.ones_like))
+        in_top, in_sum = back((ones[0], none[1]))[0], back((none[0], ones[1]))[0]
+
+        def spread(a):
+            """What each place's row has."""
+            by_sum, by_top = back((none[0], a))[0], back((a, none[1]))[0]
+            return jnp.where(in_sum > 0, divided(by_sum, in_sum), divided(by_top, in_top))
+
+        total = lambda a: spread(parts(a)[1])
+        losses = []
+        for log, part in zip(logs, e, strict=True):
+            whole = total(part)
+            most = (in_sum > 0) & (part > whole / 2)
+            rest, big = total(jnp.where(most, 0, part)), total(jnp.where(most, part, 0))
+            near = jnp.log1p(divided(rest, big))
+            losses.append(jnp.where(most & (big == part), near, gap(jnp.log(whole), log)))
+        mean = jnp.where(in_sum + in_top > 0, log_mean(*losses), 0)
+        less = less_the_mean(known.carried, mean, total, (in_sum > 0).astype(mean.dtype))
+        here, there = (sums.values(end, {})[-1] for end in ends)
+        carried = parts(jnp.where(mean == 0, 0, mean * less))[0]
+        return here, there, finite(jnp.broadcast_to(carried, here.shape)).astype(here.dtype)
 
     return replaced

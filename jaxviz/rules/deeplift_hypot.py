@@ -7,9 +7,9 @@ the steps in between are below what a float holds, though none of the whole is.
 from collections.abc import Callable
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 
+from jaxviz.graph.called import is_hypot
 from jaxviz.graph.rewrite import Op
 from jaxviz.rules.differences import divided, still
 
@@ -19,7 +19,7 @@ def hypot(op: Op) -> Callable | None:
 
     Told by its body, which is that of `jnp.hypot`; None for every other function.
     """
-    if not _is_hypot(op):
+    if not is_hypot(op.node.equation):
         return None
 
     def replaced(*inputs: Any):
@@ -44,25 +44,3 @@ def hypot(op: Op) -> Callable | None:
 
 def _as_one(outputs: list) -> list | tuple:
     return outputs[0] if len(outputs) == 1 else outputs
-
-
-def _is_hypot(op: Op) -> bool:
-    body = op.options.get("call_jaxpr")
-    if body is None or len(op.operands) != 2 or len({a.dtype for a in op.inputs}) != 1:
-        return False
-    if all(equation.primitive.name != "sqrt" for equation in body.jaxpr.eqns):
-        return False
-    traced = jax.make_jaxpr(jnp.hypot)(
-        *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in body.in_avals)
-    )
-    return any(str(body) == text for text in _bodies(traced.jaxpr))
-
-
-def _bodies(jaxpr):
-    for equation in jaxpr.eqns:
-        inner = equation.params.get("call_jaxpr")
-        if inner is not None:
-            yield str(inner)
-        inner = equation.params.get("jaxpr")
-        if inner is not None:
-            yield from _bodies(inner.jaxpr)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.graph.rewrite import Op, refuse
+from jaxviz.rules.deeplift_integers import known, number, overtakes
 from jaxviz.rules.differences import along, bundled, column, divided, finite, gap, is_float, shrink
 
 FALLS = ("min", "reduce_min", "reduce_window_min", "cummin", "scatter-min")
@@ -38,7 +39,10 @@ def extreme(evaluate: Callable, inputs: Sequence[Any], falls: bool):
 
 
 def ordered(op: Op) -> Callable | None:
-    """Sorting and top k. Costs the square of the length: each place against each rank."""
+    """Sorting and top k. Costs the square of the length: each place against each rank.
+
+    Whole numbers that come along (the places of the largest) change as `_overtaken` says.
+    """
     moving = [i for i, d in enumerate(op.depends) if d]
     key: Any = op.operands[0]
     keys = op.options.get("num_keys", 1)
@@ -50,6 +54,7 @@ def ordered(op: Op) -> Callable | None:
     ]:  # the order of one thing by another has no difference
         refuse(op)
     axis = op.options["dimension" if op.primitive == "sort" else "axis"]
+    falls = op.primitive == "top_k"
 
     def replaced(*inputs):
         x, x0, d = (jnp.moveaxis(a, axis, -1)[..., None, :] for a in inputs[key])
@@ -62,9 +67,49 @@ def ordered(op: Op) -> Callable | None:
         change = finite(gap(y, y0)).astype(d.dtype)
         share = divided(d, gap(x, x0).astype(d.dtype))
         carried = jnp.moveaxis((change * explains * share).sum(-1), -1, axis)
-        return bundled(op, here, there, carried if one else [carried, *here[1:]])
+        if one:
+            return here, there, carried
+        if not known(inputs) or any(op.depends[i] for i in moving if i != key):
+            return bundled(op, here, there, [carried, *here[1:]])
+        part = jnp.moveaxis(_overtaken(x, x0, d, y.shape[-2], falls), -1, axis)
+        along = [gap(*map(number, pair)) for pair in zip(here[1:], there[1:], strict=True)]
+        rest = [change * part.astype(change.dtype) for change in along]
+        return list(zip(here, there, [carried, *rest], strict=True))
 
     return replaced
+
+
+def _overtaken(x: jax.Array, x0: jax.Array, d: jax.Array, ranks: int, falls: bool) -> jax.Array:
+    """Of each rank, the part of its change of place that is carried; `[..., ranks]`.
+
+    The place that had the rank has lost it because others overtook it, or fell behind it, as
+    `overtakes` says. That is the new place of the rank, if it is among them; else all of them in
+    equal parts. Places alike keep their order.
+
+    Args:
+      x, x0, d: `[..., 1, places]`.
+      ranks: How many ranks are asked for.
+      falls: Whether the largest comes first.
+    """
+    first, last = (1,) * (x.ndim - 2), x.shape[-1]
+    place = jnp.arange(last, dtype=jnp.int32)
+    earlier = (place[None, :] < place[:, None]).reshape(*first, last, last)
+    asked = jnp.arange(ranks, dtype=jnp.int32).reshape(*first, ranks, 1)
+
+    def before(a: jax.Array) -> jax.Array:  # [..., i, j]: whether j comes before i
+        mine = jnp.swapaxes(a, -1, -2)
+        return (a > mine if falls else a < mine) | ((a == mine) & earlier)
+
+    here, there = before(x), before(x0)
+    rank, rank0 = (a.sum(-1, keepdims=True, dtype=jnp.int32) for a in (here, there))
+    new, old = (jnp.swapaxes(r, -1, -2) == asked for r in (rank, rank0))  # [..., ranks, places]
+    which = jnp.argmax(old, -1)[..., None]
+    of_old = lambda a: jnp.take_along_axis(a, which, -2)
+    crossed = jnp.where(of_old(rank) > asked, of_old(here & ~there), of_old(there & ~here))
+    explains = jnp.where((crossed & new).any(-1, keepdims=True), crossed & new, crossed)
+    part = overtakes((x, x0, d), tuple(of_old(jnp.swapaxes(a, -1, -2)) for a in (x, x0, d)))
+    count = jnp.maximum(explains.sum(-1, dtype=part.dtype), 1)
+    return jnp.where(explains, part, 0).sum(-1) / count
 
 
 def multiplied(op: Op) -> Callable:

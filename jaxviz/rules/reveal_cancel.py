@@ -244,7 +244,7 @@ def _divided(op: Op) -> Callable | None:
 
 
 _ROWS = {
-    **dict.fromkeys(MOVES, linear),
+    **dict.fromkeys((*MOVES, "embed"), linear),
     **dict.fromkeys((*SUMS, "matmul", "conv_product"), summed),
     **dict.fromkeys(LAYERS, weighted),
     **dict.fromkeys(POINTWISE, activation),

@@ -77,7 +77,63 @@ def from_segments(x):
     return jax.vmap(one)(x)
 
 
+def softmaxes_first(x):
+    return jnp.broadcast_to(jax.nn.softmax(x)[:, :1], x.shape)
+
+
+def of_two(x):
+    s = jax.nn.softmax(x[:, :2])
+    return jnp.concatenate([s[:, :1], s[:, :1], 0 * x[:, 2:]], 1)
+
+
+def by_hand_of_two(x):
+    a, b = x[:, :1], x[:, 1:2]
+    top = jnp.maximum(a, b)
+    s = jnp.exp(a - top) / (jnp.exp(a - top) + jnp.exp(b - top))
+    return jnp.concatenate([s, s, 0 * x[:, 2:]], 1)
+
+
+def from_logaddexp(x):
+    s = jnp.exp(x[:, :1] - jnp.logaddexp(x[:, :1], x[:, 1:2]))
+    return jnp.concatenate([s, s, 0 * x[:, 2:]], 1)
+
+
+def from_a_list(x):
+    top = x.max(1)
+    e = [jnp.exp(x[:, i] - top) for i in range(x.shape[1])]
+    return jnp.broadcast_to((e[0] / sum(e))[:, None], x.shape)
+
+
+def against_others(x):  # one positive among negatives
+    e = jnp.exp(x - x.max(1, keepdims=True))
+    s = e[:, 0] / (e[:, 0] + e[:, 1:].sum(1))
+    return jnp.broadcast_to(s[:, None], x.shape)
+
+
+def two_arrays(x):
+    top = x.max(1, keepdims=True)
+    one, others = jnp.exp(x[:, :1] - top), jnp.exp(x[:, 1:] - top)
+    return jnp.broadcast_to(one / (one + others.sum(1, keepdims=True)), x.shape)
+
+
+def over_a_part(x):
+    s = jnp.exp(x - jax.nn.logsumexp(x[:, :2], 1, keepdims=True))
+    return jnp.concatenate([s[:, :1], s[:, :1], 0 * x[:, 2:]], 1)
+
+
+def some_over_all(x):
+    s = jnp.exp(x[:, :2] - jax.nn.logsumexp(x, 1, keepdims=True))
+    return jnp.broadcast_to(s[:, :1], x.shape)
+
+
 SAME = {
+    "of two": (by_hand_of_two, of_two),
+    "logaddexp": (from_logaddexp, of_two),
+    "a list": (from_a_list, softmaxes_first),
+    "against others": (against_others, softmaxes_first),
+    "two arrays": (two_arrays, softmaxes_first),
+    "from a part's log-sum-exp": (over_a_part, of_two),
+    "from the whole's log-sum-exp": (some_over_all, softmaxes_first),
     "from a log-sum-exp": (from_log_sum, of_kept),
     "from a weighted log-sum-exp": (from_weighted_log_sum, of_kept),
     "from segments": (from_segments, of_each_segment),
