@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.concepts.dictionary import Dictionary
-from jaxviz.concepts.largest import first_largest, largest
+from jaxviz.concepts.few import at_places, few_largest, read_at, write_at
+from jaxviz.concepts.largest import largest
 
 KINDS = ("top_k", "batch_top_k", "matryoshka", "archetypal", "standard", "gated", "jump_relu")
 # Those that keep so many codes; the others pay for each.
 KEEPING = KINDS[:4]
+# Those that choose row by row: what few codes read and write is computed for those alone.
+OVER_ROWS = ("top_k", "archetypal")
 # Those that choose over the whole batch, and have one threshold when they are done.
 OVER_BATCH = ("batch_top_k", "matryoshka")
 ATOM_NORM, FIRST_THRESHOLD = 0.1, 0.01  # SAELens'
@@ -141,20 +144,32 @@ def losses(
     atoms = atoms_of(weights, points)
     norm = jnp.linalg.norm(atoms, axis=1)
 
-    def read(encoder, bias):
-        # (a - b) E, without a gradient by `a`, which takes one more product and nobody asks for.
-        return a @ encoder + (bias if fixed.transcodes else bias - weights.bias @ encoder)[None]
-
-    pre = read(weights.encoder, weights.encoder_bias)
+    encoder, inner = weights.encoder, weights.encoder_bias
     if fixed.kind in KEEPING and fixed.kind != "archetypal":
         # As if atoms were of norm 1, so that units are compared by what they add.
-        pre, atoms = pre * norm[None], atoms / jnp.maximum(norm, 1e-12)[:, None]
+        encoder, inner = encoder * norm[None], inner * norm
+        atoms = atoms / jnp.maximum(norm, 1e-12)[:, None]
+
+    def before(encoder, inner):
+        # (a - b) E + e is a E + this: a gradient by `a` would take one more product, for b alone.
+        return inner if fixed.transcodes else inner - weights.bias @ encoder
+
+    shift = before(encoder, inner)
+    pre = a @ encoder + shift[None]
     decoded = lambda codes: codes @ atoms + weights.bias[None]
     off = lambda found: (found * found).sum(-1).mean()
     none = jnp.zeros((), a.dtype)
     sparsity = auxiliary = nested = none
-    codes = _codes(fixed, weights, read, pre, limit, most)
-    reconstruction = off(decoded(codes) - target)
+    if fixed.kind in OVER_ROWS:
+        _, places = few_largest(jax.nn.relu(pre), most)
+        few = jax.nn.relu(read_at(a, encoder, places) + shift[places])
+        few = jnp.where(jnp.arange(most, dtype=limit.dtype)[None] < limit, few, 0)
+        codes = at_places(few, places, len(norm))
+        written = write_at(few, places, atoms) + weights.bias[None]
+    else:
+        codes = _codes(fixed, weights, lambda e, inner: a @ e + before(e, inner)[None], pre, limit)
+        written = decoded(codes)
+    reconstruction = off(written - target)
     if fixed.kind == "standard":
         sparsity = limit * (codes * norm[None]).sum(-1).mean()
     elif fixed.kind == "gated":
@@ -169,23 +184,24 @@ def losses(
             below = jax.nn.relu(threshold[None] - pre) * (dead.astype(a.dtype) * norm)[None]
             auxiliary = fixed.auxiliary_weight * below.sum(-1).mean()
     elif fixed.auxiliary_weight and fixed.auxiliary == "dead":
-        residual = jax.lax.stop_gradient(target - decoded(codes))
+        residual = jax.lax.stop_gradient(target - written)
 
-        def revived(pre, atoms, bias):
+        def revived(encoder, shift, atoms, bias):
+            pre = a @ encoder + shift[None]
             wanted, there = a.shape[1] // 2, dead.sum()
             chosen = largest(jnp.where(dead[None], pre, -jnp.inf), jnp.minimum(wanted, there))
             codes = jnp.where(chosen & dead[None], pre, 0)
             share = jnp.minimum(there / max(wanted, 1), 1).astype(a.dtype)
             return share * off(codes @ atoms + bias[None] - residual)
 
-        nothing = lambda pre, atoms, bias: none
-        found = jax.lax.cond(any_dead, revived, nothing, pre, atoms, weights.bias)
+        parts = (encoder, shift, atoms, weights.bias)
+        found = jax.lax.cond(any_dead, revived, lambda *parts: none, *parts)
         auxiliary = fixed.auxiliary_weight * found
     elif fixed.auxiliary_weight:
         unused = jax.nn.relu(pre) - codes
         half = largest(unused, pre.shape[1] // 2)
         found = jnp.where(half, unused, 0) @ atoms
-        auxiliary = fixed.auxiliary_weight * off(target - decoded(codes) - found)
+        auxiliary = fixed.auxiliary_weight * off(target - written - found)
     if fixed.kind == "matryoshka":
         for width in nested_widths(fixed.prefixes, len(norm)):
             nested += off(codes[:, :width] @ atoms[:width] + weights.bias[None] - target)
@@ -198,7 +214,7 @@ def nested_widths(prefixes: tuple[float, ...], num_units: int) -> tuple[int, ...
     return tuple(width for width in widths if width < num_units)
 
 
-def _codes(fixed, weights, read, pre, limit, most):
+def _codes(fixed, weights, read, pre, limit):
     """`[B, K]`."""
     if fixed.kind == "standard":
         return jax.nn.relu(pre)
@@ -210,11 +226,8 @@ def _codes(fixed, weights, read, pre, limit, most):
         threshold = jnp.broadcast_to(_threshold(weights)[None], pre.shape)
         return _jump(pre, threshold, fixed.bandwidth)
     positive = jax.nn.relu(pre)
-    if fixed.kind in OVER_BATCH:
-        count = jnp.floor(limit * len(pre)).astype(jnp.int32)
-        kept = largest(positive.reshape(-1), count).reshape(pre.shape)
-    else:
-        kept = first_largest(positive, limit.astype(jnp.int32), most)
+    count = jnp.floor(limit * len(pre)).astype(jnp.int32)
+    kept = largest(positive.reshape(-1), count).reshape(pre.shape)
     return jnp.where(kept, positive, 0)
 
 
@@ -312,5 +325,5 @@ def finished(
         inner,
         out_mean + weights.bias / out_scale,
         threshold / out_scale,
-        None if fixed.kind not in ("top_k", "archetypal") else limit.astype(jnp.int32),
+        None if fixed.kind not in OVER_ROWS else limit.astype(jnp.int32),
     )

@@ -41,49 +41,6 @@ def largest(values: jax.Array, count: jax.Array | int, *, exact: bool = False) -
     return (above | ((rest >= first) & (rest > 0) & (room > 0))) & (count > 0)
 
 
-def first_largest(values: jax.Array, count: jax.Array, most: int) -> jax.Array:
-    """As `largest`, exactly, of numbers that are not negative, where `count` is small.
-
-    The largest are taken away `count` times. Equal ones go together, and so may be too many: then,
-    which is rare, the last of the least are dropped one by one.
-
-    Args:
-      values: `[B, K]`, at least 0; no gradient is taken through the choice.
-      count: How many.
-      most: What `count` is not above, known at compile time.
-
-    Returns:
-      Booleans `[B, K]`: False where values are 0, True where they are not numbers. Costs `most`
-      passes, a quarter of `jax.lax.top_k`'s time on a processor for 8 of 256.
-
-    Example:
-      >>> first_largest(jnp.array([[3.0, 1.0, 3.0, 5.0]]), jnp.asarray(2), 2).tolist()
-      [[True, False, False, True]]
-    """
-    values = jax.lax.stop_gradient(values)
-
-    def take(n, state):
-        left, least = state
-        top = left.max(1, keepdims=True)
-        return jnp.where(left >= top, 0, left), jnp.where(n < count, top, least)
-
-    _, least = jax.lax.fori_loop(0, most, take, (values, jnp.full_like(values[:, :1], jnp.inf)))
-
-    def too_many(kept):
-        return kept.sum(1, keepdims=True, dtype=jnp.int32) > count
-
-    def fewer(kept):
-        here = jnp.where(kept, values, jnp.inf)
-        last = kept & (here <= here.min(1, keepdims=True))
-        places = jnp.broadcast_to(jnp.arange(values.shape[1])[None], values.shape)
-        at = jnp.where(last, places, -1).max(1, keepdims=True)
-        return kept & ~(too_many(kept) & (places == at))
-
-    kept = (values >= least) & (values > 0)
-    kept = jax.lax.while_loop(lambda kept: too_many(kept).any(), fewer, kept)
-    return kept | (values != values)
-
-
 def _ranks(values: jax.Array) -> jax.Array:
     """Whole numbers without a sign, in the order of the values."""
     wide = values.dtype == jnp.float64

@@ -18,7 +18,8 @@ from jaxviz.concepts.autoencoder_losses import (
     nested_widths,
 )
 from jaxviz.concepts.dictionary import decode, encode
-from jaxviz.concepts.largest import first_largest, largest
+from jaxviz.concepts.few import at_places, few_largest, read_at, write_at
+from jaxviz.concepts.largest import largest
 
 PEERS = dict(np.load(pathlib.Path(__file__).parents[1] / "reference" / "autoencoder_peers.npz"))
 KEEP = 3
@@ -131,17 +132,31 @@ def test_the_largest_are_those_of_a_sort():
         np.testing.assert_array_equal(together, expected)
 
 
-def test_the_largest_few_are_those_of_a_sort_but_for_zeros():
-    values = np.random.default_rng(0).normal(size=(6, 33)).astype(np.float32)
-    values[:, 3::4] = np.round(values[:, 3::4])  # equal ones
-    values[0], values[1, 5:], values[2] = 1, 0, 0
-    values = np.maximum(values, 0)
-    few = jax.jit(lambda values, count: first_largest(values, count, 9))
-    rank = np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1)
-    for count in (0, 1, 4, 9):
-        np.testing.assert_array_equal(few(values, count), (rank < count) & (values > 0))
-    values[3, 7] = np.nan  # is not hidden
-    assert few(values, 2)[3, 7]
+@pytest.mark.parametrize("count", [4, 20])  # taken away one by one, and sorted
+def test_few_codes_read_and_write_as_all_of_them(count):
+    """The choice is that of a sort, the first of equal ones first; products are those of zeros."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+    values = np.maximum(draw(6, 33), 0)
+    values[:, 3::4] = np.round(values[:, 3::4])
+    values[0], values[1, 5:] = 1, 0
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    found, places = few_largest(values, count)
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(found, np.take_along_axis(values, order, 1))
+    values[3, 7] = np.nan
+    assert 7 in few_largest(values, count)[1][3]  # is not hidden
+
+    a, encoder, atoms, slope = draw(6, 5), draw(5, 33), draw(33, 7), draw(6, 7)
+    chosen = at_places(jnp.ones_like(found), places, 33)
+
+    def few(encoder, atoms):
+        return (write_at(read_at(a, encoder, places), places, atoms) * slope).sum()
+
+    dense = lambda encoder, atoms: (((a @ encoder) * chosen) @ atoms * slope).sum()
+    ours, theirs = (jax.jit(jax.value_and_grad(f, (0, 1)))(encoder, atoms) for f in (few, dense))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_largest_of_numbers_that_differ_in_64_bits_alone():
