@@ -1,5 +1,6 @@
 """Trains many sparse autoencoders on the same batches, in one program, and goes on where it was."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -95,6 +96,9 @@ def _started(recipe, key, points):
     return tuple(map(one, recipe.grids))
 
 
+# Not a `program`: the options with which gradients of nets run best slow reductions down, and the
+# choice of the largest codes is all reductions. With JAX's own a step takes half the time.
+@functools.partial(jax.jit, static_argnums=0)
 def _span(recipe, state, data, base, first, last):
     """Steps `first` to `last` of a span that began at `base`."""
 
@@ -177,13 +181,12 @@ def trained(
     done = 0
     if checkpoint is not None and Path(checkpoint).is_file():
         state, done = _read(who, Path(checkpoint), told, state, history, num_steps)
-    run = program(_span, (0,), False, False)
     for begin, end in spans(num_steps, done, SPAN, who):
         first = begin
         while first < end:
             base = first // SPAN * SPAN
             last = min(end, base + SPAN, rows.until(first))
-            state = run(recipe, state, data._replace(block=rows.at(first)), base, first, last)
+            state = _span(recipe, state, data._replace(block=rows.at(first)), base, first, last)
             for of_grid, one in zip(history, state, strict=True):
                 of_grid[:, first:last] = one.numbers[:, first - base : last - base]
             if checkpoint is not None and (last % SPAN == 0 or last == num_steps):
