@@ -21,10 +21,9 @@ def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str
 
     Under trace nothing is done: shardings are types there, `jax.sharding.auto_axes` changes them.
     """
-    around = jax.sharding.get_abstract_mesh()
     flat = {name: jax.tree.flatten(value) for name, value in arguments.items()}
     found = [leaf for leaves, _ in flat.values() for leaf in leaves if _is_explicit(leaf)]
-    if not found and AxisType.Explicit not in around.axis_types:
+    if not found and not has_explicit_axes():
         return function()
     every = [leaf for leaves, _ in flat.values() for leaf in leaves]
     if any(isinstance(leaf, Tracer) for leaf in every) or isinstance(jnp.zeros(()), Tracer):
@@ -47,7 +46,7 @@ def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str
         return jax.device_put(leaf, NamedSharding(before[sharding.mesh], sharding.spec))
 
     with contextlib.ExitStack() as stack:
-        if AxisType.Explicit in around.axis_types:
+        if has_explicit_axes():
             stack.enter_context(jax.set_mesh(automatic(jax.sharding.get_mesh())))
         for name, (leaves, structure) in flat.items():
             if any(map(_is_explicit, leaves)):
@@ -55,6 +54,22 @@ def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str
                 arguments[name] = jax.tree.unflatten(structure, moved)
         result = function()
     return jax.tree.map(back, result)
+
+
+def seen_automatic(call: Callable) -> Callable:
+    """`on_automatic_axes` of a model that the library made, `call(self, params, x)`."""
+
+    @functools.wraps(call)
+    def called(self: Any, params: Any, x: Any) -> Any:
+        given = {"self": self, "params": params, "x": x}  # which may hold arrays of its own
+        return on_automatic_axes(lambda: call(*given.values()), given)
+
+    return called
+
+
+def has_explicit_axes() -> bool:
+    """Whether shardings are types here."""
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
 
 
 def _is_explicit(leaf: Any) -> bool:

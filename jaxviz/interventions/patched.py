@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.arrays import numbers_list, rows
+from jaxviz.calls.meshes import seen_automatic
 from jaxviz.calls.models import batch, real as real_batch, shapes_of
 from jaxviz.calls.naming import calling
 from jaxviz.calls.options import layer as one_layer, layer_list, maybe, real, refused
@@ -64,6 +65,7 @@ class Patched:
     def __hash__(self) -> int:
         return hash(self._key())
 
+    @seen_automatic
     def __call__(self, params: Any, x: Any) -> Any:
         with calling(self._steps[-1][0]):
             apply_fn, params = hold(self._steps[-1][0], self.apply_fn, params)
