@@ -107,10 +107,10 @@ def test_losses_are_overcompletes_times_the_channels():
 
     found, total, atoms = both(plain, archetypal, PEERS["points"])
     mean = ((codes @ unit - PEERS["a"]) ** 2).mean()
-    np.testing.assert_allclose(np.asarray(found.reconstruction) / 8, mean, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(found.reconstruction) / 8, mean, rtol=1e-6)
     # Its penalty is summed over the batch, though its squares are averaged: 12 times ours.
     theirs = PEERS["overcomplete/standard"] - mean
-    np.testing.assert_allclose(theirs, 12 * np.asarray(found.sparsity), rtol=1e-5)
+    np.testing.assert_allclose(theirs, 12 * np.asarray(found.sparsity), rtol=1e-6)
     np.testing.assert_allclose(atoms, PEERS["overcomplete/archetypal/atoms"], atol=1e-5)
     np.testing.assert_allclose(total / 8, PEERS["overcomplete/archetypal"], rtol=1e-6)
 
