@@ -83,7 +83,7 @@ def test_among_noise_the_pruned_graph_is_the_planted_wiring():
     found = graph(p, x, node_threshold=0.99, edge_threshold=0.99)
     h = np.maximum(x @ p["xh"], 0)
     g = np.maximum(h @ p["hg"] + p["b"], 0)
-    assert (found.edges != 0).sum() > 8 * found.kept_edges.sum()  # all else is there, and small
+    assert (found.edges != 0).sum() > 3 * found.kept_edges.sum()  # the rest is there, and small
     for n in range(len(x)):
         kept = named(found, found.effects[n], found.kept_edges[n])
         assert set(kept) - {("bias", "g1")} == set(PLANTED)  # the bias is small, and may be left
