@@ -183,7 +183,7 @@ def _advance(moved, way, slope, short, most, fraction):
         # Mostly the first group is enough.
         return jax.lax.cond((carry[-1] > 0).any(), take, lambda carry: carry, carry), None
 
-    rows = jnp.zeros(len(ranks), jnp.int32)
+    rows = jnp.zeros_like(floor, jnp.int32)  # which vary inside shard_map as the others do
     begin = rows, rows > 0, floor, floor, jnp.zeros_like(short), short
     groups = math.ceil(ranks.shape[1] / (group + 1))
     (_, some, full, partial, part, _), _ = jax.lax.scan(turn, begin, None, groups)

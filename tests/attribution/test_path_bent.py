@@ -217,3 +217,14 @@ def test_the_paths_of_pairs_library():
             # There the Gaussian ends at 4 sigma, where it is 3e-4 of its height.
             size = np.abs(out).max()
             np.testing.assert_allclose(out, peers[f"blur/{steps}"], atol=1e-3 * size)
+
+
+def test_guided_inside_shard_map():
+    """All that its loops carry says over which devices it varies."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("d",))
+    batch = jax.sharding.PartitionSpec("d")
+    w, x = jax.random.normal(jax.random.key(0), (6, 2)), jnp.ones((2, 6))
+    net = lambda w, x: jnp.tanh(x @ w)
+    plain = lambda x: guided_integrated_gradients(net, w, x, 0, num_steps=4)
+    mapped = jax.shard_map(plain, mesh=mesh, in_specs=batch, out_specs=batch)
+    np.testing.assert_allclose(mapped(x), plain(x), rtol=1e-6)
