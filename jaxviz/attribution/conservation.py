@@ -256,6 +256,8 @@ def _counted(rules: RuleSet, probes: jax.Array, where: Mapping[int, int]) -> Rul
 
 
 def _counting(function: Callable, probe: jax.Array, at: list[int]) -> Callable:
+    dtype = probe.dtype  # JAX keeps `backward`, which is to hold no traced value
+
     @jax.custom_vjp
     def counted(probe, *inputs):
         return function(*inputs)
@@ -266,7 +268,7 @@ def _counting(function: Callable, probe: jax.Array, at: list[int]) -> Callable:
     def backward(pull, given):
         handed = pull(given)
         lost = _sum(jax.tree.leaves(given)) - _sum([handed[i] for i in at])
-        return (lost.astype(probe.dtype), *handed)
+        return (lost.astype(dtype), *handed)
 
     counted.defvjp(forward, backward)
     return lambda *inputs: counted(probe, *inputs)
