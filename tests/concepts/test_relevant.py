@@ -1,10 +1,13 @@
-"""Relevance maximisation against zennit-crp's formula in NumPy, on relevances in closed form."""
+"""Relevance maximisation against zennit-crp, and on relevances in closed form."""
+
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxviz import concept_relevance
 from jaxviz.concepts import channels_below, relevant_examples
 
 LAST = ("NHWC", "HWIO", "NHWC")
@@ -29,14 +32,37 @@ def inputs():
     return {"a": drawn(2, 2, 2, 3), "b": drawn(2, 2, 3, 4), "c": drawn(4, 2)}, drawn(13, 4, 5, 2)
 
 
-def reference_sampling(relevance, by, normalized):
-    """`ChannelConcept.reference_sampling` of zennit-crp 0.6.0, of `[N, places, U]`."""
-    place = relevance.argmax(1)
-    score = relevance.sum(1) if by == "sum" else relevance.max(1)
-    if normalized:
-        score = score / (np.abs(score).sum(1, keepdims=True) + 1e-10)
-    order = np.argsort(-score, 0, kind="stable")
-    return order, np.take_along_axis(score, order, 0), np.take_along_axis(place, order, 0)
+@pytest.fixture(scope="module")
+def crp():
+    """What `reference/run_crp.py` found, and its net."""
+    found = np.load(pathlib.Path(__file__).parents[1] / "reference" / "crp.npz")
+    return found, {name: found[f"weights_{name}"] for name in "abc"}
+
+
+@pytest.mark.parametrize("by", ["sum", "max"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_ranking_is_that_of_zennit_crp(crp, by, normalized):
+    found, p = crp
+    images, asked = found["images"], f"{by}_{'normalized' if normalized else 'plain'}"
+    options = {"layer": "relu_1", "num_images": len(images), "batch_size": 5}
+    got = relevant_examples(
+        net, p, images, int(found["class"]), by=by, normalized=normalized, **options
+    ).relevance
+    np.testing.assert_array_equal(got.indices, found[f"{asked}_order"].T)
+    np.testing.assert_allclose(got.scores, found[f"{asked}_scores"].T, rtol=1e-5, atol=1e-6)
+    i, j = np.unravel_index(found[f"{asked}_neurons"].T, (3, 4))
+    # zennit-crp tells the place of the largest relevance, here the box that it sees.
+    np.testing.assert_array_equal(got.boxes, np.stack([i, j, i + 3, j + 3], -1))
+
+
+def test_conditional_heat_maps_are_those_of_zennit_crp(crp):
+    found, p = crp
+    for unit, asked in enumerate(found["heats"]):
+        options = {"layer": "relu_1", "channel": unit, "rules": "epsilon_plus"}
+        got = concept_relevance(
+            net, p, jnp.asarray(found["images"]), int(found["class"]), **options
+        )
+        np.testing.assert_allclose(got.sum(-1), asked, rtol=1e-5, atol=1e-5)
 
 
 @jax.jit
@@ -45,20 +71,15 @@ def _slopes(p, images):
     return jax.jacrev(part)(images)
 
 
-@pytest.mark.parametrize(("by", "normalized"), [("sum", False), ("max", True)])
-def test_the_ranking_is_that_of_zennit_crp(inputs, by, normalized):
+def test_heat_is_of_the_units_relevance_and_the_other_ranking_of_activation(inputs):
     p, images = inputs
     a = np.asarray(jax.jit(features)(p, images)[1])
-    relevance = (a * p["c"][:, CLASS] / PLACES).reshape(13, PLACES, 4)
-    order, score, place = reference_sampling(relevance, by, normalized)
+    relevance = (a * p["c"][:, CLASS] / PLACES).sum((1, 2))
     stream = (images[i : i + 5] for i in range(0, 13, 5))
     options = {"layer": "relu_1", "rules": "epsilon", "num_images": 3, "batch_size": 4}
-    found = relevant_examples(net, p, stream, CLASS, by=by, normalized=normalized, **options)
+    found = relevant_examples(net, p, stream, CLASS, **options)
     top = found.relevance
-    np.testing.assert_array_equal(top.indices, order[:3].T)
-    np.testing.assert_allclose(top.scores, score[:3].T, rtol=1e-5, atol=1e-6)
-    i, j = np.unravel_index(place[:3].T, (2, 3))
-    np.testing.assert_array_equal(top.boxes, np.stack([i, j, i + 3, j + 3], -1))
+    np.testing.assert_array_equal(top.indices, np.argsort(-relevance, 0, kind="stable")[:3].T)
     np.testing.assert_array_equal(
         found.activation.indices, np.argsort(-a.max((1, 2)), 0, kind="stable")[:3].T
     )
