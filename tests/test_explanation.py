@@ -176,6 +176,11 @@ def test_what_explain_cannot_do_is_refused():
     for options, error, words in (
         ({"methods": {}}, TypeError, "explain: methods must be names of methods or explanations"),
         ({"methods": {"saliency": 3}}, TypeError, "explain: methods must be names of.* got 3"),
+        (
+            {"methods": {1: {}, "saliency": {}}},
+            TypeError,
+            "explain: methods must be names of.* got 1",
+        ),
         ({"methods": (jv.gradient, jv.gradient)}, ValueError, "'gradient' comes twice"),
         ({"methods": ("expected_gradients",)}, ValueError, "expected_gradients needs baselines"),
         ({"methods": {"saliency": {"num_steps": 2}}}, TypeError, "explain: .*num_steps"),

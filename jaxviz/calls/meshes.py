@@ -7,7 +7,8 @@ the same devices, seen so for the time of a call, and what comes out seen as wha
 
 import contextlib
 import functools
-from collections.abc import Callable, MutableMapping
+import itertools
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import jax
@@ -21,9 +22,17 @@ def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str
 
     Under trace nothing is done: shardings are types there, `jax.sharding.auto_axes` changes them.
     """
-    flat = {name: jax.tree.flatten(value) for name, value in arguments.items()}
-    found = [leaf for leaves, _ in flat.values() for leaf in leaves if _is_explicit(leaf)]
-    if not found and not has_explicit_axes():
+    # What is read once, as batches are, is no container.
+    containers = {k: v for k, v in arguments.items() if not isinstance(v, Iterator)}
+    try:
+        flat = {name: jax.tree.flatten(value) for name, value in containers.items()}
+    except ValueError:  # a dict's keys have no order: the function says so in its own words
+        return function()
+    leaves = itertools.chain.from_iterable(leaves for leaves, _ in flat.values())
+    # Nets have hundreds of leaves: no call of a function for each.
+    arrays = [a for a in leaves if isinstance(a, jax.Array) and not isinstance(a, Tracer)]
+    named = [a for a in arrays if type(a.sharding) is NamedSharding]
+    if not any(map(_is_explicit, named)) and not has_explicit_axes():
         return function()
     every = [leaf for leaves, _ in flat.values() for leaf in leaves]
     if any(isinstance(leaf, Tracer) for leaf in every) or isinstance(jnp.zeros(()), Tracer):
