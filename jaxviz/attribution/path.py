@@ -225,8 +225,10 @@ def expected_gradients(
     num_examples = jnp.shape(jax.tree.leaves(x)[0])[0]
 
     which_key, where_key, noise_key = jax.random.split(key, 3)
-    which = jax.random.randint(which_key, (num_samples, num_examples), 0, count, jnp.int32)
-    where = jax.random.uniform(where_key, (num_samples, num_examples), jnp.float32)
+    # Of as many bits as the numbers: JAX's setting of 64 bits changes nothing for a net of 32.
+    bits = 64 if any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(x)) else 32
+    which = jax.random.randint(which_key, (num_samples, num_examples), 0, count, f"int{bits}")
+    where = jax.random.uniform(where_key, (num_samples, num_examples), f"float{bits}")
 
     def ends(k):
         start = one_baseline(baselines, x, which[k])

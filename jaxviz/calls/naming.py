@@ -4,6 +4,8 @@ Inside of the call the settings hold that the library needs (`jax.transfer_guard
 """
 
 import re
+import sys
+import warnings
 from contextvars import ContextVar
 from typing import Any
 
@@ -24,6 +26,14 @@ def ours(name: str) -> None:
 def caller(otherwise: str) -> str:
     """The public function that the user called."""
     return _outermost.get() or otherwise
+
+
+def warn(message: str) -> None:
+    """A warning at the line outside of this library that called it, however deep this is."""
+    level, frame = 2, sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] == "jaxviz":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def is_ours(error: BaseException) -> bool:

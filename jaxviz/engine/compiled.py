@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import warnings
 from pathlib import Path
 
 import jax
 
+from jaxviz.calls.naming import warn
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.folders import cache_folder, why_not
@@ -58,10 +58,9 @@ def keep_compiled(folder: str | os.PathLike | None = None, *, max_size: int = 2*
         return Path(given)
     place = Path(folder or wish or _users_cache()).expanduser().absolute()
     if why := why_not(place):
-        warnings.warn(
+        warn(
             f"keep_compiled: folder must be one that can be written to; {place}: {why}. Programs "
             f"are compiled and not kept. Name another in {_VARIABLE}, or set {_VARIABLE}=0.",
-            stacklevel=3,
         )
         return None
     _trim(place, max_size)

@@ -1,7 +1,6 @@
 """Where a sweep's rows go: into memory (and at the end an .npz file) or into a store."""
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxviz.calls.naming import warn
 from jaxviz.sweep import results
 from jaxviz.sweep.chunks import Chunk, Feed
 from jaxviz.sweep.reader import Reader
@@ -105,10 +105,9 @@ class Store:
         if processes > 1:
             multihost_utils.sync_global_devices("jaxviz.sweep: the store is whole")
         if self._lost:
-            warnings.warn(
+            warn(
                 f"sweep: {self._before.spans(self._lost)} of {self._out} were lost or changed "
                 "since they were written; they were made again.",
-                stacklevel=3,
             )
         return results.open_sweep(self._out)
 

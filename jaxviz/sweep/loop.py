@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxviz.calls.models import batch, real
+from jaxviz.calls.naming import warn
 from jaxviz.calls.options import described, maybe, refused, whole
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import default_chunk
@@ -163,10 +163,9 @@ class _Narrow:
 
     def tell(self) -> None:
         if lost := ", ".join(f"{count} of {name}" for name, count in self._lost.items() if count):
-            warnings.warn(
+            warn(
                 f"sweep: {self._dtype} cannot hold all maps: {lost} became infinite or all zero. "
                 'Take dtype="float32", or "int8", which has a scale for each map.',
-                stacklevel=5,
             )
 
 
@@ -191,10 +190,9 @@ def _run(source: Feed, keeper, put, work, progress, processes, narrow) -> None:
                 raise
             if not halved:
                 halved = True
-                warnings.warn(
+                warn(
                     "sweep: out of memory; going on with half the chunk_size in every method that "
                     "has one. Pass functools.partial(method, chunk_size=...), or smaller batches.",
-                    stacklevel=4,
                 )
             arrays = jax.device_get(work(chunk, True))
         keeper.keep(chunk, arrays)

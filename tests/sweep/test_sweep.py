@@ -275,8 +275,11 @@ def test_maps_that_a_narrow_type_cannot_hold_are_told(tmp_path):
     def itself(apply_fn, params, x, target):
         return x
 
-    with pytest.warns(UserWarning, match="sweep: float16 cannot hold all maps: 2 of itself"):
+    with pytest.warns(
+        UserWarning, match="sweep: float16 cannot hold all maps: 2 of itself"
+    ) as told:
         swept = jv.sweep(itself, net, W, x, out=tmp_path / "s", batch_size=4, dtype="float16")
+    assert told[0].filename == __file__
     assert swept.not_finite("itself").tolist() == [2]
     swept = jv.sweep(itself, net, W, x, batch_size=4, dtype="int8")
     np.testing.assert_allclose(np.asarray(swept.maps["itself"])[2], x[2], atol=1e6 / 20)

@@ -318,7 +318,6 @@ ROWS = {
         matrices((6, 3), *[(6, 4)] * 3, (4, 3)),
         vectors,
         "finite",
-        refuses=("deep_lift",),
     ),
     "quantised": lambda: Row(quantised, matrices((6, 4), (4, 3)), vectors),
     "reversal": lambda: Row(reversed_head, matrices((6, 4), (4, 2), (4, 2)), vectors),
