@@ -7,7 +7,6 @@ the same devices, seen so for the time of a call, and what comes out seen as wha
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
@@ -28,14 +27,13 @@ def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str
         flat = {name: jax.tree.flatten(value) for name, value in containers.items()}
     except ValueError:  # a dict's keys have no order: the function says so in its own words
         return function()
-    leaves = itertools.chain.from_iterable(leaves for leaves, _ in flat.values())
+    leaves = [leaf for leaves, _ in flat.values() for leaf in leaves]
     # Nets have hundreds of leaves: no call of a function for each.
     arrays = [a for a in leaves if isinstance(a, jax.Array) and not isinstance(a, Tracer)]
     named = [a for a in arrays if type(a.sharding) is NamedSharding]
     if not any(map(_is_explicit, named)) and not has_explicit_axes():
         return function()
-    every = [leaf for leaves, _ in flat.values() for leaf in leaves]
-    if any(isinstance(leaf, Tracer) for leaf in every) or isinstance(jnp.zeros(()), Tracer):
+    if any(isinstance(leaf, Tracer) for leaf in leaves) or isinstance(jnp.zeros(()), Tracer):
         return function()
     before = {}  # from a mesh of automatic axes to what it was
 

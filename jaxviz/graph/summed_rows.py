@@ -19,8 +19,6 @@ _PLACE_BY_PLACE = frozenset(
     "abs add add_any clamp div exp exp2 integer_pow log max min mul neg select_n sub".split()
 )
 _PLACED = frozenset("reshape squeeze expand_dims".split())
-
-
 _LARGEST_READ = 2**16  # numbers of a constant array
 
 Axes = tuple[Any, ...]

@@ -350,10 +350,8 @@ def in_part(op: Op) -> Callable:
         for known in values:
             log = wide(known[sums.exponent(own)]) + jnp.log(wide(weight))
             e = jnp.exp(log)
-            whole = total(e)
-            most = e > whole / 2
-            near = jnp.log1p(total(jnp.where(most, 0, e)) / jnp.where(most, e, 1))
-            losses.append(jnp.where(most, near, gap(jnp.log(whole), log)))
+            rest = lambda most, e=e: total(jnp.where(most, 0, e))
+            losses.append(_loss(e, log, total(e), rest))
         (mean,) = back(log_mean(*losses))
         carried = less_the_mean(d, mean, lambda a: total(into(a)))
         carried = jax.jvp(moved(sums.top), (x,), (carried,))[1]

@@ -67,7 +67,7 @@ def max_pool(x, *, window_dimensions, window_strides, padding, base_dilation, wi
             "max_pool: base_dilation must be ones and padding non-negative; got base_dilation "
             f"{base_dilation}, padding {padding}. Use lax.reduce_window for these."
         )
-    return _pool(_windows(window_dimensions, window_strides, padding, window_dilation), x)
+    return _pool(False, _windows(window_dimensions, window_strides, padding, window_dilation), x)
 
 
 def shared_max_pool(
@@ -91,7 +91,7 @@ def shared_max_pool(
       [[0.0, 0.5, 0.5, 0.0]]
     """
     del base_dilation
-    return _shared(_windows(window_dimensions, window_strides, padding, window_dilation), x)
+    return _pool(True, _windows(window_dimensions, window_strides, padding, window_dilation), x)
 
 
 def max_pool_difference(
@@ -115,7 +115,7 @@ def max_pool_difference(
     """
     del base_dilation  # ones
     windows = _windows(window_dimensions, window_strides, padding, window_dilation)
-    y, y0 = _pool(windows, x), _pool(windows, x0)
+    y, y0 = _pool(False, windows, x), _pool(False, windows, x0)
 
     def explained(x, x0, y, y0):
         grew = y >= y0
@@ -138,65 +138,39 @@ def _windows(size, strides, padding, dilation):
     return Windows(tuple(size), tuple(strides), pairs, tuple(dilation))
 
 
-# A `jit` of its own: poolings of the same shape are traced and differentiated once.
-@functools.partial(jax.jit, static_argnums=0)
-def _pool(windows, x):
-    return _maximum(windows, x)
+# A `jit` of its own: poolings of the same shape are traced and differentiated once. Where `shared`,
+# equal winners share a window's gradient; else the first has it.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pool(shared, windows, x):
+    return _maximum(shared, windows, x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _maximum(windows, x):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _maximum(shared, windows, x):
     return materialised(lambda x: _find_winner(windows, x)[0], x)
 
 
 @_maximum.defjvp
-def _pool_jvp(windows, primals, tangents):
-    y, winner = _pool_with_winner(windows, *primals)
-    return y, _take_winner(windows, winner, y, *tangents)
+def _pool_jvp(shared, windows, primals, tangents):
+    y, winners = _pool_with_winners(shared, windows, *primals)
+    return y, _take(shared, windows, winners, y, *tangents)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _shared(windows, x):
-    return _shared_maximum(windows, x)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _shared_maximum(windows, x):
-    return _maximum(windows, x)
-
-
-@_shared_maximum.defjvp
-def _shared_jvp(windows, primals, tangents):
-    y, winners = _pool_with_winners(windows, *primals)
-    return y, _take_shares(windows, winners, y, *tangents)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _pool_with_winners(windows, x):
-    return materialised(functools.partial(_find_winners, windows), x)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _pool_with_winners(shared, windows, x):
+    find = _find_winners if shared else _find_winner
+    return materialised(functools.partial(find, windows), x)
 
 
 @_pool_with_winners.defjvp
-def _pool_with_winners_jvp(windows, primals, tangents):
-    y, winners = _pool_with_winners(windows, *primals)
+def _pool_with_winners_jvp(shared, windows, primals, tangents):
+    y, winners = _pool_with_winners(shared, windows, *primals)
     no_tangents = tuple(np.zeros(word.shape, jax.dtypes.float0) for word in winners)
-    return (y, winners), (_take_shares(windows, winners, y, *tangents), no_tangents)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _pool_with_winner(windows, x):
-    return materialised(functools.partial(_find_winner, windows), x)
-
-
-@_pool_with_winner.defjvp
-def _pool_with_winner_jvp(windows, primals, tangents):
-    y, winner = _pool_with_winner(windows, *primals)
-    no_tangent = np.zeros(winner.shape, jax.dtypes.float0)
-    return (y, winner), (_take_winner(windows, winner, y, *tangents), no_tangent)
+    return (y, winners), (_take(shared, windows, winners, y, *tangents), no_tangents)
 
 
 def _find_winner(windows, x):
-    """The pooled array and, of each window, the number of the place that won."""
+    """The pooled array and, of each window, the number of the place that won, in a tuple."""
     size = math.prod(windows.size)
     dtype = jnp.int8 if size <= 127 else jnp.int16 if size <= 32767 else jnp.int32
     first, *others = places(x, windows, -jnp.inf)
@@ -208,7 +182,7 @@ def _find_winner(windows, x):
         y = lax.max(y, value)
         best = jnp.where(take, value, best)
         winner = jnp.where(take, jnp.array(number, dtype), winner)
-    return y, winner
+    return y, (winner,)
 
 
 # Of each window all places that won, as bits of a few unsigned numbers: the first of them places 0
@@ -267,13 +241,10 @@ def _only(winner, number):
     return winner[0] == jnp.asarray(number, winner[0].dtype)
 
 
-def _take_winner(windows, winner, y, dx):
-    """The derivative: of each window, the element that won."""
-    return _take_winners(windows, _only, (winner,), y, dx)
-
-
-def _take_shares(windows, winners, y, dx):
-    """The same where equal winners share."""
+def _take(shared, windows, winners, y, dx):
+    """The derivative: of each window, the element that won, or the mean of those that did."""
+    if not shared:
+        return _take_winners(windows, _only, winners, y, dx)
     return _take_winners(windows, _among, winners, y, dx) / _count(winners, y)
 
 
