@@ -4,17 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from jaxviz.calls.leaves import ONE
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import at_least_float32
 from jaxviz.engine.layout import of_places
 from jaxviz.parts.covered import Method, covered
 from jaxviz.parts.fills import filling
+from jaxviz.parts.places import boxes_of, cells_of, stretches
 from jaxviz.parts.regions import (
     Segmented,
     each_number,
@@ -22,7 +19,6 @@ from jaxviz.parts.regions import (
     numbered,
     segments_like,
 )
-from jaxviz.rules.spans import span
 
 
 @public()
@@ -91,10 +87,8 @@ def feature_ablation(
     if segments is None:
         segments = numbered(x, each_number)
     found = segments_like(name, segments, x, num_segments)
-    starts, sizes = None, ()
-    if jax.tree.structure(x) == ONE and not isinstance(segments, Tracer):
-        own = np.asarray(segments).reshape(found.numbers.shape)
-        starts, sizes = _boxes(own, found.count, jnp.shape(x))
+    cells = cells_of(segments, found, x)
+    starts, sizes = (None if cells else boxes_of(segments, found, x)) or (None, ())
     return _feature_ablation(
         apply_fn,
         params,
@@ -104,6 +98,7 @@ def feature_ablation(
         starts=starts,
         num_segments=found.count,
         sizes=sizes,
+        cells=cells,
         shapes=found.shapes,
         fill=fill,
         chunk_size=chunk_size,
@@ -121,21 +116,15 @@ def _ablated(
     starts,
     num_segments,
     sizes,
+    cells,
     shapes,
     fill,
     chunk_size,
     method,
 ):
-    name = "feature_ablation"
+    name, found = "feature_ablation", Segmented(segments, num_segments, shapes)
     fills = filling(name, fill, x)
     mask = lambda k: jax.tree.map(lambda numbers: numbers == k, segments)
-
-    def spans(k):
-        found = [
-            span(np.arange(n - size + 1), np.full(n - size + 1, size), n, starts[k, axis])
-            for axis, (size, n) in enumerate(zip(sizes, x.shape[1:], strict=True))
-        ]
-        return (None, *found)
 
     scores, clean = covered(
         name,
@@ -146,35 +135,16 @@ def _ablated(
         target,
         select,
         mask=mask,
-        spans=None if starts is None else spans,
+        spans=stretches(cells, (starts, sizes), found, x),
         num=num_segments,
         chunk_size=chunk_size,
         method=method,
     )
     wide = at_least_float32(scores)
     lost = clean.astype(wide)[:, None] - scores.T.astype(wide)
-    return laid_out(lost, Segmented(segments, num_segments, shapes), x)
+    return laid_out(lost, found, x)
 
 
 _ablated.__name__ = "feature_ablation"  # the name that its errors begin with
-_static = "num_segments", "sizes", "shapes", "chunk_size", "method"
+_static = "num_segments", "sizes", "cells", "shapes", "chunk_size", "method"
 _feature_ablation = explanation(*_static, sweeps=True, integers=True)(_ablated)
-
-
-def _boxes(segments: np.ndarray, count: int, shape: tuple[int, ...]):
-    """For each segment where a box begins that holds it in all examples, and the boxes' size."""
-    axes = len(shape) - 1
-    low = np.full((count, axes), np.iinfo(np.int32).max)
-    high = np.full((count, axes), -1)
-    used = (segments >= 0) & (segments < count)
-    places = np.nonzero(used)
-    for axis in range(axes):
-        at = places[axis + 1]
-        np.minimum.at(low[:, axis], segments[places], at)
-        np.maximum.at(high[:, axis], segments[places], at)
-    sizes = np.maximum((high - low + 1).max(0), 1)
-    # A few sizes only, so that segments of other images mostly find a program compiled for them.
-    sizes = [min(-(-int(s) // 4) * 4, n) for s, n in zip(sizes, shape[1:], strict=True)]
-    sizes = [n if segments.shape[a + 1] == 1 else sizes[a] for a, n in enumerate(shape[1:])]
-    low = np.clip(low, 0, np.asarray(shape[1:]) - sizes)
-    return jnp.asarray(low, jnp.int32), tuple(sizes)

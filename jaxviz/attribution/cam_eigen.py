@@ -10,6 +10,7 @@ from jaxviz.calls.options import maybe, real
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import wide
 from jaxviz.parts.feature_maps import Layers, Resize, class_activation_map, map_and_gradient
+from jaxviz.parts.leading import leading
 
 _SHARED = ("layer", "relu", "resize", "reshape")
 
@@ -225,8 +226,8 @@ def kpca_cam(
             gram = jnp.exp(-scale * (square[:, :, None] + square[:, None, :] - 2 * gram))
         gram = gram - gram.mean(1, keepdims=True)
         gram = gram - gram.mean(2, keepdims=True)
-        values, vectors = jnp.linalg.eigh(gram)
-        projection = jnp.sqrt(jnp.maximum(values[:, -1:], 0)) * vectors[:, :, -1]
+        value, vector = leading(gram)
+        projection = jnp.sqrt(jnp.maximum(value, 0))[:, None] * vector
         return _with_the_sum(projection, rows).reshape(cut.maps(cut.a).shape[:-1])
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
@@ -253,11 +254,10 @@ def _first_component(a: jax.Array) -> jax.Array:
     rows, precise = _centred(a), jax.lax.Precision.HIGHEST
     if rows.shape[1] <= rows.shape[2]:  # the smaller of the two Gram matrices has the same axis
         gram = jnp.matmul(rows, rows.mT, precision=precise)
-        values, vectors = jnp.linalg.eigh(gram)
-        length = jnp.sqrt(jnp.maximum(values[:, -1:], 0))
-        projection = length * vectors[:, :, -1]
+        value, vector = leading(gram)
+        projection = jnp.sqrt(jnp.maximum(value, 0))[:, None] * vector
     else:
         gram = jnp.matmul(rows.mT, rows, precision=precise)
-        axis = jnp.linalg.eigh(gram)[1][:, :, -1:]
+        axis = leading(gram)[1][..., None]
         projection = jnp.matmul(rows, axis, precision=precise)[..., 0]
     return _with_the_sum(projection, rows).reshape(a.shape[:-1])

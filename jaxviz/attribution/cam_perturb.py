@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.attribution.path import between
 from jaxviz.calls.options import real
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import (
@@ -19,6 +20,7 @@ from jaxviz.engine.copies import (
     stacked_scores,
 )
 from jaxviz.engine.rounds import FEW, error_shares, mean_until, stops_early
+from jaxviz.graph.affine import affine_start
 from jaxviz.parts.feature_maps import (
     Layers,
     Resize,
@@ -27,6 +29,7 @@ from jaxviz.parts.feature_maps import (
     resized,
 )
 from jaxviz.parts.regions import blend
+from jaxviz.rules.fast import serving, weighed
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
 
@@ -226,12 +229,22 @@ def is_cam(
 
     def one(cut):
         a = cut.maps(cut.a).astype(at_least_float32(cut.a))
+        chosen = fixed_target(apply_fn, params, x, target)
         strengths = jnp.cumsum(jnp.arange(1, num_steps + 1, dtype=a.dtype)) / num_steps
+        with serving(num_steps * a.shape[-1]):
+            parts = affine_start(apply_fn, params, x, rules=weighed(), once=weighed())
+        black = parts.start(params, jnp.zeros_like(x))
 
-        def seen(k, mask):
-            return (strengths[k % num_steps] * mask * x).astype(x.dtype)
+        def score(k):  # what is affine in the input is run once for all strengths
+            whole = parts.start(params, (_mask(name, a, k, x) * x).astype(x.dtype))
 
-        return _by_scores(name, apply_fn, params, x, target, a, seen, num_steps, chunk_size)
+            def add(total, strength):
+                found = select(parts.rest(params, between(black, whole, strength)), chosen)
+                return total + found.astype(total.dtype), None
+
+            return jax.lax.scan(add, jnp.zeros(len(x), a.dtype), strengths)[0] / num_steps
+
+        return _weighed(a, stacked(name, score, a.shape[-1], chunk_size, black))[0]
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map(name, one, apply_fn, params, x, **shared)
@@ -315,18 +328,8 @@ def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size, tol
     `seen(k, mask)` is the input that channel k // each lets through, `[N, *space, 1]` in [0, 1].
     """
 
-    def copy(k):
-        mask = resized(name, a[..., k if each == 1 else k // each], x, True)
-        space = tuple(range(1, mask.ndim))
-        low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
-        mask = (mask - low) / jnp.where(high > low, high - low, 1)
-        return seen(k, mask[..., None])
-
+    copy = lambda k: seen(k, _mask(name, a, k if each == 1 else k // each, x))
     num, outputs = a.shape[-1], outputs_of_copies(apply_fn, params, x, copy)
-
-    def weighed(scores):
-        weights = _channels_last(jax.nn.softmax(scores, axis=0), a)
-        return (a * weights).sum(-1), weights
 
     if stops_early(tolerance):
         target = fixed_target(apply_fn, params, x, target)
@@ -336,15 +339,29 @@ def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size, tol
             return stacked(name, score, num, chunk_size, x).T
 
         def told(so_far):  # the map's error is that of the scores, to first order
-            found, weights = weighed(so_far.mean.T)
+            found, weights = _weighed(a, so_far.mean.T)
             parts = weights * (a - found[..., None]) * _channels_last(so_far.errors.T, a)
             return error_shares(found, jnp.sqrt(jnp.square(parts).sum(-1)))
 
         drawn = mean_until(name, turn, each, 1, x, tolerance, told, FEW)
-        return weighed(drawn.mean.T)[0]
+        return _weighed(a, drawn.mean.T)[0]
     scores, _ = stacked_scores(name, outputs, select, num * each, chunk_size, x, target)
     scores = scores.astype(at_least_float32(scores)).reshape(-1, each, len(x)).mean(1)
-    return weighed(scores)[0]
+    return _weighed(a, scores)[0]
+
+
+def _mask(name, a, channel, x):
+    """`[N, *space, 1]`: a channel's map at the size of `x`, from 0 to 1."""
+    mask = resized(name, a[..., channel], x, True)
+    space = tuple(range(1, mask.ndim))
+    low, high = mask.min(space, keepdims=True), mask.max(space, keepdims=True)
+    return ((mask - low) / jnp.where(high > low, high - low, 1))[..., None]
+
+
+def _weighed(a, scores):
+    """Maps weighed by the softmax over channels of scores `[channels, N]`; and the weights."""
+    weights = _channels_last(jax.nn.softmax(scores, axis=0), a)
+    return (a * weights).sum(-1), weights
 
 
 def _channels_last(weights, a):

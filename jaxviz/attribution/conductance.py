@@ -6,7 +6,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attribution.path import Rule, baseline_like, between, quadrature, times_difference
+from jaxviz.attribution.path import (
+    Rule,
+    baseline_like,
+    between,
+    layer_on_the_line,
+    quadrature,
+    quadrature_on_host,
+    times_difference,
+)
 from jaxviz.calls.options import several, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import (
@@ -100,19 +108,20 @@ def layer_conductance(
         return total.astype(jax.eval_shape(head, params, x)[0].dtype)
 
     count = num_steps + 1
-    points, _ = quadrature(name, rule, count)
-    chunk = chunk_length(name, count, default_chunk(x) if chunk_size is None else chunk_size)
+    points, _ = quadrature_on_host(name, rule, count)
+    layer_at, alive = layer_on_the_line(head, params, x, start, points)
+    chunk = chunk_length(name, count, default_chunk(alive) if chunk_size is None else chunk_size)
 
-    def at(t):
+    def at(k):
+        a, carry = layer_at(k)
         with serving(count):
-            a, carry = outputs_of(head, params, between(start, x, t))
             return a, slope(a, carry)
 
     # One sweep: each point's value and slope meet the next point's, the last of them in the next
     # chunk; what is past the end stays where it is.
     def one_chunk(before, first):
         k = first + jnp.arange(chunk, dtype=jnp.int32)
-        a, g = jax.vmap(at)(points[jnp.minimum(k, num_steps)])
+        a, g = jax.vmap(at)(jnp.minimum(k, num_steps))
         earlier = lambda last, now: jnp.concatenate([last[None], now[:-1]])
         wide = at_least_float32(a)
         steps = a.astype(wide) - earlier(before[0], a).astype(wide)
@@ -120,7 +129,7 @@ def layer_conductance(
         inside = ((k > 0) & (k < count)).reshape(-1, *[1] * (a.ndim - 1))
         return (a[-1], g[-1], before[2] + jnp.where(inside, flows, 0).sum(0)), None
 
-    like, _ = jax.eval_shape(at, points[0])
+    like, _ = jax.eval_shape(at, jnp.int32(0))
     nothing = jnp.zeros(like.shape, like.dtype)
     begin = nothing, nothing, nothing.astype(at_least_float32(like))
     firsts = jnp.arange(0, count, chunk, dtype=jnp.int32)
@@ -175,13 +184,15 @@ def internal_influence(
     head, tail = split(apply_fn, params, x, layer)
     start = baseline_like(name, baseline, x)
     target = fixed_target(apply_fn, params, x, target)
-    points, weights = quadrature(name, rule, num_steps)
+    points, weights = quadrature_on_host(name, rule, num_steps)
+    layer_at, alive = layer_on_the_line(head, params, x, start, points)
+    weights = jnp.asarray(weights)
 
     def share(k):
-        a, carry = outputs_of(head, params, between(start, x, points[k]))
+        a, carry = layer_at(k)
         return times_weights(input_gradient(tail, (params, carry), a, target), weights[k])
 
-    total = running_sum(name, share, num_steps, chunk_size, x)
+    total = running_sum(name, share, num_steps, chunk_size, alive)
     return total.astype(jax.eval_shape(head, params, x)[0].dtype)
 
 

@@ -21,8 +21,10 @@ from jaxviz.engine.copies import (
     zeros_of,
 )
 from jaxviz.engine.rounds import error_shares, in_rounds, mean_until, stops_early, told_by_errors
+from jaxviz.graph.affine import affine_start
 from jaxviz.parts.gradients import PULLED, gradient_sum, gradient_sums, input_gradient
 from jaxviz.parts.regions import count_baselines, one_baseline
+from jaxviz.rules.fast import serving, weighed
 
 Rule = Literal["gausslegendre", "left", "right", "middle", "trapezoid"]
 _FEW, _MORE = 4, 3  # steps to begin with, at least; how many times as many each round has
@@ -89,7 +91,7 @@ def integrated_gradients(
     if stops_early(tolerance):
         given = name, apply_fn, params, x, start, rule, num_steps, tolerance, chunk_size
         return _like(_integrated_until(*given, fixed_target(apply_fn, params, x, target)), x)
-    points, weights = _on_host(name, rule, num_steps)
+    points, weights = quadrature_on_host(name, rule, num_steps)
     term = _on_the_line(start, x, points, weights)
     total = gradient_sum(name, apply_fn, params, x, target, term, num_steps, chunk_size)
     return _like(times_difference(x, start, total), x)
@@ -112,6 +114,21 @@ def _on_the_line(start, x, points, weights):
     return term
 
 
+def layer_on_the_line(
+    head: Callable, params: Any, x: Any, start: Any, points: np.ndarray
+) -> tuple[Callable[[jax.Array], tuple[Any, Any]], list[jax.Array]]:
+    """From k to what a cut's head gives at the k-th point between `start` and `x`, `(a, carry)`;
+    and values as large as what is alive for each.
+
+    What of the head is affine in the input is run at the path's ends alone.
+    """
+    with serving(len(points)):
+        rules = weighed()
+    parts = affine_start(head, params, x, rules=rules, once=weighed())
+    at = _on_the_line(start, x, points, np.ones(len(points)))(lambda x: parts.start(params, x))
+    return lambda k: parts.rest(params, at(k)[0]), jax.eval_shape(parts.start, params, x)
+
+
 def _integrated_until(
     name, apply_fn, params, x, start, rule, num_steps, tolerance, chunk_size, target
 ):
@@ -125,7 +142,7 @@ def _integrated_until(
     lengths = np.array([num_steps // _MORE**k for k in range(times, -1, -1)])
     points, weights = np.zeros((2, len(lengths), num_steps))
     for row, length in enumerate(lengths):
-        points[row, :length], weights[row, :length] = _on_host(name, rule, int(length))
+        points[row, :length], weights[row, :length] = quadrature_on_host(name, rule, int(length))
     term = _on_the_line(start, x, points, weights)
     total = gradient_sums(name, apply_fn, params, x, target, term, lengths, chunk_size)
     gained = _gained(name, apply_fn, params, x, target, start)
@@ -335,11 +352,11 @@ _completeness_gap = explanation()(_measured_gap)
 
 def quadrature(name: str, rule: Rule, num_steps: int) -> tuple[jax.Array, jax.Array]:
     """Points, in order, and weights on [0, 1]."""
-    points, weights = _on_host(name, rule, num_steps)
+    points, weights = quadrature_on_host(name, rule, num_steps)
     return jnp.asarray(points), jnp.asarray(weights)
 
 
-def _on_host(name, rule, num_steps):
+def quadrature_on_host(name, rule, num_steps):
     at_least(name, "num_steps", num_steps, 2 if rule == "trapezoid" else 1)
     equal = np.full(num_steps, 1 / num_steps)
     steps = np.arange(num_steps)

@@ -14,10 +14,11 @@ from jaxviz.engine.copies import (
     outputs_of_copies,
     rows_of,
     stacked,
-    stacked_scores,
 )
 from jaxviz.engine.layout import of_places
 from jaxviz.engine.rounds import FEW, mean_until, stops_early
+from jaxviz.parts.covered import covered
+from jaxviz.parts.places import boxes_of, cells_of, stretches
 from jaxviz.parts.regions import Segmented, each_number, laid_out, numbered, segments_like
 
 
@@ -85,9 +86,11 @@ def feature_permutation(
             f"{name}: x must hold two examples or more, for values are drawn from the others; got "
             "one. Explain it within a batch, or take `feature_ablation`."
         )
-    found = segments_like(
-        name, numbered(x, each_number) if segments is None else segments, x, num_segments
-    )
+    if segments is None:
+        segments = numbered(x, each_number)
+    found = segments_like(name, segments, x, num_segments)
+    cells = cells_of(segments, found, x)
+    starts, sizes = (None if cells else boxes_of(segments, found, x)) or (None, ())
     return _feature_permutation(
         apply_fn,
         params,
@@ -95,7 +98,10 @@ def feature_permutation(
         target,
         key=key,
         segments=found.numbers,
+        starts=starts,
         num_segments=found.count,
+        sizes=sizes,
+        cells=cells,
         shapes=found.shapes,
         num_samples=num_samples,
         tolerance=tolerance,
@@ -111,7 +117,10 @@ def _permuted(
     *,
     key,
     segments,
+    starts,
     num_segments,
+    sizes,
+    cells,
     shapes,
     num_samples,
     tolerance,
@@ -120,15 +129,17 @@ def _permuted(
     name, count = "feature_permutation", rows_of(x)
     found = Segmented(segments, num_segments, shapes)
 
-    def copy(k):
+    def others(k):
         order = jax.random.permutation(jax.random.fold_in(key, k), count)
         donors = jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
-        here = k // num_samples
-        taken = lambda a, numbers: jnp.where(numbers == here, a[donors], a)
-        return jax.tree.map(taken, x, segments)
+        return jax.tree.map(lambda a: a[donors], x)
+
+    def mask(k):
+        return jax.tree.map(lambda numbers: numbers == k // num_samples, segments)
 
     if stops_early(tolerance):
         target = fixed_target(apply_fn, params, x, target)
+        copy = lambda k: jax.tree.map(jnp.where, mask(k), others(k), x)
         outputs = outputs_of_copies(apply_fn, params, x, copy)
 
         def score(k):
@@ -144,9 +155,21 @@ def _permuted(
         return laid_out(
             mean_until(name, one, num_samples, 1, x, tolerance, size=FEW).mean, found, x
         )
-    outputs = outputs_of_copies(apply_fn, params, x, copy)
-    num = num_segments * num_samples
-    scores, clean = stacked_scores(name, outputs, select, num, chunk_size, x, target, clean=True)
+    stretch = stretches(cells, (starts, sizes), found, x)
+    scores, clean = covered(
+        name,
+        apply_fn,
+        params,
+        x,
+        others,
+        target,
+        select,
+        mask=mask,
+        spans=stretch and (lambda k: stretch(k // num_samples)),
+        num=num_segments * num_samples,
+        chunk_size=chunk_size,
+        method="auto",
+    )
     wide = at_least_float32(scores)
     means = scores.astype(wide).reshape(num_segments, num_samples, count).mean(1)
     lost = clean.astype(wide)[:, None] - means.T
@@ -154,7 +177,7 @@ def _permuted(
 
 
 _permuted.__name__ = "feature_permutation"  # the name that its errors begin with
-_static = "num_segments", "shapes", "num_samples", "chunk_size"
+_static = "num_segments", "sizes", "cells", "shapes", "num_samples", "chunk_size"
 _feature_permutation = explanation(*_static, nonzero=("tolerance",), sweeps=True, integers=True)(
     _permuted
 )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxviz.calls.options import whole
 from jaxviz.calls.public import public
 from jaxviz.engine.contract import Target, explanation
-from jaxviz.engine.copies import fixed_target, rows_of
+from jaxviz.engine.copies import fixed_target, is_floating, rows_of, wide
 from jaxviz.engine.layout import of_places
 from jaxviz.engine.rounds import (
     Moments,
@@ -26,8 +26,11 @@ from jaxviz.parts.coalitions import (
     as_scores,
     coalition_scores,
     segmented,
+    usual_segments,
 )
-from jaxviz.parts.regions import Segmented
+from jaxviz.parts.places import cells_of, grid_of
+from jaxviz.parts.regions import Segmented, fill_like
+from jaxviz.parts.successive import successive
 
 _ROUND = 4  # pairs of orders, between which it may stop
 _LARGEST = 20  # segments of which all coalitions are evaluated: a million forward passes
@@ -205,7 +208,9 @@ def shapley_sampling(
       2022, arXiv:2104.12199, section 4.1. Captum's "ShapleyValueSampling" walks forwards only.
     """
     name = "shapley_sampling"
-    found = segmented(name, x, segments, num_segments, num_samples=2 * num_samples)
+    given = usual_segments(x) if segments is None else segments
+    found = segmented(name, x, given, num_segments, num_samples=2 * num_samples)
+    in_turn = baselines is None and not callable(fill) and not stops_early(tolerance)
     return _shapley_sampling(
         apply_fn,
         params,
@@ -214,6 +219,7 @@ def shapley_sampling(
         key=key,
         numbers=found.numbers,
         count=found.count,
+        cells=cells_of(given, found, x) if in_turn else None,
         shapes=found.shapes,
         num_samples=num_samples,
         fill=fill,
@@ -232,6 +238,7 @@ def _sampled(
     key,
     numbers,
     count,
+    cells,
     shapes,
     num_samples,
     fill,
@@ -270,8 +277,23 @@ def _sampled(
         gains = jnp.take_along_axis(gains.swapaxes(1, 2), own, axis=2)  # by segment
         return gains.reshape(-1, 2, rows, count).mean(1)
 
+    def walked():
+        """All that `scored` gives, each order walked from `x` on by what its steps change."""
+        if cells is None or not is_floating(x):
+            return None
+        order = jnp.argsort(-ranks, axis=2).reshape(-1, count).astype(jnp.int32)
+        filled, places = fill_like(name, fill, x), grid_of(cells, found)
+        steps = successive(apply_fn, params, x, filled, target, places, order, chunk_size)
+        if steps is None:
+            return None
+        hidden, clean = wide(steps)  # after each step, and before any
+        walks = hidden[:-1][::-1].reshape(inner, -1, rows).swapaxes(0, 1)
+        return jnp.concatenate([hidden[-1:, :rows], clean[None, :rows], walks.reshape(-1, rows)])
+
     if not stops_early(tolerance) or not inner:
-        scores = scored(ranks, 0, 2 + 2 * num_samples * inner)
+        scores = walked()
+        if scores is None:
+            scores = scored(ranks, 0, 2 + 2 * num_samples * inner)
         pairs = gained(ranks, scores[:2], scores[2:])
         errors = pairs.std(0, ddof=1) / math.sqrt(num_samples)
         return as_scores(pairs.mean(0), errors, scores[0], found, x)
@@ -292,7 +314,7 @@ def _sampled(
 
 _sampled.__name__ = "shapley_sampling"
 _shapley_sampling = explanation(
-    *("count", "shapes", "num_samples", "chunk_size"),
+    *("count", "cells", "shapes", "num_samples", "chunk_size"),
     nonzero=("tolerance",),
     sweeps=True,
     integers=True,

@@ -22,8 +22,9 @@ from jaxviz.engine.copies import (
 from jaxviz.engine.layout import hint
 from jaxviz.graph.indices import unless
 from jaxviz.parts.fills import filling
+from jaxviz.parts.places import Places
 from jaxviz.parts.regions import fill_like, per_place, segments_like
-from jaxviz.parts.successive import Places, successive
+from jaxviz.parts.successive import successive
 
 Order = Literal["most_first", "least_first"]
 Unit = Literal["place", "number"]

@@ -64,7 +64,7 @@ def segmented(
     num_samples: int = 0,
     squares: int = 0,
 ) -> Segmented:
-    """The segments that were given, or those of `_usual` for each leaf of `x`.
+    """The segments that were given, or the usual ones.
 
     Args:
       name: Of the method, for errors.
@@ -75,7 +75,7 @@ def segmented(
       squares: How many matrices of segments by segments are held at once.
     """
     if segments is None:
-        segments = numbered(x, _usual)
+        segments = usual_segments(x)
     found = segments_like(name, segments, x, num_segments)
     rows = jnp.shape(jax.tree.leaves(x)[0])[0]
     needed = rows * found.count * (5 * num_samples + 4 * squares * found.count)
@@ -89,11 +89,15 @@ def segmented(
     return found
 
 
-def _usual(x: Any) -> np.ndarray:
-    """The segments of a leaf where none are given: a grid of 7 cells along each axis of space.
+def usual_segments(x: Any) -> Any:
+    """Those where none are given: of each leaf a grid of 7 cells along each axis of space.
 
     In rows of numbers, and in tokens of up to two axes, each is its own.
     """
+    return numbered(x, _usual)
+
+
+def _usual(x: Any) -> np.ndarray:
     if jnp.ndim(x) < 3 or (jnp.ndim(x) == 3 and not is_floating(x)):
         return each_number(x)
     space = jnp.shape(x)[1:-1]

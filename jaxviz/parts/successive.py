@@ -6,11 +6,10 @@ unit lies is each example's own, so examples go through the net one by one.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import stacked
@@ -18,9 +17,10 @@ from jaxviz.graph.apart import apart
 from jaxviz.graph.chain import chain
 from jaxviz.graph.flops import call_flops
 from jaxviz.graph.trace import trace
+from jaxviz.parts.places import Places
 from jaxviz.rules.fast import serving, weighed
 from jaxviz.rules.incremental import every_change
-from jaxviz.rules.spans import cut, span
+from jaxviz.rules.spans import cut
 
 # FLOPs of incremental evaluation are worth this much more: smaller arrays, and cutting them out.
 _OVERHEAD = 1.25
@@ -28,35 +28,6 @@ _OVERHEAD = 1.25
 _START = 100_000
 _STEPS = 4  # of one example that are finished at once: weights are read once for them
 _ALIVE = 2**16  # numbers of the inputs that a core has at once
-
-
-class Places(NamedTuple):
-    """Units of the input whose places are known when the program is made.
-
-    Attributes:
-      numbers: The unit of each place, integers with the axes of `x`, 1 long where it is the same
-        along one; on the host. Each of 0, 1, ... has a place at least; below 0 is no unit.
-    """
-
-    numbers: np.ndarray
-
-    def stretch(self, unit: jax.Array) -> tuple:
-        """The spans that hold a unit, each traced at `unit`."""
-        found = []
-        for axis, size in enumerate(self.numbers.shape):
-            if axis == 0 or size == 1:
-                found.append(None)
-                continue
-            along = np.broadcast_to(
-                np.arange(size).reshape([-1 if a == axis else 1 for a in range(self.numbers.ndim)]),
-                self.numbers.shape,
-            )
-            there, count = self.numbers >= 0, int(self.numbers.max()) + 1
-            first, last = np.full(count, size), np.full(count, -1)
-            np.minimum.at(first, self.numbers[there], along[there])
-            np.maximum.at(last, self.numbers[there], along[there])
-            found.append(span(first, last - first + 1, size, unit))
-        return tuple(found)
 
 
 def successive(

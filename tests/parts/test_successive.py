@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import jaxviz as jv
 from jaxviz import metrics
 from jaxviz.graph.apart import apart
 from jaxviz.graph.trace import trace
 from jaxviz.metrics.ranked import units_of
 from jaxviz.parts import successive as part
-from jaxviz.parts.successive import Places, successive
+from jaxviz.parts.places import Places
+from jaxviz.parts.regions import grid_segments
+from jaxviz.parts.successive import successive
 
 SIDE = 15
 
@@ -108,6 +111,32 @@ def test_metrics_take_it_and_give_the_same(net, monkeypatch):
     assert len(taken) == 3
     nothing = metrics.srg(apply_fn, params, x, 0 * x, fill=0.3, num_steps=places)
     assert nothing.area.tolist() == [0.0] * 3  # a constant map's orders are one
+
+
+def test_shapley_sampling_walks_its_orders_by_it_and_gives_the_same(net, monkeypatch):
+    """As with a fill that is a function, and whole passes."""
+    apply_fn, params, x, _ = net
+    taken = []
+
+    def counted(*args):
+        taken.append(successive(*args))
+        return taken[-1]
+
+    monkeypatch.setattr("jaxviz.attribution.shapley.successive", counted)
+    whole = lambda x, hidden: jnp.full_like(x, 0.3)
+    options = {"segments": grid_segments((SIDE, SIDE), (3, 4)), "num_samples": 2}
+    for target in (None, np.array([2, 0, 3])):
+        main = apply_fn, params, x, target
+        ours = jv.shapley_sampling(*main, key=jax.random.key(3), fill=0.3, **options)
+        assert taken.pop() is not None
+        expected = jv.shapley_sampling(*main, key=jax.random.key(3), fill=whole, **options)
+        assert not taken
+        np.testing.assert_allclose(ours.values, expected.values, atol=3e-6)
+        np.testing.assert_allclose(ours.standard_errors, expected.standard_errors, atol=3e-6)
+        np.testing.assert_allclose(ours.base, expected.base, atol=2e-6)
+        clean = jax.jit(apply_fn)(params, x)
+        clean = clean.max(1) if target is None else clean[np.arange(3), target]
+        np.testing.assert_allclose(ours.values.sum(1) + ours.base, clean, atol=5e-6)
 
 
 @pytest.mark.parametrize(
