@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxviz.attribution.path import baseline_among, baseline_like
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import fixed_target, is_floating, running_sum
+from jaxviz.graph.beyond import may_be_infinite
 from jaxviz.graph.lift import lift
+from jaxviz.graph.trace import model
 from jaxviz.parts.gradients import plain_gradient
 from jaxviz.parts.regions import count_baselines
 from jaxviz.rules import deeplift, reveal_cancel
@@ -151,7 +153,7 @@ def _rescaled(apply_fn, params, x, start, target):
     def carried(given, d):
         params, x = given
         along = jax.tree.leaves(d)
-        return lift(
+        outputs = lift(
             explained,
             deeplift.rescale,
             params,
@@ -160,6 +162,7 @@ def _rescaled(apply_fn, params, x, start, target):
             still=still,
             each=deeplift.linear,
         )
+        return _ended(explained, params, x, start, outputs)
 
     gap = _difference(x, start)
     multipliers = plain_gradient(carried, (params, x), gap, _score(target))
@@ -187,10 +190,18 @@ def _revealed(apply_fn, params, x, start, target):
             each=reveal_cancel.each,
         )
         here, there, _, positive, negative = outputs
-        return here, there, positive + negative
+        outputs = here, there, positive + negative
+        return _ended(explained, params, x, start, outputs)
 
     by_sign = plain_gradient(carried, (params, x), (up, down), _score(target))
     return jax.tree.map(lambda p, n, u, d: p * u + n * d, *by_sign, up, down)
+
+
+def _ended(explained, params, x, start, outputs):
+    """The outputs' bundle, with what they are where an infinity was carried as a number."""
+    if not may_be_infinite(model(explained, params, x).plain().program):
+        return outputs
+    return explained(params, x), explained(params, start), outputs[2]
 
 
 _RULES = {"rescale": _rescaled, "reveal_cancel": _revealed}

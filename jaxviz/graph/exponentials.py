@@ -139,7 +139,7 @@ class Search:
         checked = name == "select_n" and node.operands[0] in self.signs
         if len(carrying) == 1 and (name in REARRANGING or checked):
             self.log_sums[node.outputs[0]] = ids, added
-        elif name == "sub" and len(carrying) == 2 and node.operands[1] == known[0]:
+        elif name == "sub" and len(carrying) == 2:
             self.distances.append((ids, node, added, known[0]))
 
     def is_quotient(self, node: Node, name: str, touched: list[Value]) -> bool:
@@ -198,8 +198,9 @@ class Search:
             return
         logged = value in self.logged and len(ids) == 1 and other is not None
         entry = self.entries[next(iter(ids))]
-        if logged and name == "sub" and node.operands[0] == other:
-            if self.equal(other, entry.exponential.operands[0]):
+        if logged and name == "sub":
+            own = self.equal(other, entry.exponential.operands[0])
+            if own and node.operands[0] == other:
                 self.leaving.append((ids, node, Part(OUT)))
                 return
             self.distances.append((ids, node, None, value))

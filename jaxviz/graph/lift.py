@@ -5,7 +5,7 @@ the input and at a baseline, say, and a small difference to be carried along.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,23 @@ from jaxviz.graph.interpreter import CUSTOM, REMAT, Node, Program, Scalar, equat
 from jaxviz.graph.lines import source
 from jaxviz.graph.overflows import with_bounds
 from jaxviz.graph.quotients import with_quotients
-from jaxviz.graph.rewrite import Op, RuleSet, make_op
+from jaxviz.graph.rewrite import Op, RuleSet, make_op, refuse
 from jaxviz.graph.trace import model
 from jaxviz.graph.varying import check_numbers
 
 Bundle = tuple
+
+
+class Unknown(NamedTuple):
+    """In a bundle, for a difference that an operation does not give; who asks for it is refused.
+
+    What only solves a system with factors needs none, so they may be made (`jnp.linalg.solve`).
+    """
+
+    op: Op
+
+
+SOLVES = ("custom_linear_solve",)  # whose rules look at such differences themselves
 
 
 def lift(
@@ -63,7 +75,14 @@ def lift(
         )
     ]
     runner = _Runner(rules, still, each)
-    outputs = runner.run(program, [*jax.tree.leaves(params), *moving])
+    try:
+        outputs = runner.run(program, [*jax.tree.leaves(params), *moving])
+        if (missing := unknown(outputs)) is not None:
+            refuse(missing.op)
+    except NotImplementedError as error:
+        if str(error).startswith(rules.name):
+            raise
+        raise NotImplementedError(f"{rules.name}: {error}") from None
     outputs = [o if isinstance(o, Bundle) else still(o) for o in outputs]
     return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
 
@@ -95,9 +114,13 @@ class _Runner:
         if not any(v in program.depends for v in node.inputs):
             run_node(node, env)
             return
-        op = make_op(program, node, {})._replace(makers=tuple(map(makers.get, node.inputs)))
-        known, replacement = self.rules.find(op)
         values = [env[v] for v in node.inputs]
+        made = tuple(map(makers.get, node.inputs))
+        op = make_op(program, node, {})._replace(makers=made, given=tuple(values))
+        if op.primitive not in SOLVES and (missing := unknown(values)) is not None:
+            env.update(zip(node.outputs, _ends(op, values, missing), strict=True))
+            return
+        known, replacement = self.rules.find(op)
         if replacement is None and node.members:
             for member in node.members:
                 self.step(program, member, env, makers)
@@ -152,7 +175,10 @@ class _Runner:
         def step(carry, xs):
             outputs = self.run(body, [*arguments[:consts], *carry, *xs])
             pairs = zip(outputs[:carried], moves[consts:cut], strict=True)
-            return [settled(self.as_needed(o, m)) for o, m in pairs], outputs[carried:]
+            seen = outputs[carried:]
+            if (missing := unknown(seen)) is not None:
+                refuse(missing.op)
+            return [settled(self.as_needed(o, m)) for o, m in pairs], seen
 
         p = equation.params
         pairs = zip(arguments[consts:cut], moves[consts:cut], strict=True)
@@ -167,8 +193,26 @@ class _Runner:
         return [*last, *stacked]
 
 
+def unknown(values: Sequence[Any]) -> Unknown | None:
+    """The first difference among bundles that is not known."""
+    parts = (part for v in values if isinstance(v, Bundle) for part in v)
+    return next((part for part in parts if isinstance(part, Unknown)), None)
+
+
+def _ends(op: Op, values: Sequence[Any], missing: Unknown) -> list[Bundle]:
+    """An operation at both ends alone."""
+    columns = [[v[k] if isinstance(v, Bundle) else v for v in values] for k in (0, 1)]
+    ends = [op.evaluate(*column) for column in columns]
+    if len(op.outputs) == 1:
+        ends = [[end] for end in ends]
+    rest = max(len(v) for v in values if isinstance(v, Bundle)) - 2
+    return [(*pair, *([missing] * rest)) for pair in zip(*ends, strict=True)]
+
+
 def settled(value: Any) -> Any:
     """A whole number's bundle as it is in each turn and branch: without differences."""
+    if (missing := unknown([value])) is not None:
+        refuse(missing.op)
     if not isinstance(value, Bundle) or not jnp.issubdtype(value[0].dtype, jnp.integer):
         return value
     return *value[:2], *(None for _ in value[2:])

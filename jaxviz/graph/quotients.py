@@ -26,6 +26,10 @@ RESTORED = "restored"  # the step that adds it back
 OWN = "own"  # the exponential of what a log-sum-exp is taken off
 BESIDE = "beside"  # an exponential that is in another one's sum, and moves by itself
 _WHOLE = frozenset((*KEPT, *ACTIVATION_KINDS))
+# What only takes numbers somewhere else, the first operand's by the others, which stay.
+MOVED = frozenset(
+    "broadcast_in_dim dynamic_slice expand_dims gather reshape rev slice squeeze transpose".split()
+)
 _TOLD = frozenset(
     "broadcast_in_dim div exp exp2 max mul neg reduce_max reshape select_n slice squeeze"
     " stop_gradient sub".split()
@@ -156,10 +160,11 @@ def _distance(
     total: Value,
     ids: frozenset[int],
 ) -> Node | None:
-    """x less a log-sum-exp of x behind a mask: as the logarithm of a softmax, for x in the sum."""
+    """x less a log-sum-exp of x behind a mask, or the reverse: as the logarithm of a softmax."""
     entries = [search.entries[i] for i in ids]
-    if added is None:
-        paths = [(e.exponential,) for e in entries if e.shift is None]
+    (x,) = (o for o in end.operands if o != total)
+    if added is None:  # of the exponents as they are
+        paths = [(e.exponential,) for e in entries]
     else:
         paths = _without_shift(program, search, added, entries)
     if paths is None or len(paths) < len(entries):
@@ -167,10 +172,10 @@ def _distance(
     found = [
         e.exponential.outputs[0]
         for e, path in zip(entries, paths, strict=True)
-        if _masked(program, search, path, end.operands[0])
+        if _masked(program, search, path, x)
     ]
-    if not found and (root := _of_one_array(program, search, end, paths)) is not None:
-        return _in_part(program, search, end, added, total, paths, root)
+    if not found and (root := _of_one_array(search, x, paths)) is not None:
+        return _in_part(program, search, end, added, total, paths, x, root)
     if len(found) != 1 or not _of_each_row(program, search, end, found[0], total):
         return None
     others = zip(entries, paths, strict=True)
@@ -182,12 +187,12 @@ def _distance(
     return _joined(program, search, end, paths, marks, ROWS)
 
 
-def _of_one_array(program: Program, search: Search, end: Node, paths: Any) -> Value | None:
-    """What x and the exponents, those of one exponential, are stretches of along the same axes."""
+def _of_one_array(search: Search, x: Any, paths: Any) -> Value | None:
+    """What x was moved from, of which the exponents, those of one exponential, are a stretch."""
     if len(paths) != 1:
         return None
-    roots = [_unsliced(search, v) for v in (end.operands[0], paths[0][0].operands[0])]
-    return roots[0] if roots[0] == roots[1] and roots[0] in search.reached else None
+    root = _unsliced(search, paths[0][0].operands[0])
+    return root if root in search.reached and _is_moved(search, x, root) else None
 
 
 def _unsliced(search: Search, value: Any) -> Any:
@@ -198,8 +203,21 @@ def _unsliced(search: Search, value: Any) -> Any:
     return value
 
 
-def _in_part(program, search, end, added, total, paths, root) -> Node | None:
-    """Such a distance, where all parts are along the axes that are summed, with its root inside."""
+def _is_moved(search: Search, value: Any, root: Value) -> bool:
+    while value != root and (made := search.made.get(value)) is not None:
+        if made.equation is None or search.carrying(made) != [made.operands[0]]:
+            return False
+        if made.equation.primitive.name not in MOVED | STILL:
+            return False
+        value = made.operands[0]
+    return value == root
+
+
+def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
+    """Such a distance, where all parts are along the axes that are summed, with its root inside.
+
+    Where x was moved otherwise than by slices, the rule sees which row each of it is of.
+    """
     (path,) = paths
     own, shape = path[-1].outputs[0], program.avals[root].shape
     of_own = program.avals[own].shape
@@ -215,20 +233,21 @@ def _in_part(program, search, end, added, total, paths, root) -> Node | None:
     ):
         return None
     kept = [i for i in range(len(shape)) if i not in labels.summed]
-    out = program.avals[end.outputs[0]].shape
-    if len(out) == len(shape):
-        rows = [a for i, a in enumerate(found) if i in kept]
-    else:
-        rows = list(found)
     sizes = [shape[i] for i in kept]
-    told = [None if shape[i] == 1 else i for i in kept]
-    alike = [n for i, n in enumerate(out) if len(out) == len(kept) or i in kept]
-    if rows != told or len(out) not in (len(kept), len(shape)) or alike != sizes:
-        return None
     if [n for i, n in enumerate(of_own) if i in kept] != sizes:
         return None
-    if not _squeezed(search, end.operands[0], root, labels.summed, len(out) == len(shape)):
-        return None
+    if _unsliced(search, x) == root:
+        out = program.avals[end.outputs[0]].shape
+        if len(out) == len(shape):
+            rows = [a for i, a in enumerate(found) if i in kept]
+        else:
+            rows = list(found)
+        told = [None if shape[i] == 1 else i for i in kept]
+        alike = [n for i, n in enumerate(out) if len(out) == len(kept) or i in kept]
+        if rows != told or len(out) not in (len(kept), len(shape)) or alike != sizes:
+            return None
+        if not _squeezed(search, x, root, labels.summed, len(out) == len(shape)):
+            return None
     marks = {id(path[-1]): OWN}
     if added is not None:
         marks |= {id(path[0]): SHIFTED, id(added): RESTORED}
@@ -238,10 +257,10 @@ def _in_part(program, search, end, added, total, paths, root) -> Node | None:
     sums = [m for m in group.members if m.equation.primitive.name == "reduce_sum"]
     turned = any(m.equation.primitive.name == "transpose" for m in group.members)
     alike = [program.avals[s.inputs[0]].shape == of_own for s in sums]
-    if turned or alike != [True]:
+    if (turned and _unsliced(search, x) == root) or alike != [True]:
         return None
     group = _rooted(program, search, group, root)
-    shifts = {path[0].operands[1]} | ({*added.operands} if added is not None else set())
+    shifts = set() if added is None else {path[0].operands[1], *added.operands}
     moving = {v for v in group.inputs if v in program.depends}
     return group if moving <= {root, *shifts} else None
 
@@ -264,7 +283,7 @@ def _rooted(program: Program, search: Search, group: Node, root: Value) -> Node:
     while True:
         made = {v for m in members for v in m.outputs}
         read = [v for m in members for v in m.inputs if v not in made and v != root]
-        more = [search.made[v] for v in read if _unsliced(search, v) == root]
+        more = [search.made[v] for v in read if _is_moved(search, v, root)]
         if not more:
             break
         members = [*{id(n): n for n in more}.values(), *members]

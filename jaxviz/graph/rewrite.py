@@ -49,6 +49,7 @@ class Op(NamedTuple):
       members: Of a group, each operation with where its inputs are found: their places in the list
         of the group's inputs followed by the outputs of the members before.
       makers: For each input, the operation that made it, where `lift` has come by it; else None.
+      given: In `lift`, what it works on: a bundle, or an array that stays, for each input.
       roles: For rule sets that are `functional`, what each input is: "" (no relevance can reach it:
         params, and what was chosen by a comparison), "signal", "activation", "gate", "sigmoid" (a
         gate as well) or "divisor".
@@ -73,6 +74,7 @@ class Op(NamedTuple):
     first: bool = False
     members: tuple[tuple["Op", tuple[int, ...]], ...] = ()
     makers: tuple["Op | None", ...] = ()
+    given: tuple[Any, ...] = ()
     roles: tuple[str, ...] = ()
     channel_axis: int = -1
     nonnegative: tuple[bool, ...] = ()

@@ -14,6 +14,7 @@ multipliers adds up to the score gained, exactly, whatever the net is made of:
   logarithm as a function of that; products of more factors by the mean derivative on the straight
   way;
 - softmax by logarithmic means, the difference quotients of the exponential;
+- linear systems with their matrices by the equations that they solve (`deeplift_systems`);
 - comparisons and choices by what crossed its threshold (`deeplift_choice`), winners and indices by
   what overtook what (`deeplift_integers`).
 
@@ -31,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxviz.graph import entropies, overflows, quotients
+from jaxviz.graph.beyond import has_logarithm
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules.deeplift_choice import (
     COMPARISONS,
@@ -46,8 +48,11 @@ from jaxviz.rules.deeplift_choice import (
 from jaxviz.rules.deeplift_exponentials import in_part, in_rows, in_stretches, in_sums
 from jaxviz.rules.deeplift_hypot import hypot
 from jaxviz.rules.deeplift_integers import picked, placed
+from jaxviz.rules.deeplift_null_class import less_softplus
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
+from jaxviz.rules.deeplift_origins import subtracted
 from jaxviz.rules.deeplift_softmax import softmax
+from jaxviz.rules.deeplift_systems import cholesky, factors, system, triangular
 from jaxviz.rules.differences import (
     along,
     bundled,
@@ -59,6 +64,7 @@ from jaxviz.rules.differences import (
     is_float,
     moves,
     secant,
+    within,
 )
 from jaxviz.rules.fast import weighed
 from jaxviz.rules.kernels_pool import max_pool_difference
@@ -98,13 +104,17 @@ def difference_quotient(op: Op) -> Callable | None:
     if len(moving) > 2 or jnp.broadcast_shapes(op.outputs[0].shape, *shapes) != op.outputs[0].shape:
         refuse(op)
 
+    exact, beyond = rounds_nothing(op), has_logarithm(op.node)
+
     def replaced(*inputs):
         here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        if beyond:
+            here, there = within(here, there)
         carried = jnp.zeros_like(here)
         for i in moving:
             x, x0, d = (jnp.broadcast_to(a, here.shape) for a in inputs[i])
             others = [column(inputs, k) for k in range(len(moving))]
-            slopes = [secant(alone(op, i, c), x, x0, rounds_nothing(op))[2] for c in others]
+            slopes = [secant(alone(op, i, c), x, x0, exact, beyond)[2] for c in others]
             carried += (d * (sum(slopes) / len(slopes))).astype(here.dtype)
         return here, there, carried
 
@@ -274,15 +284,6 @@ def _is_reciprocal(op: Op, operand: Any) -> bool:
     return maker.primitive == "rsqrt" or maker.options.get("y", 0) < 0
 
 
-def solved(op: Op) -> Callable:
-    """A linear system whose matrix stays."""
-    lengths = op.options.get("const_lengths")
-    matrix = op.operands[: 1 if lengths is None else sum(lengths)]
-    if any(moves(op, o) for o in matrix):
-        refuse(op)
-    return linear(op)
-
-
 def through(op: Op) -> Callable:
     """`stop_gradient` stops gradients; the difference is there all the same."""
     return lambda *inputs: next(v for v in inputs if isinstance(v, tuple))
@@ -334,10 +335,12 @@ LUMPED = {
     **_rows(ordered, ["sort", "top_k"]),
     **_rows(multiplied, ["reduce_prod", "cumprod"]),
     **_rows(linear, COMPLEX),
-    "custom_linear_solve": solved,
+    "custom_linear_solve": lambda op: system(op, linear),
     "is_finite": is_finite,
     "cumlogsumexp": log_sums,
-    "triangular_solve": solved,
+    "triangular_solve": lambda op: triangular(op, linear),
+    "cholesky": cholesky,
+    "lu": factors,
     "custom_jvp_call": hypot,
 }
 
@@ -347,6 +350,7 @@ rescale = RuleSet(
         **_rows(linear, [*MOVES, *SUMS, *LAYERS]),
         **_rows(difference_quotient, POINTWISE),
         **LUMPED,
+        "sub": lambda op: subtracted(op) or less_softplus(op) or linear(op),
         **_rows(lambda op: None, GROUPS),  # taken apart: their members have rules of their own
         "select_n": lambda op: chosen(op) or linear(op),
         "convert_element_type": lambda op: converted(op) or linear(op),

@@ -32,6 +32,7 @@ from jaxviz.rules.differences import (
     halfway,
     is_float,
     truth_dtype,
+    within,
 )
 
 COMPARISONS = ("gt", "lt", "ge", "le", "eq", "ne")
@@ -156,7 +157,7 @@ def chosen(op: Op) -> Callable | None:
         cases, ends = [number(v) for v in cases], [number(v) for v in (here, there)]
         other = which != which0
         if is_float(here):
-            here, there = _within(here, there, other)
+            here, there = within(here, there, other)
             ends = [here, there]
         kept = [v[2] if isinstance(v, tuple) else jnp.zeros_like(v) for v in cases]
         change = jnp.where(other, finite(gap(*ends)), 0).astype(kept[0].dtype)
@@ -166,13 +167,6 @@ def chosen(op: Op) -> Callable | None:
         return here, there, same + change * share.astype(change.dtype)
 
     return replaced
-
-
-def _within(here: jax.Array, there: jax.Array, other: jax.Array) -> list[jax.Array]:
-    """Both ends, an infinity that was chosen at one of them alone as a number beyond all others."""
-    most = jnp.asarray(2.0**15 if here.dtype == jnp.float16 else 2.0**60, here.dtype)
-    one = other & (jnp.isinf(here) != jnp.isinf(there))
-    return [jnp.where(one, jnp.clip(a, -most, most), a) for a in (here, there)]
 
 
 def converted(op: Op) -> Callable | None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxviz.graph.quotients import BESIDE, OWN, RESTORED, SHIFTED
 from jaxviz.graph.rewrite import Op
+from jaxviz.rules.deeplift_origins import MOVING
 from jaxviz.rules.deeplift_softmax import less_the_mean, log_mean
 from jaxviz.rules.differences import along, column, divided, finite, gap, halfway, shrink, wide
 
@@ -67,8 +68,12 @@ class Sums:
         end, reads = op.members[-1]
         self.how = end.primitive
         one, other = (reads[o] for o in end.operands if isinstance(o, int))
-        below = one in turned if self.how == "mul" else self.how == "add" and one in made
+        if self.how == "mul":
+            below = one in turned
+        else:
+            below = self.how in ("add", "sub") and one in made and (other not in made)
         self.top, self.bottom = (other, one) if below else (one, other)
+        self.sign = -1 if below and self.how == "sub" else 1  # a log-sum-exp less one of its own
 
     def row(self) -> tuple[int, int, int]:
         """The exponential that is divided, the value that is, and what of it is summed."""
@@ -143,6 +148,31 @@ class Sums:
             for i, (h, t, a, b, c, s, sc) in zip(self.places, rows, strict=True)
         }
 
+    def lowered(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The inputs, more taken off where an exponent is above 0: of a sink that was in no maximum.
+
+        What is taken off cancels, so it may be any number; not where constants are added after it.
+        """
+        less = {r[m.operands[-1]] for m, r in self.op.members if m.kind == SHIFTED}  # type: ignore[index]
+        if not less or self.adds or self.clips or max(less) >= self.first:
+            return inputs
+        shapes = [self.op.inputs[v].shape for v in less]
+        lowered = [list(inputs[v]) if isinstance(inputs[v], tuple) else None for v in less]
+        if None in lowered:
+            return inputs
+        for k in (0, 1):
+            values = self.values(column(inputs, k), {})
+            over = [values[self.exponent(i)] for i in self.places]
+            over = [a for a in over if all(_fits(a.shape, shape) for shape in shapes)]
+            for a in over[1:]:
+                over[0] = jnp.maximum(over[0], a)
+            for shape, bundle in zip(shapes, lowered, strict=True):
+                if over:
+                    more = jnp.broadcast_to(jnp.maximum(over[0], 0), shape)
+                    bundle[k] = bundle[k] + more.astype(bundle[k].dtype)  # type: ignore[index]
+        told = {v: tuple(b) for v, b in zip(less, lowered, strict=True)}  # type: ignore[arg-type]
+        return [told.get(i, v) for i, v in enumerate(inputs)]
+
     def exponent(self, i: int) -> int:
         """Where an exponential reads its exponent."""
         return self.op.members[i - self.first][1][0]
@@ -180,6 +210,7 @@ def in_sums(op: Op) -> Callable:
     def replaced(*inputs):
         of = lambda *a: sums.ends(a[count:], dict(zip(order, a[:count], strict=True)))
         here, there = (sums.values(column(inputs, k), {})[-1] for k in (0, 1))
+        inputs = sums.lowered(inputs)
         known = list(sums.exponentials(inputs).values())
         frames = [e.frame() for e in known]
         bundles = [
@@ -214,10 +245,16 @@ def in_sums(op: Op) -> Callable:
             if sums.how == "add":
                 moved = -moved
             else:
-                moved = known[0].carried + moved
+                moved = sums.sign * (known[0].carried + moved)
         return here, there, finite(moved).astype(here.dtype)
 
     return replaced
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an array is broadcast to a shape without moving its axes."""
+    alike = len(shape) == len(whole)
+    return alike and all(n in (1, m) for n, m in zip(shape, whole, strict=True))
 
 
 def _mean_over(of: Callable, e: Sequence[jax.Array], a: Sequence[jax.Array], inputs: Any):
@@ -246,9 +283,17 @@ def in_rows(op: Op) -> Callable:
     others = [i for i in order if i != own]
     kinds = {i: m.kind for i, (m, _) in enumerate(op.members, sums.first)}
     beside = [i for i in others if kinds[i] == BESIDE]
+    axes = [
+        m.options["axes"]
+        for m, reads in op.members
+        if m.primitive == "reduce_sum" and reads[0] == own
+    ]
+    bare = bool(axes) and not others and not sums.shifted  # may be beyond what a float holds
     dtype = op.members[top - sums.first][0].outputs[0].dtype
 
     def replaced(*inputs):
+        here, there = (sums.values(column(inputs, k), {})[-1] for k in (0, 1))
+        inputs = sums.lowered(inputs)
         ends = [column(inputs, k) for k in (0, 1)]
         known = sums.exponentials(inputs)
         e, shift = known[own], known[own].shift
@@ -269,22 +314,29 @@ def in_rows(op: Op) -> Callable:
         weight = wide(sums.values(ends[0], {own: ones.astype(dtype)})[top])  # of the numerator
         in_sum = lambda t: wide(sums.values(ends[0], {top: t.astype(dtype)})[summed])
         counted = jax.jvp(in_sum, (ones,), (ones,))[1]  # how often it is in the sum
-        tops = [jnp.exp(log) * weight for log in (e.here, e.there)]
+        logs = [e.here, e.there]
+        taken = [jnp.maximum(a.max(axes[0], keepdims=True), 0) if bare else none for a in logs]
+        logs = [a - less for a, less in zip(logs, taken, strict=True)]
+        tops = [jnp.exp(log) * weight for log in logs]
         nothing = {i: jnp.zeros_like(a) for i, a in left[0].items()}
         added = bottom(none, 0, nothing) if sums.adds else none
         rows = {i: derivative(i) for i in beside}
         wholes, losses, besides = [], [], []
         of_others: dict[int, list] = {i: [] for i in beside}
-        for k, log in enumerate((e.here, e.there)):
+        for k, log in enumerate(logs):
             whole = bottom(tops[k], k, left[k])
             most_left = bottom(none, k, left[k]) if others or sums.adds else 0
+            here_added = added
+            if bare and sums.adds:
+                here_added = most_left = added * jnp.exp(-taken[k])
+                whole += here_added - added
             rest = lambda most, k=k, left=most_left: total(jnp.where(most, 0, tops[k])) + left
             near = _loss(tops[k] * counted, log + jnp.log(weight), whole, rest, counted == 1)
             wholes.append(whole)
             losses.append(near)
             still = {i: jnp.zeros_like(a) if i in beside else a for i, a in left[k].items()}
             of_still = bottom(none, k, still) - added if others else none
-            besides.append((of_still / whole, added / whole))
+            besides.append((of_still / whole, here_added / whole))
             for i, (back, _) in rows.items():
                 (count,) = back(ones)
                 spread = lambda a, back=back, count=count: divided(back(a)[0], count)
@@ -294,6 +346,7 @@ def in_rows(op: Op) -> Callable:
                 )
                 of_others[i].append(_loss(left[k][i] * count, log_i, spread(whole), rest))
         fell = gap(*map(jnp.log, wholes))  # what is added to e', of the whole
+        fell += jnp.where(taken[0] == taken[1], 0, taken[0] - taken[1])
         rise = shift + fell
         still, fixed = (
             jnp.where(jnp.abs(a) > jnp.abs(b), a, b) * shrink(run)
@@ -310,7 +363,7 @@ def in_rows(op: Op) -> Callable:
             others_mean += along_i(mean_i)
             others_carry += along_i(mean_i * known[i].carried)
         carried = less_the_mean(of, mean, total, counted, (others_mean, others_carry))
-        here, there = (sums.values(end, {})[-1] for end in ends)
+        carried = sums.sign * carried
         if sums.how != "sub":
             carried = mean * carried
         return here, there, finite(carried).astype(here.dtype)
@@ -326,12 +379,26 @@ def _loss(part, log, whole, rest: Callable, alone: Any = True) -> jax.Array:
 
 
 def in_part(op: Op) -> Callable:
-    """Some of an array less the log-sum-exp of some of it: each of all less that, and then some."""
+    """Some of an array less the log-sum-exp of some of it: each of all less that, and then some.
+
+    Where some of it was picked in other ways than by slices, a number for each row goes those ways
+    as well, so that it is seen which of it has the log-sum-exp of its own row taken off.
+    """
     sums = Sums(op)
     (own,) = sums.places
-    summed, axes = next(
-        (reads[0], m.options["axes"]) for m, reads in op.members if m.primitive == "reduce_sum"
+    summed_at, summed, axes = next(
+        (i, reads[0], m.options["axes"])
+        for i, (m, reads) in enumerate(op.members, sums.first)
+        if m.primitive == "reduce_sum"
     )
+    shape = op.inputs[0].shape
+    kept = [n for i, n in enumerate(shape) if i not in axes]
+    way, at = set[str](), sums.top
+    while at >= sums.first:
+        member, reads = op.members[at - sums.first]
+        way.add(member.primitive)
+        at = reads[member.operands[0]]  # type: ignore[index]
+    picked = not MOVING.isdisjoint(way - {"slice", "squeeze"})
 
     def replaced(*inputs):
         x, d = (wide(inputs[0][k]) for k in (0, 2))  # what all of it is of
@@ -353,12 +420,35 @@ def in_part(op: Op) -> Callable:
             rest = lambda most, e=e: total(jnp.where(most, 0, e))
             losses.append(_loss(e, log, total(e), rest))
         (mean,) = back(log_mean(*losses))
-        carried = less_the_mean(d, mean, lambda a: total(into(a)))
-        carried = jax.jvp(moved(sums.top), (x,), (carried,))[1]
+        less = less_the_mean(d, mean, lambda a: total(into(a)))
+        top = lambda a: jax.jvp(moved(sums.top), (x,), (a,))[1]
+        carried = top(less)
+        if picked:
+            rows = jnp.arange(math.prod(kept), dtype=jnp.float32).reshape(kept)
+            every = jnp.broadcast_to(jnp.expand_dims(rows, axes), shape)
+            mine = _numbered(op, {0: every}, values[0])[sums.top]
+            theirs = _numbered(op, {summed_at: rows}, values[0])[sums.bottom]
+            of_rows = (total(into(mean * d)) / total(into(mean))).reshape(-1)
+            apart = top(d) - of_rows[theirs.astype(jnp.int32)]
+            carried = jnp.where(mine == theirs, carried, apart)
         here, there = (v[-1].astype(op.outputs[0].dtype) for v in values)
-        return here, there, finite(carried).astype(here.dtype)
+        return here, there, finite(sums.sign * carried).astype(here.dtype)
 
     return replaced
+
+
+def _numbered(op: Op, numbers: dict[int, jax.Array], values: Sequence[Any]) -> dict:
+    """The numbers of places of one value wherever these are moved by a group's members."""
+    for i, (m, reads) in enumerate(op.members, len(op.inputs)):
+        at = next((k for k, r in enumerate(reads) if r in numbers), None)
+        if at is None or i in numbers:
+            continue
+        if m.primitive in MOVING:
+            given = [numbers[r] if k == at else values[r] for k, r in enumerate(reads)]
+            numbers[i] = m.evaluate(*given)
+        elif m.outputs[0].shape == numbers[reads[at]].shape:
+            numbers[i] = numbers[reads[at]]
+    return numbers
 
 
 def in_stretches(op: Op) -> Callable:

@@ -37,7 +37,7 @@ def softmax(op: Op) -> Callable | None:
 
     def replaced(*inputs):
         x, x0, d = (turn(before, wide(a)) for a in inputs[at])
-        losses = [_losses(a, axes) for a in (x, x0)]
+        losses = [losses_of(a, axes) for a in (x, x0)]
         mean = log_mean(*losses)
         carried = less_the_mean(d, mean, lambda a: a.sum(axes, keepdims=True))
         ends = [-loss for loss in losses]
@@ -99,7 +99,7 @@ def less_the_mean(
     return jnp.where(big, divided(rest, whole) * d - divided(others, whole), less)
 
 
-def _losses(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+def losses_of(x: jax.Array, axes: Sequence[int]) -> jax.Array:
     """-log softmax, with all digits where it is small.
 
     Where XLA makes x twice, rounded in two ways, none may equal its maximum, or one be above it.

@@ -68,6 +68,13 @@ def gap(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(same, jnp.zeros_like(a), a - jnp.where(same, a, b))
 
 
+def within(here: jax.Array, there: jax.Array, which: Any = True) -> list[jax.Array]:
+    """Both ends, an infinity that is at one end alone (`which`) as a number beyond all others."""
+    most = jnp.asarray(2.0**15 if here.dtype == jnp.float16 else 2.0**60, here.dtype)
+    one = which & (jnp.isinf(here) != jnp.isinf(there))
+    return [jnp.where(one, jnp.clip(a, -most, most), a) for a in (here, there)]
+
+
 def wide(a: jax.Array) -> jax.Array:
     return a.astype(jnp.float32) if is_float(a) and a.dtype.itemsize < 4 else a
 
@@ -83,7 +90,7 @@ def finite(a: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(a), a, jnp.zeros_like(a))
 
 
-def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
+def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False, beyond: bool = False):
     """f(a), f(b), and (f(a) - f(b)) / (a - b) in the type of `a`: how much of a - b passes.
 
     Where `a` and `b` differ in a few digits only, the quotient of two rounded differences is noise,
@@ -98,8 +105,11 @@ def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False):
       a: Any shape.
       b: Shape of `a`.
       exact: Whether f rounds nothing (ReLU, clamps, |x|), so that the quotient is always exact.
+      beyond: Whether an infinity at one end passes as a number beyond all others, as in `within`.
     """
     fa, fb = f(a), f(b)
+    if beyond:
+        fa, fb = within(fa, fb)
     level = a == b
     run = jnp.where(level, 1, wide(a) - wide(b))
     middle = a if exact else jnp.where(level, a, a / 2 + b / 2)

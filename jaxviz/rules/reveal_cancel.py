@@ -12,10 +12,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxviz.graph.beyond import has_logarithm
+from jaxviz.graph.lift import Unknown
 from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules import deeplift
 from jaxviz.rules.deeplift import GROUPS, LAYERS, LUMPED, MOVES, POINTWISE, SUMS
-from jaxviz.rules.differences import along, column, gap, is_float, moves, secant, truth_dtype
+from jaxviz.rules.deeplift_null_class import less_softplus
+from jaxviz.rules.deeplift_origins import subtracted
+from jaxviz.rules.differences import (
+    along,
+    column,
+    gap,
+    is_float,
+    moves,
+    secant,
+    truth_dtype,
+    within,
+)
 from jaxviz.rules.lrp_maps import quick
 
 _STEEP = ("exp", "exp2", "expm1", "sinh", "cosh")
@@ -113,6 +126,7 @@ def activation(op: Op) -> Callable | None:
     if known is None or sum(op.depends) > 1:
         return known and lumped(op)
     at = op.depends.index(True)
+    beyond = has_logarithm(op.node)
 
     def split(inputs):
         x, x0, up = (jnp.broadcast_to(a, op.outputs[0].shape) for a in inputs[at][:3])
@@ -134,12 +148,20 @@ def activation(op: Op) -> Callable | None:
                 jnp.maximum(jnp.abs(a), jnp.abs(b)) for a, b in ((first, second), (here, there))
             )
             inside &= most * 2.0**-12 <= ends
-        plain = secant(f, x, x0, exact)[2]
+        plain = secant(f, x, x0, exact, beyond)[2]
         m_up = jnp.where(inside, up_first / 2 + up_last / 2, plain)
         m_down = jnp.where(inside, down_first / 2 + down_last / 2, plain)
         return lambda p, n: (p[at] * m_up, n[at] * m_down)
 
-    return _with(op, split)
+    replaced = _with(op, split)
+    if not beyond:
+        return replaced
+
+    def ended(*inputs):
+        here, there, *parts = replaced(*inputs)
+        return *within(here, there), *parts
+
+    return ended
 
 
 def lumped(op: Op) -> Callable | None:
@@ -166,7 +188,7 @@ def _as_rescale(found: Callable) -> Callable:
 
         moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
         total = [None if v is None else _change(v) for v in moving]
-        whole = [None if v is None else v[3] + v[4] for v in moving]
+        whole = [None if v is None else _whole(v) for v in moving]
         pairs = zip(through(total), through(whole), strict=True)
         outputs = [_sorted(a, b, change, d) for (a, b, change), (_, _, d) in pairs]
         return outputs[0] if len(outputs) == 1 else outputs
@@ -175,8 +197,8 @@ def _as_rescale(found: Callable) -> Callable:
 
 
 def _sorted(here: Any, there: Any, change: Any, d: Any) -> tuple:
-    if change is None:
-        return here, there, None, None, None
+    if change is None or isinstance(change, Unknown):
+        return here, there, change, change, change
     zero = jnp.zeros_like(change)
     if jnp.iscomplexobj(change):
         return here, there, change, d, zero
@@ -185,8 +207,14 @@ def _sorted(here: Any, there: Any, change: Any, d: Any) -> tuple:
     return here, there, jnp.maximum(change, 0), *parts
 
 
-def _change(value: tuple) -> jax.Array:
+def _whole(value: tuple) -> Any:
+    return value[2] if isinstance(value[2], Unknown) else value[3] + value[4]
+
+
+def _change(value: tuple) -> Any:
     here, there, up = value[:3]
+    if isinstance(up, Unknown):
+        return up
     if not is_float(here):
         return here.astype(up.dtype) - there.astype(up.dtype)
     return gap(here, there).astype(up.dtype)
@@ -251,6 +279,7 @@ _ROWS = {
     **dict.fromkeys(LUMPED, lumped),
     **dict.fromkeys(("mul", "neg"), scaling),
     "div": _divided,
+    "sub": lambda op: lumped(op) if subtracted(op) or less_softplus(op) else summed(op),
 }
 
 reveal_cancel = RuleSet(
