@@ -9,7 +9,8 @@ it chose; where it is another one, the comparison explains the whole change. So
 
 A choice between a number and an infinity (the experts of a mixture that are not among the top k,
 set to -inf before their softmax) has no finite change to share. There the infinity counts as a
-number beyond all others, 2^60, whose exponential is nothing as well.
+number beyond all others, 2^60, whose exponential is nothing as well. So does the logarithm of a
+gate that is closed at one end; where that is an output there are no shares, but NaN.
 """
 
 from collections.abc import Callable

@@ -149,7 +149,7 @@ class Sums:
         }
 
     def lowered(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """The inputs, more taken off where an exponent is above 0: of a sink that was in no maximum.
+        """The inputs, more taken off where an exponent is above 0, of a sink in no maximum.
 
         What is taken off cancels, so it may be any number; not where constants are added after it.
         """

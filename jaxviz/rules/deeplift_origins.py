@@ -34,6 +34,26 @@ class Way(NamedTuple):
 
 def subtracted(op: Op) -> Callable | None:
     """a - b of one origin; None for every other difference."""
+    found = one_origin(op)
+    if found is None:
+        return None
+    same, theirs_is_won = found
+
+    def replaced(*inputs):
+        (x, x0, d), (y, y0, e) = (inputs[o] for o in op.operands)  # type: ignore[index]
+        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+        alike = same()
+        run, whole = (gap(x, x0), d) if theirs_is_won else (gap(y, y0), e)
+        own = divided(whole, run.astype(d.dtype)) * finite(gap(here, there)).astype(d.dtype)
+        apart = jnp.where(alike, 0, d) - jnp.where(alike, 0, e)
+        return here, there, jnp.where(alike, own, apart)
+
+    return replaced
+
+
+def one_origin(op: Op) -> tuple[Callable, bool] | None:
+    """Of a difference of what came from one value: what says which of its numbers are of one place
+    of that, and whether the second operand has come as the largest of several."""
     one, other = op.operands
     if op.primitive != "sub" or one == other or not (moves(op, one) and moves(op, other)):
         return None
@@ -45,18 +65,12 @@ def subtracted(op: Op) -> Callable | None:
     if a is None or b is None or a.given[0].size >= MOST:
         return None
 
-    def replaced(*inputs):
-        (x, x0, d), (y, y0, e) = (inputs[o] for o in op.operands)  # type: ignore[index]
-        here, there = (op.evaluate(*column(inputs, k)) for k in (0, 1))
+    def same():
         places = 1 + jnp.arange(a.given[0].size, dtype=jnp.float32).reshape(a.given[0].shape)
         mine, theirs = a.numbered(places), b.numbered(places)
-        same = (mine == theirs) & (mine > 0)
-        run, whole = (gap(x, x0), d) if b.won else (gap(y, y0), e)
-        own = divided(whole, run.astype(d.dtype)) * finite(gap(here, there)).astype(d.dtype)
-        apart = jnp.where(same, 0, d) - jnp.where(same, 0, e)
-        return here, there, jnp.where(same, own, apart)
+        return (mine == theirs) & (mine > 0)
 
-    return replaced
+    return same, b.won
 
 
 def ways(op: Op, at: int) -> Iterator[Way]:

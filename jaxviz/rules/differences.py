@@ -98,7 +98,7 @@ def secant(f: Callable, a: jax.Array, b: jax.Array, exact: bool = False, beyond:
     makes the change that was seen up to what rounding f(a) and f(b) leaves open; nothing else is
     compared, so a kink or a step between the two, or a derivative that is not the function's own
     (straight-through), is never missed. Where a = b it is the derivative. Nothing passes where f is
-    infinite or undefined at an end, so that a mask behind it can hide that.
+    undefined at an end, or infinite, so that a mask behind it can hide that; unless `beyond`.
 
     Args:
       f: Of each number alone.

@@ -18,7 +18,7 @@ from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules import deeplift
 from jaxviz.rules.deeplift import GROUPS, LAYERS, LUMPED, MOVES, POINTWISE, SUMS
 from jaxviz.rules.deeplift_null_class import less_softplus
-from jaxviz.rules.deeplift_origins import subtracted
+from jaxviz.rules.deeplift_origins import one_origin, subtracted
 from jaxviz.rules.differences import (
     along,
     column,
@@ -271,6 +271,22 @@ def _divided(op: Op) -> Callable | None:
     return lumped(op) if moves(op, op.operands[1]) else scaling(op)
 
 
+def _subtracted(op: Op) -> Callable | None:
+    if less_softplus(op):
+        return lumped(op)
+    found = one_origin(op)
+    if found is None:
+        return summed(op)
+    of_one, apart = _as_rescale(subtracted(op)), summed(op)  # type: ignore[arg-type]
+
+    def replaced(*inputs):
+        (here, there, *own), (_, _, *parts) = of_one(*inputs), apart(*inputs)
+        same = found[0]()
+        return here, there, *(jnp.where(same, a, b) for a, b in zip(own, parts, strict=True))
+
+    return replaced
+
+
 _ROWS = {
     **dict.fromkeys((*MOVES, "embed"), linear),
     **dict.fromkeys((*SUMS, "matmul", "conv_product"), summed),
@@ -279,7 +295,7 @@ _ROWS = {
     **dict.fromkeys(LUMPED, lumped),
     **dict.fromkeys(("mul", "neg"), scaling),
     "div": _divided,
-    "sub": lambda op: lumped(op) if subtracted(op) or less_softplus(op) else summed(op),
+    "sub": _subtracted,
 }
 
 reveal_cancel = RuleSet(

@@ -107,7 +107,7 @@ def test_distances_within_an_array_at_every_scale(net, rule):  # oracle: double 
 
 @pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
 def test_a_closed_gate_ahead_of_a_softmax(rule):
-    """softmax(log g + s), g = 0 at one end: g e^s over their sum, by hand from (g1, 0) to (0, s)."""
+    """softmax(log g + s) is g e^s over their sum, where g = 0 at one end or at both as well."""
 
     def f(_, x):
         gates, scores = jax.nn.relu(x[:, :3]), x[:, 3:]
