@@ -36,11 +36,12 @@ def deep_lift(
     difference quotient between baseline and input: for a ReLU (max(z, 0) - max(z0, 0)) / (z - z0).
 
     Works on any net: a maximum (pooling, a median) carries the difference of the place that
-    explains its change; a product of two activations gives each factor its Shapley value; softmax,
-    and linear systems and inverses whose matrix depends on the input, are exact too. `jaxviz.rules.deeplift` has the rules. They are relative, so inputs of 1e-8 or 1e8
-    are explained as exactly as those of 1. It is the function's own difference that is shared:
-    `stop_gradient`, and what a `custom_jvp` or `custom_vjp` puts in place of the derivative
-    (straight-through, gradient reversal), change nothing.
+    explains its change; a product of two activations gives each factor its Shapley value; softmax
+    is exact too, and linear systems and inverses whose matrix depends on the input.
+    `jaxviz.rules.deeplift` has the rules. They are relative, so inputs of 1e-8 or 1e8 are explained
+    as exactly as those of 1. It is the function's own difference that is shared: `stop_gradient`,
+    and what a `custom_jvp` or `custom_vjp` puts in place of the derivative (straight-through,
+    gradient reversal), change nothing.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
