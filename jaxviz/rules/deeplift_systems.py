@@ -6,7 +6,7 @@ in what is carried; the rule is their mean, in which neither end comes first.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,8 @@ def triangular(op: Op, otherwise: Callable) -> Callable:
     matrix, side = op.operands
     if not moves(op, matrix):
         return otherwise(op)
+    if matrix == side:
+        refuse(op)
     options = op.options
 
     def times(a, x):
@@ -78,10 +80,9 @@ def triangular(op: Op, otherwise: Callable) -> Callable:
         return jnp.matmul(left, right, precision="highest")
 
     def replaced(*inputs):
-        (a, a0, da), (_, _, db) = (
-            v if isinstance(v := inputs[o], tuple) else still(v)
-            for o in (matrix, side)  # type: ignore[index]
-        )
+        bundle = lambda v: v if isinstance(v, tuple) else still(v)
+        places: Any = matrix, side
+        (a, a0, da), (_, _, db) = (cast(Any, bundle(inputs[o])) for o in places)
         x, x0 = (op.evaluate(*column(inputs, k)) for k in (0, 1))
         solve = lambda a, b: op.evaluate(*(a if i == matrix else b for i in range(2)))
         carried = solve(a, db - times(da, x0)) / 2 + solve(a0, db - times(da, x)) / 2
