@@ -25,7 +25,7 @@ from jaxviz.calls.public import public
 from jaxviz.calls.shown import html_picture, html_table
 from jaxviz.catalogue import METHODS
 from jaxviz.chosen import Asked, calls_of, classes_asked, methods_asked
-from jaxviz.engine.targets import check_function
+from jaxviz.engine.targets import check_floating, check_function
 from jaxviz.graph.held import hold
 from jaxviz.graph.trace import model
 
@@ -302,8 +302,10 @@ def explained(
     apply_fn, params = hold("explain", apply_fn, params)
     part = jax.tree.map(lambda a: a[:rows], x)  # of the shapes that will be compiled
     shaped = model(apply_fn, params, part).shape  # fails, if it does, in our words
-    if not callable(target) and getattr(shaped, "shape", None) == ():
-        raise ValueError(_NO_CLASSES.format("()"))
+    if not callable(target) and isinstance(shaped, jax.ShapeDtypeStruct):
+        if not shaped.shape or 0 in shaped.shape[1:]:
+            raise ValueError(_NO_CLASSES.format(shaped.shape))
+        check_floating("explain", "apply_fn's outputs", shaped.dtype)
     calls = calls_of(asked, apply_fn, params, part, layer, key)
     outputs = in_parts(lambda x, _: outputs_of(apply_fn, params, x), x, rows)
     known: tuple[str, ...] = tuple(classes or ())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.options import Check, as_float, either, function, refused
+from jaxviz.calls.options import Check, as_float, described, either, function, refused
 
 # What keys of `jax.random.PRNGKey` are, whatever kind of key is the default now.
 _OLD_KEYS = {(2,): "threefry2x32", (4,): "rbg"}
@@ -177,7 +177,7 @@ def leaves_of(check: Check) -> Check:
     """A pytree, each leaf of which is what a check says, of one leaf at least."""
 
     def checked(who, option, value):
-        leaves, structure = jax.tree.flatten(value, is_leaf=lambda a: a is None)
+        leaves, structure = flattened(who, option, value, is_leaf=lambda a: a is None)
         if not leaves:
             raise refused(who, option, "an array or a pytree of arrays", value)
         found = [check(who, option, leaf) for leaf in leaves]
@@ -188,6 +188,19 @@ def leaves_of(check: Check) -> Check:
 
 
 tree = leaves_of(real_array)
+
+
+def flattened(who: str, option: str, value: Any, **how: Any) -> tuple[list, Any]:
+    """`jax.tree.flatten(value)`; refuses dictionaries whose keys have no order."""
+    try:
+        return jax.tree.flatten(value, **how)
+    except ValueError as error:
+        if "pytree dictionary keys" not in str(error):
+            raise
+        raise ValueError(
+            f"{who}: {option} must hold dictionaries with keys of one kind, for JAX sorts them; "
+            f"got {described(value)}. Name all by text."
+        ) from None
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxviz.calls.arrays import array, is_jax
-from jaxviz.calls.naming import caller, is_ours
+from jaxviz.calls.arrays import array, flattened, is_jax
+from jaxviz.calls.naming import TRACED, caller, is_ours
 from jaxviz.calls.options import described, refused
 
 
@@ -59,7 +59,7 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
             f"{who}: {option} must be an array [N, ...] or a pytree of such; got numbers in a {got}"
             ". Make it one: np.asarray(value, np.float32)."
         )
-    leaves, structure = jax.tree.flatten(value)
+    leaves, structure = flattened(who, option, value)
     found = [
         leaf if shapes and isinstance(leaf, jax.ShapeDtypeStruct) else array(who, option, leaf)
         for leaf in leaves
@@ -83,6 +83,26 @@ def _is_numbers(value: Any) -> bool:
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     return nested and isinstance(value, (int, float, np.number))
+
+
+def some(who: str, option: str, value: Any) -> Any:
+    """A batch of one example at least."""
+    found = batch(who, option, value)
+    if not np.shape(jax.tree.leaves(found)[0])[0]:
+        raise ValueError(
+            f"{who}: {option} must hold an example at least; got the shape {shapes_of(value)}."
+        )
+    return found
+
+
+def some_real(who: str, option: str, value: Any) -> Any:
+    """A batch of one example at least, without complex numbers."""
+    return real(who, option, some(who, option, value))
+
+
+def some_moving(who: str, option: str, value: Any) -> Any:
+    """A batch of one example at least, of real floating numbers."""
+    return floating(who, option, some(who, option, value))
 
 
 def moving(who: str, option: str, value: Any) -> Any:
@@ -156,7 +176,8 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
     """What to raise where `apply_fn(params, x)` raised `error`: its words, and what may help."""
     if is_ours(error):
         return error
-    told = " ".join(_COLOURS.sub("", str(error)).split()) or "no words"
+    told = " ".join(_COLOURS.sub("", str(error)).split()).split(" The error occurred")[0]
+    told = told or "no words"
     told = told if len(told) <= 200 else f"{told[:197]}..."
     advice = (
         _module_advice(apply_fn)
@@ -270,7 +291,12 @@ _MISSING = re.compile(r"missing \d+ required .*arguments?: '(\w+)'")
 
 
 def call_advice(error):
-    """For what else a call needs: more arguments, or Linen's running statistics."""
+    """For what else a call needs: more arguments, Linen's running statistics, JAX's functions."""
+    if isinstance(error, TRACED):
+        return (
+            "It is traced: take jax.numpy in place of NumPy, and jnp.where or jax.lax.cond in "
+            "place of `if`."
+        )
     if type(error).__name__ in ("ScopeCollectionNotFound", "ScopeParamNotFoundError"):
         return 'Pass all that `init` gave: {"params": ..., "batch_stats": ...}.'
     if isinstance(error, TypeError) and (found := _MISSING.search(str(error))):

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from jaxviz.calls import refusals
+
 _outermost: ContextVar[str | None] = ContextVar("outermost", default=None)
 
 # What an error of ours may begin with. Public functions add themselves; these are parts of some.
@@ -37,8 +39,18 @@ def warn(message: str) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error is one of this library's sentences; rules say NotImplementedError."""
-    return isinstance(error, NotImplementedError) or _head(error) is not None
+    """Whether an error is one of this library's sentences; its rules say NotImplementedError."""
+    return (isinstance(error, NotImplementedError) and _is_raised_here(error)) or (
+        _head(error) is not None
+    )
+
+
+def _is_raised_here(error):
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return trace is None or place.split(".")[0] == "jaxviz"
 
 
 def _head(error):
@@ -55,12 +67,21 @@ def _is_guarded() -> bool:
     return any(level in ("disallow", "log") for level in ways)
 
 
-_TRACED = (
+# Where JAX begins to say in which of its own functions it was.
+_PLACES = re.compile(r" The (?:error|problem) (?:occurred|arose)| This \w*Tracer")
+# Of what needs numbers and was given traced arrays.
+TRACED = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
 )
+
+
+def _like(error):
+    """The kind of error that a function of ours raises for another's."""
+    kinds = TypeError, NotImplementedError
+    return next((kind for kind in kinds if isinstance(error, kind)), ValueError)
 
 
 class calling:
@@ -90,13 +111,13 @@ class calling:
         _outermost.reset(self.token)
         if self.lifted is not None:
             self.lifted.__exit__(None, None, None)
-        if isinstance(error, _TRACED):  # of what works on the host, or of a user's function
-            words = " ".join(str(error).split()).split(" The error occurred")[0][:160].rstrip(".")
-            raise TypeError(
-                f"{self.name}: arguments must hold numbers, for some are read outside of compiled "
-                f"programs; got traced arrays (under jit, vmap, grad or scan): {words}. Call it "
-                "outside of them."
-            ) from error
+        if isinstance(error, TRACED):  # of what works on the host, or of a user's function
+            words = _PLACES.split(" ".join(str(error).split()))[0][:160].rstrip(".")
+            told = refusals.NO_NUMBERS.format(f": {words}")
+            raise TypeError(f"{self.name}: {told}") from error
+        if isinstance(error, Exception) and _head(error) is None:
+            if meant := refusals.told(error):
+                raise _like(error)(f"{self.name}: {meant}") from error
         if isinstance(error, OSError) and error.strerror and error.filename is not None:
             # Of a file: the system's words lack who asked for it.
             told = f"{self.name}: cannot use {error.filename}: {error.strerror}. Check the path."

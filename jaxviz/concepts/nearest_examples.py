@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.arrays import integers
-from jaxviz.calls.models import batch, real as real_batch
+from jaxviz.calls.models import some_real
 from jaxviz.calls.options import layer as one_layer, maybe, whole
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
@@ -53,13 +53,9 @@ class Semifactuals(NamedTuple):
     _repr_html_ = shown_html
 
 
-def _reals(who, option, value):
-    return real_batch(who, option, batch(who, option, value))
-
-
 _CHECKS = {
-    "x": _reals,
-    "examples": _reals,
+    "x": some_real,
+    "examples": some_real,
     "layer": maybe(one_layer),
     "labels": maybe(integers),
     "wanted": maybe(integers),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.arrays import numbers_list
-from jaxviz.calls.models import batch, real as real_batch
+from jaxviz.calls.models import some_real
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
@@ -41,11 +41,7 @@ class LossRecovered(NamedTuple):
     _repr_html_ = shown_html
 
 
-def _reals(who, option, value):
-    return real_batch(who, option, batch(who, option, value))
-
-
-@public(x=_reals, labels=numbers_list)
+@public(x=some_real, labels=numbers_list)
 def loss_recovered(
     apply_fn: Callable,
     params: Any,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.arrays import numbers_list, rows
+from jaxviz.calls.models import some
 from jaxviz.calls.options import real, refused
 from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
@@ -114,6 +115,7 @@ def _concepts(who: str, option: str, value: Any) -> dict[str, Any]:
 
 
 @public(
+    x=some,
     concepts=_concepts,
     random=numbers_list,
     penalty=real(0, above=True),

@@ -112,8 +112,13 @@ def check_target(
             f"{_ready_made(shape)}."
         )
     check_rows(name, apply_fn, params, x, outputs)
-    _check_floating(name, "apply_fn's outputs", outputs.dtype)
-    if target is None and shape[1]:
+    check_floating(name, "apply_fn's outputs", outputs.dtype)
+    if not shape[1]:
+        raise ValueError(
+            f"{name}: apply_fn must return a class at least, [N, K]; got outputs {shape}. Return "
+            "logits."
+        )
+    if target is None:
         return None
     try:
         index: Any = target if is_jax(type(target)) else np.asarray(target)
@@ -246,7 +251,8 @@ def _known(program: Program, operand: Any) -> np.ndarray | None:
     return None if isinstance(value, Tracer) else np.asarray(value)
 
 
-def _check_floating(name, what, dtype):
+def check_floating(name: str, what: str, dtype: Any) -> None:
+    """Refuses outputs of whole numbers, booleans or keys."""
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name}: {what} must be floating, for they are differentiated; got {dtype}. Return "

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxviz.calls.models import moving
+from jaxviz.calls.models import some_moving
 from jaxviz.calls.public import public
 from jaxviz.engine.layout import of_places
 from jaxviz.features.maximization import maximize_activation
@@ -19,7 +19,7 @@ from jaxviz.features.transforms import Transform, jitter
 _JITTER = (jitter(32),)
 
 
-@public(x=moving)
+@public(x=some_moving)
 @of_places
 def deep_dream(
     apply_fn: Callable,

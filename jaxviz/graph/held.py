@@ -5,13 +5,15 @@ And models that hold arrays, as one with a value set in it does: those become pa
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from jaxviz.calls.arrays import flattened
 
 
 @jax.tree_util.register_static
@@ -88,7 +90,7 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
     own, structure = jax.tree.flatten(apply_fn)
     if own and all(map(_is_array, own)):
         apply_fn, params = Lifted(structure, type(apply_fn)), (params, own)
-    leaves = jax.tree.leaves(params)
+    leaves, _ = flattened(who, "params", params)
     if not all(map(_is_usable, leaves)):
         params = jax.tree_util.tree_map_with_path(functools.partial(_usable, who), params)
     if all(_is_array(leaf) or _is_number(leaf) for leaf in leaves):
@@ -106,7 +108,8 @@ def hold(who: str, apply_fn: Callable, params: Any) -> tuple[Callable, Any]:
 def _is_usable(leaf: Any) -> bool:
     """Whether JAX takes an array or a number as it is; what is neither is not asked."""
     if isinstance(leaf, np.ndarray):
-        return leaf.dtype.isnative and leaf.dtype.itemsize <= 8
+        plain = not isinstance(leaf, np.ma.MaskedArray)
+        return plain and leaf.dtype.isnative and leaf.dtype.itemsize <= 8
     if isinstance(leaf, int):
         return -(2**31) <= leaf < 2**31
     return not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer) or not leaf.is_deleted()
@@ -129,6 +132,11 @@ def _usable(who: str, path: Any, leaf: Any) -> Any:
         raise ValueError(
             f"{who}: params must hold whole numbers of {whole.bits} bits; got {leaf} at {at}. Take "
             "it out of params, into apply_fn."
+        )
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(
+            f"{who}: params must hold arrays without a mask; got one of {leaf.dtype} of shape "
+            f"{leaf.shape} at {at}. Fill it: a.filled(0.0)."
         )
     if not _is_array(leaf):
         return leaf
@@ -165,6 +173,11 @@ def _is_number(leaf: Any) -> bool:
 def _check(who: str, path: Any, leaf: Any) -> None:
     kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
     at = jax.tree_util.keystr(path) or "their root"
+    if isinstance(leaf, getattr(jax, "Ref", ())):
+        raise TypeError(
+            f"{who}: params must hold arrays; got one that is written to (jax.new_ref) at {at}. "
+            "Pass what it holds now: ref[...]."
+        )
     foreign = ("__array__", "__jax_array__", "__dlpack__")
     is_object = not isinstance(leaf, (type, np.ndarray, np.generic))
     if is_object and any(hasattr(leaf, way) for way in foreign):
@@ -173,6 +186,8 @@ def _check(who: str, path: Any, leaf: Any) -> None:
             "once, before: `jax.numpy.asarray(a)`."
         )
     try:
+        if isinstance(leaf, Iterator):  # it is another one as soon as it was read
+            raise TypeError
         hash(leaf)
     except TypeError:
         if isinstance(leaf, np.ndarray):

@@ -146,6 +146,11 @@ def _place(found: Sequence[Layer], name: str, who: str) -> int:
             f"{who}: no layer {name!r}, for {plain!r} is in a loop over time, or of more than "
             f"{MOST_TURNS} turns, whose turns are no layers of their own. Take one before or after."
         )
+    if not names:
+        raise ValueError(
+            f"{who}: no layer {name!r}, for the model has none: nothing in it is computed from x "
+            "that JAX can see."
+        )
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4) or names[:6]
     raise ValueError(
         f"{who}: no layer {name!r}; the nearest are {', '.join(map(repr, near))}. "

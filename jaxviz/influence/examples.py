@@ -101,9 +101,9 @@ def _check_loss(who, option, apply_fn, params, x, y, loss):
         lambda a: jax.ShapeDtypeStruct((1, *np.shape(a)[1:]), jnp.result_type(a)), (x, y)
     )
     outputs = output_shape(apply_fn, params, one[0])
-    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(outputs)}
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(outputs)}
     if not any(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        came = " and ".join(sorted(dtypes)) or "nothing"
+        came = " and ".join(sorted(map(str, dtypes))) or "nothing"
         raise ValueError(
             f"{who}: apply_fn must return floating numbers, for the loss has a gradient; got {came}"
             ". Return logits, not the class that wins."

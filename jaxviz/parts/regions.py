@@ -1,5 +1,6 @@
 """What perturbation methods hide and by what: fills, and segments as integer maps."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -333,7 +334,10 @@ def _numbers(name: str, segments: Any, x: jax.Array) -> tuple[jax.Array, tuple[i
         )
     if not isinstance(segments, jax.Array):  # of 64 bits, or in another byte order
         segments = np.maximum(segments, np.zeros((), np.int8) - 1).astype(np.int32)
-    numbers = jnp.asarray(segments).reshape(readings[shape]).astype(jnp.int32)
+    # Known segments stay numbers inside of a caller's `jit` too: where they lie shapes programs.
+    known = contextlib.nullcontext if isinstance(segments, Tracer) else jax.ensure_compile_time_eval
+    with known():
+        numbers = jnp.asarray(segments).reshape(readings[shape]).astype(jnp.int32)
     without_channels = len(dims) > 2 and len(shape) < len(dims) and shape in (dims[1:-1], dims[:-1])
     return numbers, dims[:-1] if without_channels else dims
 

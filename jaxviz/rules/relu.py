@@ -120,7 +120,16 @@ def _ceiling(op: Op, inputs: Sequence[jax.Array], at: int) -> jax.Array:
 def _relus(name: str, rule: Callable) -> RuleSet:
     # A ReLU inside a function with a derivative of its own is a ReLU all the same.
     table = dict.fromkeys(sorted(RELU_KINDS), rule)
+    if rule is not redirected_rule:  # which is a help alone: a climb goes on without
+        table["call_exported"] = _hidden
     return RuleSet(name, table, into_custom=True, named=False)
+
+
+def _hidden(op: Op) -> None:
+    raise NotImplementedError(
+        f"a program of jax.export (at {op.source}) hides its ReLUs, which would keep their plain "
+        "derivative. Take the function that was exported."
+    )
 
 
 guided = _relus("guided", guided_rule)

@@ -263,6 +263,20 @@ def test_of_no_examples_there_are_no_rows(name, target):
     assert jax.tree.leaves(out)[0].shape == shape
 
 
+def test_some_functions_need_an_example():
+    model, none = (seen, jnp.ones((2, 3))), IMAGES[:0]
+    for call in (
+        lambda: jv.concepts.tcav(
+            *model, none, 0, concepts={"a": IMAGES}, random=[IMAGES] * 3, layers=["relu_0"], key=KEY
+        ),
+        lambda: jv.concepts.counterfactual_examples(*model, none, IMAGES, layer="relu_0"),
+        lambda: jv.concepts.nearest_examples(*model, IMAGES, none, layer="relu_0"),
+        lambda: jv.deep_dream(*model, none, jv.objectives.logit(0), key=KEY),
+    ):
+        with pytest.raises(ValueError, match=r"^\w+: (x|examples) must hold an example at least"):
+            call()
+
+
 def test_history_of_no_examples_keeps_its_steps():
     out = jv.learned_mask(seen, jnp.ones((2, 3)), IMAGES[:0], 0, num_steps=3)
     assert (out.mask.shape, out.history.shape) == ((0, 8, 8), (3, 0))
