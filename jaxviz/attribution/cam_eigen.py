@@ -197,7 +197,8 @@ def kpca_cam(
 
     Returns:
       `[N, *space]`, without units, with the sign that grows with the sum of the channels. Costs one
-      forward pass up to the layer and an eigensolver of places x places: take a late layer.
+      forward pass up to the layer, and some dozens of products of a vector with a matrix of places
+      x places; where the second component is nearly as strong, an eigensolver. Take a late layer.
 
     Raises:
       ValueError: No such layer (the nearest are named), or one without spatial extent; an unknown

@@ -207,7 +207,7 @@ def is_cam(
 
     Returns:
       `[N, *space]`, in units of the activations; of one step `score_cam`. Costs `num_steps` forward
-      passes a channel.
+      passes a channel, of which what is affine in the input (the first layer, mostly) is run once.
 
     Raises:
       ValueError: No such layer (the nearest are named), or one without spatial extent;

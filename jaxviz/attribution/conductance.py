@@ -60,7 +60,9 @@ def layer_conductance(
       layer: A name of `jaxviz.layers(apply_fn, params, x)`.
       baseline: `[...]` or `[N, ...]`, or a number: the input that stands for "nothing there"; for a
         pytree `x` a pytree of such. None is zeros.
-      num_steps: Steps along the path, >= 1. Time is linear in it, memory constant.
+      num_steps: Steps along the path, >= 1. Time is linear in it, memory constant. What of the
+        model is affine in its input (the first layer, mostly) is run at the path's ends alone, but
+        for the exact speed.
       rule: Where the points lie, as for `integrated_gradients`: those of `num_steps + 1`.
       speed: How fast the layer moves: "differences" of its values from point to point, or "exact",
         its derivative along the path at `num_steps` points, weighed by `rule`; that comes nearer to

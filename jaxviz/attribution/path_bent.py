@@ -1,5 +1,6 @@
 """Gradients gathered along paths that bend: guided by small gradients, and out of a blur."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +15,25 @@ from jaxviz.engine.copies import (
     check_one_array,
     fixed_target,
     running_sum,
+    stacked,
 )
+from jaxviz.engine.shares import width
 from jaxviz.graph.indices import unless
 from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.parts.gradients import input_gradient
+from jaxviz.parts.successive import one_by_one
 from jaxviz.rules.fast import serving, weighed
 from jaxviz.rules.ties import shared_ties
 
 _PARTS = 16  # of a row
 _LONG = 2**15  # numbers of a row that is read some dozens of times
+_ALIVE = 2**16  # numbers of the examples on their paths at once
+_SHORT = 48  # places of an axis, on which halves cost more to cut than they save
+_FEW = 2  # examples, which take less time each than one
 
 
-@explanation("num_steps", "fraction", "max_distance")
+@explanation("num_steps", "fraction", "max_distance", sweeps=True)
 def guided_integrated_gradients(
     apply_fn: Callable,
     params: Any,
@@ -53,7 +60,8 @@ def guided_integrated_gradients(
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       baseline: `[...]` or `[N, ...]`, or a number: where the path starts. None is zeros.
-      num_steps: Steps of the path, >= 1, one gradient each and one more, one after another.
+      num_steps: Steps of the path, >= 1, one gradient each and one more, one after another. On a
+        CPU some examples at a time go all the way, which cores share.
       fraction: Share of the inputs that is moved at a time, in (0, 1].
       max_distance: Largest lead or lag of an input, as a share of its whole way, >= 0. At 0 the
         path is straight.
@@ -82,6 +90,35 @@ def guided_integrated_gradients(
     check_one_array(name, x)
     start = baseline_like(name, baseline, x)
     target = fixed_target(apply_fn, params, x, target)
+    path = functools.partial(_along_guided, apply_fn, params, num_steps, fraction, max_distance)
+    size = _together(apply_fn, params, x, target)
+    if size == len(x):
+        return path(x, start, target)
+    labels: Any = target  # a class, or one for each example
+
+    def some(k):
+        rows = lambda a: jax.lax.dynamic_slice_in_dim(a, k * size, size)
+        return path(rows(x), rows(start), rows(labels) if jnp.ndim(labels) else labels)
+
+    work = jax.ShapeDtypeStruct((size * num_steps, *x.shape[1:]), x.dtype)
+    found = stacked(name, some, len(x) // size, None, work, lambda cores: cores)
+    return found.reshape(x.shape)
+
+
+def _together(apply_fn, params, x, target):
+    """How many examples go along their paths together: as many as fit the caches, where the model
+    gives each alone what it gives it among others, and cores share the rest."""
+    if jax.default_backend() != "cpu" or callable(target) or len(x) == 1:
+        return len(x)
+    numbers = x[0].size
+    fit = max(_FEW, min(_ALIVE // max(numbers, 1), len(x) // width()))
+    sizes = [n for n in range(_FEW, len(x)) if len(x) % n == 0 and n <= fit]
+    if fit >= len(x) or not sizes or not one_by_one(apply_fn, params, x):
+        return len(x)
+    return max(sizes)
+
+
+def _along_guided(apply_fn, params, num_steps, fraction, max_distance, x, start, target):
     difference = difference_of(x, start)
     way = jnp.abs(difference).reshape(x.shape[0], -1)
     whole = way.sum(1)
@@ -333,12 +370,16 @@ def _mixed(x, bell):
     the size.
     """
     size = x.shape[-1]
+    product = lambda a, m: jnp.matmul(a, m, precision=jax.lax.Precision.HIGHEST)
+    if size <= _SHORT:
+        place = jnp.arange(size, dtype=x.dtype)
+        return product(x, bell(place[None, :] - place[:, None]))
     half = (size + 1) // 2
     place = jnp.arange(half, dtype=x.dtype)
     to, own = place[None, :], place[:, None]
     once = jnp.where(2 * own == size - 1, 0.25, 0.5).astype(x.dtype)  # the middle is its own mirror
     near, far = bell(to - own), bell(size - 1 - to - own)
     one, mirrored = x[..., :half], x[..., ::-1][..., :half]
-    product = lambda a, m: jnp.matmul(a, once * m, precision=jax.lax.Precision.HIGHEST)
-    even, odd = product(one + mirrored, near + far), product(one - mirrored, near - far)
+    even = product(one + mirrored, once * (near + far))
+    odd = product(one - mirrored, once * (near - far))
     return jnp.concatenate([even + odd, (even - odd)[..., : size - half][..., ::-1]], -1)

@@ -64,7 +64,8 @@ def feature_permutation(
       `[N, *space]`, or the shape of `x` where segments have its channel axis, in units of the
       explained output; for a pytree `x` a pytree of such. Its mean over examples is a segment's
       permutation importance (`permutation_importance`, with standard errors). Costs
-      `num_samples` forward passes a segment.
+      `num_samples` forward passes a segment, or as many times what of one changes with it, as
+      `feature_ablation` has it.
 
     Raises:
       ValueError: One example alone; segments that are no integers of the shape of `x`; traced ones

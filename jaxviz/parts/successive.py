@@ -58,7 +58,7 @@ def successive(
       `[K, M * N]` and `[M * N]`; None where whole passes are as cheap, or examples not known to
       have nothing to do with one another. Backends but the CPU want many inputs at once, not steps.
     """
-    if callable(target) or jax.default_backend() != "cpu" or not _one_by_one(apply_fn, params, x):
+    if callable(target) or jax.default_backend() != "cpu" or not one_by_one(apply_fn, params, x):
         return None
     example = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
     argument = jnp.zeros((), jnp.int32), example(filled)
@@ -114,7 +114,7 @@ def successive(
     return scores.T, clean
 
 
-def _one_by_one(apply_fn: Callable, params: Any, x: jax.Array) -> bool:
+def one_by_one(apply_fn: Callable, params: Any, x: jax.Array) -> bool:
     """Whether the model gives an example alone what it gives it among others."""
     if not apart(trace(apply_fn, params, x, flat=False)):
         return False

@@ -1,5 +1,6 @@
 """Guided and blur integrated gradients: against slow NumPy, and by completeness."""
 
+import functools
 import math
 import pathlib
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from jaxviz.attribution import path_bent
 from jaxviz.attribution.path import integrated_gradients
 from jaxviz.attribution.path_bent import blur_integrated_gradients, guided_integrated_gradients
 
@@ -92,6 +94,28 @@ def test_long_rows_go_one_after_another_to_the_same_ends():
         for row in x
     ]
     chex.assert_trees_all_close(out, jnp.stack(alone), rtol=1e-4, atol=1e-6)
+
+
+def test_examples_go_along_their_paths_some_at_a_time(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (6, 4, 4, 1))
+    w = jax.random.normal(jax.random.key(1), (16, 3)) / 4
+    target = jnp.array([0, 1, 2, 0, 1, 2])
+    run = functools.partial(guided_integrated_gradients, num_steps=5, max_distance=0.1)
+    both = [run(smooth, w, x, target, baseline=0.1 * x[::-1]), run(smooth, w, x, 1)]
+    monkeypatch.setattr(path_bent, "_ALIVE", 3 * 16)
+    assert path_bent._together(smooth, w, x, target) == 3
+    assert path_bent._together(smooth, w, x[:5], 0) == 5  # in no equal parts
+    assert path_bent._together(lambda w, x: smooth(w, x - x.mean()), w, x, 0) == 6
+    alone = lambda w, x: smooth(w, x)  # another function, to be traced anew
+    again = [run(alone, w, x, target, baseline=0.1 * x[::-1]), run(alone, w, x, 1)]
+    chex.assert_trees_all_close(again, both, rtol=1e-5, atol=1e-6)
+
+
+def test_long_axes_are_blurred_in_halves(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 12, 2))
+    whole = path_bent._blur(x, jnp.float32(1.5), 4.0)
+    monkeypatch.setattr(path_bent, "_SHORT", 0)
+    chex.assert_trees_all_close(path_bent._blur(x, jnp.float32(1.5), 4.0), whole, atol=1e-6)
 
 
 MASK = np.arange(6) < np.array([[4], [6]])  # the first sequence is padded
