@@ -11,6 +11,7 @@ Sharp edges, so that nobody has to find out again:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,7 @@ class Program:
 
 
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+EXPANDED = "call_hi_primitive"  # since JAX 0.12, an operation that is written in Python
 REMAT = {"remat2", "checkpoint", "remat"}
 
 
@@ -199,6 +201,8 @@ class _Builder:
         if self.plain and moves and kind is None:
             if self.is_log_sum(equation, env, scope) or self.is_search(equation, env, scope):
                 return
+            if self.is_expanded(equation, env, scope):
+                return
             if name in CUSTOM and not is_hypot(equation):
                 wraps = wraps | CUSTOM.keys()
         if kind is None and name in wraps:
@@ -297,6 +301,19 @@ class _Builder:
 
         given = [self.value(atom, env) for atom in equation.invars]
         made = self.apply(count, given, [self.avals[v] for v in given], scope)
+        env.update(zip(equation.outvars, made, strict=True))
+        return True
+
+    def is_expanded(self, equation: Any, env: dict, scope: tuple) -> bool:
+        """Adds the nodes of what computes an operation that is written with its derivative.
+
+        `jax.lax.custom_root` is one since JAX 0.12; it was a `custom_jvp` before.
+        """
+        if equation.primitive.name != EXPANDED:
+            return False
+        expand = functools.partial(equation.primitive.to_lojax, **equation.params)
+        given = [self.value(atom, env) for atom in equation.invars]
+        made = self.apply(expand, given, [self.avals[v] for v in given], scope)
         env.update(zip(equation.outvars, made, strict=True))
         return True
 

@@ -17,7 +17,7 @@ from jaxviz.graph.activations import named
 from jaxviz.graph.algebra import Unproved
 from jaxviz.graph.pieces import PRIMITIVES, Function, Operand, X, apply, has_slopes, rounding
 
-INLINED = {"jit", "pjit", "closed_call", "core_call"}
+INLINED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr"}
 
 
 def _is_literal(atom: Any) -> bool:

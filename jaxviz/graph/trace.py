@@ -22,7 +22,7 @@ from jaxviz.calls.arrays import is_jax
 from jaxviz.calls.models import failed, returned
 from jaxviz.graph.called import SEARCH
 from jaxviz.graph.equations import closed_function, made
-from jaxviz.graph.interpreter import CUSTOM, Program, build, is_flat
+from jaxviz.graph.interpreter import CUSTOM, EXPANDED, Program, build, is_flat
 from jaxviz.graph.names import naming, under_names
 
 
@@ -140,6 +140,7 @@ def _customs(traced: Traced) -> bool:
             inside(node.members)
             or any(inside(body.nodes) for body in node.bodies)
             or (bool(node.bodies) and node.equation.primitive.name in CUSTOM)
+            or node.kind == EXPANDED
             or any(caller.params.get("name") == SEARCH for caller in node.callers)
             for node in nodes
         )

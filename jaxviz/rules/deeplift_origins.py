@@ -6,6 +6,7 @@ of a sum that holds a 1 is worth 10. So it is said before: what one number alone
 of that number, and changes by its own difference quotient.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ MOVING = frozenset(
     " stop_gradient transpose".split()
 )
 _WON, _WON_OF_TWO = ("reduce_max", "reduce_min"), ("max", "min")
+_MOST_WAYS, _MOST_STEPS = 64, 8  # of maxima of maxima, and of what is written twice
 MOST = 2**24  # places that a number in single precision tells apart
 
 
@@ -59,9 +61,9 @@ def one_origin(op: Op) -> tuple[Callable, bool] | None:
         return None
     if not all(jnp.issubdtype(a.dtype, jnp.floating) for a in op.inputs):
         return None
-    ends = {way.value: way for way in ways(op, other)}  # type: ignore[arg-type]
-    pairs = ((a, ends[a.value]) for a in ways(op, one) if a.value in ends)  # type: ignore[arg-type]
-    a, b = next(((a, b) for a, b in pairs if not (a.won and b.won)), (None, None))
+    pairs = itertools.product(ways(op, one), list(ways(op, other)))  # type: ignore[arg-type]
+    alike = (p for p in pairs if not (p[0].won and p[1].won) and _same(*p, _MOST_STEPS))
+    a, b = next(alike, (None, None))
     if a is None or b is None or a.given[0].size >= MOST:
         return None
 
@@ -73,10 +75,28 @@ def one_origin(op: Op) -> tuple[Callable, bool] | None:
     return same, b.won
 
 
+def _same(one: Way, other: Way, steps: int) -> bool:
+    """Whether two values are one, or were made from one by the same steps written twice."""
+    if one.value == other.value:
+        return True
+    a, b = one.maker, other.maker
+    if a is None or b is None or not steps or a.members or b.members or a.node.bodies:
+        return False
+    if a.primitive != b.primitive or len(a.outputs) > 1 or len(a.inputs) != len(b.inputs):
+        return False
+    if a.operands != b.operands or str(a.options) != str(b.options):
+        return False
+    return all(_same(_input(a, i), _input(b, i), steps - 1) for i in range(len(a.inputs)))
+
+
+def _input(op: Op, at: int) -> Way:
+    maker = op.makers[at] if op.makers else None
+    return Way(op.node.inputs[at], op.given[at], lambda numbers: numbers, False, maker)
+
+
 def ways(op: Op, at: int) -> Iterator[Way]:
     """An operand, and what it was before it was moved or was the largest, nearest first."""
-    maker = op.makers[at] if op.makers else None
-    yield from _before(Way(op.node.inputs[at], op.given[at], lambda numbers: numbers, False, maker))
+    yield from itertools.islice(_before(_input(op, at)), _MOST_WAYS)
 
 
 def _before(way: Way) -> Iterator[Way]:

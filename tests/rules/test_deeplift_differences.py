@@ -82,8 +82,8 @@ def kernel(x):
 
 def decays(x):
     """Mamba's and RetNet's: exp of how far two sums are from one another."""
-    sums = jnp.cumsum(-jnp.abs(x), -1)
-    far = sums[:, :, None] - sums[:, None, :]
+    sums = lambda: jnp.cumsum(-jnp.abs(x), -1)  # written twice
+    far = sums()[:, :, None] - sums()[:, None, :]
     return jnp.exp(jnp.where(LOWER, far, -jnp.inf)).sum(-1)
 
 
@@ -169,3 +169,16 @@ def test_factors_that_are_asked_for_are_refused():
     f = lambda _, x: jnp.linalg.slogdet(spread(x))[1][:, None]
     with pytest.raises(NotImplementedError, match=r"^deep_lift: no rule for the operation 'lu'"):
         jv.deep_lift(f, None, drawn(2, 3), 0)
+
+
+@pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
+def test_roots_by_a_fixed_number_of_steps_are_complete(rule):
+    def f(w, x):
+        step = lambda z: z - jnp.tanh(z @ w + x)
+        solve = lambda g, z: jax.lax.fori_loop(0, 12, lambda _, z: z - g(z), z)
+        slope = lambda g, y: jax.lax.fori_loop(0, 12, lambda _, z: z + y - g(z), y)
+        return jax.lax.custom_root(step, jnp.zeros_like(x), solve, slope)
+
+    w, x, start = drawn(3, 3, seed=2) / 4, drawn(2, 3), drawn(2, 3, seed=1)
+    found = jv.deep_lift(f, w, x, 1, baseline=start, rule=rule)
+    np.testing.assert_allclose(found.sum(1), (f(w, x) - f(w, start))[:, 1], rtol=1e-5, atol=1e-6)
