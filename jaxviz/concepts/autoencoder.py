@@ -24,7 +24,7 @@ from jaxviz.concepts.autoencoder_training import Data, Measured, Recipe, learned
 from jaxviz.concepts.dictionary import Dictionary
 from jaxviz.concepts.matching import steadiness
 from jaxviz.concepts.streaming import Rows, source
-from jaxviz.engine.contract import program
+from jaxviz.engine.contract import program, same_when_batched
 
 
 class AutoencoderHistory(NamedTuple):
@@ -187,6 +187,7 @@ def trained_together(
     who: str, given: tuple[Any, ...], key: jax.Array, options: Options
 ) -> SparseAutoencoders:
     """Those of all widths, sparsities and seeds; of a transcoder, what codes and what decodes."""
+    key = same_when_batched(key)
     fixed = fixed_of(who, options, len(given) > 1 or who == "transcoder")
     grids = grids_of(who, options)
     rows = Rows(who, given, key, options.batch_size)

@@ -126,8 +126,8 @@ def losses(
     dead: jax.Array,
     any_dead: jax.Array,
     points: jax.Array | None,
-) -> tuple[Losses, jax.Array]:
-    """What one autoencoder minimises on a batch, and its codes.
+) -> tuple[Losses, jax.Array, jax.Array]:
+    """What one autoencoder minimises on a batch, its codes, and in how many rows each unit has one.
 
     Args:
       fixed: The kind and its options.
@@ -166,9 +166,11 @@ def losses(
         few = jnp.where(jnp.arange(most, dtype=limit.dtype)[None] < limit, few, 0)
         codes = at_places(few, places, len(norm))
         written = write_at(few, places, atoms) + weights.bias[None]
+        often = jnp.zeros_like(norm).at[places].add((few > 0).astype(few.dtype))
     else:
         codes = _codes(fixed, weights, lambda e, inner: a @ e + before(e, inner)[None], pre, limit)
         written = decoded(codes)
+        often = (codes > 0).astype(codes.dtype).sum(0)  # faster than of truths
     reconstruction = off(written - target)
     if fixed.kind == "standard":
         sparsity = limit * (codes * norm[None]).sum(-1).mean()
@@ -205,7 +207,7 @@ def losses(
     if fixed.kind == "matryoshka":
         for width in nested_widths(fixed.prefixes, len(norm)):
             nested += off(codes[:, :width] @ atoms[:width] + weights.bias[None] - target)
-    return Losses(reconstruction, sparsity, auxiliary, nested), codes
+    return Losses(reconstruction, sparsity, auxiliary, nested), codes, often
 
 
 def nested_widths(prefixes: tuple[float, ...], num_units: int) -> tuple[int, ...]:

@@ -25,8 +25,9 @@ from jaxviz.concepts.autoencoder_losses import (
 )
 from jaxviz.concepts.dictionary import Dictionary, encode
 from jaxviz.concepts.streaming import Rows
-from jaxviz.engine.contract import program
+from jaxviz.engine.contract import program, shared_program
 from jaxviz.engine.progress import spans
+from jaxviz.engine.shares import shared_rows
 
 SPAN = 128  # steps whose numbers wait on the device; a checkpoint is written after each so many
 _MEASURED = 65_536  # rows, at most, on which what was learned is measured
@@ -96,28 +97,42 @@ def _started(recipe, key, points):
     return tuple(map(one, recipe.grids))
 
 
-# Not a `program`: the options with which gradients of nets run best slow reductions down, and the
-# choice of the largest codes is all reductions. With JAX's own a step takes half the time.
-@functools.partial(jax.jit, static_argnums=0)
 def _span(recipe, state, data, base, first, last):
     """Steps `first` to `last` of a span that began at `base`."""
+    # The choice of the largest codes is all reductions: with the options for gradients of nets a
+    # step takes twice as long.
+    limits = [jnp.asarray(grid.limits, jnp.float32) for grid in recipe.grids]
+    every = state, tuple(limits)
+    # The rows of all steps are drawn at once, for all.
+    each = jax.vmap(functools.partial(jax.random.fold_in, data.key))(base + jnp.arange(SPAN))
+    sizes = (recipe.batch_size,), 0, len(data.block[0]), jnp.int32
+    places = jax.vmap(lambda key: jax.random.randint(key, *sizes))(each)
+    some = functools.partial(_steps, recipe, data, places, (base, first, last))
+    if jax.default_backend() != "cpu":
+        return some(every)
+    # A core trains one of each width at a time, which takes half the time: they stay in its caches.
+    in_turn = functools.partial(jax.lax.map, functools.partial(_of_one, some))
+    return shared_rows(in_turn, every)
+
+
+def _of_one(function, row):
+    found = function(jax.tree.map(lambda a: a[None], row))
+    return jax.tree.map(lambda a: a[0], found)
+
+
+def _steps(recipe, data, places, numbers, some):
+    (base, first, last), (state, limits) = numbers, some
 
     def step(number, state):
-        places = jax.random.randint(
-            jax.random.fold_in(data.key, number),
-            (recipe.batch_size,),
-            0,
-            len(data.block[0]),
-            jnp.int32,
-        )
-        a = _like_trained(data.block[0][places], data.mean[0], data.scale[0])
+        rows = places[number - base]
+        a = _like_trained(data.block[0][rows], data.mean[0], data.scale[0])
         target = a
         if recipe.fixed.transcodes:
-            target = _like_trained(data.block[1][places], data.mean[1], data.scale[1])
+            target = _like_trained(data.block[1][rows], data.mean[1], data.scale[1])
         spread = target - target.mean(0, keepdims=True)
         batch = a, target, jnp.maximum((spread * spread).sum(-1).mean(), 1e-12)
-        each = zip(recipe.grids, state, strict=True)
-        return tuple(_step(recipe, g, s, batch, data.points, number - base) for g, s in each)
+        each = zip(recipe.grids, state, limits, strict=True)
+        return tuple(_step(recipe, *one, batch, data.points, number - base) for one in each)
 
     return jax.lax.fori_loop(first, last, step, state)
 
@@ -126,7 +141,7 @@ def _like_trained(a, mean, scale):
     return (a - mean[None]) * scale
 
 
-def _step(recipe, grid, state, batch, points, column):
+def _step(recipe, grid, state, limits, batch, points, column):
     a, target, variance = batch
     fixed = recipe.fixed
     dead = state.idle > fixed.dead_after
@@ -134,18 +149,17 @@ def _step(recipe, grid, state, batch, points, column):
 
     def one(weights, optimizer, idle, running, dead, limit):
         def loss(weights):
-            found, codes = losses(
+            found, *more = losses(
                 fixed, weights, a, target, limit, grid.most, dead, any_dead, points
             )
-            return found.total(), (found, codes)
+            return found.total(), (found, *more)
 
         weights = kept_within(fixed, weights)
-        slope, (found, codes) = jax.grad(loss, has_aux=True)(weights)
+        slope, (found, codes, often) = jax.grad(loss, has_aux=True)(weights)
         # optax is not written for strict promotion, which a user may have set.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, optimizer = recipe.optimizer.update(slope, optimizer, weights)
-        active = (codes > 0).any(0)
-        idle = jnp.where(active, 0, idle + 1)
+        idle = jnp.where(often > 0, 0, idle + 1)
         if fixed.kind in OVER_BATCH:
             least = jnp.where(codes > 0, codes, jnp.inf).min()
             moved = THRESHOLD_MEMENTO * running + (1 - THRESHOLD_MEMENTO) * least
@@ -153,13 +167,12 @@ def _step(recipe, grid, state, batch, points, column):
         numbers = jnp.stack([
             found.total(),
             1 - found.reconstruction / variance,
-            (codes > 0).sum(-1).astype(a.dtype).mean(),
+            often.sum() / len(a),
             (idle > fixed.dead_after).astype(a.dtype).mean(),
         ])  # fmt: skip
         moved: Any = optax.apply_updates(weights, updates)  # type: ignore[arg-type]
         return moved, optimizer, idle, running, numbers
 
-    limits = jnp.asarray(grid.limits, a.dtype)
     weights, optimizer, idle, running, numbers = jax.vmap(one)(
         state.weights, state.optimizer, state.idle, state.running, dead, limits
     )
@@ -176,7 +189,7 @@ def trained(
     told: dict[str, Any],
 ) -> tuple[tuple[Trained, ...], list[np.ndarray]]:
     """The state after all steps, and the numbers of each width's steps, `[M, num_steps, 4]`."""
-    state = started(recipe, data.key, data.points)
+    state, run = started(recipe, data.key, data.points), shared_program(_span, (0,))
     history = [np.zeros((len(grid.limits), num_steps, 4), np.float32) for grid in recipe.grids]
     done = 0
     if checkpoint is not None and Path(checkpoint).is_file():
@@ -186,7 +199,8 @@ def trained(
         while first < end:
             base = first // SPAN * SPAN
             last = min(end, base + SPAN, rows.until(first))
-            state = _span(recipe, state, data._replace(block=rows.at(first)), base, first, last)
+            here = data._replace(block=rows.at(first))
+            state = run(recipe, state, here, base, first, last)
             for of_grid, one in zip(history, state, strict=True):
                 of_grid[:, first:last] = one.numbers[:, first - base : last - base]
             if checkpoint is not None and (last % SPAN == 0 or last == num_steps):

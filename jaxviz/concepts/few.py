@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+_BLOCK = 16  # values, of which the largest is found first
 _ONE_BY_ONE = 16  # so few are taken away one by one, which is faster than a sort
 
 
@@ -14,8 +15,8 @@ def few_largest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
       count: How many, at most K.
 
     Returns:
-      Numbers and places, `[B, count]` each; what is no number is infinite. Two passes over the
-      values for each.
+      Numbers and places, `[B, count]` each; what is no number is infinite. One pass over all the
+      values, a sort of the largest of their blocks, and two for each over those of `count` blocks.
 
     Example:
       >>> found, places = few_largest(jnp.array([[3.0, 1.0, 3.0, 5.0]]), 2)
@@ -26,16 +27,31 @@ def few_largest(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     values = jnp.where(jnp.isnan(values), jnp.inf, values)  # is chosen, and so not hidden
     if count > _ONE_BY_ONE or jax.default_backend() != "cpu":
         return jax.lax.top_k(values, count)
-    # Places as numbers of the values' kind: a processor finds their largest faster.
-    places = -jnp.broadcast_to(jnp.arange(values.shape[1], dtype=values.dtype)[None], values.shape)
+    # As numbers of the values' kind: a processor finds their largest faster.
+    places = jnp.broadcast_to(jnp.arange(values.shape[1], dtype=values.dtype)[None], values.shape)
+    blocks = -(-values.shape[1] // _BLOCK)
+    if blocks > count:
+        # They are in the blocks whose largest are largest: each of so many has one at least.
+        spare = ((0, 0), (0, blocks * _BLOCK - values.shape[1]))
+        wide = jnp.pad(values, spare, constant_values=-jnp.inf).reshape(-1, blocks, _BLOCK)
+        _, which = jax.lax.top_k(wide.max(2), count)
+        values = jnp.take_along_axis(wide, which[..., None], 1)
+        places = which[..., None] * _BLOCK + jnp.arange(_BLOCK, dtype=which.dtype)[None, None]
+        values, places = (a.reshape(len(a), -1) for a in (values, places.astype(values.dtype)))
+    found, places = _one_by_one(values, places, count)
+    return found, places.astype(jnp.int32)
+
+
+def _one_by_one(values, places, count):
+    """The largest of each row and their places, the first of equal ones first."""
     found = []
     for _ in range(count):
         top = values.max(1, keepdims=True)
-        first = jnp.where(values >= top, places, -jnp.inf).max(1, keepdims=True)
+        first = jnp.where(values >= top, places, jnp.inf).min(1, keepdims=True)
         values = jnp.where(places == first, -jnp.inf, values)
         found.append((top, first))
     tops, firsts = (jnp.concatenate(part, 1) for part in zip(*found, strict=True))
-    return tops, -firsts.astype(jnp.int32)
+    return tops, firsts
 
 
 @jax.custom_vjp
@@ -78,7 +94,8 @@ def _write(codes, places, atoms):
 
 def _write_back(held, slope):
     codes, places, atoms = held
-    by_codes = jnp.take_along_axis(slope @ atoms.T, places, 1)
+    # Not of all atoms and read there: few are wanted, and a product takes eight times as long.
+    by_codes = jnp.einsum("bd,bkd->bk", slope, atoms[places])
     return by_codes, None, _added(codes, places, slope, len(atoms))
 
 

@@ -32,7 +32,7 @@ from jaxviz.graph.recompute import explaining
 from jaxviz.graph.rows import rows
 from jaxviz.graph.split import reaches
 from jaxviz.graph.trace import trace
-from jaxviz.rules.fast import compiler_options, is_large, served
+from jaxviz.rules.fast import alone, compiler_options, is_large, served
 
 Target = int | jax.Array | np.ndarray | Callable[[Any], jax.Array] | None
 
@@ -204,10 +204,22 @@ def _program(function, static_argnums, nested, large, divided, passes):
     count = min(here, MOST)
     if count == 1:
         return jax.jit(function, static_argnums=static_argnums, compiler_options=options)
-    alone = compiler_options(alone=count == here) or None
-    return side_by_side(
-        function, count, static_argnums=static_argnums, options=options, alone=alone
-    )
+    own = compiler_options(alone=count == here) or None
+    return side_by_side(function, count, static_argnums=static_argnums, options=options, alone=own)
+
+
+@functools.cache
+def shared_program(function: Callable, static_argnums: tuple[int, ...]) -> Callable:
+    """`function`, compiled with XLA's own options; cores share what it gives to `shares.shared`.
+
+    For what is no gradient of a net: the options with which those run best slow reductions down.
+
+    Args:
+      function: Pure, of pytrees and static arguments; for calls outside any trace.
+      static_argnums: As for `jax.jit`.
+    """
+    count = min(cores(), MOST)
+    return side_by_side(function, count, static_argnums=static_argnums, alone=alone() or None)
 
 
 def of_none(method: Callable, arguments: dict[str, Any]) -> Any:

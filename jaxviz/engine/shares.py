@@ -58,6 +58,24 @@ def shared(function: Callable, parts: Sequence[Any]) -> list[Any]:
     return [call(part) for part in parts]
 
 
+def shared_rows(function: Callable, rows: Any) -> Any:
+    """`function(rows)`, which is of each row by itself; rows side by side if traced for that.
+
+    Args:
+      function: Of a pytree of arrays, however many rows they have, to one.
+      rows: A pytree of arrays `[M, ...]`.
+
+    Returns:
+      What `function` gives. A share has one row: so none waits long for the last one.
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    if width() == 1 or count == 1:
+        return function(rows)
+    each = [jax.tree.map(lambda a, n=n: a[n : n + 1], rows) for n in range(count)]
+    found = shared(function, each)
+    return jax.tree.map(lambda *each: jnp.concatenate(each), *found)
+
+
 def side_by_side(
     function: Callable,
     count: int,

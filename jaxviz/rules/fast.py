@@ -174,6 +174,11 @@ def compiler_options(
     return functools.reduce(operator.or_, filter(_compiles, wanted), {})
 
 
+def alone() -> dict[str, Any]:
+    """Those of `compiler_options` for one core alone: XLA's own choices otherwise."""
+    return _ALONE_OPTIONS if _compiles(_ALONE_OPTIONS) else {}
+
+
 def is_large(params: Any) -> bool:
     """Whether the weights are more than 64 MB, so that what is made of them counts in memory."""
     # Not `nbytes`, which an array of JAX computes anew, slowly, each time.

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxviz import concepts
-from jaxviz.concepts import sparse_autoencoder, transcode, transcoder
+from jaxviz.concepts import autoencoder_training, sparse_autoencoder, transcode, transcoder
 from jaxviz.concepts.autoencoder_losses import Fixed, first_weights, losses
 
 RNG = np.random.default_rng(0)
@@ -68,6 +68,19 @@ def test_the_first_step_is_that_of_each_alone(top_k):
         return losses(fixed, first, batch, batch, keep, 2, dead, dead[0], None)[0].total()
 
     np.testing.assert_allclose(top_k.history.loss[2:, 0], [loss(0), loss(1)], rtol=1e-5)
+
+
+def jit_alone(function, static_argnums):
+    return jax.jit(function, static_argnums=static_argnums)
+
+
+def test_one_core_trains_what_several_do(monkeypatch):
+    options = OPTIONS | {"num_steps": 20}
+    several = sparse_autoencoder(VALUES, **options)
+    monkeypatch.setattr(autoencoder_training, "shared_program", jit_alone)
+    one = sparse_autoencoder(VALUES, **options)
+    np.testing.assert_allclose(one.history.loss, several.history.loss, rtol=1e-4)
+    assert one.history.loss.shape == (4, 20)
 
 
 def test_a_file_goes_on_to_the_same_bytes(top_k, tmp_path):

@@ -54,7 +54,7 @@ def test_losses_codes_and_gradients_are_sae_lens_and_what_is_finished_decodes_so
     @jax.jit
     def both(given):
         def loss(given):
-            found, codes = losses(options, given, a, a, limit, KEEP, dead, dead.any(), None)
+            found, codes, _ = losses(options, given, a, a, limit, KEEP, dead, dead.any(), None)
             return found.total(), codes
 
         # Made ready for values (a - mean) * scale, it must decode as it does in training.
@@ -101,8 +101,8 @@ def test_losses_are_overcompletes_times_the_channels():
     def both(plain, archetypal, points):
         more = jnp.float32(KEEP), KEEP, none, none[0]
         inside = kept_within(options, archetypal)
-        of_plain, _ = losses(fixed("standard"), plain, a, a, jnp.float32(0.7), *more[1:], None)
-        of_other, _ = losses(options, inside, a, a, *more, points)
+        of_plain, *_ = losses(fixed("standard"), plain, a, a, jnp.float32(0.7), *more[1:], None)
+        of_other, *_ = losses(options, inside, a, a, *more, points)
         return of_plain, of_other.total(), atoms_of(inside, points)
 
     found, total, atoms = both(plain, archetypal, PEERS["points"])
@@ -132,7 +132,7 @@ def test_the_largest_are_those_of_a_sort():
         np.testing.assert_array_equal(together, expected)
 
 
-@pytest.mark.parametrize("count", [4, 20])  # taken away one by one, and sorted
+@pytest.mark.parametrize("count", [2, 4, 20])  # of few blocks, one by one, and sorted
 def test_few_codes_read_and_write_as_all_of_them(count):
     """The choice is that of a sort, the first of equal ones first; products are those of zeros."""
     rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from jaxviz.engine import contract, copies, shares
 from jaxviz.engine.contract import explanation, select
 from jaxviz.engine.copies import running_sum, stacked
 from jaxviz.engine.progress import in_turns
-from jaxviz.engine.shares import shared, side_by_side, width
+from jaxviz.engine.shares import shared, shared_rows, side_by_side, width
 
 
 def turns(params, x, parts=4):
@@ -95,6 +95,26 @@ def test_what_the_function_closes_over():
 def test_a_function_without_shares_is_compiled_as_it_is():
     function = side_by_side(lambda x: x + 1, 2)
     assert [float(function(jnp.float32(k))) for k in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_are_shares_of_their_own(count):
+    """Pytrees of rows, and numbers that all of them read; one row is no share."""
+    seen = []
+
+    def function(scale, rows):
+        def some(rows):
+            seen.append(len(rows["a"]))
+            return {"found": scale * rows["a"] + rows["b"][:, None]}
+
+        return shared_rows(some, rows)
+
+    rows = {"a": jnp.arange(2.0 * count).reshape(count, 2), "b": jnp.arange(1.0 * count)}
+    found = side_by_side(function, 2)(jnp.float32(3), rows)
+    chex.assert_trees_all_close(found, {"found": 3 * rows["a"] + rows["b"][:, None]})
+    assert set(seen) == {1}
+    function(2.0, rows)  # traced for one core: all rows together
+    assert seen[-1] == count
 
 
 def test_a_loop_within_a_share_is_that_shares_own():
