@@ -50,7 +50,7 @@ from jaxviz.rules.deeplift_hypot import hypot
 from jaxviz.rules.deeplift_integers import picked, placed
 from jaxviz.rules.deeplift_null_class import less_softplus
 from jaxviz.rules.deeplift_order import FALLS, extreme, log_sums, multiplied, ordered
-from jaxviz.rules.deeplift_origins import subtracted
+from jaxviz.rules.deeplift_origins import combined
 from jaxviz.rules.deeplift_softmax import softmax
 from jaxviz.rules.deeplift_systems import cholesky, factors, system, triangular
 from jaxviz.rules.differences import (
@@ -350,7 +350,8 @@ rescale = RuleSet(
         **_rows(linear, [*MOVES, *SUMS, *LAYERS]),
         **_rows(difference_quotient, POINTWISE),
         **LUMPED,
-        "sub": lambda op: subtracted(op) or less_softplus(op) or linear(op),
+        "sub": lambda op: less_softplus(op) or combined(op) or linear(op),
+        **_rows(lambda op: combined(op) or linear(op), ["add", "add_any"]),
         **_rows(lambda op: None, GROUPS),  # taken apart: their members have rules of their own
         "select_n": lambda op: chosen(op) or linear(op),
         "convert_element_type": lambda op: converted(op) or linear(op),

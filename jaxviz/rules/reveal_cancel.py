@@ -18,7 +18,7 @@ from jaxviz.graph.rewrite import Op, Rule, RuleSet, refuse
 from jaxviz.rules import deeplift
 from jaxviz.rules.deeplift import GROUPS, LAYERS, LUMPED, MOVES, POINTWISE, SUMS
 from jaxviz.rules.deeplift_null_class import less_softplus
-from jaxviz.rules.deeplift_origins import one_origin, subtracted
+from jaxviz.rules.deeplift_origins import combined, one_origin
 from jaxviz.rules.differences import (
     along,
     column,
@@ -271,17 +271,17 @@ def _divided(op: Op) -> Callable | None:
     return lumped(op) if moves(op, op.operands[1]) else scaling(op)
 
 
-def _subtracted(op: Op) -> Callable | None:
-    if less_softplus(op):
+def _combined(op: Op) -> Callable | None:
+    if op.primitive == "sub" and less_softplus(op):
         return lumped(op)
-    found = one_origin(op)
-    if found is None:
+    mask, found = one_origin(op), combined(op)
+    if mask is None or found is None:
         return summed(op)
-    of_one, apart = _as_rescale(subtracted(op)), summed(op)  # type: ignore[arg-type]
+    of_one, apart = _as_rescale(found), summed(op)
 
     def replaced(*inputs):
         (here, there, *own), (_, _, *parts) = of_one(*inputs), apart(*inputs)
-        same = found[0]()
+        same = mask(inputs)
         return here, there, *(jnp.where(same, a, b) for a, b in zip(own, parts, strict=True))
 
     return replaced
@@ -295,7 +295,7 @@ _ROWS = {
     **dict.fromkeys(LUMPED, lumped),
     **dict.fromkeys(("mul", "neg"), scaling),
     "div": _divided,
-    "sub": _subtracted,
+    **dict.fromkeys(("sub", "add"), _combined),
 }
 
 reveal_cancel = RuleSet(

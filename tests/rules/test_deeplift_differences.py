@@ -91,8 +91,20 @@ def below_the_best(x):
     return x - x.max(-1, keepdims=True)
 
 
+def one_function(x):
+    """What one number makes in several steps, of which next to nothing is left."""
+    softplus, silu = jax.nn.softplus(x) - x, x - jax.nn.silu(x)
+    written_out = jnp.log1p(jnp.exp(-jnp.abs(x))) + jnp.maximum(x, 0) + -x
+    return (softplus + silu + written_out)[:, ::-1]
+
+
+def no_ratio(x):  # of a policy to itself
+    old = jax.lax.stop_gradient(jax.nn.log_softmax(x))
+    return jnp.exp(jax.nn.log_softmax(x) - old) * jnp.tanh(x)
+
+
 @pytest.mark.parametrize("rule", ["rescale", "reveal_cancel"])
-@pytest.mark.parametrize("net", [kernel, decays, below_the_best])
+@pytest.mark.parametrize("net", [kernel, decays, below_the_best, one_function, no_ratio])
 def test_distances_within_an_array_at_every_scale(net, rule):  # oracle: double precision
     f = lambda _, x: net(x)
     for scale in (1e-8, 1.0, 1e3, 1e8):
