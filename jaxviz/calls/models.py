@@ -182,6 +182,7 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
     advice = (
         _module_advice(apply_fn)
         or _batch_advice(x)
+        or _none_advice(x)
         or _shape_advice(apply_fn, params, x)
         or call_advice(error)
         or _params_advice(apply_fn, params)
@@ -262,6 +263,11 @@ def _batch_advice(x):
     return f"A batch of images and labels is no input: pass batch[{name!r}] as x."
 
 
+def _none_advice(x):
+    sizes = [np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)]
+    return "x holds no example: leave empty batches out." if (0,) in sizes else ""
+
+
 _SHAPES = (
     (lambda s: (1, *s), "It takes a batch of one such example: pass x[None]."),
     (
@@ -290,8 +296,12 @@ def _shape_advice(apply_fn, params, x):
 _MISSING = re.compile(r"missing \d+ required .*arguments?: '(\w+)'")
 
 
+# What frameworks raise of a layer that draws or counts, in training alone.
+_TRAINING = ("InvalidRngError", "ModifyScopeVariableError", "TraceContextError")
+
+
 def call_advice(error):
-    """For what else a call needs: more arguments, Linen's running statistics, JAX's functions."""
+    """For what else a call needs: more arguments, a framework's own ways, JAX's functions."""
     if isinstance(error, TRACED):
         return (
             "It is traced: take jax.numpy in place of NumPy, and jnp.where or jax.lax.cond in "
@@ -299,6 +309,13 @@ def call_advice(error):
         )
     if type(error).__name__ in ("ScopeCollectionNotFound", "ScopeParamNotFoundError"):
         return 'Pass all that `init` gave: {"params": ..., "batch_stats": ...}.'
+    if type(error).__name__ in _TRAINING or "Dropout requires a key" in str(error):
+        return (
+            "It is in training mode: fix train=False or deterministic=True (Linen), or call "
+            "module.eval() (NNX) or eqx.nn.inference_mode(model) (Equinox) before."
+        )
+    if "Apply must be called with an RNG as the second argument" in str(error):
+        return _ADAPTERS["haiku."]
     if isinstance(error, TypeError) and (found := _MISSING.search(str(error))):
         return f"Fix what it takes besides: functools.partial(apply_fn, {found[1]}=...)."
     return ""

@@ -68,7 +68,7 @@ def _is_guarded() -> bool:
 
 
 # Where JAX begins to say in which of its own functions it was.
-_PLACES = re.compile(r" The (?:error|problem) (?:occurred|arose)| This \w*Tracer")
+_PLACES = re.compile(r" The (?:error|problem) (?:occurred|arose)| This \w*Tracer| See http")
 # Of what needs numbers and was given traced arrays.
 TRACED = (
     jax.errors.ConcretizationTypeError,

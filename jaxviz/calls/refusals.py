@@ -52,6 +52,12 @@ _TOLD = (
         f"{_NO_GRADIENT}; JAX has none of its operation {{0!r}}. Put jax.custom_vjp around it.",
     ),
     (
+        r"incompatible devices for jitted computation\. Got argument (?:options\[')?(\w+)\S* of "
+        r".*?device ids (\[.*?\]) .*? argument (?:options\[')?(\w+)\S* of .*?device ids (\[.*?\])",
+        "arguments must lie on the same devices; got {0} on devices {1} and {2} on {3}. Move one "
+        "of them: jax.device_put(params, x.sharding), say.",
+    ),
+    (
         r"type <class 'jax.ShapeDtypeStruct'> is not a valid JAX type",
         "params must hold arrays; got shapes alone (jax.ShapeDtypeStruct), which tell of layers "
         "and not of numbers. Pass what `init` gave, or what was trained.",

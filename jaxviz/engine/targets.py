@@ -100,6 +100,13 @@ def _ready_made(shape: tuple[int, ...] | None) -> str:
     return ""
 
 
+def _first_of(outputs: Any) -> str:
+    """For a model that gives its state beside the logits, as Linen's does with `mutable`."""
+    first = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else None
+    is_logits = len(getattr(first, "shape", ())) == 2
+    return "Return the first alone: `lambda p, x: apply_fn(p, x)[0]`. " if is_logits else ""
+
+
 def check_target(
     name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any, target: Any
 ) -> jax.Array | None:
@@ -108,8 +115,8 @@ def check_target(
     if shape is None or len(shape) != 2:
         raise ValueError(
             f"{name}: a target index (or None) needs outputs [N, K]; apply_fn returns "
-            f"{shapes_of(outputs)}. Pass a function `outputs -> [N]` as target"
-            f"{_ready_made(shape)}."
+            f"{shapes_of(outputs)}. {_first_of(outputs)}Pass a function `outputs -> [N]` as "
+            f"target{_ready_made(shape)}."
         )
     check_rows(name, apply_fn, params, x, outputs)
     check_floating(name, "apply_fn's outputs", outputs.dtype)

@@ -57,7 +57,7 @@ def cells_of(segments: Any, found: Segmented, x: Any) -> tuple[int, ...] | None:
     numbers = np.asarray(segments).reshape(found.numbers.shape[1:])
     line = lambda axis: tuple(slice(None) if a == axis else 0 for a in range(numbers.ndim))
     cells = tuple(len(np.unique(numbers[line(axis)])) for axis in range(numbers.ndim))
-    if math.prod(cells) != found.count or not numbers.size:
+    if math.prod(cells) != found.count or not numbers.size or not cells:
         return None
     return cells if np.array_equal(numbers, grid_segments(numbers.shape, cells)) else None
 

@@ -1,11 +1,15 @@
 """Models that run, and fail where they are differentiated or batched: whose words are said then."""
 
 import functools
+import re
 
+import equinox
+import haiku
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from jax.experimental import checkify, io_callback
 
 import jaxviz as jv
@@ -112,6 +116,38 @@ def test_outputs_that_no_method_explains():
                 call(model, W, X)
     with pytest.raises(ValueError, match="no layer 'relu_0', for the model has none"):
         jv.activations(lambda w, x: jnp.ones((2, 3)), W, X, ["relu_0"])
+
+
+def test_logits_with_a_state_beside_them_are_taken_out():
+    both = lambda w, x: (x @ w, {"mean": x.mean(0)})
+    told = r"\[N, K\]; apply_fn returns .*Return the first alone: `(.*)`\. Pass a function"
+    with pytest.raises(ValueError, match=told) as found:
+        jv.gradient(both, W, X, 0)
+    advised = eval(re.search(told, str(found.value))[1], {"apply_fn": both})
+    np.testing.assert_array_equal(jv.gradient(advised, W, X, 0), jnp.tile(W[:, 0], (2, 1)))
+
+
+class Drops(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=True):
+        return linen.Dropout(0.5, deterministic=not train)(x)
+
+
+def test_models_in_training_are_told_how_to_leave_it():
+    module, told = Drops(), "InvalidRngError: .*It is in training mode: fix train=False"
+    with pytest.raises(ValueError, match=told):
+        jv.gradient(module.apply, {}, X, 0)
+    fixed = functools.partial(module.apply, train=False)
+    np.testing.assert_array_equal(jv.gradient(fixed, {}, X, 0), [[1.0, 0.0]] * 2)
+    drops = equinox.nn.Dropout(0.5)
+    each = lambda module, x: jax.vmap(module)(x)
+    with pytest.raises(ValueError, match=r"RuntimeError: .* eqx\.nn\.inference_mode\(model\)"):
+        jv.gradient(each, drops, X, 0)
+    still = equinox.nn.inference_mode(drops)
+    np.testing.assert_array_equal(jv.gradient(each, still, X, 0), [[1.0, 0.0]] * 2)
+    drawn = haiku.transform(lambda x: x)
+    with pytest.raises(ValueError, match=r"For Haiku: .*from_haiku"):
+        jv.gradient(drawn.apply, {}, X, 0)
 
 
 def test_an_exported_program_hides_its_relus():

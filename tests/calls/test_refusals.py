@@ -427,3 +427,15 @@ def test_a_loss_has_no_gradient_through_the_class_that_wins():
     winner, given = lambda w, x: (x @ w).astype(int), (X, np.array([0, 1]))
     with pytest.raises(ValueError, match=r"^trac_in: apply_fn must return floating .* int32\. Ret"):
         jv.influence.trac_in(winner, [W], given, given, learning_rates=[0.1])
+
+
+def test_one_number_an_example_without_axes_is_ablated():  # what it adds is what is lost
+    x, net = jnp.array([1.0, -2.0]), lambda w, x: jax.nn.relu(x)[:, None] * w[0][None]
+    np.testing.assert_array_equal(jv.feature_ablation(net, W, x, 1), [2.0, 0.0])
+    permuted = jv.feature_permutation(net, W, x, 1, key=KEY)
+    np.testing.assert_array_equal(permuted, [2.0, -2.0])  # each takes the other's
+
+
+def test_a_model_that_fails_for_want_of_examples_is_told_so():
+    with pytest.raises(ValueError, match=r"ZeroDivisionError.*x holds no example: leave empty"):
+        jv.layers(lambda w, x: x.reshape(len(x), -1), None, X[:0])

@@ -418,6 +418,11 @@ try:
     jv.sweep(jv.gradient, net, W, X, mesh=mesh, batch_size=6)
 except ValueError as error:
     out["error"] = str(error)
+here, there = jax.devices()[:2]
+try:
+    jv.saliency(net, jax.device_put(W, there), jax.device_put(X, here))
+except ValueError as error:
+    out["apart"] = str(error)
 print(json.dumps(out))
 """
 
@@ -434,3 +439,7 @@ def test_any_number_of_devices_gives_the_same_numbers(tmp_path):
     for count in "248":
         np.testing.assert_allclose(out[count], out["1"], rtol=1e-5, atol=1e-7)
     assert "must divide among the 8 devices" in out["error"]
+    told = (
+        "saliency: arguments must lie on the same devices; got params on devices [1] and x on [0]"
+    )
+    assert told in out["apart"]
