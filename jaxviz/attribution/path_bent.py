@@ -108,8 +108,9 @@ def guided_integrated_gradients(
 def _together(apply_fn, params, x, target):
     """How many examples go along their paths together: as many as fit the caches, where the model
     gives each alone what it gives it among others, and cores share the rest."""
-    if jax.default_backend() != "cpu" or callable(target) or len(x) == 1:
-        return len(x)
+    alone = jax.default_backend() == "cpu" and len(jax.local_devices()) == 1
+    if not alone or callable(target) or len(x) == 1:
+        return len(x)  # several devices have shares of the batch, mostly
     numbers = x[0].size
     fit = max(_FEW, min(_ALIVE // max(numbers, 1), len(x) // width()))
     sizes = [n for n in range(_FEW, len(x)) if len(x) % n == 0 and n <= fit]
