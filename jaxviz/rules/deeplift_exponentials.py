@@ -406,7 +406,8 @@ def in_part(op: Op) -> Callable:
         values = [sums.values(end, {}) for end in ends]
 
         def moved(which):  # from the array to those in the sum, or to those it is taken off
-            return lambda a: wide(sums.values([a, *ends[0][1:]], {}, True)[which])
+            like = inputs[0][0].dtype
+            return lambda a: wide(sums.values([a.astype(like), *ends[0][1:]], {}, True)[which])
 
         _, back = jax.vjp(moved(sums.exponent(own)), x)
         into = lambda a: jax.jvp(moved(sums.exponent(own)), (x,), (a,))[1]

@@ -63,6 +63,18 @@ def test_cross_entropies_are_those_of_a_log_softmax(rule):
             np.testing.assert_allclose(found, exact, rtol=1e-5, atol=bound, err_msg=f.__name__)
 
 
+@pytest.mark.parametrize(
+    ("f", "dtype"), [(by_take, jnp.bfloat16), (by_shift, jnp.float16)], ids=["taken", "shifted"]
+)
+def test_cross_entropies_in_half_precision(f, dtype):  # oracle: the same numbers in single
+    x, start = (drawn(3, 5, seed=seed).astype(dtype) for seed in (0, 1))
+    one = lambda _, x: f(x)[:, None]
+    found = jv.deep_lift(one, None, x, 0, baseline=start).astype(jnp.float32)
+    x, start = x.astype(jnp.float32), start.astype(jnp.float32)
+    exact = jv.deep_lift(one, None, x, 0, baseline=start)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=16 * float(jnp.finfo(dtype).eps))
+
+
 def test_a_log_sum_exp_of_another_row_is_told_by_the_numbers():
     f = lambda _, x: of_another_row(x[0])[:1][None]
     x, start = drawn(1, 3, 5), drawn(1, 3, 5, seed=1)
