@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxviz.graph.rows import leaf_sizes
 
@@ -32,7 +33,7 @@ def chosen(who: str, params: Any, layers: Sequence[str] | None) -> tuple[int, ..
             f"{who}: params must hold floating numbers; there are none. Pass what was trained."
         )
     if layers is None:
-        return tuple(trained)
+        return _real(who, params, tuple(trained))
     found: set[int] = set()
     for layer in layers:
         below = [i for i in trained if _is_below(names[i], layer)]
@@ -47,7 +48,20 @@ def chosen(who: str, params: Any, layers: Sequence[str] | None) -> tuple[int, ..
                 f"They are: {shown}."
             )
         found.update(below)
-    return tuple(sorted(found))
+    return _real(who, params, tuple(sorted(found)))
+
+
+def _real(who: str, params: Any, places: tuple[int, ...]) -> tuple[int, ...]:
+    """Refuses complex ones, whose gradients have no product with a sign."""
+    leaves = jax.tree.leaves(params)
+    for i in places:
+        if jnp.issubdtype(jnp.result_type(leaves[i]), jnp.complexfloating):
+            raise TypeError(
+                f"{who}: params must hold real numbers where gradients are compared; got "
+                f"{jnp.result_type(leaves[i])} at {leaf_names(params)[i]!r}. Keep real and "
+                "imaginary parts apart, and put them together in apply_fn (jax.lax.complex)."
+            )
+    return places
 
 
 def leaf_names(params: Any) -> list[str]:

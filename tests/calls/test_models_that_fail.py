@@ -150,6 +150,20 @@ def test_models_in_training_are_told_how_to_leave_it():
         jv.gradient(drawn.apply, {}, X, 0)
 
 
+def test_influence_compares_real_gradients():
+    apart = lambda w, x: jnp.abs(jax.lax.complex(x @ w["real"], x @ w["imag"]))
+    whole = lambda w, x: jnp.abs(x.astype(w["w"].dtype) @ w["w"])
+    rows, params = (X, np.array([0, 1])), {"real": W, "imag": 0.5 * W[::-1]}
+    together = {"w": jax.lax.complex(*params.values())}
+    np.testing.assert_allclose(whole(together, X), apart(params, X), rtol=1e-6)
+    for call in (jv.influence.trac_in, jv.influence.gradient_cosine, jv.influence.influence):
+        given = [together] if call is jv.influence.trac_in else together
+        with pytest.raises(TypeError, match=rf"^{call.__name__}: params must hold real .* at 'w'"):
+            call(whole, given, rows, rows)
+    cosine = jv.influence.gradient_cosine(apart, params, rows, rows)
+    np.testing.assert_allclose(jnp.diag(jnp.asarray(cosine)), 1, rtol=1e-5)
+
+
 def test_an_exported_program_hides_its_relus():
     net = lambda w, x: jax.nn.relu(x @ w)
     kept = jax.export.export(jax.jit(net))(W, X).call
