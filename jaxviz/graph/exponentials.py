@@ -139,8 +139,16 @@ class Search:
         checked = name == "select_n" and node.operands[0] in self.signs
         if len(carrying) == 1 and (name in REARRANGING or checked):
             self.log_sums[node.outputs[0]] = ids, added
-        elif name == "sub" and len(carrying) == 2:
+        elif len(carrying) == 2 and self.is_distance(node, name, known[0]):
             self.distances.append((ids, node, added, known[0]))
+
+    def is_distance(self, node: Node, name: str, total: Value) -> bool:
+        """Whether something is taken off a log-sum-exp, or that off it."""
+        (other,) = (o for o in node.operands if o != total)
+        made = self.made.get(other)  # type: ignore[arg-type]
+        negated = made is not None and made.equation is not None and not made.bodies
+        negated = negated and made.equation.primitive.name == "neg"  # type: ignore[union-attr]
+        return name == "sub" or (name == "add" and negated)
 
     def is_quotient(self, node: Node, name: str, touched: list[Value]) -> bool:
         if len(touched) != 2:
@@ -203,6 +211,8 @@ class Search:
             if own and node.operands[0] == other:
                 self.leaving.append((ids, node, Part(OUT)))
                 return
+            self.distances.append((ids, node, None, value))
+        elif logged and self.is_distance(node, name, value):
             self.distances.append((ids, node, None, value))
         if logged and name == "add" and entry.shift is not None:
             if self.equal(self.root(other), self.root(entry.shift)):

@@ -30,6 +30,7 @@ _WHOLE = frozenset((*KEPT, *ACTIVATION_KINDS))
 MOVED = frozenset(
     "broadcast_in_dim dynamic_slice expand_dims gather reshape rev slice squeeze transpose".split()
 )
+_WEIGHING = frozenset("mul reduce_sum select_n".split())
 _TOLD = frozenset(
     "broadcast_in_dim div exp exp2 max mul neg reduce_max reshape select_n slice squeeze"
     " stop_gradient sub".split()
@@ -169,12 +170,13 @@ def _distance(
         paths = _without_shift(program, search, added, entries)
     if paths is None or len(paths) < len(entries):
         return None
+    adds = end.equation.primitive.name == "add"  # of what is negative
     found = [
         e.exponential.outputs[0]
         for e, path in zip(entries, paths, strict=True)
-        if _masked(program, search, path, x)
+        if not adds and _masked(program, search, path, x)
     ]
-    if not found and (root := _of_one_array(search, x, paths)) is not None:
+    if not found and (root := _of_one_array(search, x, paths, adds)) is not None:
         return _in_part(program, search, end, added, total, paths, x, root)
     if len(found) != 1 or not _of_each_row(program, search, end, found[0], total):
         return None
@@ -187,12 +189,14 @@ def _distance(
     return _joined(program, search, end, paths, marks, ROWS)
 
 
-def _of_one_array(search: Search, x: Any, paths: Any) -> Value | None:
+def _of_one_array(search: Search, x: Any, paths: Any, negative: bool) -> Value | None:
     """What x was moved from, of which the exponents, those of one exponential, are a stretch."""
     if len(paths) != 1:
         return None
     root = _unsliced(search, paths[0][0].operands[0])
-    return root if root in search.reached and _is_moved(search, x, root) else None
+    if root not in search.reached:
+        return None
+    return root if x != root and _leads(search, x, root, negative) else None
 
 
 def _unsliced(search: Search, value: Any) -> Any:
@@ -203,14 +207,38 @@ def _unsliced(search: Search, value: Any) -> Any:
     return value
 
 
-def _is_moved(search: Search, value: Any, root: Value) -> bool:
+def _leads(search: Search, value: Any, root: Value, negative: bool | None = None) -> bool:
+    """Whether a value is the root moved, or weighed and added up, and its sign turned if told."""
+    turned = False
     while value != root and (made := search.made.get(value)) is not None:
-        if made.equation is None or search.carrying(made) != [made.operands[0]]:
+        carrying = search.carrying(made)
+        if made.equation is None or made.bodies or len(carrying) != 1:
             return False
-        if made.equation.primitive.name not in MOVED | STILL:
+        name = made.equation.primitive.name
+        if name in MOVED | STILL and carrying[0] != made.operands[0]:
             return False
-        value = made.operands[0]
-    return value == root
+        if name not in MOVED | STILL | _WEIGHING | {"neg"}:
+            return False
+        turned ^= name == "neg"
+        value = carrying[0]
+    return value == root and negative in (None, turned)
+
+
+def _is_weighed(search: Search, x: Any, root: Value, axes: set[int]) -> bool | None:
+    """Whether x is a weighed sum of the root's numbers, of each row those along axes; None where it
+    is something else of them than that, or than moved ones."""
+    names, sums, moved = set[str](), [], False
+    while x != root:
+        made = search.made[x]
+        name = made.equation.primitive.name
+        names.add(name)
+        if name == "reduce_sum":
+            sums.append(set(made.equation.params["axes"]))
+        moved |= name in MOVED
+        (x,) = search.carrying(made)
+    if names.isdisjoint(_WEIGHING):
+        return False
+    return True if not moved and sums == [axes] else None
 
 
 def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
@@ -236,7 +264,10 @@ def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
     sizes = [shape[i] for i in kept]
     if [n for i, n in enumerate(of_own) if i in kept] != sizes:
         return None
-    if _unsliced(search, x) == root:
+    is_sum = _is_weighed(search, x, root, labels.summed)
+    if is_sum is None:
+        return None
+    if is_sum or _unsliced(search, x) == root:
         out = program.avals[end.outputs[0]].shape
         if len(out) == len(shape):
             rows = [a for i, a in enumerate(found) if i in kept]
@@ -246,7 +277,9 @@ def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
         alike = [n for i, n in enumerate(out) if len(out) == len(kept) or i in kept]
         if rows != told or len(out) not in (len(kept), len(shape)) or alike != sizes:
             return None
-        if not _squeezed(search, x, root, labels.summed, len(out) == len(shape)):
+        if is_sum and len(out) == len(shape):
+            return None
+        if not is_sum and not _squeezed(search, x, root, labels.summed, len(out) == len(shape)):
             return None
     marks = {id(path[-1]): OWN}
     if added is not None:
@@ -257,7 +290,7 @@ def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
     sums = [m for m in group.members if m.equation.primitive.name == "reduce_sum"]
     turned = any(m.equation.primitive.name == "transpose" for m in group.members)
     alike = [program.avals[s.inputs[0]].shape == of_own for s in sums]
-    if (turned and _unsliced(search, x) == root) or alike != [True]:
+    if (turned and (is_sum or _unsliced(search, x) == root)) or alike != [True]:
         return None
     group = _rooted(program, search, group, root)
     shifts = set() if added is None else {path[0].operands[1], *added.operands}
@@ -283,7 +316,7 @@ def _rooted(program: Program, search: Search, group: Node, root: Value) -> Node:
     while True:
         made = {v for m in members for v in m.outputs}
         read = [v for m in members for v in m.inputs if v not in made and v != root]
-        more = [search.made[v] for v in read if _is_moved(search, v, root)]
+        more = [search.made[v] for v in read if _leads(search, v, root)]
         if not more:
             break
         members = [*{id(n): n for n in more}.values(), *members]

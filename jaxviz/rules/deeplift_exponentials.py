@@ -386,10 +386,14 @@ def in_part(op: Op) -> Callable:
     """
     sums = Sums(op)
     (own,) = sums.places
+    made = {own}
+    for i, (_, reads) in enumerate(op.members, sums.first):
+        if not made.isdisjoint(reads):
+            made.add(i)
     summed_at, summed, axes = next(
         (i, reads[0], m.options["axes"])
         for i, (m, reads) in enumerate(op.members, sums.first)
-        if m.primitive == "reduce_sum"
+        if m.primitive == "reduce_sum" and i in made
     )
     shape = op.inputs[0].shape
     kept = [n for i, n in enumerate(shape) if i not in axes]
@@ -397,7 +401,8 @@ def in_part(op: Op) -> Callable:
     while at >= sums.first:
         member, reads = op.members[at - sums.first]
         way.add(member.primitive)
-        at = reads[member.operands[0]]  # type: ignore[index]
+        at = reads[member.depends.index(True)]
+    less_total = 1 if sums.how == "add" else -1  # as the log-sum-exp is added, or taken off
     picked = not MOVING.isdisjoint(way - {"slice", "squeeze"})
 
     def replaced(*inputs):
@@ -424,13 +429,16 @@ def in_part(op: Op) -> Callable:
         less = less_the_mean(d, mean, lambda a: total(into(a)))
         top = lambda a: jax.jvp(moved(sums.top), (x,), (a,))[1]
         carried = top(less)
+        of_rows = total(into(mean * d)) / total(into(mean))
+        if "reduce_sum" in way:  # weights, of which the sum may be other than 1
+            rest = top(jnp.ones_like(d)) + less_total
+            carried += jnp.where(rest == 0, 0, rest * jnp.squeeze(of_rows, axes))
         if picked:
             rows = jnp.arange(math.prod(kept), dtype=jnp.float32).reshape(kept)
             every = jnp.broadcast_to(jnp.expand_dims(rows, axes), shape)
             mine = _numbered(op, {0: every}, values[0])[sums.top]
             theirs = _numbered(op, {summed_at: rows}, values[0])[sums.bottom]
-            of_rows = (total(into(mean * d)) / total(into(mean))).reshape(-1)
-            apart = top(d) - of_rows[theirs.astype(jnp.int32)]
+            apart = top(d) + less_total * of_rows.reshape(-1)[theirs.astype(jnp.int32)]
             carried = jnp.where(mine == theirs, carried, apart)
         here, there = (v[-1].astype(op.outputs[0].dtype) for v in values)
         return here, there, finite(sums.sign * carried).astype(here.dtype)
