@@ -196,7 +196,7 @@ def _of_one_array(search: Search, x: Any, paths: Any, negative: bool) -> Value |
     root = _unsliced(search, paths[0][0].operands[0])
     if root not in search.reached:
         return None
-    return root if x != root and _leads(search, x, root, negative) else None
+    return root if _leads(search, x, root, negative) else None
 
 
 def _unsliced(search: Search, value: Any) -> Any:
