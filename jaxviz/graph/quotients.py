@@ -14,6 +14,7 @@ from jaxviz.graph.exponentials import KEPT, Entry, Search
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Value
 from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.leads import is_weighed, leads, masked, of_one_array, squeezed, unsliced
 from jaxviz.graph.roles import REARRANGING, leaves, roles, start
 from jaxviz.graph.summed_rows import STILL, Labels, weighed
 
@@ -26,11 +27,6 @@ RESTORED = "restored"  # the step that adds it back
 OWN = "own"  # the exponential of what a log-sum-exp is taken off
 BESIDE = "beside"  # an exponential that is in another one's sum, and moves by itself
 _WHOLE = frozenset((*KEPT, *ACTIVATION_KINDS))
-# What only takes numbers somewhere else, the first operand's by the others, which stay.
-MOVED = frozenset(
-    "broadcast_in_dim dynamic_slice expand_dims gather reshape rev slice squeeze transpose".split()
-)
-_WEIGHING = frozenset("mul reduce_sum select_n".split())
 _TOLD = frozenset(
     "broadcast_in_dim div exp exp2 max mul neg reduce_max reshape select_n slice squeeze"
     " stop_gradient sub".split()
@@ -174,9 +170,9 @@ def _distance(
     found = [
         e.exponential.outputs[0]
         for e, path in zip(entries, paths, strict=True)
-        if not adds and _masked(program, search, path, x)
+        if not adds and masked(program, search, path, x)
     ]
-    if not found and (root := _of_one_array(search, x, paths, adds)) is not None:
+    if not found and (root := of_one_array(search, x, paths, adds)) is not None:
         return _in_part(program, search, end, added, total, paths, x, root)
     if len(found) != 1 or not _of_each_row(program, search, end, found[0], total):
         return None
@@ -187,58 +183,6 @@ def _distance(
     if added is not None:
         marks |= {id(path[0]): SHIFTED for path in paths} | {id(added): RESTORED}
     return _joined(program, search, end, paths, marks, ROWS)
-
-
-def _of_one_array(search: Search, x: Any, paths: Any, negative: bool) -> Value | None:
-    """What x was moved from, of which the exponents, those of one exponential, are a stretch."""
-    if len(paths) != 1:
-        return None
-    root = _unsliced(search, paths[0][0].operands[0])
-    if root not in search.reached:
-        return None
-    return root if _leads(search, x, root, negative) else None
-
-
-def _unsliced(search: Search, value: Any) -> Any:
-    while (made := search.made.get(value)) is not None and made.equation is not None:
-        if made.equation.primitive.name not in ("slice", "squeeze", *STILL):
-            break
-        value = made.operands[0]
-    return value
-
-
-def _leads(search: Search, value: Any, root: Value, negative: bool | None = None) -> bool:
-    """Whether a value is the root moved, or weighed and added up, and its sign turned if told."""
-    turned = False
-    while value != root and (made := search.made.get(value)) is not None:
-        carrying = search.carrying(made)
-        if made.equation is None or made.bodies or len(carrying) != 1:
-            return False
-        name = made.equation.primitive.name
-        if name in MOVED | STILL and carrying[0] != made.operands[0]:
-            return False
-        if name not in MOVED | STILL | _WEIGHING | {"neg"}:
-            return False
-        turned ^= name == "neg"
-        value = carrying[0]
-    return value == root and negative in (None, turned)
-
-
-def _is_weighed(search: Search, x: Any, root: Value, axes: set[int]) -> bool | None:
-    """Whether x is a weighed sum of the root's numbers, of each row those along axes; None where it
-    is something else of them than that, or than moved ones."""
-    names, sums, moved = set[str](), [], False
-    while x != root:
-        made = search.made[x]
-        name = made.equation.primitive.name
-        names.add(name)
-        if name == "reduce_sum":
-            sums.append(set(made.equation.params["axes"]))
-        moved |= name in MOVED
-        (x,) = search.carrying(made)
-    if names.isdisjoint(_WEIGHING):
-        return False
-    return True if not moved and sums == [axes] else None
 
 
 def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
@@ -264,10 +208,10 @@ def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
     sizes = [shape[i] for i in kept]
     if [n for i, n in enumerate(of_own) if i in kept] != sizes:
         return None
-    is_sum = _is_weighed(search, x, root, labels.summed)
+    is_sum = is_weighed(search, x, root, labels.summed)
     if is_sum is None:
         return None
-    if is_sum or _unsliced(search, x) == root:
+    if is_sum or unsliced(search, x) == root:
         out = program.avals[end.outputs[0]].shape
         if len(out) == len(shape):
             rows = [a for i, a in enumerate(found) if i in kept]
@@ -279,7 +223,7 @@ def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
             return None
         if is_sum and len(out) == len(shape):
             return None
-        if not is_sum and not _squeezed(search, x, root, labels.summed, len(out) == len(shape)):
+        if not is_sum and not squeezed(search, x, root, labels.summed, len(out) == len(shape)):
             return None
     marks = {id(path[-1]): OWN}
     if added is not None:
@@ -290,24 +234,12 @@ def _in_part(program, search, end, added, total, paths, x, root) -> Node | None:
     sums = [m for m in group.members if m.equation.primitive.name == "reduce_sum"]
     turned = any(m.equation.primitive.name == "transpose" for m in group.members)
     alike = [program.avals[s.inputs[0]].shape == of_own for s in sums]
-    if (turned and (is_sum or _unsliced(search, x) == root)) or alike != [True]:
+    if (turned and (is_sum or unsliced(search, x) == root)) or alike != [True]:
         return None
     group = _rooted(program, search, group, root)
     shifts = set() if added is None else {path[0].operands[1], *added.operands}
     moving = {v for v in group.inputs if v in program.depends}
     return group if moving <= {root, *shifts} else None
-
-
-def _squeezed(search: Search, value: Any, root: Value, axes: set[int], whole: bool) -> bool:
-    """Whether the steps from the root leave its axes, or drop the summed ones and no others."""
-    while value != root:
-        made = search.made[value]
-        if made.equation.primitive.name == "squeeze":
-            if whole or set(made.equation.params["dimensions"]) != axes:
-                return False
-            whole = True
-        value = made.operands[0]
-    return whole
 
 
 def _rooted(program: Program, search: Search, group: Node, root: Value) -> Node:
@@ -316,33 +248,13 @@ def _rooted(program: Program, search: Search, group: Node, root: Value) -> Node:
     while True:
         made = {v for m in members for v in m.outputs}
         read = [v for m in members for v in m.inputs if v not in made and v != root]
-        more = [search.made[v] for v in read if _leads(search, v, root)]
+        more = [search.made[v] for v in read if leads(search, v, root)]
         if not more:
             break
         members = [*{id(n): n for n in more}.values(), *members]
     read = dict.fromkeys(v for m in members for v in m.inputs if v not in made)
     inputs = tuple(sorted(read, key=lambda v: (v != root, v not in program.depends)))
     return group._replace(members=tuple(members), inputs=inputs, operands=inputs)
-
-
-def _masked(program: Program, search: Search, path: tuple[Node, ...], x: Any) -> bool:
-    """Whether an exponential is of x, place by place, behind masks and with constants added."""
-    shape = lambda value: program.avals[value].shape
-    value = path[-1].operands[0]
-    while value != x and not search.equal(value, x):
-        made = search.made.get(value)  # type: ignore[arg-type]
-        if made is None or made.equation is None or made.bodies or shape(value) != shape(x):
-            return False
-        name, carrying = made.equation.primitive.name, search.carrying(made)
-        if made is path[0] and name == "sub":
-            carrying = [o for o in made.operands[:1] if o in carrying]  # the maximum is taken off
-        places = {"select_n": made.operands[1:], "sub": made.operands[:1], "add": made.operands}
-        if len(carrying) != 1 or carrying[0] not in places.get(name, made.operands):
-            return False
-        if name not in STILL and name not in places:
-            return False
-        value = carrying[0]
-    return True
 
 
 def _once(search: Search, end: Node, entries: Sequence[Entry]) -> Node:
