@@ -70,6 +70,7 @@ def feature_ablation(
         `num_segments`; a fill that does not broadcast; `chunk_size` below 1; unknown method.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> net = lambda w, x: x @ w
       >>> w, x = jnp.array([[1.0], [2.0], [4.0]]), jnp.ones((1, 3))
       >>> feature_ablation(net, w, x, 0, segments=jnp.array([0, 0, 1])).tolist()
