@@ -39,9 +39,14 @@ def deep_lift(
     explains its change; a product of two activations gives each factor its Shapley value; softmax
     is exact too, and linear systems and inverses whose matrix depends on the input.
     `jaxviz.rules.deeplift` has the rules. They are relative, so inputs of 1e-8 or 1e8 are explained
-    as exactly as those of 1. It is the function's own difference that is shared: `stop_gradient`,
-    and what a `custom_jvp` or `custom_vjp` puts in place of the derivative (straight-through,
-    gradient reversal), change nothing.
+    as exactly as those of 1. But where large numbers leave next to nothing in a way that has no
+    rule of its own (`logsumexp(h) - max(h)`, `hypot(x, 1) - abs(x)`, a root found by bisection),
+    single precision may lose it here, even where the function keeps it: from 1e3 on by parts of
+    1e-5 to 1e-2, at 1e8 all of it. Look at `completeness_gap` there, or take float64.
+
+    It is the function's own difference that is shared: `stop_gradient`, and what a `custom_jvp` or
+    `custom_vjp` puts in place of the derivative (straight-through, gradient reversal), change
+    nothing.
 
     Args:
       apply_fn: Pure `(params, x) -> outputs`, `[N, ...] -> [N, K]`. Compiled once per function.
