@@ -234,7 +234,7 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
     state = _start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
     for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):
-        parts = [(first, last)] if nested else spans(last, first, 2, who)
+        parts = [(first, last)] if nested else spans(last, first, 4, who)
         for span in parts:
             if span[0] < span[1]:
                 state = run(fixed, wake, params, total, parametrization, key, state, *span)
