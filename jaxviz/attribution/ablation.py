@@ -11,7 +11,7 @@ from jaxviz.engine.copies import at_least_float32
 from jaxviz.engine.layout import of_places
 from jaxviz.parts.covered import Method, covered
 from jaxviz.parts.fills import filling
-from jaxviz.parts.places import boxes_of, cells_of, stretches
+from jaxviz.parts.places import stretches, where_of
 from jaxviz.parts.regions import (
     Segmented,
     each_number,
@@ -88,18 +88,14 @@ def feature_ablation(
     if segments is None:
         segments = numbered(x, each_number)
     found = segments_like(name, segments, x, num_segments)
-    cells = cells_of(segments, found, x)
-    starts, sizes = (None if cells else boxes_of(segments, found, x)) or (None, ())
     return _feature_ablation(
         apply_fn,
         params,
         x,
         target,
         segments=found.numbers,
-        starts=starts,
+        **where_of(segments, found, x),
         num_segments=found.count,
-        sizes=sizes,
-        cells=cells,
         shapes=found.shapes,
         fill=fill,
         chunk_size=chunk_size,

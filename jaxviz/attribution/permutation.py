@@ -18,7 +18,7 @@ from jaxviz.engine.copies import (
 from jaxviz.engine.layout import of_places
 from jaxviz.engine.rounds import FEW, mean_until, stops_early
 from jaxviz.parts.covered import covered
-from jaxviz.parts.places import boxes_of, cells_of, stretches
+from jaxviz.parts.places import stretches, where_of
 from jaxviz.parts.regions import Segmented, each_number, laid_out, numbered, segments_like
 
 
@@ -90,8 +90,6 @@ def feature_permutation(
     if segments is None:
         segments = numbered(x, each_number)
     found = segments_like(name, segments, x, num_segments)
-    cells = cells_of(segments, found, x)
-    starts, sizes = (None if cells else boxes_of(segments, found, x)) or (None, ())
     return _feature_permutation(
         apply_fn,
         params,
@@ -99,10 +97,8 @@ def feature_permutation(
         target,
         key=key,
         segments=found.numbers,
-        starts=starts,
+        **where_of(segments, found, x),
         num_segments=found.count,
-        sizes=sizes,
-        cells=cells,
         shapes=found.shapes,
         num_samples=num_samples,
         tolerance=tolerance,

@@ -1,7 +1,5 @@
 """Whether outputs may hold what is infinite at one end: a logarithm that no softmax keeps apart."""
 
-from collections.abc import Iterable
-
 from jaxviz.graph.exponentials import KEPT, LOG_OF_QUOTIENT
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Value
@@ -28,9 +26,5 @@ def has_logarithm(node: Node) -> bool:
     if node.members:
         return node.kind not in _FINITE and any(map(has_logarithm, node.members))
     if node.bodies:
-        return _any(n for body in node.bodies for n in body.nodes)
+        return any(has_logarithm(n) for body in node.bodies for n in body.nodes)
     return node.equation is not None and node.equation.primitive.name in LOGS
-
-
-def _any(nodes: Iterable[Node]) -> bool:
-    return any(map(has_logarithm, nodes))

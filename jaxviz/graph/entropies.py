@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from jaxviz.graph.beyond import LOGS
 from jaxviz.graph.exponentials import LOG_OF_QUOTIENT
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Value
@@ -11,7 +12,6 @@ from jaxviz.graph.roles import leaves
 
 # A product whose first, or second, factor is the logarithm of the other one.
 LOG_FIRST, LOG_SECOND = "log_p_p", "p_log_p"
-_LOGS = ("log", "log2", "log1p")
 _LOGARITHMS = ("log_softmax", LOG_OF_QUOTIENT, ROWS)
 # What keeps a number from zero before its logarithm is taken, or moves it.
 _KEPT = frozenset(
@@ -42,7 +42,7 @@ def with_own_logarithm(program: Program) -> dict[int, Value]:
     """The products of a number and its logarithm, by `id` of the node, and which value is p."""
     nodes = list(leaves(program.nodes))
     products = [n for n in nodes if n.equation is not None and _name(n) == "mul"]
-    if not products or not any(_name(n) in (*_LOGS, "sub") for n in nodes):
+    if not products or not any(_name(n) in LOGS | {"sub"} for n in nodes):
         return {}
     made = {v: n for n in nodes for v in n.outputs}
     groups = {v: n for n in _groups(program.nodes) for v in n.outputs}
@@ -84,7 +84,7 @@ def _ways(program: Program, made: dict[Value, Node], value: Value) -> Iterator[V
 def _is_logarithm(program, made, groups, log: Value, p: Value) -> bool:
     numbers = set(_ways(program, made, p))
     for value in _ways(program, made, log):
-        if (node := made.get(value)) is not None and _name(node) in _LOGS:
+        if (node := made.get(value)) is not None and _name(node) in LOGS:
             (of,) = node.operands
             return isinstance(of, Value) and not numbers.isdisjoint(_ways(program, made, of))
         if any(

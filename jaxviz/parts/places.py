@@ -91,6 +91,13 @@ def boxes_of(segments: Any, found: Segmented, x: Any) -> tuple[jax.Array, tuple[
     return jnp.asarray(low, jnp.int32), tuple(sizes)
 
 
+def where_of(segments: Any, found: Segmented, x: Any) -> dict[str, Any]:
+    """Where segments lie, as `stretches` takes it: cells of a grid, or else boxes of one size."""
+    cells = cells_of(segments, found, x)
+    starts, sizes = (None if cells else boxes_of(segments, found, x)) or (None, ())
+    return {"cells": cells, "starts": starts, "sizes": sizes}
+
+
 def stretches(
     cells: tuple[int, ...] | None,
     boxes: tuple[jax.Array | None, tuple[int, ...]],

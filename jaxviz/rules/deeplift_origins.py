@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxviz.graph.kinds import ACTIVATION_KINDS
+from jaxviz.graph.leads import MOVED
 from jaxviz.graph.rewrite import Op
+from jaxviz.graph.summed_rows import STILL
 from jaxviz.rules.differences import column, divided, finite, gap, is_float, moves
 
-MOVING = frozenset(
-    "broadcast_in_dim copy copy_p dynamic_slice expand_dims gather name reshape rev slice squeeze"
-    " stop_gradient transpose".split()
-)
+# Changes of type are looked at apart; a barrier has as many outputs as inputs.
+MOVING = (MOVED | STILL) - {"convert_element_type", "optimization_barrier"}
 _WON, _WON_OF_TWO = ("reduce_max", "reduce_min"), ("max", "min")
 _POINTWISE = frozenset(
     "abs add div exp expm1 integer_pow log log1p logistic max min mul neg sqrt square sub"

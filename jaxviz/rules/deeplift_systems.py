@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxviz.graph.equations import Literal, closed_function
 from jaxviz.graph.lift import Unknown
 from jaxviz.graph.rewrite import Op, refuse
-from jaxviz.rules.differences import along, column, moves, still
+from jaxviz.rules.differences import along, column, listed, moves, still
 
 _SAME_DEGREE = frozenset(
     "add add_any broadcast_in_dim concatenate convert_element_type copy copy_p gather neg pad"
@@ -42,7 +42,7 @@ def system(op: Op, otherwise: Callable) -> Callable:
                 if isinstance(inputs[o][2], Unknown):
                     refuse(inputs[o][2].op)
         values = [column(inputs, k) for k in (0, 1)]
-        ends = [_listed(op.evaluate(*v)) for v in values]
+        ends = [listed(op.evaluate(*v)) for v in values]
         of = lambda o: inputs[o] if isinstance(o, int) else jnp.asarray(o.value)
         bundles = [of(o) for o in matrix]
         carried = []
@@ -53,7 +53,7 @@ def system(op: Op, otherwise: Callable) -> Callable:
                 side = of(o)
                 d = side[2] if isinstance(side, tuple) else jnp.zeros_like(end)
                 moved[o] = d - part  # type: ignore[call-overload]
-            carried.append(_listed(op.evaluate(*moved)))
+            carried.append(listed(op.evaluate(*moved)))
         halves = [a / 2 + b / 2 for a, b in zip(*carried, strict=True)]
         outputs = list(zip(*ends, halves, strict=True))
         return outputs[0] if len(outputs) == 1 else outputs
@@ -115,14 +115,10 @@ def factors(op: Op) -> Callable:
     """What is known at both ends, and has no difference that a rule here would give."""
 
     def replaced(*inputs):
-        ends = [_listed(op.evaluate(*column(inputs, k))) for k in (0, 1)]
+        ends = [listed(op.evaluate(*column(inputs, k))) for k in (0, 1)]
         return [(a, b, Unknown(op)) for a, b in zip(*ends, strict=True)]
 
     return replaced
-
-
-def _listed(outputs: Any) -> list:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def _is_linear(jaxpr: Any, moving: Sequence[bool]) -> bool:

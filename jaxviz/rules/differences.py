@@ -75,6 +75,11 @@ def within(here: jax.Array, there: jax.Array, which: Any = True) -> list[jax.Arr
     return [jnp.where(one, jnp.clip(a, -most, most), a) for a in (here, there)]
 
 
+def listed(outputs: Any) -> list:
+    """What an operation gives, as a list, be it one array or several."""
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
 def wide(a: jax.Array) -> jax.Array:
     return a.astype(jnp.float32) if is_float(a) and a.dtype.itemsize < 4 else a
 

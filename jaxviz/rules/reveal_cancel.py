@@ -24,6 +24,7 @@ from jaxviz.rules.differences import (
     column,
     gap,
     is_float,
+    listed,
     moves,
     secant,
     truth_dtype,
@@ -225,13 +226,13 @@ def _with(op: Op, split: Callable) -> Callable:
 
     def replaced(*inputs):
         evaluate = quick(op)
-        columns = zip(*(_listed(evaluate(*column(inputs, k))) for k in (0, 1)), strict=True)
+        columns = zip(*(listed(evaluate(*column(inputs, k))) for k in (0, 1)), strict=True)
         carry = split(inputs)
         moving = [v if isinstance(v, tuple) and v[2] is not None else None for v in inputs]
         up = [None if v is None else v[2] for v in moving]
         down = [None if v is None else _change(v) - v[2] for v in moving]
         p, n = ([None if v is None else v[k] for v in moving] for k in (3, 4))
-        carried = zip(*map(_listed, (carry(up, down)[0], *carry(p, n))), strict=True)
+        carried = zip(*map(listed, (carry(up, down)[0], *carry(p, n))), strict=True)
         outputs = [
             (*ends, *(parts if is_float(ends[0]) else (None, None, None)))
             for ends, parts in zip(columns, carried, strict=True)
@@ -239,10 +240,6 @@ def _with(op: Op, split: Callable) -> Callable:
         return outputs[0] if len(outputs) == 1 else outputs
 
     return replaced
-
-
-def _listed(outputs: Any) -> list:
-    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
 
 def _carry(op: Op, inputs: Any, d: Any) -> Any:

@@ -82,16 +82,22 @@ def test_every_step_is_that_of_a_whole_pass(net):
     np.testing.assert_allclose(clean[1:], expected[0, 1:], atol=2e-6)
 
 
-def test_metrics_take_it_and_give_the_same(net, monkeypatch):
-    """As with a fill that is a function, which nobody knows to be local."""
-    apply_fn, params, x, _ = net
+def taken_by(monkeypatch, module):
+    """What a module will have had of it."""
     taken = []
 
     def counted(*args):
         taken.append(successive(*args))
         return taken[-1]
 
-    monkeypatch.setattr("jaxviz.metrics.ranked.successive", counted)
+    monkeypatch.setattr(f"{module}.successive", counted)
+    return taken
+
+
+def test_metrics_take_it_and_give_the_same(net, monkeypatch):
+    """As with a fill that is a function, which nobody knows to be local."""
+    apply_fn, params, x, _ = net
+    taken = taken_by(monkeypatch, "jaxviz.metrics.ranked")
     a = jax.random.normal(jax.random.key(2), x.shape).at[1, 0, 0, 0].set(jnp.nan)
     whole = lambda x, hidden: jnp.full_like(x, 0.3)
     places = SIDE * SIDE
@@ -116,13 +122,7 @@ def test_metrics_take_it_and_give_the_same(net, monkeypatch):
 def test_shapley_sampling_walks_its_orders_by_it_and_gives_the_same(net, monkeypatch):
     """As with a fill that is a function, and whole passes."""
     apply_fn, params, x, _ = net
-    taken = []
-
-    def counted(*args):
-        taken.append(successive(*args))
-        return taken[-1]
-
-    monkeypatch.setattr("jaxviz.attribution.shapley.successive", counted)
+    taken = taken_by(monkeypatch, "jaxviz.attribution.shapley")
     whole = lambda x, hidden: jnp.full_like(x, 0.3)
     options = {"segments": grid_segments((SIDE, SIDE), (3, 4)), "num_samples": 2}
     for target in (None, np.array([2, 0, 3])):
