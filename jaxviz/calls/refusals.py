@@ -18,6 +18,12 @@ _TOLD = (
         "of turns.",
     ),
     (
+        r"Linearization failed to produce known values",
+        f"{_NO_GRADIENT} in reverse; a part of it has one in forward mode alone, such as a loop "
+        "with traced bounds or lax.reduce_window with a start that is traced. Write it as "
+        "lax.scan, or give the start as a number.",
+    ),
+    (
         r"callbacks? do(?:es)? not support JVP",
         f"{_NO_GRADIENT}; it calls back to Python (pure_callback, io_callback), of which JAX knows "
         "none. Put jax.custom_vjp around it, or hand it jax.lax.stop_gradient of what it reads.",

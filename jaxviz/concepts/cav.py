@@ -14,6 +14,7 @@ from jaxviz.calls.public import public
 from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.pooled import wide
 from jaxviz.engine.contract import same_when_batched
+from jaxviz.engine.one_way import one_way
 
 Probe = Literal["logistic", "ridge", "pattern"]
 TOGETHER = 32  # probes that are fitted at once
@@ -246,4 +247,5 @@ def _logistic(x, y, weight, penalty):
     start = jnp.zeros(z.shape[1], x.dtype)
     state = (start, loss(start), jnp.asarray(0), jnp.asarray(True))
     theta = jax.lax.while_loop(lambda s: s[3] & (s[2] < _MOST_STEPS), step, state)[0]
+    theta = one_way(theta, "concept", 'Pass probe="pattern" or "ridge".')
     return theta[:-1], theta[-1]

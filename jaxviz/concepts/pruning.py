@@ -16,13 +16,24 @@ def influences(edges: jax.Array, start: jax.Array) -> jax.Array:
     """
     shares = _shares(edges)
 
-    def further(state):
-        total, here = state
-        here = here @ shares
-        return total + here, here
+    def sums(ahead, start):
+        """The total t of all ways, t = start + t A, for the way there or, A turned, back."""
 
-    nothing = jnp.zeros_like(start)
-    return jax.lax.while_loop(lambda s: jnp.any(s[1] > 0), further, (nothing, start))[0]
+        def further(state):
+            total, here = state
+            here = ahead(here)
+            return total + here, here
+
+        return jax.lax.while_loop(lambda s: jnp.any(jnp.abs(s[1]) > 0), further, (start, start))[0]
+
+    # As a solution it has a gradient, which the loop has not.
+    onward, turned = (lambda v: v @ shares), (lambda v: shares @ v)
+    return jax.lax.custom_linear_solve(
+        lambda v: v - onward(v),
+        onward(start),
+        lambda _, b: sums(onward, b),
+        lambda _, b: sums(turned, b),
+    )
 
 
 def prune(

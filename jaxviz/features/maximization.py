@@ -94,7 +94,8 @@ def maximize_activation(
       num_steps: Steps, >= 1. Time is linear in it.
       optimizer: Any optax transformation; it descends minus the objective. Each image has its own
         (a norm that it takes is that of one image), unless images depend on each other. Make it
-        once: it is a part of the compiled program.
+        once: it is a part of the compiled program. For gradients of a whole climb take
+        `optax.adam(0.05, eps_root=1e-8)`: Adam's square root has no slope where it starts.
       transforms: Of `jaxviz.transforms`, in order; only the model sees what they do.
       regularizers: Penalties, of `jaxviz.regularizers`, subtracted from what climbs.
       parametrization: Of `jaxviz.parametrizations`; None is `fourier()`, in 0 to 1.
@@ -230,7 +231,9 @@ def _climb(who, fixed, params, objective, total, parametrization, starts, redire
     nested = under_trace((params, objective, total, parametrization, key, given))
     large = is_large(params)
     shares = fixed.chunk_size is None  # else so many are alive, not so many on each core
-    run = program(_run, (0, 1), nested, large, divided=shares)
+    # Steps of a known number have a gradient in reverse, for who takes one of the whole climb.
+    known = (0, 1, 7, 8) if nested else (0, 1)
+    run = program(_run, known, nested, large, divided=shares)
     state = _start(fixed, parametrization, key, given, noisy)
     redirected = min(redirected_steps, fixed.num_steps)
     for first, last, wake in ((0, redirected, True), (redirected, fixed.num_steps, False)):

@@ -1,5 +1,6 @@
 """Examples by their features alone: Shapley values of nearest neighbours, representer points."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,7 @@ def knn_shapley(train: Any, test: Any, *, num_neighbors: int = 5) -> jax.Array:
 
 @jax.jit
 def _sorted_by_distance(x, at):
-    x, at = (a.reshape(len(a), -1).astype(_wide(a.dtype)) for a in (x, at))
+    x, at = (_flat(a).astype(_wide(a.dtype)) for a in (x, at))
 
     def one(row):  # differences, for squares of long vectors cancel
         return jnp.argsort(jnp.square(x - row[None]).sum(1), stable=True)
@@ -159,5 +160,8 @@ def _representer(apply_fn, layer, loss, params, train, test, weight_decay):
     outputs = tail((params, carry), features)
     slopes = jax.grad(lambda outputs: loss(outputs, train[1]).sum())(outputs)
     alphas = -slopes / (2 * weight_decay * num_rows(train))
-    flat = lambda a: a.reshape(len(a), -1)
-    return alphas.T[widened(test[1])] * (flat(there) @ flat(features).T)
+    return alphas.T[widened(test[1])] * (_flat(there) @ _flat(features).T)
+
+
+def _flat(a):  # of no rows NumPy knows no -1
+    return a.reshape(len(a), math.prod(a.shape[1:]))

@@ -1,5 +1,7 @@
 """What metrics of attributions share: numbers of each example in a row, places, ranks."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,6 +13,7 @@ from jaxviz.calls.arrays import real_array
 from jaxviz.calls.models import shapes_of
 from jaxviz.calls.options import Check
 from jaxviz.calls.public import public
+from jaxviz.engine.contract import of_none
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +29,18 @@ def measure(*static: str, **checks: Check) -> Callable[[Callable[P, R]], Callabl
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         compiled = jax.jit(function, static_argnames=static)
-        return public(**({"mask": real_array} | checks))(compiled)  # type: ignore[return-value]
+
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def called(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            first = jax.tree.leaves(next(iter(given.values())))
+            if first and np.shape(first[0])[:1] == (0,):
+                return of_none(compiled, given)
+            return compiled(*args, **kwargs)
+
+        return public(**({"mask": real_array} | checks))(called)  # type: ignore[return-value]
 
     return decorate
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxviz.calls.arrays import tree
 from jaxviz.calls.models import shapes_of
@@ -135,7 +136,7 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
     count = size ** len(axes)
 
     def mean(m):
-        zero = jnp.zeros((), m.dtype)
+        zero = np.zeros((), m.dtype)  # known, or the sum is any reduction, which has no gradient
         total = jax.lax.reduce_window(m, zero, jax.lax.add, window, [1] * m.ndim, "VALID")
         return total / count
 

@@ -8,6 +8,7 @@ import pytest
 
 import jaxviz as jv
 from jaxviz.concepts import Dictionary, attribution_graph
+from jaxviz.concepts.pruning import influences
 
 LAST = ("NHWC", "HWIO", "NHWC")
 LAYERS = ("relu_0", "relu_1", "relu_2")
@@ -150,6 +151,19 @@ def test_influence_and_pruning_are_those_of_the_papers(graph):
     among = among / np.maximum(among.sum(1, keepdims=True), 1e-30)
     weights = among * np.linalg.inv(np.eye(len(edges)) - among)[-1][:, None]
     assert 0.9 < (weights * inner).sum() / weights.sum() <= 1
+
+
+def test_influence_has_a_gradient():
+    edges = jnp.tril(jax.random.uniform(jax.random.key(0), (5, 5), minval=0.1), -1)
+    start = jnp.array([0.0, 0.0, 0.0, 0.2, 0.8])
+    chosen = jnp.array([1.0, -2.0, 0.5, 3.0, 0.0])
+
+    def by_inverse(edges):
+        shares = edges / jnp.maximum(edges.sum(1, keepdims=True), 1e-30)
+        return (start @ (jnp.linalg.inv(jnp.eye(5) - shares) - jnp.eye(5))) @ chosen
+
+    found = jax.grad(lambda edges: influences(edges, start) @ chosen)(edges)
+    np.testing.assert_allclose(found[1:], jax.grad(by_inverse)(edges)[1:], atol=1e-5)
 
 
 def test_codes_of_dictionaries_are_nodes_with_what_they_leave(graph, inputs):

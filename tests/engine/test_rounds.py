@@ -133,7 +133,8 @@ def test_a_method_that_stops_gives_what_so_many_draws_give():
 
 def test_expected_gradients_go_on_until_they_add_up():
     # Around the input: little is gained, and whole shares come and go.
-    baselines = X[:, None] + RNG.normal(size=(2, 8, 4, 4, 1)).astype(np.float32)
+    away = np.random.default_rng(0).normal(size=(2, 8, 4, 4, 1)).astype(np.float32)
+    baselines = X[:, None] + away
     draw = {"baselines": baselines, "key": KEY, "num_samples": 8192}
     means = np.mean([net(W, baselines[:, k])[:, 0] for k in range(8)], 0)
     gained = net(W, X)[:, 0] - means
@@ -318,3 +319,18 @@ def test_what_is_missed_of_next_to_nothing_is_measured_by_the_values():
     values, errors = jnp.array([[1.0, -1.0], [1.0, 3.0]]), jnp.zeros((2, 2))
     shares = error_shares(values, errors, gained=jnp.array([0.004, 5.0]))
     np.testing.assert_allclose(shares, [0.2, 0.2], rtol=1e-6)
+
+
+def test_a_gradient_through_rounds_is_refused_in_reverse_alone():
+    call = lambda x: jv.smooth_grad(jv.gradient, num_samples=64, tolerance=0.1)(
+        net, W, x, 0, key=KEY
+    ).sum()
+    slope = jax.jvp(call, (X,), (np.ones_like(X),))[1]
+    steps = [jax.jit(call)(X + e) for e in (0.01, -0.01)]
+    np.testing.assert_allclose(slope, (steps[0] - steps[1]) / 0.02, rtol=0.05)
+    with pytest.raises(
+        ValueError, match=r"^smooth_grad\(gradient\): tolerance must .*Pass tolerance=0.0"
+    ):
+        jax.jit(jax.grad(call))(X)
+    with pytest.raises(ValueError, match=r"^smooth_grad\(gradient\): tolerance must"):
+        jax.grad(lambda x: jax.vmap(call)(x[None]).sum())(X)

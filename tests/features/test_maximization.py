@@ -322,3 +322,14 @@ def test_errors_come_before_work(small):
         climb("deep")
     with pytest.raises(TypeError, match="Call the factory"):
         climb(unit, parametrization=parametrizations.pixels)
+
+
+def test_a_climb_has_a_gradient():
+    w = 0.3 * jax.random.normal(jax.random.key(2), (12, 1))
+    adam = optax.adam(0.05, eps_root=1e-8)
+    climb = lambda w: jv.maximize_activation(
+        bent, w, (2, 2, 3), objectives.logit(0), num_steps=3, optimizer=adam, key=KEY, **PLAIN
+    ).scores.sum()  # fmt: skip
+    slope = jax.grad(climb)(w)
+    change = (climb(w + 1e-2 * slope) - climb(w - 1e-2 * slope)) / 2e-2
+    np.testing.assert_allclose(change, (slope**2).sum(), rtol=0.02)

@@ -9,6 +9,7 @@ import pytest
 from scipy.ndimage import uniform_filter
 from scipy.stats import pearsonr, rankdata, spearmanr
 
+import jaxviz as jv
 from jaxviz import metrics
 from jaxviz.metrics.maps import ranks
 
@@ -149,3 +150,24 @@ def test_a_similarity_of_ones_own_is_checked():
     assert metrics.agreement(a, key=jax.random.key(0), similarity=signs).mean.shape == (2, 2)
     with pytest.raises(ValueError, match=r"^agreement: similarity must be a function"):
         metrics.agreement(a, key=jax.random.key(0), similarity=lambda a, b: a)
+
+
+def test_no_examples_have_no_numbers():
+    none, mask = np.zeros((0, 4, 4), np.float32), np.zeros((0, 4, 4), bool)
+    pairs = ("cosine", "pearson", "spearman", "ssim", "top_k_overlap")
+    masked = ("auc", "focus", "pointing_game", "relevance_rank", "attribution_localisation")
+    for name, second in [(n, none) for n in pairs] + [(n, mask) for n in masked]:
+        options = {"k": 3} if name == "top_k_overlap" else {}
+        assert getattr(metrics, name)(none, second, **options).shape == (0,), name
+    assert metrics.sparseness(attribution=none).shape == (0,)
+    features = none.reshape(0, 16), np.zeros(0, int)
+    known = np.ones((3, 16), np.float32), np.array([0, 1, 1])
+    assert jv.influence.knn_shapley(known, features, num_neighbors=1).shape == (0, 3)
+
+
+def test_ssim_has_a_gradient():
+    a, b = (jnp.asarray(m, jnp.float32).reshape(6, -1)[:1, :30].reshape(1, 5, 6) for m in (A, B))
+    total = lambda a: metrics.ssim(a, b).sum()
+    there = jnp.sign(jax.grad(total)(a))
+    change = (total(a + 1e-2 * there) - total(a - 1e-2 * there)) / 2e-2
+    np.testing.assert_allclose(jnp.abs(jax.grad(total)(a)).sum(), change, rtol=0.02)
