@@ -63,17 +63,6 @@ def on_automatic_axes(function: Callable[[], Any], arguments: MutableMapping[str
     return jax.tree.map(back, result)
 
 
-def seen_automatic(call: Callable) -> Callable:
-    """`on_automatic_axes` of a model that the library made, `call(self, params, x)`."""
-
-    @functools.wraps(call)
-    def called(self: Any, params: Any, x: Any) -> Any:
-        given = {"self": self, "params": params, "x": x}  # which may hold arrays of its own
-        return on_automatic_axes(lambda: call(*given.values()), given)
-
-    return called
-
-
 def has_explicit_axes() -> bool:
     """Whether shardings are types here."""
     return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types

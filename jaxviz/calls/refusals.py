@@ -65,8 +65,8 @@ _TOLD = (
     ),
     (
         r"type <class 'jax.ShapeDtypeStruct'> is not a valid JAX type",
-        "params must hold arrays; got shapes alone (jax.ShapeDtypeStruct), which tell of layers "
-        "and not of numbers. Pass what `init` gave, or what was trained.",
+        "params must hold arrays, as must x; got shapes alone (jax.ShapeDtypeStruct), which tell "
+        "of layers and not of numbers. Pass what `init` gave, or what was trained.",
     ),
 )
 # Of what works on the host, and of a user's function.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 
+from jaxviz.calls.made import made
 from jaxviz.calls.public import public
 from jaxviz.concepts.dictionary import Dictionary
 from jaxviz.concepts.pooled import places_mean
@@ -48,6 +49,7 @@ def concept_scores(apply_fn: Callable, layer: str, dictionary: Dictionary) -> Ca
     return jax.tree_util.Partial(_scores, through(apply_fn, layer, dictionary))
 
 
+@made(lambda coded: ("concept_scores", "params and x must be what apply_fn takes"))
 def _scores(coded, params, x):
     name = f"{coded.layer}/codes"
     held, arrays = hold("concept_scores", coded, params)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxviz.calls.naming import calling
+from jaxviz.calls.made import made
 from jaxviz.calls.public import public
 from jaxviz.concepts.dictionary import Dictionary, decode, encode
 from jaxviz.graph.held import Held, as_tree, hold
@@ -49,13 +49,13 @@ class Through:
     def __hash__(self) -> int:
         return hash(self._key())
 
+    @made(lambda self: (_NAME, "params and x must be what apply_fn takes"))
     def __call__(self, params: Any, x: Any) -> Any:
-        with calling(_NAME):
-            apply_fn, params = hold(_NAME, self.apply_fn, params)
-            axis = channel_axis(_NAME, apply_fn, params, x, self.layer)
-            step = functools.partial(_passed, axis, f"{self.layer}/codes")
-            put = jax.tree_util.Partial(step, self.dictionary)
-            return patched(apply_fn, self.layer, put)(params, x)
+        apply_fn, params = hold(_NAME, self.apply_fn, params)
+        axis = channel_axis(_NAME, apply_fn, params, x, self.layer)
+        step = functools.partial(_passed, axis, f"{self.layer}/codes")
+        put = jax.tree_util.Partial(step, self.dictionary)
+        return patched(apply_fn, self.layer, put)(params, x)
 
 
 @public()

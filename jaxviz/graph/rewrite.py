@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.calls.meshes import seen_automatic
+from jaxviz.calls.made import made
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import Axes, axes
 from jaxviz.graph.entropies import with_own_logarithm
@@ -189,7 +189,7 @@ class Rewritten:
     apply_fn: Callable
     rules: RuleSet
 
-    @seen_automatic
+    @made(lambda self: (self.rules.name, "params and x must be what apply_fn takes"))
     def __call__(self, params: Any, x: Any) -> Any:
         apply_fn, params = hold(self.rules.name, self.apply_fn, params)
         whole = model(apply_fn, params, x)

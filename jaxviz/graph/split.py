@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxviz.calls.meshes import seen_automatic
+from jaxviz.calls.made import made
 from jaxviz.calls.models import batch_or_shapes
 from jaxviz.calls.public import public
 from jaxviz.graph.axes import axes
@@ -177,7 +177,7 @@ class Head:
     apply_fn: Callable
     layer: str
 
-    @seen_automatic
+    @made(lambda self: ("split", f"the head at {self.layer!r} takes (params, x) as apply_fn does"))
     def __call__(self, params: Any, x: Any) -> tuple[jax.Array, tuple]:
         apply_fn, params = hold("split", self.apply_fn, params)
         traced = trace(apply_fn, params, x)
@@ -205,7 +205,13 @@ class Tail:
     channel_axis: int | None  # of a, as the model has it; None where that does not say
     is_tail = True  # rules for the first layer of a net have none to apply to in here
 
-    @seen_automatic
+    @made(
+        lambda self: (
+            "split",
+            f"the tail at {self.layer!r} takes ((params, carry), a), with a and carry as "
+            "head(params, x) gives them, of the same dtypes",
+        )
+    )
     def __call__(self, params: tuple[Any, tuple], a: jax.Array) -> Any:
         params, carry = params
         apply_fn, params = hold("split", self.apply_fn, params)

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxviz.calls.arrays import numbers_list, rows
-from jaxviz.calls.meshes import seen_automatic
+from jaxviz.calls.made import made
 from jaxviz.calls.models import batch, real as real_batch, shapes_of
-from jaxviz.calls.naming import calling
 from jaxviz.calls.options import layer as one_layer, layer_list, maybe, real, refused
 from jaxviz.calls.public import public
 from jaxviz.engine.copies import at_least_float32, is_floating
@@ -65,12 +64,11 @@ class Patched:
     def __hash__(self) -> int:
         return hash(self._key())
 
-    @seen_automatic
+    @made(lambda self: (self._steps[-1][0], "params and x must be what apply_fn takes"))
     def __call__(self, params: Any, x: Any) -> Any:
-        with calling(self._steps[-1][0]):
-            apply_fn, params = hold(self._steps[-1][0], self.apply_fn, params)
-            traced, env = self._run(apply_fn, params, x, len(self._steps), ())
-            return jax.tree.map(lambda v: env[v], traced.outputs)
+        apply_fn, params = hold(self._steps[-1][0], self.apply_fn, params)
+        traced, env = self._run(apply_fn, params, x, len(self._steps), ())
+        return jax.tree.map(lambda v: env[v], traced.outputs)
 
     def _run(self, apply_fn: Callable, params: Any, x: Any, count: int, layers: tuple[str, ...]):
         """The model with the first `count` things replaced, run for its outputs or some layers."""

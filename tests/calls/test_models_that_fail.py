@@ -51,7 +51,7 @@ FAILS = {
         r"a batch of any size; it calls back to Python in order \(ordered=True\)",
     ),
     "check": (jv.gradient, checked, "a check of jax.experimental.checkify"),
-    "shapes": (jv.gradient, lambda w, x: x @ w, "arrays; got shapes alone"),
+    "shapes": (jv.gradient, lambda w, x: x @ w, "arrays, as must x; got shapes alone"),
 }
 
 
