@@ -130,24 +130,43 @@ def _largest(a, count, key):
     """`[count, n]` and `[count, C]`, whose product is `a` along its largest directions, nearly."""
     # As rows: a product with `a` transposed from the left takes five times as long on a processor.
     some = jax.random.normal(key, (count, a.shape[1]), a.dtype) @ a.T
-    some = (jnp.linalg.qr(some.T)[0].T @ a) @ a.T
-    left = jnp.linalg.qr(some.T)[0].T
+    left = _orthonormal(_orthonormal(some) @ a @ a.T)
     return left, left @ a
+
+
+def _orthonormal(rows):
+    """An orthonormal basis of what rows span: each less its part along those before it, twice.
+
+    Not LAPACK's `qr`: what threads of OpenBLAS it has called wait for more in a loop, which takes
+    the cores from XLA's for some milliseconds. Rows that add nothing become 0.
+    """
+
+    def one(k, basis):
+        whole = row = jax.lax.dynamic_index_in_dim(rows, k, keepdims=False)
+        for _ in range(2):
+            row = row - (basis @ row) @ basis
+        size = jnp.linalg.norm(row)
+        new = size > 32 * jnp.finfo(row.dtype).eps * jnp.linalg.norm(whole)  # or only rounding
+        row = jnp.where(new, row / jnp.where(new, size, 1), 0)
+        return jax.lax.dynamic_update_index_in_dim(basis, row, k, 0)
+
+    return jax.lax.fori_loop(0, len(rows), one, jnp.zeros_like(rows))
 
 
 def _swept(rows, wanted, gram, bound):
     """Each row in turn at its best value, given the others; and by how much they moved, `[S]`."""
-    count = rows.shape[1]
-    size = jnp.diagonal(gram, axis1=1, axis2=2)
+    size = jnp.einsum("skk->sk", gram)
     per = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1), 0)
+    row = lambda of, k: jax.lax.dynamic_slice_in_dim(of, k, 1, 1)  # k is inside: no test of that
 
-    def one(number, new):
-        k = number % count
-        way = wanted[:, k] - jnp.einsum("sj,sjn->sn", gram[:, k], new)
-        row = new[:, k] + way * per[:, k, None]
-        return new.at[:, k].set(jnp.maximum(row, 0) if bound else row)
+    def one(k, new):
+        way = row(wanted, k) - row(gram, k) @ new
+        moved = row(new, k) + way * row(per, k)[..., None]
+        moved = jnp.maximum(moved, 0) if bound else moved
+        return jax.lax.dynamic_update_slice_in_dim(new, moved, k, 1)
 
-    new = jax.lax.fori_loop(0, _SWEEPS * count, one, rows)
+    sweep = lambda _, new: jax.lax.fori_loop(0, rows.shape[1], one, new)
+    new = jax.lax.fori_loop(0, _SWEEPS, sweep, rows)
     return new, (jnp.abs(new - rows).sum(2) * size).sum(1)
 
 

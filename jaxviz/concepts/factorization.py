@@ -15,7 +15,8 @@ from jaxviz.concepts.alternating import alternated
 from jaxviz.concepts.dictionary import Dictionary
 from jaxviz.concepts.matching import steadiness
 from jaxviz.concepts.pooled import wide
-from jaxviz.engine.contract import same_when_batched
+from jaxviz.engine.contract import same_when_batched, shared_program
+from jaxviz.engine.shares import shared_rows
 
 _A = rows(2, "activations [n, C] or [B, n, C]")
 _CODES, _ATOMS = rows(2, "codes [n, K] and atoms [K, C]"), rows(2, "codes [n, K] and atoms [K, C]")
@@ -220,7 +221,8 @@ def _factorised(
         init = jnp.swapaxes(codes, 1, 2), atoms
     sizes, numbers = (num_concepts, num_seeds), (num_steps, tolerance)
     key = same_when_batched(key)
-    codes, best, errors, every = _run(sets, key, init, solver, sizes, *numbers)
+    run = shared_program(_run, (3, 4))
+    codes, best, errors, every = run(sets, key, init, solver, sizes, *numbers)
     at = np.asarray(errors).argmin(1)
     pairs = zip(np.asarray(every), at, strict=True)
     stability = np.stack([steadiness(w[b], np.delete(w, b, 0)) for w, b in pairs])
@@ -237,7 +239,6 @@ def _drawn(a, key, count, num_seeds):
     )
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
 def _run(sets, key, init, solver, sizes, num_steps, tolerance):
     """Of each set the best codes and atoms, the errors of all starts, and their atoms."""
     starts, directions = jax.random.split(key)
@@ -264,8 +265,9 @@ def _run(sets, key, init, solver, sizes, num_steps, tolerance):
         best = errors.argmin()
         return u[best].T, w[best], errors, w
 
-    # A processor has one set in its caches at a time; each stops on its own.
-    return jax.lax.map(one, sets) if jax.default_backend() == "cpu" else jax.vmap(one)(sets)
+    # A core has one set in its caches at a time; each stops on its own.
+    in_turn = functools.partial(jax.lax.map, one)
+    return shared_rows(in_turn, sets) if jax.default_backend() == "cpu" else jax.vmap(one)(sets)
 
 
 def _multiplied(a, u, w, num_steps, tolerance):
