@@ -1,7 +1,6 @@
 """Claims: NMF of 10 classes x 5 seeds at once takes a tenth of scikit-learn's one after the other;
-8 TopK autoencoders at once a third of torch's one after the other
-(the larger ones on JAX 0.10: two fifths);
-CRAFT of a class a third of Xplique's algorithm, whose factorisation is scikit-learn's.
+8 TopK autoencoders at once a third of torch's one after the other; CRAFT of a class a third of
+Xplique's algorithm, whose factorisation is scikit-learn's.
 
 Run: `python -m benchmarks.concepts [nmf] [autoencoders] [craft] [--tiny] [--torch FOLDER]`, the
 folder one of packages where torch is another environment's. One JSON line a claim: medians of turns

@@ -1,5 +1,6 @@
 """Sparse autoencoders: many units for a layer, of which few are active at once."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from jaxviz.concepts.autoencoder_options import (
 )
 from jaxviz.concepts.autoencoder_training import Data, Measured, Recipe, learned, measured, trained
 from jaxviz.concepts.dictionary import Dictionary
-from jaxviz.concepts.matching import steadiness
+from jaxviz.concepts.matching import matched_atoms
 from jaxviz.concepts.streaming import Rows, source
 from jaxviz.engine.contract import program, same_when_batched
 
@@ -233,7 +234,7 @@ def trained_together(
         found.explained_variance,
         found.l0,
         found.dead,
-        np.array([_stability(dictionaries, settings, n) for n in range(len(settings))], np.float32),
+        _stability(dictionaries, settings),
         AutoencoderHistory(*np.moveaxis(np.concatenate(numbers), -1, 0)),
     )
 
@@ -252,6 +253,13 @@ def _apart(stack: Dictionary) -> list[Dictionary]:
     return jax.device_put(each)
 
 
-def _stability(dictionaries: list, settings: list, at: int) -> np.floating:
-    others = [n for n, s in enumerate(settings) if s[:2] == settings[at][:2] and n != at]
-    return steadiness(dictionaries[at].atoms, [dictionaries[n].atoms for n in others]).mean()
+def _stability(dictionaries: list, settings: list) -> np.ndarray:
+    """`[M]`; what one has with another is computed once for both."""
+    found = np.full((len(settings), len(settings)), np.nan, np.float32)
+    for one, other in itertools.combinations(range(len(settings)), 2):
+        if settings[one][:2] == settings[other][:2]:
+            both = matched_atoms(dictionaries[one].atoms, dictionaries[other].atoms).mean()
+            found[one, other] = found[other, one] = both
+    others = np.isfinite(found)
+    with np.errstate(invalid="ignore"):  # of one seed alone there is nothing to say
+        return np.where(others, found, 0).sum(1) / np.float32(others.sum(1))

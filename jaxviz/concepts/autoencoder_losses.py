@@ -144,28 +144,29 @@ def losses(
     atoms = atoms_of(weights, points)
     norm = jnp.linalg.norm(atoms, axis=1)
 
-    encoder, inner = weights.encoder, weights.encoder_bias
-    if fixed.kind in KEEPING and fixed.kind != "archetypal":
-        # As if atoms were of norm 1, so that units are compared by what they add.
-        encoder, inner = encoder * norm[None], inner * norm
-        atoms = atoms / jnp.maximum(norm, 1e-12)[:, None]
+    # Units are compared by what they add, as if atoms were of norm 1. What is scaled for that are
+    # codes: scaled weights would have slopes of all of them, where few codes have some.
+    even = fixed.kind in KEEPING and fixed.kind != "archetypal"
+    times = norm if even else jnp.ones_like(norm)
+    of_atoms = lambda codes: codes / jnp.maximum(times, 1e-12)[None]
 
     def before(encoder, inner):
         # (a - b) E + e is a E + this: a gradient by `a` would take one more product, for b alone.
         return inner if fixed.transcodes else inner - weights.bias @ encoder
 
-    shift = before(encoder, inner)
-    pre = a @ encoder + shift[None]
-    decoded = lambda codes: codes @ atoms + weights.bias[None]
+    encoder, shift = weights.encoder, before(weights.encoder, weights.encoder_bias) * times
+    pre = (a @ encoder) * times[None] + shift[None]
+    decoded = lambda codes: of_atoms(codes) @ atoms + weights.bias[None]
     off = lambda found: (found * found).sum(-1).mean()
     none = jnp.zeros((), a.dtype)
     sparsity = auxiliary = nested = none
     if fixed.kind in OVER_ROWS:
         _, places = few_largest(jax.nn.relu(pre), most)
-        few = jax.nn.relu(read_at(a, encoder, places) + shift[places])
+        few = jax.nn.relu(read_at(a, encoder, places) * times[places] + shift[places])
         few = jnp.where(jnp.arange(most, dtype=limit.dtype)[None] < limit, few, 0)
         codes = at_places(few, places, len(norm))
-        written = write_at(few, places, atoms) + weights.bias[None]
+        sizes = few / jnp.maximum(times, 1e-12)[places]
+        written = write_at(sizes, places, atoms) + weights.bias[None]
         often = jnp.zeros_like(norm).at[places].add((few > 0).astype(few.dtype))
     else:
         codes = _codes(fixed, weights, lambda e, inner: a @ e + before(e, inner)[None], pre, limit)
@@ -188,25 +189,27 @@ def losses(
     elif fixed.auxiliary_weight and fixed.auxiliary == "dead":
         residual = jax.lax.stop_gradient(target - written)
 
-        def revived(encoder, shift, atoms, bias):
-            pre = a @ encoder + shift[None]
+        def revived(encoder, shift, times, atoms, bias):
+            pre = (a @ encoder) * times[None] + shift[None]
             wanted, there = a.shape[1] // 2, dead.sum()
             chosen = largest(jnp.where(dead[None], pre, -jnp.inf), jnp.minimum(wanted, there))
             codes = jnp.where(chosen & dead[None], pre, 0)
             share = jnp.minimum(there / max(wanted, 1), 1).astype(a.dtype)
-            return share * off(codes @ atoms + bias[None] - residual)
+            written = (codes / jnp.maximum(times, 1e-12)[None]) @ atoms + bias[None]
+            return share * off(written - residual)
 
-        parts = (encoder, shift, atoms, weights.bias)
+        parts = (encoder, shift, times, atoms, weights.bias)
         found = jax.lax.cond(any_dead, revived, lambda *parts: none, *parts)
         auxiliary = fixed.auxiliary_weight * found
     elif fixed.auxiliary_weight:
         unused = jax.nn.relu(pre) - codes
         half = largest(unused, pre.shape[1] // 2)
-        found = jnp.where(half, unused, 0) @ atoms
+        found = of_atoms(jnp.where(half, unused, 0)) @ atoms
         auxiliary = fixed.auxiliary_weight * off(target - written - found)
     if fixed.kind == "matryoshka":
+        sizes = of_atoms(codes)
         for width in nested_widths(fixed.prefixes, len(norm)):
-            nested += off(codes[:, :width] @ atoms[:width] + weights.bias[None] - target)
+            nested += off(sizes[:, :width] @ atoms[:width] + weights.bias[None] - target)
     return Losses(reconstruction, sparsity, auxiliary, nested), codes, often
 
 

@@ -7,6 +7,7 @@ import pytest
 from sklearn.decomposition import PCA, non_negative_factorization
 
 from jaxviz.concepts import encode, matched_atoms, nmf, pca, semi_nmf
+from jaxviz.concepts.alternating import _orthonormal
 
 RNG = np.random.default_rng(0)
 CODES, ATOMS = (RNG.gamma(0.5, size=shape).astype(np.float32) for shape in ((30, 3), (3, 8)))
@@ -122,3 +123,15 @@ def test_principal_components_are_scikit_learns():
     np.testing.assert_allclose(kept, peer.explained_variance_ratio_.sum(), rtol=1e-4)
     with pytest.raises(ValueError, match="pca: num_concepts must be at most 8"):
         pca(A, 9)
+
+
+def test_the_basis_of_dependent_rows_is_of_what_they_span():
+    """Also where one row is nearly another, and one of zeros: LAPACK's basis, but for signs."""
+    rows = np.random.default_rng(4).normal(size=(6, 40)).astype(np.float32)
+    rows[2] = rows[0] - 3 * rows[1]
+    rows[3], rows[4] = 0, rows[1] + 1e-3 * rows[4]
+    found = np.asarray(_orthonormal(jnp.asarray(rows)))
+    there = np.float32([1, 1, 0, 0, 1, 1])
+    np.testing.assert_allclose(found @ found.T, np.diag(there), atol=1e-6)
+    basis = np.linalg.qr(np.float64(rows[there > 0]).T)[0]
+    np.testing.assert_allclose(found.T @ found, basis @ basis.T, atol=1e-4)
