@@ -1,6 +1,7 @@
 """Makes every test strict: no silent broadcasting or promotion, no network, no window."""
 
 import gc
+import importlib.metadata
 import os
 import pathlib
 import socket
@@ -8,8 +9,15 @@ import socket
 # Several test processes may share one GPU; each takes only what it uses. Read when JAX is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Hundreds of little programs are compiled here and run once: most of the time would go to LLVM's
-# optimisation of them. `XLA_FLAGS= python -m pytest` tests what users run, three times slower.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# optimisation of them. `XLA_FLAGS= python -m pytest` tests what users run, several times slower.
+# jaxlib 0.10 can still write fused loops the shorter way, which compiles in half of the time; later
+# versions end at a flag that they do not know.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jaxlib").startswith("0.10."),
+)
 
 import jax
 import matplotlib
