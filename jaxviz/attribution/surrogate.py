@@ -1,6 +1,5 @@
 """Linear models fitted to the scores of random coalitions of segments: LIME and KernelSHAP."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -17,7 +16,7 @@ from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
 from jaxviz.engine.rounds import ROUND, solved_in_rounds, stops_early
 from jaxviz.parts.coalitions import SegmentScores, as_scores, coalition_scores, segmented
-from jaxviz.parts.regions import Segmented, like_input
+from jaxviz.parts.regions import Segmented, like_input, present_segments
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates
@@ -176,9 +175,10 @@ def _fitted(
         arguments = (apply_fn, params, x, target, numbers, fill, coalition)
         return coalition_scores(name, *arguments, num, chunk_size, baselines)
 
-    def one(z, y, live):
-        z = z.astype(y.dtype)
-        distance = 1 - jnp.sqrt(z.mean(1))  # the cosine of a binary z and ones is sqrt(|z| / G)
+    def one(z, y, here, live):
+        z, here = z.astype(y.dtype), here.astype(y.dtype)
+        # The cosine of a binary z and ones is sqrt(|z| / G), of the segments that an example has.
+        distance = 1 - jnp.sqrt(jnp.minimum(_dot(z, here) / jnp.maximum(here.sum(), 1), 1))
         w = jnp.exp(-jnp.square(distance / kernel_width) / 2) * live.astype(y.dtype)
         total = w.sum()
         w = w / total
@@ -197,13 +197,14 @@ def _fitted(
         fit = 1 - unexplained / jnp.where(variance > 0, variance, 1)
         return coefficients, errors, mean - middle @ coefficients, fit
 
-    every = jax.vmap(one, in_axes=(1, 1, None))
+    present = jnp.broadcast_to(present_segments(numbers, count), (rows, count))
+    each = jax.vmap(one, in_axes=(1, 1, 0, None))
+    every = lambda scores, live: each(kept, scores, present, live)
     if stops:
         size = min(max(ROUND, 2 * count), num_samples)
-        told = functools.partial(every, kept)
-        solved = solved_in_rounds(lambda k: scored(k, size), told, num_samples, size, tolerance)
+        solved = solved_in_rounds(lambda k: scored(k, size), every, num_samples, size, tolerance)
     else:
-        solved = every(kept, scored(0, num_samples), jnp.ones(num_samples, bool))
+        solved = every(scored(0, num_samples), jnp.ones(num_samples, bool))
     values, errors, base, fit = solved
     segments = Segmented(numbers, count, shapes)
     return Surrogate(*as_scores(values, errors, base, segments, x), fit=like_input(fit, x))

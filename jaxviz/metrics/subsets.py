@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxviz.calls.options import real, several
 from jaxviz.calls.shown import shown, shown_html
@@ -316,18 +315,27 @@ def _random(
     bits = lambda k: jax.random.bits(jax.random.fold_in(key, k), (count,), jnp.uint32)
     order = jnp.argsort(jax.vmap(bits)(jnp.arange(num_samples, dtype=jnp.uint32)), axis=1)
     order = order.astype(jnp.int32)
-    sizes = np.array([max(1, round(share * count)) for share in fractions], np.int32)
-    cover, num = covers(name, fill, x), len(sizes) * num_samples
+    sized = lambda count: [max(1, round(share * count)) for share in fractions]
+    cover, num = covers(name, fill, x), len(fractions) * num_samples
+    if units.present is None:
+        sizes = jnp.asarray(sized(count), jnp.int32)[:, None, None]
+        rank = lambda k: order[k][None]
+    else:  # an example's sets are of the units that it has
+        sizes = jnp.asarray([sized(n) for n in range(count + 1)], jnp.int32).T[:, units.counts]
+        last = jnp.where(units.present, 0, count)
+        rank = lambda k: jnp.argsort(jnp.argsort(order[k][None] + last, axis=1), axis=1)
 
     def hidden(k):
-        return (order[k % num_samples] < jnp.asarray(sizes)[k // num_samples]).astype(jnp.int32)
+        return (rank(k % num_samples) < sizes[k // num_samples]).astype(jnp.int32)
 
-    copy = lambda k: cover(units.laid(hidden(k)[None]) > 0)
+    copy = lambda k: cover(units.laid(hidden(k)) > 0)
     scores, clean = scores_of(name, apply_fn, params, x, target, copy, num, chunk_size)
-    held = order[None] < jnp.asarray(sizes)[:, None, None]
-    held = held.reshape(num, count).astype(units.scores.dtype)
-    given = units.scores
-    if units.present is not None:
-        given = jnp.where(units.present, given, 0)
-    sums = jnp.matmul(given, held.T, precision=jax.lax.Precision.HIGHEST)
+    if units.present is None:
+        held = (order[None] < sizes).reshape(num, count).astype(units.scores.dtype)
+        sums = jnp.matmul(units.scores, held.T, precision=jax.lax.Precision.HIGHEST)
+    else:
+        given = jnp.where(units.present, units.scores, 0)
+        of_sizes = lambda k: jnp.where(rank(k)[None] < sizes, given[None], 0).sum(2)
+        sums = jax.lax.map(of_sizes, jnp.arange(num_samples, dtype=jnp.int32))
+        sums = sums.transpose(2, 1, 0).reshape(len(given), num)
     return (clean[None] - scores).T, sums

@@ -1,6 +1,7 @@
 """What perturbation methods hide and by what: fills, and segments as integer maps."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -317,6 +318,17 @@ def segments_like(name: str, segments: Any, x: Any, count: int | None) -> Segmen
         )
     numbers = jax.tree.unflatten(structure, [number for number, _ in read])
     return Segmented(numbers, count, tuple(shape for _, shape in read))
+
+
+def present_segments(numbers: Any, count: int) -> jax.Array:
+    """`[N or 1, count]`: whether an example has a segment, for images have different numbers."""
+
+    def one(numbers):
+        flat = jnp.where(numbers < 0, count, numbers).reshape(len(numbers), -1)
+        nothing = jnp.zeros((len(flat), count), bool)
+        return jax.vmap(lambda there, at: there.at[at].set(True, mode="drop"))(nothing, flat)
+
+    return functools.reduce(jnp.logical_or, map(one, jax.tree.leaves(numbers)))
 
 
 def _numbers(name: str, segments: Any, x: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:

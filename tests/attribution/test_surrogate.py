@@ -306,3 +306,12 @@ def test_of_a_class_that_is_not_there_nothing_is_known():
     for found in jax.tree.leaves(run(jnp.array([7, 1]))):
         assert jnp.isnan(found[0]).all()
         assert jnp.isfinite(found[1]).all()
+
+
+def test_lime_weighs_coalitions_by_the_segments_that_an_example_has():
+    w, x = np.float32([1.0, 2.0, -1.0]), np.ones((1, 3), np.float32)
+    net = lambda w, x: jnp.square(x @ w + x[:, 0] * x[:, 1])[:, None]
+    explained = functools.partial(lime, net, w, x, 0, key=KEY, num_samples=20000, kernel_width=0.1)
+    wanted = explained(segments=np.arange(3)).values[0]
+    more = explained(segments=np.arange(3) + 3, num_segments=7).values[0]
+    np.testing.assert_allclose(more[3:6], wanted, atol=0.05)

@@ -48,6 +48,24 @@ def test_correlations_of_a_linear_model(name):
     assert np.isnan(score(broken)).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("name", ["faithfulness_correlation", "mu_fidelity", "sensitivity_n"])
+def test_segments_that_an_image_lacks_are_in_no_set(name):
+    net, about = lambda w, x: jnp.tanh(linear(w, x)) ** 2, (RNG.normal(size=(1, 4, 4)), 1)
+    alone, more = np.arange(16).reshape(4, 4) // 4, np.arange(16).reshape(4, 4)
+
+    def score(x, attribution, segments):
+        options = {"key": KEY, "num_samples": 3000, "segments": segments}
+        options |= {"fractions": (0.3, 0.6)} if name == "sensitivity_n" else {"fraction": 0.5}
+        judged = getattr(metrics, name)(net, W, x, attribution, about[1], **options)
+        return np.asarray(jax.tree.leaves(judged)[0])[0]
+
+    wanted = score(X[:1], about[0], alone)
+    assert np.abs(wanted).min() < 0.9
+    np.testing.assert_allclose(score(X[:1], about[0], alone + 1), wanted, atol=0.04)
+    beside = np.concatenate([about[0], RNG.normal(size=(1, 4, 4))])
+    np.testing.assert_allclose(score(X[:2], beside, np.stack([alone, more])), wanted, atol=0.04)
+
+
 def test_sensitivity_n_has_a_correlation_for_each_size_and_none_for_the_whole():
     out = metrics.sensitivity_n(linear, W, X, EXACT, 1, **CORRELATIONS["sensitivity_n"])
     assert out.curve.shape == (3, 3)
