@@ -16,6 +16,7 @@ from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
 from jaxviz.engine.rounds import ROUND, solved_in_rounds, stops_early
 from jaxviz.parts.coalitions import SegmentScores, as_scores, coalition_scores, segmented
+from jaxviz.parts.inverse import pseudo_inverse
 from jaxviz.parts.regions import Segmented, like_input, present_segments
 
 Penalty = Literal["ridge", "lasso"]
@@ -234,7 +235,7 @@ def _ridge(z, y, w, strength):
     Weights sum to 1.
     """
     gram = _dot(z.T * w[None], z) + strength * jnp.eye(z.shape[1], dtype=z.dtype)
-    inverse = jnp.linalg.pinv(gram, hermitian=True)
+    inverse, _ = pseudo_inverse(gram)
     coefficients = _dot(inverse, _dot(z.T, w * y))
     # One step of refinement takes back what single precision lost.
     rest = _dot(z.T, w * (y - _dot(z, coefficients))) - strength * coefficients
@@ -257,7 +258,9 @@ def _lasso(z, y, w, strength):
     coefficients = jax.lax.scan(update, jnp.zeros(count, z.dtype), order)[0]
     active = (coefficients != 0).astype(z.dtype)
     both = active[:, None] * active[None]
-    inverse = jnp.linalg.pinv(gram * both, hermitian=True) * both
+    inverse = (
+        pseudo_inverse(gram * both + jnp.diag((1 - active) * jnp.trace(gram) / count))[0] * both
+    )
     unknown = (active > 0) & (jnp.diag(_dot(inverse, gram)) < 0.99)
     return coefficients, inverse, unknown
 
@@ -429,9 +432,13 @@ def _kernel(
             return total[None], jnp.zeros(1, y.dtype)
         # The least squares among changes that keep the sum, z less its mean over segments.
         zc = z - z.mean(1, keepdims=True)
-        sizes, axes = jnp.linalg.eigh(_dot(zc.T * w[None], zc))
-        told = sizes > 10 * count * jnp.finfo(y.dtype).eps * sizes[-1]
-        keeping = _dot(axes * jnp.where(told, 1 / sizes, 0)[None], axes.T)
+        gram = _dot(zc.T * w[None], zc)
+        # Which is 0 along all segments alike; made their mean there, it has an inverse.
+        alike = jnp.full_like(gram, 1 / count)
+        size = jnp.trace(gram) / (count - 1)
+        along = jnp.where(size > 0, size, 1)
+        keeping, rank = pseudo_inverse(gram + along * alike)
+        keeping = keeping - alike / along
         values = jnp.full(count, total / count)
         for _ in range(2):  # the second takes back what single precision lost
             values = values + _dot(keeping, _dot(z.T, w * (y - _dot(z, values))))
@@ -442,7 +449,7 @@ def _kernel(
         leverage = 2 * w * (zc * _dot(zc, keeping)).sum(1)
         unfitted, free = _unfitted(residual[0] - residual[1], leverage, w, live[: len(w)])
         errors = jnp.sqrt(jnp.square(_dot(zc * (w * unfitted)[:, None], keeping)).sum(0))
-        known = free & _enough(coalitions, live[: len(w)]) & (told.sum() == count - 1)
+        known = free & _enough(coalitions, live[: len(w)]) & (rank == count)
         return values, jnp.where(known, errors, jnp.inf)
 
     fitted = jax.vmap(one, in_axes=(1, 1, 0, 0, None))
