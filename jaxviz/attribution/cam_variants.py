@@ -286,7 +286,7 @@ def fem(
         space = over_space(a)
         mean, spread = a.mean(space, keepdims=True), a.std(space, keepdims=True)
         outstanding = (a >= mean + num_deviations * spread) & (spread > 0)
-        return jnp.where(outstanding, mean, 0).sum(-1)
+        return jnp.where(outstanding, mean, 0 * mean).sum(-1)  # NaN where a mean is no number
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map("fem", one, apply_fn, params, x, **shared)

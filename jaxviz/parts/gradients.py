@@ -19,6 +19,7 @@ from jaxviz.engine.copies import (
     zeros_of,
 )
 from jaxviz.graph.affine import affine_start
+from jaxviz.graph.indices import unless
 from jaxviz.graph.recompute import copied, recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.rules.fast import serving, weighed
@@ -33,16 +34,30 @@ def input_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = Non
 
     The sum over the batch is differentiated: examples do not see each other, so each row is its own
     gradient. Nothing is pulled back to `params` nor to integer leaves of `x`, which get zeros. The
-    model's slow operations are replaced by exact fast ones (`jaxviz.rules.fast`).
+    model's slow operations are replaced by exact fast ones (`jaxviz.rules.fast`). Where a score is
+    NaN so is its gradient: a ReLU hands nothing back of a NaN, which would read "nothing matters".
     """
-    return plain_gradient(rewrite(apply_fn, weighed()), params, x, target)
+    gradients, scores = _with_scores(rewrite(apply_fn, weighed()), params, x, target)
+    known = unless(jnp.isnan(scores), scores.dtype)
+    rows = lambda g: g.ndim and len(g) == len(known) and is_floating(g)
+    factor = lambda g: known.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype)
+    return jax.tree.map(lambda g: g * factor(g) if rows(g) else g, gradients)
 
 
 def plain_gradient(function: Callable, params: Any, x: Any, target: Target = None) -> Any:
-    """`input_gradient` of what has the fast operations already: nothing is traced for them."""
+    """The gradient of what has the fast operations already: nothing is traced for them."""
+    return _with_scores(function, params, x, target)[0]
+
+
+def _with_scores(function, params, x, target):
     moving, whole = _moving(x)
-    score = lambda moving: select(function(params, whole(moving, x)), target).sum()
-    return whole(jax.grad(recomputed(score, moving))(moving), _nothing(x))
+
+    def score(moving):
+        scores = select(function(params, whole(moving, x)), target)
+        return scores.sum(), scores
+
+    gradients, scores = jax.grad(recomputed(score, moving), has_aux=True)(moving)
+    return whole(gradients, _nothing(x)), scores
 
 
 def _moving(x: Any) -> tuple[list, Callable]:

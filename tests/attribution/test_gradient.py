@@ -115,7 +115,7 @@ def test_nothing_is_pulled_back_to_params():
     x = jnp.ones((1, 8, 8, 3))
     pulled = jax.jit(lambda w, x: input_gradient(net, w, x, 0)).lower(params, x)
     forward = jax.jit(net).lower(params, x).cost_analysis()["flops"]
-    assert pulled.cost_analysis()["flops"] < 2.3 * forward
+    assert pulled.cost_analysis()["flops"] < 2.6 * forward
 
 
 ERRORS = [
@@ -154,3 +154,18 @@ def test_an_unhashable_model_is_refused():
 
     with pytest.raises(TypeError, match="apply_fn must be hashable"):
         jv.gradient(Model(), None, X, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["gradient", "saliency", "guided_backprop", "deconvnet", "fem", "internal_influence"]
+)
+def test_of_a_score_that_is_nan_the_map_is_nan(name):
+    net = lambda w, x: jax.nn.relu(jnp.einsum("nhwc,cd->nhwd", x, w)).mean((1, 2))
+    w = np.float32([[1.0, -2.0], [0.5, 1.0]])
+    x = np.ones((2, 3, 3, 2), np.float32)
+    x[1, 1, 1] = np.nan  # of which a ReLU hands back zeros
+    options = {"layer": "relu_0"} if name in ("fem", "internal_influence") else {}
+    found = getattr(jv, name)(net, w, x, 0, **options)
+    alone = getattr(jv, name)(net, w, x[:1], 0, **options)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose(found[0], alone[0], rtol=1e-6)
