@@ -165,7 +165,7 @@ def test_layers_of_one_shape_are_traced_once(layer, name):
 
 @on_cpu
 def test_what_compiles_slowly_is_weighed_by_the_work_of_a_call():
-    """Of one image 56x56x64 is 0.23 GFLOP, 112x112x128 1.8, and 1.56 of them repay filtering."""
+    """Of one image 56x56x64 is 0.23 GFLOP, 112x112x128 1.8, and 0.86 of them repay filtering."""
     photo = jax.ShapeDtypeStruct((1, 56, 56, 64), jnp.float32)
     large = jax.ShapeDtypeStruct((1, 112, 112, 128), jnp.float32)
     plain = lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)
@@ -178,10 +178,10 @@ def test_what_compiles_slowly_is_weighed_by_the_work_of_a_call():
     assert filters(photo, fast)
     assert not filters(photo, weighed())
     assert filters(large, weighed())
-    with serving(4):
+    with serving(2):
         assert not filters(photo, weighed())
         with serving(3):
-            assert served() == 8
+            assert served() == 4
             assert filters(photo, weighed())
     assert served() == 1
 
