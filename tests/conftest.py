@@ -1,5 +1,6 @@
 """Makes every test strict: no silent broadcasting or promotion, no network, no window."""
 
+import contextlib
 import gc
 import importlib.metadata
 import os
@@ -54,6 +55,22 @@ def _programs_are_forgotten_in_time():
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def checking_leaks():
+    """`jax.checking_leaks`, whose searches of all objects are spared what was there before."""
+
+    @contextlib.contextmanager
+    def checking():
+        gc.freeze()
+        try:
+            with jax.checking_leaks():
+                yield
+        finally:
+            gc.unfreeze()
+
+    return checking
 
 
 def pytest_configure(config):

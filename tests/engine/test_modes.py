@@ -95,6 +95,6 @@ def test_arrays_on_explicit_axes_are_explained_as_others_are():
             np.testing.assert_allclose(call(w, x, labels) + 0 * found, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_no_traced_value_is_kept():
-    with jax.checking_leaks():
+def test_no_traced_value_is_kept(checking_leaks):
+    with checking_leaks():
         jv.lrp_conservation(lambda w, x: jax.nn.relu(x @ w), ROWS.T, ROWS, 0)

@@ -125,7 +125,7 @@ def test_under_other_transformations_it_is_the_same_model():
     assert len(runs) == 1
 
 
-def test_a_model_of_the_callers_traced_values_is_not_remembered():
+def test_a_model_of_the_callers_traced_values_is_not_remembered(checking_leaks):
     before = held()
 
     @jax.jit
@@ -138,7 +138,7 @@ def test_a_model_of_the_callers_traced_values_is_not_remembered():
     for scale in (2.0, 3.0):
         expected = scale * jax.grad(lambda x: net(W, x).sum())(X)
         chex.assert_trees_all_close(outer(scale, X), expected, rtol=1e-6)
-    with jax.checking_leaks():
+    with checking_leaks():
         outer(4, X)
     assert held() == before
 

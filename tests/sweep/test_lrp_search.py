@@ -41,7 +41,7 @@ def test_numbers_under_trace_give_what_fixed_ones_do():
     np.testing.assert_array_equal(array, relevance(0.0, 0.5))
 
 
-def test_no_number_is_traced_anew_and_none_leaks():
+def test_no_number_is_traced_anew_and_none_leaks(checking_leaks):
     traces = []
 
     @jax.jit
@@ -49,7 +49,7 @@ def test_no_number_is_traced_anew_and_none_leaks():
         traces.append(0)
         return relevance(gamma, epsilon)
 
-    with jax.checking_leaks():
+    with checking_leaks():
         explained(0.1, 0.1)
     before = len(traces)
     explained(0.1, 0.1), explained(0.2, 0.3)
