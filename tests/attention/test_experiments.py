@@ -63,9 +63,9 @@ def both(w, masked):  # as a text's: a mask goes past every block
 @pytest.fixture(scope="module")
 def states():
     """What each block takes, its weights, values, and what it gives."""
-    found, x = [], X
+    found, x, run = [], X, jax.jit(block)
     for w in W["blocks"]:
-        z, a, v = block(w, x)
+        z, a, v = run(w, x)
         found.append((x, a, v, z))
         x = z
     return found
@@ -79,15 +79,15 @@ def gradients(states):
             x = block(w, x, extra=a)[0]
         return head(W, x)[:, 1].sum()
 
-    return jax.grad(score)([jnp.zeros_like(a) for _, a, *_ in states])
+    return jax.jit(jax.grad(score))([jnp.zeros_like(a) for _, a, *_ in states])
 
 
 def test_value_zeroing_is_the_experiment(states):
-    total = np.eye(T)
+    total, run = np.eye(T), jax.jit(block)
     for w, (x, a, _, z) in zip(W["blocks"], states, strict=True):
         moved = np.zeros((N, T, T))
         for j in range(T):
-            y = np.asarray(block(w, x, a, j)[0], np.float64)
+            y = np.asarray(run(w, x, a, j)[0], np.float64)
             lengths = np.linalg.norm(y, axis=-1) * np.linalg.norm(z, axis=-1)
             moved[:, :, j] = 1 - (y * np.asarray(z)).sum(-1) / lengths
         total = moved / moved.sum(-1, keepdims=True) @ total
@@ -97,10 +97,11 @@ def test_value_zeroing_is_the_experiment(states):
 
 
 def test_le_grad_is_the_papers(states):
+    mean = lambda a, w, x: block(w, x, a)[0].mean(1, keepdims=True)
+    slope = jax.jit(jax.grad(lambda a, w, x: head(W, mean(a, w, x))[:, 1].sum()))
     total = np.zeros((N, T))
     for w, (x, a, *_) in zip(W["blocks"], states, strict=True):
-        mean = lambda a, w=w, x=x: block(w, x, a)[0].mean(1, keepdims=True)
-        g = jax.grad(lambda a, mean=mean: head(W, mean(a))[:, 1].sum())(a)
+        g = slope(a, w, x)
         total += np.maximum(g, 0).mean((1, 2)) / 2
     out = jv.le_grad(net, W, X, 1)
     np.testing.assert_allclose(out, total, atol=1e-5)
@@ -157,9 +158,9 @@ def test_relevance_crosses_from_one_input_to_another():
     w = jax.random.normal(jax.random.key(4), (5, D, D)) / 4
     xy = (X, jax.random.normal(jax.random.key(5), (N, 4, D)))
     model = lambda w, xy: crossed(w, xy)[0]
-    weights = crossed(w, xy)[1]
+    weights = jax.jit(crossed)(w, xy)[1]
     nothing = [jnp.zeros_like(a) for a in weights]
-    gradients = jax.grad(lambda extra: crossed(w, xy, extra)[0][:, 1].sum())(nothing)
+    gradients = jax.jit(jax.grad(lambda extra: crossed(w, xy, extra)[0][:, 1].sum()))(nothing)
     steps = [speaks(*pair) for pair in zip(weights, gradients, strict=True)]
     ss, tt = np.eye(T)[None] + steps[0], np.eye(4)[None] + steps[1]
 

@@ -257,7 +257,8 @@ def test_errors_of_indices_are_their_spread():
     masks = (rng.random((200, 60, 5)) > 0.5).astype(np.float32)
     scored = np.tanh(masks @ np.array([1.0, 0.7, 0.5, 0.3, 0.2], np.float32))
     parts = lambda masks, score: dependence(masks, score, np.ones(60, bool))
-    for values, errors in (jax.vmap(indices)(scores), jax.vmap(parts)(masks, scored)):
+    each = lambda f, *values: jax.jit(jax.vmap(f))(*values)
+    for values, errors in (each(indices, scores), each(parts, masks, scored)):
         values, errors = (np.asarray(a).reshape(200, -1) for a in (values, errors))
         # A spread of 200 is known to 5 %, and errors to first order of so few draws to some 10 %.
         np.testing.assert_allclose(errors.mean(0)[:2], values.std(0)[:2], rtol=0.25)

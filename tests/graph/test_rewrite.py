@@ -201,10 +201,10 @@ ADD_ONE_MORE = jv.RuleSet("ten", {"relu": lambda op: lambda x: jax.nn.relu(x) + 
 def test_a_rewritten_function_vmaps_and_differentiates():
     apply_fn, params, _ = build("nested")
     x = images(n=3)
-    rewritten = jv.rewrite(apply_fn, THRICE)
-    one_by_one = jax.vmap(lambda row: rewritten(params, row[None])[0])(x)
+    rewritten = jax.jit(jv.rewrite(apply_fn, THRICE))
+    one_by_one = jax.jit(jax.vmap(lambda row: rewritten(params, row[None])[0]))(x)
     chex.assert_trees_all_close(one_by_one, rewritten(params, x), rtol=1e-4)
-    chex.assert_tree_all_finite(jax.grad(lambda p: rewritten(p, x).sum())(params))
+    chex.assert_tree_all_finite(jax.jit(jax.grad(lambda p: rewritten(p, x).sum()))(params))
 
 
 def test_wrong_arguments():

@@ -203,16 +203,16 @@ class Tower(nn.Module):
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_linen_tower_has_the_paths_of_its_modules(remat):
     net, x = Tower(remat), X[:, 0]
-    params = net.init(KEYS[6], x)
+    params = jax.jit(net.init)(KEYS[6], x)
     found = {layer.name: layer for layer in jv.layers(net.apply, params, x)}
     assert {f"blocks[{i}]{part}" for i in range(L) for part in ("", "/attn", "/mlp")} <= set(found)
     assert found["blocks[1]/mlp"].num_params == 8 * C + C
     inside = params["params"]["blocks"]
     count = sum(a[0].size for a in jax.tree.leaves(inside))
     assert found["blocks[1]"].num_params == count
-    h = x
+    h, run = x, jax.jit(lambda block, h: Block().apply({"params": block}, h, None))
     for i in range(L):
-        h, _ = Block().apply({"params": one(inside, i)}, h, None)
+        h, _ = run(one(inside, i), h)
         got = jv.activations(net.apply, params, x, [f"blocks[{i}]"])[f"blocks[{i}]"]
         chex.assert_trees_all_close(got, h, rtol=1e-4, atol=1e-5)
 

@@ -17,14 +17,18 @@ def images(n=2, size=8, channels=3, seed=7):
 
 def linen(module, x, seed=0):
     """The contract's triple of a Linen module; biases and statistics are made non-trivial."""
-    variables = module.init(jax.random.key(seed), x)
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [
-        jnp.abs(a + 0.1 * jax.random.normal(k, a.shape)) if a.ndim == 1 else a
-        for k, a in zip(keys, leaves, strict=True)
-    ]
-    return module.apply, jax.tree.unflatten(structure, moved), x
+
+    @jax.jit
+    def variables(x):
+        leaves, structure = jax.tree.flatten(module.init(jax.random.key(seed), x))
+        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+        moved = [
+            jnp.abs(a + 0.1 * jax.random.normal(k, a.shape)) if a.ndim == 1 else a
+            for k, a in zip(keys, leaves, strict=True)
+        ]
+        return jax.tree.unflatten(structure, moved)
+
+    return module.apply, variables(x), x
 
 
 class Block(nn.Module):

@@ -130,7 +130,7 @@ def test_shortcut_takes_every_second_pixel_between_zero_channels():
     zeroed["batch_stats"]["bn1"]["var"] = jnp.ones(16) - 1e-5  # so that it divides by 1
     zeroed["params"]["fc"]["kernel"] = jnp.eye(64)[:, 22:32]
     x = jax.random.uniform(jax.random.key(3), (1, 32, 32, 3))
-    out = net.apply(zeroed, x)
+    out = jax.jit(net.apply)(zeroed, x)
     # 16 channels become 8 + 16 + 8, then 16 + 32 + 16: channels 24 to 39 of 64 carry the image.
     seen = x[0, ::4, ::4, 0].mean()
     chex.assert_trees_all_close(out[0], jnp.where(jnp.arange(22, 32) < 24, 0.0, seen), rtol=1e-5)

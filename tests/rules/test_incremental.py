@@ -40,15 +40,11 @@ def compare(apply_fn, params, x, window, stride, fill=0.7, tolerance=1e-5):
 
 def variables_of(module, shape, seed=0):
     """Random variables, running statistics and biases among them."""
-    x = jax.random.normal(jax.random.key(seed), shape)
-    variables = module.init(jax.random.key(seed + 1), x)
-    leaves, structure = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed + 2), len(leaves))
-    leaves = [
-        jnp.abs(a + 0.2 * jax.random.normal(k, a.shape)) + 0.1 if a.ndim == 1 else a
-        for a, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(structure, leaves), x
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    moved = lambda a: np.abs(a + 0.2 * rng.normal(size=a.shape)).astype(np.float32) + 0.1
+    variables = jax.jit(module.init)(jax.random.key(seed + 1), x)
+    return jax.tree.map(lambda a: moved(a) if a.ndim == 1 else a, variables), x
 
 
 @pytest.mark.parametrize(
@@ -351,12 +347,12 @@ def test_gradients_through_differences_are_those_of_the_whole_net():
         )
         return jnp.tanh(convolved).reshape(len(x), -1) @ w["dense"]
 
-    key = jax.random.key(0)
-    x = jax.random.normal(key, (8, 14, 14, 8))
-    w = {"kernel": (3, 3, 8, 8), "dense": (14 * 14 * 8, 3)}
-    w = {k: jax.random.normal(key, shape) / 9 for k, shape in w.items()}
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x = drawn(8, 14, 14, 8)
+    w = {"kernel": drawn(3, 3, 8, 8) / 9, "dense": drawn(14 * 14 * 8, 3) / 9}
     loss = lambda way: lambda w, x: (in_the_loop(net, w, x, 4)[1 + way] ** 2).sum()
-    local, whole = (jax.grad(loss(way), (0, 1))(w, x) for way in (0, 1))
+    local, whole = (jax.jit(jax.grad(loss(way), (0, 1)))(w, x) for way in (0, 1))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-3)
     jax.tree.map(close, local, whole)
 

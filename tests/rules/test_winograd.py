@@ -1,5 +1,7 @@
 """Winograd's filtering beside the convolution it replaces."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,15 +31,16 @@ def direct(x, kernel, padding):
 def test_equal_to_the_convolution(size, padding, outputs, rounding):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, 5)), rng.normal(size=(3, 3, 5, 4))
+    filtered = lambda turned: jax.jit(
+        functools.partial(winograd, padding=padding, outputs=outputs, turned=turned)
+    )
     with jax.enable_x64(True):
         wide = np.asarray(direct(jnp.asarray(x), jnp.asarray(kernel), padding))
-        got = winograd(x, jnp.asarray(kernel), padding, outputs)
-        np.testing.assert_allclose(got, wide, atol=1e-13)
+        np.testing.assert_allclose(filtered(False)(x, kernel), wide, atol=1e-13)
         turned = np.flip(kernel, (0, 1)).swapaxes(2, 3)
-        got = winograd(x, jnp.asarray(turned), padding, outputs, turned=True)
-        np.testing.assert_allclose(got, wide, atol=1e-13)
+        np.testing.assert_allclose(filtered(True)(x, turned), wide, atol=1e-13)
     x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-    np.testing.assert_allclose(winograd(x, kernel, padding, outputs), wide, atol=rounding)
+    np.testing.assert_allclose(filtered(False)(x, kernel), wide, atol=rounding)
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
@@ -45,7 +48,7 @@ def test_the_way_back_is_the_same_whether_the_kernels_values_are_kept(monkeypatc
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 6, 7, 4)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 5, 4)), jnp.float32)
-    back = lambda: winograd(x, kernel, ((1, 1), (1, 1)), outputs, turned=True)
+    back = lambda: jax.jit(lambda x: winograd(x, kernel, ((1, 1), (1, 1)), outputs, turned=True))(x)
     kept = back()
     monkeypatch.setattr("jaxviz.rules.winograd._MOST_KEPT", 0)
     np.testing.assert_allclose(back(), kept, atol=3e-5)
