@@ -41,7 +41,7 @@ def spearman(a: Any, b: Any) -> jax.Array:
       ValueError: The shapes differ, or an example has no number.
 
     Example:
-      >>> spearman(jnp.array([[1.0, 2.0, 9.0]]), jnp.array([[0.0, 5.0, 6.0]])).tolist()
+      >>> spearman(jnp.array([[1.0, 2.0, 9.0]]), jnp.array([[0.0, 5.0, 6.0]])).round(5).tolist()
       [1.0]
     """
     a, b = _both("spearman", a, b)
