@@ -186,7 +186,7 @@ def _winners(ax, legend, image, predicted, clean, names, num_colours, window, st
         handles.append(Patch(facecolor=OTHERS, label=text))
     for spine in legend.spines.values():
         spine.set_visible(False)
-    legend.legend(
+    told = legend.legend(
         handles=handles,
         loc="upper left",
         fontsize=7,
@@ -196,3 +196,5 @@ def _winners(ax, legend, image, predicted, clean, names, num_colours, window, st
         handleheight=1.0,
         labelcolor=INK,
     )
+    for text in told.get_texts():  # names of classes
+        text.set_parse_math(False)

@@ -11,7 +11,7 @@ from jaxviz.calls.options import several, title as any_text
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET
 from jaxviz.plot.inputs import check_array, check_named
-from jaxviz.plot.page import fitting_points, titled
+from jaxviz.plot.page import fit_apart, fitting_points, titled
 
 _BEST = np.array([0.10, 0.44, 0.52])  # of rank 1; the last is white
 _LABELS = several(any_text, "texts, one a row or column")
@@ -135,6 +135,7 @@ def curves(
         found[name] = array
     means = {name: array.mean(0) for name, array in found.items()}
     order = sorted(means, key=lambda name: -means[name].mean())
+    shown = dict(zip(order, fit_apart(order, 1.3, 7.5), strict=True))
     columns = -(-len(order) // 24)
     figure = titled(5.2 + 2.1 * columns, 4.0 + 0.12 * max(0, len(order) - 24), title)
     ax = figure.subplots()
@@ -142,13 +143,13 @@ def curves(
     for name, colour in zip(order, colours, strict=True):
         mean, count = means[name], len(found[name])
         along = np.linspace(0, 1, len(mean))
-        label = f"{name}  {mean.mean():.3g}"
+        label = f"{shown[name]}  {mean.mean():.3g}"
         ax.plot(along, mean, color=colour, linewidth=1.5, label=label)
         if count > 1:
             error = found[name].std(0, ddof=1) / np.sqrt(count)
             ax.fill_between(along, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
-    ax.set_xlabel(x_label, fontsize=9, color=INK)
-    ax.set_ylabel(y_label, fontsize=9, color=INK)
+    ax.set_xlabel(x_label, fontsize=9, color=INK, parse_math=False)
+    ax.set_ylabel(y_label, fontsize=9, color=INK, parse_math=False)
     ax.grid(axis="y", color="#e6e9ee", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8, colors=INK)

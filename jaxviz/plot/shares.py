@@ -206,17 +206,17 @@ def bar(
     told = _told(who, values, None, names)
     steps, labels, shown = _largest(values, told, max_features)
     figure, ax = _rows(len(steps), title)
-    ax.barh(
-        range(len(steps)), steps, height=0.62, color=[FOR if s >= 0 else AGAINST for s in steps]
-    )
+    drawn = np.where(np.isfinite(steps), steps, 0)  # what is no number is told, without a bar
+    colours = [FOR if s >= 0 else AGAINST for s in steps]
+    ax.barh(range(len(steps)), drawn, height=0.62, color=colours)
     if errors is not None:
         ax.errorbar(
             values[shown], range(len(shown)), xerr=errors[shown], fmt="none", ecolor=INK,
             elinewidth=0.9,
         )  # fmt: skip
-    reach = np.maximum(steps, 0)
+    reach = np.maximum(drawn, 0)
     if errors is not None:
-        reach[: len(shown)] += errors[shown]
+        reach[: len(shown)] += np.nan_to_num(errors[shown], posinf=0)
     for row, step in enumerate(steps):
         ax.annotate(
             f"{step:.3g}", (reach[row], row), (4, 0), textcoords="offset points", va="center",

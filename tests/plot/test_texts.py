@@ -289,3 +289,23 @@ def test_what_is_not_finite_is_told_beside_projections():
 def test_an_accuracy_is_a_share():
     with pytest.raises(ValueError, match=r"training_history: accuracy must be a share.*per cent"):
         plot.training_history({"loss": [1.0, 0.5], "accuracy": [60.0, 90.0]})
+
+
+def test_names_in_legends_and_on_axes_are_no_formulas():
+    broken = "$x_{"
+    curves = {broken: np.ones((2, 3)), "of a very long name " * 9: np.zeros((2, 3))}
+    check(plot.curves(curves))
+    sheet = plot.occlusion_sheet(
+        RNG.uniform(size=(1, 8, 8, 3)), np.ones((1, 8, 8)), np.ones((1, 7, 7), int),
+        clean_predicted=[0], window=(2, 2), stride=(1, 1), class_names=["a", broken],
+    )  # fmt: skip
+    for figure in (plot.curves(curves, x_label=broken, y_label=broken), sheet):
+        figure.draw_without_rendering()
+        assert any(broken in t.get_text() for t in figure.findobj(Text))
+
+
+def test_bars_of_what_is_no_number_say_so():
+    figure = plot.bar([1.0, np.nan, -np.inf], names=["a", "b", "c"])
+    told = {t.get_text() for t in figure.axes[0].texts}
+    assert told == {"1", "nan", "-inf"}
+    check(figure)
