@@ -10,7 +10,7 @@ from jaxviz.calls.options import refused, whole
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import ACCENT, INK, QUIET
 from jaxviz.plot.inputs import has_channels_first
-from jaxviz.plot.page import FRAME, titled
+from jaxviz.plot.page import FRAME, in_legend, titled
 
 _TITLE = "Share of examples whose score rises with a concept"
 _CONCEPTS = "Concepts by importance, and the crops that show them most"
@@ -63,7 +63,7 @@ def tcav(found: Any, *, title: str | None = None) -> Figure:
         mean, error = scores.mean(1), 2 * scores.std(1, ddof=1) / np.sqrt(scores.shape[1])
         ends = np.clip([mean - error, mean + error], 0, 1)
         ax.vlines(place, *ends, color=colour, linewidth=2.2, alpha=0.5)
-        ax.plot(place, mean, "o", color=colour, markersize=5, label=name)
+        ax.plot(place, mean, "o", color=colour, markersize=5, label=in_legend(name))
         unknown = np.isnan(mean)
         ax.plot(place[unknown], np.zeros(unknown.sum()), "x", color=colour, markersize=5)
         for at in np.flatnonzero(found.significant[k]):

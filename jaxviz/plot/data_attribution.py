@@ -12,7 +12,7 @@ from jaxviz.calls.options import maybe
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET
 from jaxviz.plot.inputs import check_array, check_named
-from jaxviz.plot.page import titled
+from jaxviz.plot.page import in_legend, titled
 
 
 @public(counts=maybe(rows(1, "[C], as removal has")))
@@ -112,7 +112,7 @@ def _draw_removal(changes, counts):
         for name, values in changes.items():
             count = np.isfinite(values).sum(0)
             mean = np.nanmean(values, 0)
-            ax.plot(counts, mean, ".-", color=colours[name], linewidth=1.5, label=name)
+            ax.plot(counts, mean, ".-", color=colours[name], linewidth=1.5, label=in_legend(name))
             if len(values) > 1:
                 error = np.nanstd(values, 0, ddof=1) / np.sqrt(count)
                 band = {"color": colours[name], "alpha": 0.15, "linewidth": 0}
@@ -129,7 +129,7 @@ def _draw_detection(found):
         for name, (recall, precision) in found.items():
             steps = np.diff(recall, prepend=0)  # the mean precision where one is found
             label = f"{name}  {(steps * precision).sum():.2f}"
-            ax.plot(recall, precision, color=colours[name], linewidth=1.5, label=label)
+            ax.plot(recall, precision, color=colours[name], linewidth=1.5, label=in_legend(label))
         ax.set_xlim(0, 1.02)
         ax.set_ylim(0, 1.04)
         _words(ax, "Finds flipped labels", "share of them found", "share of those pointed at")

@@ -18,7 +18,15 @@ from jaxviz.plot.inputs import (
     check_vector,
     first_words,
 )
-from jaxviz.plot.page import cell_height, fit, fit_among, frame, put_title, text_width
+from jaxviz.plot.page import (
+    cell_height,
+    fit,
+    fit_among,
+    frame,
+    in_legend,
+    put_title,
+    text_width,
+)
 
 CELL, GAP, LEFT, TOP, BOTTOM, LEGEND = 2.0, 0.2, 0.36, 0.8, 0.62, 2.4  # inches
 OTHERS = (0.80, 0.80, 0.78, 1.0)  # all classes beyond the ones with a colour
@@ -179,7 +187,7 @@ def _winners(ax, legend, image, predicted, clean, names, num_colours, window, st
     for c in frequent:
         rest = f": {tally[c]} of {total}"
         text = fit(names[c], LEGEND - 0.3 - text_width(rest, 7), 7) + rest
-        handles.append(Patch(facecolor=colour[c], label=text))
+        handles.append(Patch(facecolor=colour[c], label=in_legend(text)))
     others = sum(tally[c] for c in ranked if c != clean and c not in colour)
     if others:
         text = f"{len(ranked) - len(handles)} others: {others} of {total}"

@@ -101,6 +101,11 @@ def fit(text: str, room: float, points: float, weight: str = "normal") -> str:
     return kept
 
 
+def in_legend(name: str) -> str:
+    """A name that a legend shows: matplotlib leaves out those that begin with "_"."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def fit_apart(names: Sequence[str], room: float, points: float, weight: str = "normal") -> list:
     """Names by `fit`; where two would look alike their numbers are written before them.
 

@@ -11,7 +11,7 @@ from jaxviz.calls.options import several, title as any_text
 from jaxviz.calls.public import public
 from jaxviz.plot.colour import INK, QUIET
 from jaxviz.plot.inputs import check_array, check_named
-from jaxviz.plot.page import fit_apart, fitting_points, titled
+from jaxviz.plot.page import fit_apart, fitting_points, in_legend, titled
 
 _BEST = np.array([0.10, 0.44, 0.52])  # of rank 1; the last is white
 _LABELS = several(any_text, "texts, one a row or column")
@@ -143,7 +143,7 @@ def curves(
     for name, colour in zip(order, colours, strict=True):
         mean, count = means[name], len(found[name])
         along = np.linspace(0, 1, len(mean))
-        label = f"{shown[name]}  {mean.mean():.3g}"
+        label = in_legend(f"{shown[name]}  {mean.mean():.3g}")
         ax.plot(along, mean, color=colour, linewidth=1.5, label=label)
         if count > 1:
             error = found[name].std(0, ddof=1) / np.sqrt(count)

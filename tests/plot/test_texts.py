@@ -295,6 +295,7 @@ def test_names_in_legends_and_on_axes_are_no_formulas():
     broken = "$x_{"
     curves = {broken: np.ones((2, 3)), "of a very long name " * 9: np.zeros((2, 3))}
     check(plot.curves(curves))
+    assert len(plot.curves(curves | {"_mine": np.ones((2, 3))}).legends[0].get_texts()) == 3
     sheet = plot.occlusion_sheet(
         RNG.uniform(size=(1, 8, 8, 3)), np.ones((1, 8, 8)), np.ones((1, 7, 7), int),
         clean_predicted=[0], window=(2, 2), stride=(1, 1), class_names=["a", broken],
