@@ -277,6 +277,11 @@ def find_cut(traced: Traced, layer: str, who: str) -> Cut:
         raise ValueError(
             f"{who}: layer {layer!r} does not depend on x, only on params. Take one that does."
         )
+    if not reached(traced.program, [row.value]).intersection(traced.program.outputs):
+        raise ValueError(
+            f"{who}: layer must be one that the outputs are made of; got {layer!r}, which none of "
+            "them reads, so all of it would be 0. Take another, from jaxviz.layers."
+        )
     head, tail, carried = cut
     return Cut(row, head, tail, carried)
 

@@ -42,7 +42,7 @@ class Reader:
         self.names: list[str] = []
         if digests is not None:
             attributes = digests.spec().to_json()["metadata"].get("attributes", {})
-            if attributes.get("version") == store.VERSION:
+            if isinstance(attributes, dict) and attributes.get("version") == store.VERSION:
                 self.names = [str(name) for name in attributes.get("arrays", ())]
         self.arrays: Mapping[str, Any] = {name: self._open(name) for name in self.names}
 

@@ -254,7 +254,8 @@ def _short(value: Any) -> str:
 
 def read_about(kv: Any) -> dict[str, Any] | None:
     """What the sweep in this store was made with; None where there is none."""
-    about = ((_json(kv, "zarr.json") or {}).get("attributes") or {}).get("jaxviz_sweep")
+    attributes = (_json(kv, "zarr.json") or {}).get("attributes")
+    about = attributes.get("jaxviz_sweep") if isinstance(attributes, dict) else None
     if not isinstance(about, dict) or not isinstance(about.get("chunk_rows"), int):
         return None
     return about if about["chunk_rows"] > 0 else None

@@ -142,6 +142,20 @@ def test_cutting_inside_a_loop_or_branch_is_refused_by_name(net, layer):
         jv.split(*(build(net) if isinstance(net, str) else net), layer)
 
 
+def test_a_layer_that_no_output_reads_is_refused():
+    def net(w, x):
+        aside = jax.nn.relu(x)
+        jnp.tanh(aside)
+        return jnp.sin(x) @ w
+
+    w, x = jnp.ones((3, 2)), jnp.ones((2, 3))
+    names = [layer.name for layer in jv.layers(net, w, x)]
+    assert "relu_0" in names
+    for method in (jv.split, lambda *a: jv.grad_cam(*a[:3], layer=a[3], resize=False)):
+        with pytest.raises(ValueError, match="layer must be one that the outputs are made of"):
+            method(net, w, x, "relu_0")
+
+
 def test_wrong_shapes_are_refused():
     apply_fn, params, x = build("residual")
     head, tail = jv.split(apply_fn, params, x, "conv1")

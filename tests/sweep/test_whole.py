@@ -220,6 +220,16 @@ def test_a_store_of_an_older_version_is_made_anew(tmp_path, stores):
     assert not said
 
 
+@pytest.mark.parametrize("file", ["zarr.json", "digests/zarr.json"])
+def test_attributes_that_are_none_are_no_store_of_ours(tmp_path, stores, file):
+    store = tmp_path / "store"
+    shutil.copytree(stores / "one", store)
+    told = json.loads((store / file).read_text())
+    (store / file).write_text(json.dumps(told | {"attributes": ["of", "others"]}))
+    with pytest.raises(ValueError, match=r"^open_sweep: "):
+        jv.open_sweep(store)
+
+
 def test_a_folder_where_a_file_belongs_is_told(tmp_path, stores):
     store = tmp_path / "store"
     shutil.copytree(stores / "one", store)
