@@ -27,7 +27,7 @@ from jaxviz.engine.copies import (
     running_sum,
     times_weights,
 )
-from jaxviz.graph.split import split
+from jaxviz.graph.split import split, split_where_read
 from jaxviz.parts.gradients import input_gradient, plain_gradient
 from jaxviz.rules.fast import serving
 
@@ -91,7 +91,7 @@ def layer_conductance(
       so then do the differences: take rule="trapezoid", whose do not, where they must add up.
     """
     name = "layer_conductance"
-    head, tail = split(apply_fn, params, x, layer)
+    head, tail = split_where_read(apply_fn, params, x, layer)
     start = baseline_like(name, baseline, x)
     target = fixed_target(apply_fn, params, x, target)
 
@@ -183,7 +183,7 @@ def internal_influence(
       `InternalInfluence`, whose trapezoid weights do not sum to 1.
     """
     name = "internal_influence"
-    head, tail = split(apply_fn, params, x, layer)
+    head, tail = split_where_read(apply_fn, params, x, layer)
     start = baseline_like(name, baseline, x)
     target = fixed_target(apply_fn, params, x, target)
     points, weights = quadrature_on_host(name, rule, num_steps)

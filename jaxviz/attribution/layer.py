@@ -20,7 +20,7 @@ from jaxviz.calls.public import fitting, public
 from jaxviz.engine.contract import of_none
 from jaxviz.engine.copies import rows_of
 from jaxviz.graph.held import hold
-from jaxviz.graph.split import Head, headed, split
+from jaxviz.graph.split import Head, headed, split_where_read
 from jaxviz.parts.regions import fill_like
 
 _MODEL = "apply_fn", "params", "x", "target"
@@ -89,7 +89,7 @@ def at_layer(method: Callable, layer: str) -> Callable:
         params, target = options["params"], options.get("target")
         options = {k: v for k, v in options.items() if k not in _MODEL}
         held, arrays = hold(name, apply_fn, params)
-        head, tail = split(held, arrays, x, layer)
+        head, tail = split_where_read(held, arrays, x, layer)
         a, carry = headed(head, arrays, x)
         for option in ("baseline", "baselines"):
             if option in options_of.parameters and (

@@ -12,7 +12,7 @@ from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import fixed_target
 from jaxviz.graph.indices import is_channel
 from jaxviz.graph.rewrite import Rule, RuleSet, rewrite
-from jaxviz.graph.split import split
+from jaxviz.graph.split import split, split_where_read
 from jaxviz.parts.channels import channel_axis, checked_channel
 from jaxviz.parts.gradients import input_gradient, plain_gradient
 from jaxviz.rules import lrp_composites, relu
@@ -242,7 +242,7 @@ def relevance_at(
     apply_fn: Callable, params: Any, x: Any, target: Target, layer: str, rules: RuleSet
 ) -> tuple[Callable, jax.Array, jax.Array]:
     """What makes a layer, its value, and the relevance of that value; to be traced in a method."""
-    head, tail = split(apply_fn, params, x, layer)
+    head, tail = split_where_read(apply_fn, params, x, layer)
     a, carry = head(params, x)
     joined = Joined(tail)
     target = fixed_target(joined, params, (a, carry), target)

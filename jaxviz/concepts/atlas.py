@@ -20,7 +20,7 @@ from jaxviz.engine.targets import check_target, output_shape, with_classes
 from jaxviz.features.activation_grid import climbed_along
 from jaxviz.features.examples import filled, numbered
 from jaxviz.graph.held import hold
-from jaxviz.graph.split import split
+from jaxviz.graph.split import split_where_read
 from jaxviz.parts.channels import channel_axis
 from jaxviz.parts.gradients import input_gradient
 from jaxviz.rules.fast import is_large
@@ -218,7 +218,7 @@ def _classes(who, apply_fn, params, x, classes) -> np.ndarray:
 
 def _taken(apply_fn, layer, pooled, params, x, key, first, classes):
     """Of each image a layer's value `[N, C]` at a place, and its share in scores `[N, K]`."""
-    head, tail = split(apply_fn, params, x, layer)
+    head, tail = split_where_read(apply_fn, params, x, layer)
     a, carry = head(params, x)
     axis = channel_axis("activation_atlas", apply_fn, params, x, layer)
     laid = lambda a: jnp.moveaxis(a, axis, -1).reshape(a.shape[0], -1, a.shape[axis])

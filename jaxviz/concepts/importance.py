@@ -12,7 +12,7 @@ from jaxviz.concepts.pooled import places_mean
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.engine.copies import outputs_of_copies, stacked_scores
 from jaxviz.graph.held import hold
-from jaxviz.graph.split import mean_over_places, split
+from jaxviz.graph.split import mean_over_places, split, split_where_read
 from jaxviz.graph.trace import trace
 from jaxviz.parts import designs
 from jaxviz.parts.channels import channel_axis
@@ -71,7 +71,7 @@ def concept_importance(
     """
     name = "concept_importance"
     designs.check_designs(name, num_designs)
-    head, tail = split(apply_fn, params, x, layer)
+    head, tail = split_where_read(apply_fn, params, x, layer)
     a, carry = head(params, x)
     axis = channel_axis(name, apply_fn, params, x, layer)
     codes = encode(dictionary, jnp.moveaxis(a, axis, -1))

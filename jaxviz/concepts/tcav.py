@@ -15,7 +15,7 @@ from jaxviz.calls.shown import shown, shown_html
 from jaxviz.concepts.cav import Cav, Probe, probes
 from jaxviz.concepts.pooled import layer_values, places_summed, wide
 from jaxviz.engine.contract import Target, explanation, same_when_batched
-from jaxviz.graph.split import split
+from jaxviz.graph.split import split_where_read
 from jaxviz.parts.channels import channel_axis
 from jaxviz.parts.gradients import input_gradient
 
@@ -57,7 +57,7 @@ def concept_sensitivity(
     Reference:
       Kim et al. 2018, arXiv:1711.11279, eq. 1.
     """
-    head, tail = split(apply_fn, params, x, layer)
+    head, tail = split_where_read(apply_fn, params, x, layer)
     a, carry = head(params, x)
     slope = wide(input_gradient(tail, (params, carry), a, target))
     vectors = jnp.asarray(vectors, slope.dtype)

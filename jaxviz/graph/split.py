@@ -66,6 +66,24 @@ def split(apply_fn: Callable, params: Any, x: Any, layer: str) -> tuple[Callable
     return Head(apply_fn, layer), Tail(apply_fn, layer, structure, shapes, channels)
 
 
+def split_where_read(
+    apply_fn: Callable, params: Any, x: Any, layer: str
+) -> tuple[Callable, Callable]:
+    """`split` for what is shared out to a layer: one that no output reads would get zeros.
+
+    Raises:
+      ValueError: As `split`; or no output is made of the layer.
+    """
+    held, arrays = hold("split", apply_fn, params)
+    traced = trace(held, arrays, x)
+    if find_cut(traced, layer, "split").row.value not in used(traced):
+        raise ValueError(
+            f"split: layer must be one that the outputs are made of; got {layer!r}, which none of "
+            "them reads, so all of it would be 0. Take another, from jaxviz.layers."
+        )
+    return split(apply_fn, params, x, layer)
+
+
 @public()
 def activations(
     apply_fn: Callable,
@@ -276,11 +294,6 @@ def find_cut(traced: Traced, layer: str, who: str) -> Cut:
     if cut is None:
         raise ValueError(
             f"{who}: layer {layer!r} does not depend on x, only on params. Take one that does."
-        )
-    if not reached(traced.program, [row.value]).intersection(traced.program.outputs):
-        raise ValueError(
-            f"{who}: layer must be one that the outputs are made of; got {layer!r}, which none of "
-            "them reads, so all of it would be 0. Take another, from jaxviz.layers."
         )
     head, tail, carried = cut
     return Cut(row, head, tail, carried)

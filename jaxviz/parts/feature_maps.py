@@ -19,7 +19,7 @@ from jaxviz.graph.held import hold
 from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import find
 from jaxviz.graph.rows import Layer, Row, rows
-from jaxviz.graph.split import reached, split, used
+from jaxviz.graph.split import reached, split_where_read, used
 from jaxviz.graph.trace import Traced, trace
 from jaxviz.parts.channels import channel_axis
 from jaxviz.parts.gradients import input_gradient
@@ -80,7 +80,7 @@ def cuts(
     if layer is None:
         layer = last_spatial_layer(name, apply_fn, params, x)
     for one in (layer,) if isinstance(layer, str) else tuple(layer):
-        head, tail = split(apply_fn, params, x, one)
+        head, tail = split_where_read(apply_fn, params, x, one)
         a, carry = outputs_of(head, params, x)
         axis = channel_axis(name, apply_fn, params, x, one)
         maps = reshape or functools.partial(laid_out, channels=axis, rank=_rank(x))

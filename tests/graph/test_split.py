@@ -142,7 +142,7 @@ def test_cutting_inside_a_loop_or_branch_is_refused_by_name(net, layer):
         jv.split(*(build(net) if isinstance(net, str) else net), layer)
 
 
-def test_a_layer_that_no_output_reads_is_refused():
+def test_nothing_is_shared_out_to_a_layer_that_no_output_reads():
     def net(w, x):
         aside = jax.nn.relu(x)
         jnp.tanh(aside)
@@ -151,9 +151,17 @@ def test_a_layer_that_no_output_reads_is_refused():
     w, x = jnp.ones((3, 2)), jnp.ones((2, 3))
     names = [layer.name for layer in jv.layers(net, w, x)]
     assert "relu_0" in names
-    for method in (jv.split, lambda *a: jv.grad_cam(*a[:3], layer=a[3], resize=False)):
+    options = {"layer": "relu_0"}
+    for method in (
+        lambda: jv.grad_cam(net, w, x, 0, **options, resize=False),
+        lambda: jv.layer_conductance(net, w, x, 0, **options),
+        lambda: jv.at_layer(jv.gradient, "relu_0")(net, w, x, 0),
+    ):
         with pytest.raises(ValueError, match="layer must be one that the outputs are made of"):
-            method(net, w, x, "relu_0")
+            method()
+    head, tail = jv.split(net, w, x, "relu_0")  # but it can be read, and the rest is the model
+    a, carry = head(w, x)
+    chex.assert_trees_all_equal(tail((w, carry), a), net(w, x))
 
 
 def test_wrong_shapes_are_refused():
