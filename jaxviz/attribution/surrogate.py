@@ -16,13 +16,12 @@ from jaxviz.engine.copies import fixed_target, rows_of
 from jaxviz.engine.layout import of_places
 from jaxviz.engine.rounds import ROUND, solved_in_rounds, stops_early
 from jaxviz.parts.coalitions import SegmentScores, as_scores, coalition_scores, segmented
-from jaxviz.parts.inverse import pseudo_inverse
+from jaxviz.parts.inverse import exact_dot, pseudo_inverse
 from jaxviz.parts.regions import Segmented, like_input, present_segments
 
 Penalty = Literal["ridge", "lasso"]
 _SWEEPS = 100  # of the lasso over all coordinates
 _SAMPLES = 1024  # of KernelSHAP, for up to 128 segments
-_EXACT = jax.lax.Precision.HIGHEST
 
 
 class Surrogate(NamedTuple):
@@ -179,7 +178,7 @@ def _fitted(
     def one(z, y, here, live):
         z, here = z.astype(y.dtype), here.astype(y.dtype)
         # The cosine of a binary z and ones is sqrt(|z| / G), of the segments that an example has.
-        distance = 1 - jnp.sqrt(jnp.minimum(_dot(z, here) / jnp.maximum(here.sum(), 1), 1))
+        distance = 1 - jnp.sqrt(jnp.minimum(exact_dot(z, here) / jnp.maximum(here.sum(), 1), 1))
         w = jnp.exp(-jnp.square(distance / kernel_width) / 2) * live.astype(y.dtype)
         total = w.sum()
         w = w / total
@@ -188,10 +187,10 @@ def _fitted(
         # With weights that sum to 1 the ridge's objective is divided by their sum; the lasso's is.
         scaled = jnp.asarray(strength, y.dtype) / (total if penalty == "ridge" else 1)
         coefficients, spread, unknown = solve(zc, yc, w, scaled)
-        residual = yc - _dot(zc, coefficients)
-        leverage = w + w * (zc * _dot(zc, spread)).sum(1)  # of each sample on its own fit
+        residual = yc - exact_dot(zc, coefficients)
+        leverage = w + w * (zc * exact_dot(zc, spread)).sum(1)  # of each sample on its own fit
         unfitted, free = _unfitted(residual, leverage, w, live)
-        pull = _dot(zc * (w * unfitted)[:, None], spread)  # of each sample on each coefficient
+        pull = exact_dot(zc * (w * unfitted)[:, None], spread)  # of each sample on each coefficient
         errors = jnp.where(unknown | ~free, jnp.inf, jnp.sqrt(jnp.square(pull).sum(0)))
         variance = (w * jnp.square(yc)).sum()
         unexplained = (w * jnp.square(residual)).sum()
@@ -225,27 +224,25 @@ _lime = explanation(
 )(_fitted)
 
 
-def _dot(a, b):
-    return jnp.dot(a, b, precision=_EXACT)
-
-
 def _ridge(z, y, w, strength):
     """Coefficients, the inverse of the normal equations' matrix, whether samples leave one open.
 
     Weights sum to 1.
     """
-    gram = _dot(z.T * w[None], z) + strength * jnp.eye(z.shape[1], dtype=z.dtype)
+    gram = exact_dot(z.T * w[None], z) + strength * jnp.eye(z.shape[1], dtype=z.dtype)
     inverse, _ = pseudo_inverse(gram)
-    coefficients = _dot(inverse, _dot(z.T, w * y))
+    coefficients = exact_dot(inverse, exact_dot(z.T, w * y))
     # One step of refinement takes back what single precision lost.
-    rest = _dot(z.T, w * (y - _dot(z, coefficients))) - strength * coefficients
-    unknown = jnp.diag(_dot(inverse, gram)) < 0.99  # 1 for all where the samples tell them apart
-    return coefficients + _dot(inverse, rest), inverse, unknown
+    rest = exact_dot(z.T, w * (y - exact_dot(z, coefficients))) - strength * coefficients
+    unknown = (
+        jnp.diag(exact_dot(inverse, gram)) < 0.99
+    )  # 1 for all where the samples tell them apart
+    return coefficients + exact_dot(inverse, rest), inverse, unknown
 
 
 def _lasso(z, y, w, strength):
     """Coefficients by coordinate descent; the rest as for the ridge, for those that are not 0."""
-    gram, moment = _dot(z.T * w[None], z), _dot(z.T, w * y)
+    gram, moment = exact_dot(z.T * w[None], z), exact_dot(z.T, w * y)
     count = z.shape[1]
 
     def update(b, j):
@@ -258,10 +255,10 @@ def _lasso(z, y, w, strength):
     coefficients = jax.lax.scan(update, jnp.zeros(count, z.dtype), order)[0]
     active = (coefficients != 0).astype(z.dtype)
     both = active[:, None] * active[None]
-    inverse = (
-        pseudo_inverse(gram * both + jnp.diag((1 - active) * jnp.trace(gram) / count))[0] * both
-    )
-    unknown = (active > 0) & (jnp.diag(_dot(inverse, gram)) < 0.99)
+    # Coefficients of 0 are left out: any diagonal stands for them.
+    inverse, _ = pseudo_inverse(gram * both + jnp.diag((1 - active) * jnp.trace(gram) / count))
+    inverse = inverse * both
+    unknown = (active > 0) & (jnp.diag(exact_dot(inverse, gram)) < 0.99)
     return coefficients, inverse, unknown
 
 
@@ -432,7 +429,7 @@ def _kernel(
             return total[None], jnp.zeros(1, y.dtype)
         # The least squares among changes that keep the sum, z less its mean over segments.
         zc = z - z.mean(1, keepdims=True)
-        gram = _dot(zc.T * w[None], zc)
+        gram = exact_dot(zc.T * w[None], zc)
         # Which is 0 along all segments alike; made their mean there, it has an inverse.
         alike = jnp.full_like(gram, 1 / count)
         size = jnp.trace(gram) / (count - 1)
@@ -441,14 +438,18 @@ def _kernel(
         keeping = keeping - alike / along
         values = jnp.full(count, total / count)
         for _ in range(2):  # the second takes back what single precision lost
-            values = values + _dot(keeping, _dot(z.T, w * (y - _dot(z, values))))
+            values = values + exact_dot(keeping, exact_dot(z.T, w * (y - exact_dot(z, values))))
         if all_of_them:
             return values, jnp.zeros_like(values)
         # A coalition and its complement are one draw, and up to sign one equation.
-        residual, zc, w = (y - _dot(z, values)).reshape(2, -1), zc[: len(zc) // 2], w[: len(w) // 2]
-        leverage = 2 * w * (zc * _dot(zc, keeping)).sum(1)
+        residual, zc, w = (
+            (y - exact_dot(z, values)).reshape(2, -1),
+            zc[: len(zc) // 2],
+            w[: len(w) // 2],
+        )
+        leverage = 2 * w * (zc * exact_dot(zc, keeping)).sum(1)
         unfitted, free = _unfitted(residual[0] - residual[1], leverage, w, live[: len(w)])
-        errors = jnp.sqrt(jnp.square(_dot(zc * (w * unfitted)[:, None], keeping)).sum(0))
+        errors = jnp.sqrt(jnp.square(exact_dot(zc * (w * unfitted)[:, None], keeping)).sum(0))
         known = free & _enough(coalitions, live[: len(w)]) & (rank == count)
         return values, jnp.where(known, errors, jnp.inf)
 

@@ -148,7 +148,8 @@ def losses(
     # codes: scaled weights would have slopes of all of them, where few codes have some.
     even = fixed.kind in KEEPING and fixed.kind != "archetypal"
     times = norm if even else jnp.ones_like(norm)
-    of_atoms = lambda codes: codes / jnp.maximum(times, 1e-12)[None]
+    over = jnp.maximum(times, 1e-12)
+    of_atoms = lambda codes: codes / over[None]
 
     def before(encoder, inner):
         # (a - b) E + e is a E + this: a gradient by `a` would take one more product, for b alone.
@@ -165,8 +166,7 @@ def losses(
         few = jax.nn.relu(read_at(a, encoder, places) * times[places] + shift[places])
         few = jnp.where(jnp.arange(most, dtype=limit.dtype)[None] < limit, few, 0)
         codes = at_places(few, places, len(norm))
-        sizes = few / jnp.maximum(times, 1e-12)[places]
-        written = write_at(sizes, places, atoms) + weights.bias[None]
+        written = write_at(few / over[places], places, atoms) + weights.bias[None]
         often = jnp.zeros_like(norm).at[places].add((few > 0).astype(few.dtype))
     else:
         codes = _codes(fixed, weights, lambda e, inner: a @ e + before(e, inner)[None], pre, limit)
@@ -189,17 +189,15 @@ def losses(
     elif fixed.auxiliary_weight and fixed.auxiliary == "dead":
         residual = jax.lax.stop_gradient(target - written)
 
-        def revived(encoder, shift, times, atoms, bias):
-            pre = (a @ encoder) * times[None] + shift[None]
+        def revived():
+            pre = (a @ encoder) * times[None] + shift[None]  # anew: few calls want its slope
             wanted, there = a.shape[1] // 2, dead.sum()
             chosen = largest(jnp.where(dead[None], pre, -jnp.inf), jnp.minimum(wanted, there))
             codes = jnp.where(chosen & dead[None], pre, 0)
             share = jnp.minimum(there / max(wanted, 1), 1).astype(a.dtype)
-            written = (codes / jnp.maximum(times, 1e-12)[None]) @ atoms + bias[None]
-            return share * off(written - residual)
+            return share * off(decoded(codes) - residual)
 
-        parts = (encoder, shift, times, atoms, weights.bias)
-        found = jax.lax.cond(any_dead, revived, lambda *parts: none, *parts)
+        found = jax.lax.cond(any_dead, revived, lambda: none)
         auxiliary = fixed.auxiliary_weight * found
     elif fixed.auxiliary_weight:
         unused = jax.nn.relu(pre) - codes

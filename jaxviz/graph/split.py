@@ -74,14 +74,14 @@ def split_where_read(
     Raises:
       ValueError: As `split`; or no output is made of the layer.
     """
-    held, arrays = hold("split", apply_fn, params)
-    traced = trace(held, arrays, x)
-    if find_cut(traced, layer, "split").row.value not in used(traced):
+    parts = split(apply_fn, params, x, layer)
+    traced = trace(*hold("split", apply_fn, params), x)
+    if find(rows(traced), layer, "split").value not in used(traced):
         raise ValueError(
             f"split: layer must be one that the outputs are made of; got {layer!r}, which none of "
             "them reads, so all of it would be 0. Take another, from jaxviz.layers."
         )
-    return split(apply_fn, params, x, layer)
+    return parts
 
 
 @public()

@@ -62,7 +62,8 @@ def _eliminated(matrix):
     return jax.lax.fori_loop(0, len(matrix), one, (matrix, jnp.ones((), bool)))
 
 
-def _dot(a, b):
+def exact_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b`, in all digits of their type on any device."""
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -70,4 +71,4 @@ def _by_eigenvectors(matrix):
     sizes, axes = jnp.linalg.eigh(matrix)
     told = sizes > 10 * len(matrix) * jnp.finfo(matrix.dtype).eps * sizes[-1]
     inverse = jnp.where(told, 1 / jnp.where(told, sizes, 1), 0)
-    return _dot(axes * inverse[None], axes.T), told.sum(dtype=jnp.int32)
+    return exact_dot(axes * inverse[None], axes.T), told.sum(dtype=jnp.int32)

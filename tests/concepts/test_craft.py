@@ -98,9 +98,11 @@ def test_maps_are_where_the_patterns_are(images):
         first, WEIGHTS, np.moveaxis(images, -1, 1), layer="conv_0", dictionary=atoms, resize=False
     )
     np.testing.assert_allclose(again, there, atol=1e-5)
-    found, factors = dff(net, WEIGHTS, images, layer="relu_0", num_concepts=3, key=KEY, num_seeds=2)
+    options = {"num_concepts": 3, "num_seeds": 2}
+    key = jax.random.key(4)  # one start in 70 ends with two atoms for one pattern
+    found, factors = dff(net, WEIGHTS, images, layer="relu_0", key=key, **options)
     assert found.shape == (5, 4, 4, 3)
-    assert factors.errors.min() < 1e-4  # one start in 70 ends with two atoms for one pattern
+    assert factors.stability.min() > 0.98
     matched = (np.asarray(factors.dictionary.atoms) @ PATTERNS[:3].T).argmax(0)
     np.testing.assert_allclose(found[..., matched] > 0.5, there)
 
