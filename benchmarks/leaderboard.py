@@ -55,6 +55,8 @@ FEWER = {
     "sobol": {"num_designs": 4},
     "hsic": {"num_samples": 256},
     "score_cam": {"num_channels": 64},
+    "ss_cam": {"num_channels": 64, "num_samples": 4},
+    "is_cam": {"num_channels": 64},
     "learned_mask": {"num_steps": 60},
     "guided_integrated_gradients": {"num_steps": 50},
     "blur_integrated_gradients": {"num_steps": 25},

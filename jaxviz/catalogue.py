@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jaxviz
 
 _WINDOWS = 8  # along the shorter side of an image, for occlusion, half over one another
+_CELLS = 7  # along each axis of an image: what other methods that hide parts take by themselves
 
 
 class Method(NamedTuple):
@@ -27,6 +28,7 @@ class Method(NamedTuple):
       random: It takes the keyword `key`.
       layer: It takes the keyword `layer`, which names maps.
       windows: It takes the keywords `window` and `stride`.
+      cells: It takes `segments`, and by default each number alone: of images too many passes.
       scores: It returns more than a map, which is the first of it.
       coarse: Its map has no pixel's detail: it is read over the image.
       linear: From its layer to the outputs all must be linear: it takes the very last maps.
@@ -41,6 +43,7 @@ class Method(NamedTuple):
     random: bool = False
     layer: bool = False
     windows: bool = False
+    cells: bool = False
     scores: bool = False
     coarse: bool = False
     linear: bool = False
@@ -68,8 +71,10 @@ class Method(NamedTuple):
         replaces = self.family in ("perturbation", "attention") and self.name != "learned_mask"
         return not self.layer and not replaces
 
-    def options(self, space: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    def options(self, space: tuple[int, ...]) -> dict[str, Any]:
         """What it needs to know of inputs of so many places along each axis, by keyword."""
+        if self.cells and len(space) > 1:  # columns and tokens are parts that somebody named
+            return {"segments": jaxviz.grid_segments(space, tuple(min(_CELLS, n) for n in space))}
         if not self.windows:
             return {}
         window = max(1, min(space) // _WINDOWS)
@@ -109,9 +114,10 @@ def _hiding(
     cost: str,
     random: bool = False,
     windows: bool = False,
+    cells: bool = False,
     scores: bool = False,
 ) -> Method:
-    more = {"random": random, "windows": windows, "scores": scores, "coarse": True}
+    more = {"random": random, "windows": windows, "cells": cells, "scores": scores, "coarse": True}
     return Method(name, title, "perturbation", cost)._replace(**more)
 
 
@@ -167,7 +173,7 @@ METHODS: dict[str, Method] = {
         _attending("value_zeroing", "value zeroing", "1 forward a token"),
         _attending("le_grad", "LeGrad", "1 back, and the head a block"),
         _hiding("occlusion", "occlusion", "1 forward a window, of what changed", windows=True),
-        _hiding("feature_ablation", "feature ablation", "49 forward"),
+        _hiding("feature_ablation", "feature ablation", "49 forward", cells=True),
         _hiding("rise", "RISE", "4,000 forward", random=True),
         _hiding("sobol", "Sobol indices", "2,112 forward", random=True),
         _hiding("hsic", "HSIC", "512 forward", random=True),

@@ -126,6 +126,7 @@ def _call(method, options, apply_fn, params, x, whole, layer, key) -> Callable:
             f"methods={{{method.name!r}: {{{method.needs!r}: ...}}}}."
         )
     explain, options = method.made(options)
+    of_x = True
     if method.layer:
         options = options if layer is None else {"layer": layer, **options}
     elif "layer" in options or (whole and method.moves):
@@ -136,11 +137,12 @@ def _call(method, options, apply_fn, params, x, whole, layer, key) -> Callable:
                 "that can be cut makes floating ones of them. Name one: layer=..., or take methods "
                 "that hide parts of x, such as feature_ablation."
             )
-        explain = at_layer(explain, place)
+        explain, of_x = at_layer(explain, place), False
         options = {k: v for k, v in options.items() if k != "layer"}
     if method.random and key is not None:
         options = {"key": key, **options}
-    if method.windows:
+    one_image = of_x and jax.tree.structure(x) == jax.tree.structure(0)
+    if method.windows or (method.cells and one_image and "segments" not in options):
         options = {**method.options(_space(apply_fn, params, x)), **options}
     return functools.partial(explain, **options) if options else explain
 

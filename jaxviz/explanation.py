@@ -225,7 +225,8 @@ def explain(
       methods: Names, or explanations (`jv.at_layer(jv.gradient, "embed")`, a partial of one); or a
         mapping from a title to either, or from a name to that method's options:
         `{"saliency": {}, "integrated_gradients": {"num_steps": 200}}`. `jv.methods()` lists names.
-        Windows of occlusion are an eighth of the shorter side unless given.
+        Windows of occlusion are an eighth of the shorter side, segments of feature ablation 7 x 7
+        cells of an image, unless given.
       classes: K names, one an output; None numbers them.
       layer: For methods of a layer; None takes what each takes by itself. Of whole numbers, which
         most methods cannot move, also where these explain the net in their place (`at_layer`); None

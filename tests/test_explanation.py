@@ -81,6 +81,21 @@ def test_what_is_not_given_has_a_default_that_the_manifest_tells():
     assert out.manifest["key"] == [0, 0]
 
 
+def test_feature_ablation_hides_cells_of_images_unless_told_otherwise():
+    net = lambda w, x: jnp.tanh(x * w).sum((1, 2))
+    rows = np.arange(8).repeat(8).reshape(8, 8)
+    own = {"feature_ablation": {"segments": rows}}
+    made = jv.explain(net, 0.5, X, 0, methods=("feature_ablation",)).maps["feature_ablation"]
+    cells = jv.grid_segments((8, 8), (7, 7))
+    want = jv.feature_ablation(net, 0.5, X, 0, segments=cells)
+    np.testing.assert_array_equal(made, want)
+    made = jv.explain(net, 0.5, X, 0, methods=own).maps["feature_ablation"]
+    np.testing.assert_array_equal(made, jv.feature_ablation(net, 0.5, X, 0, segments=rows))
+    at_layer = {"feature_ablation": {"layer": "tanh_0"}}
+    made = jv.explain(net, 0.5, X, 0, methods=at_layer).maps["feature_ablation"]
+    assert made.shape == X.shape  # of a layer each number
+
+
 KEYS = jax.random.split(jax.random.key(3), 4)
 WORDS = {"words": jax.random.normal(KEYS[0], (9, 4)), "out": jax.random.normal(KEYS[1], (4, 2))}
 IDS = jnp.array([[5, 7, 2], [1, 0, 8]])

@@ -32,9 +32,10 @@ from jaxviz.parts.regions import blend
 from jaxviz.rules.fast import serving, weighed
 
 _SHARED = ("layer", "relu", "resize", "reshape", "chunk_size")
+_BY_SCORES = (*_SHARED, "num_channels")
 
 
-@explanation(*_SHARED, "num_channels", sweeps=True, places=True)
+@explanation(*_BY_SCORES, sweeps=True, places=True)
 def score_cam(
     apply_fn: Callable,
     params: Any,
@@ -86,11 +87,7 @@ def score_cam(
     check_one_array(name, x)
 
     def one(cut):
-        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
-        if num_channels is not None and num_channels < a.shape[-1]:
-            most = jax.lax.top_k(a.std(over_space(a)), num_channels)[1]
-            a = jnp.take_along_axis(a, most.reshape(len(x), *[1] * (a.ndim - 2), -1), axis=-1)
-
+        a = _tried(cut, num_channels)
         seen = lambda k, mask: blend(jnp.zeros_like(x), mask, x)
         return _by_scores(name, apply_fn, params, x, target, a, seen, 1, chunk_size)
 
@@ -99,7 +96,7 @@ def score_cam(
 
 
 @explanation(
-    *(*_SHARED, "num_samples"), nonzero=("tolerance",), sweeps=True, places=True, std=real(0)
+    *(*_BY_SCORES, "num_samples"), nonzero=("tolerance",), sweeps=True, places=True, std=real(0)
 )
 def ss_cam(
     apply_fn: Callable,
@@ -109,6 +106,7 @@ def ss_cam(
     *,
     key: jax.Array,
     layer: Layers = None,
+    num_channels: int | None = None,
     num_samples: int = 35,
     std: float = 2.0,
     tolerance: float = 0.0,
@@ -130,6 +128,7 @@ def ss_cam(
         which is chosen once, at `x`.
       key: Key of the noise, which is the same whatever `chunk_size` is.
       layer, relu, resize, reshape: As for `grad_cam`.
+      num_channels: As for `score_cam`.
       num_samples: Noisy masks a channel, >= 1. Time is linear in it, memory constant.
       std: Standard deviation of the noise, >= 0, where masks go from 0 to 1.
       tolerance: Above 0, it stops after a round of 8 masks of each channel when no standard error
@@ -145,7 +144,7 @@ def ss_cam(
 
     Raises:
       ValueError: No such layer (the nearest are named), or one without spatial extent;
-        `num_samples` or `chunk_size` is below 1; `x` is no single array.
+        `num_channels`, `num_samples` or `chunk_size` is below 1; `x` is no single array.
 
     Example:
       >>> net = lambda w, x: jax.nn.relu(x).mean((1, 2)) @ w
@@ -163,7 +162,7 @@ def ss_cam(
     check_one_array(name, x)
 
     def one(cut):
-        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
+        a = _tried(cut, num_channels)
 
         def seen(k, mask):
             noise = jax.random.normal(jax.random.fold_in(key, k), mask.shape, mask.dtype)
@@ -176,7 +175,7 @@ def ss_cam(
     return class_activation_map(name, one, apply_fn, params, x, **shared)
 
 
-@explanation(*_SHARED, "num_steps", sweeps=True, places=True)
+@explanation(*_BY_SCORES, "num_steps", sweeps=True, places=True)
 def is_cam(
     apply_fn: Callable,
     params: Any,
@@ -184,6 +183,7 @@ def is_cam(
     target: Target = None,
     *,
     layer: Layers = None,
+    num_channels: int | None = None,
     num_steps: int = 10,
     relu: bool = True,
     resize: Resize = True,
@@ -202,6 +202,7 @@ def is_cam(
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class,
         which is chosen once, at `x`.
       layer, relu, resize, reshape: As for `grad_cam`.
+      num_channels: As for `score_cam`.
       num_steps: Strengths of each mask, >= 1. Time is linear in it, memory constant.
       chunk_size: Masked inputs at once, for all N examples. None goes by `x` and the cores.
 
@@ -211,7 +212,7 @@ def is_cam(
 
     Raises:
       ValueError: No such layer (the nearest are named), or one without spatial extent;
-        `num_steps` or `chunk_size` is below 1; `x` is no single array.
+        `num_channels`, `num_steps` or `chunk_size` is below 1; `x` is no single array.
 
     Example:
       >>> net = lambda w, x: jax.nn.relu(x).mean((1, 2)) @ w
@@ -228,7 +229,7 @@ def is_cam(
     check_one_array(name, x)
 
     def one(cut):
-        a = cut.maps(cut.a).astype(at_least_float32(cut.a))
+        a = _tried(cut, num_channels)
         chosen = fixed_target(apply_fn, params, x, target)
         strengths = jnp.cumsum(jnp.arange(1, num_steps + 1, dtype=a.dtype)) / num_steps
         with serving(num_steps * a.shape[-1]):
@@ -320,6 +321,15 @@ def ablation_cam(
 
     shared = {"layer": layer, "relu": relu, "resize": resize, "reshape": reshape}
     return class_activation_map(name, one, apply_fn, params, x, **shared)
+
+
+def _tried(cut, num_channels):
+    """The layer's maps; of more channels than `num_channels` those that vary most."""
+    a = cut.maps(cut.a).astype(at_least_float32(cut.a))
+    if num_channels is None or num_channels >= a.shape[-1]:
+        return a
+    most = jax.lax.top_k(a.std(over_space(a)), num_channels)[1]
+    return jnp.take_along_axis(a, most.reshape(len(a), *[1] * (a.ndim - 2), -1), axis=-1)
 
 
 def _by_scores(name, apply_fn, params, x, target, a, seen, each, chunk_size, tolerance=0.0):

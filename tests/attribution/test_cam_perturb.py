@@ -10,7 +10,7 @@ import pytest
 import small_net
 from small_net import close
 
-from jaxviz.attribution.cam_perturb import ablation_cam, score_cam
+from jaxviz.attribution.cam_perturb import ablation_cam, is_cam, score_cam, ss_cam
 from jaxviz.graph.split import activations, split
 
 RAW = {"relu": False, "resize": False}
@@ -47,13 +47,19 @@ def test_score_cam_agrees_with_a_loop_over_channels():
     close(out, expected, 1e-5)
 
 
-def test_fewer_channels_are_those_that_vary_most():
+@pytest.mark.parametrize(
+    "method",
+    [
+        score_cam,
+        functools.partial(ss_cam, key=jax.random.key(0), num_samples=2),
+        functools.partial(is_cam, num_steps=2),
+    ],
+)
+def test_fewer_channels_are_those_that_vary_most(method):
     params, x, target, *_ = small_net.inputs(jnp.float32)
-    explain = functools.partial(
-        score_cam, small_net.apply_fn, params, x, target, layer="conv2", **RAW
-    )
-    close(explain(num_channels=8), explain(), 1e-6)
-    close(explain(num_channels=99), explain(), 1e-6)
+    explain = functools.partial(method, small_net.apply_fn, params, x, target, layer="conv2", **RAW)
+    close(explain(num_channels=8), whole := explain(), 1e-6)
+    close(explain(num_channels=99), whole, 1e-6)
     a = activations(small_net.apply_fn, params, x, ["conv2"])["conv2"]
     most = jnp.argmax(a.std((1, 2)), axis=-1)
     only = jnp.take_along_axis(a, most[:, None, None, None], axis=-1)[..., 0]
