@@ -2,8 +2,9 @@
 
     python -m benchmarks.lrp_search
 
-A small encoder with random weights, six candidates, 8 examples, SRG of 8 steps. Prints a line of
-JSON: processor seconds of both, the first time and again, and how far their scores are apart.
+A small vision transformer with random weights, six candidates, 8 examples, SRG of 8 steps. Prints a
+line of JSON: processor seconds of both, the first time and again, and how far their scores are
+apart.
 """
 
 import functools
@@ -15,16 +16,16 @@ import jax.numpy as jnp
 
 import jaxviz as jv
 from benchmarks.timing import json_line
-from benchmarks.transformers import drawn, encoder
+from benchmarks.transformer_nets import Size, drawn, transformer
 from jaxviz import metrics, rules
 
 CANDIDATES = {"gamma": [0, 0.05, 0.25], "epsilon": [0, 0.01]}
 
 
 def main():
-    w, _, heads = drawn(4, 64, 4, 32)
-    net, w = encoder(heads), jax.tree.map(jnp.asarray, w)
-    x = jax.random.normal(jax.random.key(0), (8, 32, 64))
+    size = Size(blocks=4, width=64, heads=4, tokens=37, classes=10, image=24, patch=4)
+    net, w = transformer(size), jax.tree.map(jnp.asarray, drawn(size)[0])
+    x = jax.random.normal(jax.random.key(0), (8, 24, 24, 3))
     judge = functools.partial(metrics.srg, num_steps=8)
 
     def search():

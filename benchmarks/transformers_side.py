@@ -1,162 +1,170 @@
-"""An encoder in PyTorch and the peers' methods of it, one call for each line of transformers.py.
+"""The process with torch: the nets of transformer_nets.py as modules, and a call for each line.
 
-Needs torch, captum and lxt, and nothing of jaxviz. Attention is returned by the model itself, as
-the published codes' hand-edited models do; patching is a loop of forward passes, a head each.
+Reads lines of JSON, `[name, path, frozen]`, runs that method of transformers_peers.py and answers
+with its seconds; the result goes to `path` if there is one. Weights take gradients, as
+`model.eval()` leaves them; `frozen` are all but those without which a method sees no gradient.
+Needs torch, captum, lxt and grad-cam, and nothing of jaxviz.
 """
 
 import json
+import math
 import os
 import sys
 import time
 
-import lxt.explicit.functional as lf
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients
-from lxt.explicit.rules import identity
-
-torch.set_num_threads(int(os.environ["THREADS"]))
-CLOCK = getattr(time, os.environ["CLOCK"])
-GIVEN = np.load(sys.argv[1])
-W = {name: torch.from_numpy(GIVEN[name]) for name in "qkvoud"}
-HEAD, X, SOURCE = (torch.from_numpy(GIVEN[name]) for name in ("head", "x", "source"))
-HEADS, STEPS, BLOCKS = int(GIVEN["heads"]), int(GIVEN["steps"]), len(W["q"])
+from torch import nn
+from torch.nn import functional
 
 
-def rms(x):
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+class Attention(nn.Module):
+    """Queries, keys and values apart. `explicit` makes the weights, which hooks on `seen` read;
+    else the kernel that hides them is called, as timm and transformers do by default."""
+
+    def __init__(self, width, heads, bare=False):
+        super().__init__()
+        self.heads, self.bare, self.explicit = heads, bare, bare
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.seen, self.mixed = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        split = lambda a: a.reshape(*a.shape[:2], self.heads, -1).transpose(1, 2)
+        q, k, v = (split(part(x)) for part in (self.q, self.k, self.v))
+        if self.explicit:
+            scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+            z = self.seen(scores * 1e-6 if self.bare else scores.softmax(-1)) @ v
+        else:
+            z = functional.scaled_dot_product_attention(q, k, v)
+        return self.o(self.mixed(z).transpose(1, 2).reshape(x.shape))
 
 
-def split(x):
-    return x.reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)
+class Block(nn.Module):
+    """Norms ahead of each part (`ahead`), or after its residual sum."""
+
+    def __init__(self, width, heads, ahead, bare=False):
+        super().__init__()
+        self.ahead = ahead
+        self.norm1, self.norm2 = (nn.LayerNorm(width, 1e-6) for _ in range(2))
+        self.attention = Attention(width, heads, bare)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.gelu = nn.GELU()
+
+    def mlp(self, x):
+        return self.down(self.gelu(self.up(x)))
+
+    def forward(self, x):
+        if self.ahead:
+            x = x + self.attention(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self.mlp(x))
 
 
-def net(x, seen=None, put=None, bare=False):
-    """Logits; `seen` gets each block's attention and heads, `put(block, z)` stands for heads.
+class Transformer(nn.Module):
+    """`[N, 3, H, W]` or ids `[N, tokens]` to `[N, classes]`, read at the class token."""
 
-    `bare` leaves out norms, softmax and GELU.
-    """
-    norm = (lambda x: x) if bare else rms
-    softmax = (lambda x: x * 1e-6) if bare else lambda x: torch.softmax(x, -1)
-    gelu = (lambda x: x) if bare else lambda x: torch.nn.functional.gelu(x, approximate="tanh")
-    for i in range(BLOCKS):
-        y = norm(x)
-        q, k, v = (split(y @ W[name][i]) for name in "qkv")
-        a = softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
-        z = a @ v
-        z = z if put is None else put(i, z)
-        if seen is not None:
-            seen.append((a, z))
-        x = x + z.transpose(1, 2).reshape(x.shape) @ W["o"][i]
-        x = x + gelu(norm(x) @ W["u"][i]) @ W["d"][i]
-    return norm(x)[:, 0] @ HEAD
+    def __init__(self, blocks, width, heads, tokens, classes, image, patch, words, bare=False):
+        super().__init__()
+        self.is_vit = patch > 0
+        self.places = nn.Parameter(torch.zeros(1, tokens, width))
+        if self.is_vit:
+            self.embed = nn.Conv2d(3, width, patch, patch)
+            self.token = nn.Parameter(torch.zeros(1, 1, width))
+        else:
+            self.words = nn.Embedding(words, width)
+        self.blocks = nn.ModuleList(Block(width, heads, self.is_vit, bare) for _ in range(blocks))
+        self.norm, self.head = nn.LayerNorm(width, 1e-6), nn.Linear(width, classes)
+        if bare:
+            self.norm = nn.Identity()
+            for block in self.blocks:
+                block.norm1 = block.norm2 = block.gelu = nn.Identity()
 
+    def forward(self, x):
+        return self.read(self.tokens_of(self.embedded(x)))
 
-def explicit(x):
-    """The same by LXT's explicit rules."""
-    dense = lambda x, w: lf.linear_epsilon(x, w.T, None)
-    norm = lambda x: lf.mul2(x, torch.rsqrt(x.detach().pow(2).mean(-1, keepdim=True) + 1e-6))
-    gelu = lambda x: torch.nn.functional.gelu(x, approximate="tanh")
-    for i in range(BLOCKS):
-        y = norm(x)
-        q, k, v = (split(dense(y, W[name][i])) for name in "qkv")
-        scores = lf.mul2(lf.matmul(q, k.transpose(-1, -2)), q.shape[-1] ** -0.5)
-        z = lf.matmul(lf.softmax(scores, -1), v)
-        x = lf.add2(x, dense(z.transpose(1, 2).reshape(x.shape), W["o"][i]))
-        x = lf.add2(x, dense(identity(gelu, dense(norm(x), W["u"][i])), W["d"][i]))
-    return dense(norm(x)[:, 0], HEAD)
+    def embedded(self, x):
+        """Patches and class token, or words; where they stand is not in it."""
+        if not self.is_vit:
+            return self.words(x)
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.token.expand(len(x), -1, -1), x], 1)
 
+    def tokens_of(self, x):
+        x = x + self.places
+        x = x if self.is_vit else self.norm(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
 
-def gradient(bare=False):
-    x = X.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(net(x, bare=bare)[:, 0].sum(), x)
-    return slope
+    def read(self, x):
+        x = self.norm(x) if self.is_vit else x
+        return self.head(x[:, 0])
 
-
-def products():
-    return gradient(bare=True)
-
-
-def rollout():
-    with torch.no_grad():
-        seen = []
-        net(X, seen)
-        total = torch.eye(X.shape[1])
-        for a, _ in seen:
-            mixed = a.mean(1) + torch.eye(a.shape[-1])
-            total = mixed / mixed.sum(-1, keepdim=True) @ total
-        return total.mean(1)
+    def explicit(self, whether):
+        for block in self.blocks:
+            block.attention.explicit = whether
 
 
-def relevance():
-    seen, x = [], X.clone().requires_grad_()
-    score = net(x, seen)[:, 0].sum()
-    total = torch.zeros(len(X), X.shape[1], X.shape[1])
-    slopes = torch.autograd.grad(score, [a for a, _ in seen])
-    for (a, _), slope in zip(seen, slopes, strict=True):
-        step = (a * slope).clamp(min=0).mean(1)
-        total = total + step + step @ total
-    return total.mean(1)
+class FromEmbeddings(nn.Module):
+    """The same net of what its embedding gives."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net.read(self.net.tokens_of(x))
 
 
-def integrated():
-    method = IntegratedGradients(net)
-    return method.attribute(X, target=0, n_steps=STEPS, method="riemann_middle",
-                            internal_batch_size=8)  # fmt: skip
+def loaded(given, bare=False):
+    sizes = {k.removeprefix("size."): int(given[k]) for k in given if k.startswith("size.")}
+    net = Transformer(**sizes, bare=bare).eval()
+    state = {}
+    for name, own in net.state_dict().items():
+        a = given[name]
+        if name == "embed.weight":  # patches' rows, columns, colours
+            patch = own.shape[-1]
+            a = a.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+        elif a.ndim == 2 and name != "words.weight":
+            a = a.T
+        state[name] = torch.from_numpy(np.ascontiguousarray(a))
+    net.load_state_dict(state)
+    return net
 
 
-def attn_lrp():
-    x = X.clone().requires_grad_()
-    score = explicit(x)[:, 0].sum()
-    (slope,) = torch.autograd.grad(score, x, score.detach())
-    return slope
+def fed(x):
+    """An input as torch has it."""
+    x = torch.from_numpy(x)
+    return x.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else x.long()
 
 
-def attn_lrp_exact():
-    """Without the numbers that LXT adds to every denominator; asked for its result alone."""
-    shipped, lf._stabilize = lf._stabilize, lambda z, *_, **__: z
-    try:
-        return attn_lrp()
-    finally:
-        lf._stabilize = shipped
+def main():
+    from transformers_peers import Case, methods
+
+    torch.set_num_threads(int(os.environ["THREADS"]))
+    clock = getattr(time, os.environ["CLOCK"])
+    given = np.load(sys.argv[1])
+    case = Case(loaded(given), loaded(given, bare=True), *map(fed, given["inputs"]))
+    known, fastest = methods(case), {}
+
+    def timed(call):
+        start = clock()
+        out = call()
+        return out, clock() - start
+
+    for line in sys.stdin:
+        name, path, frozen = json.loads(line)
+        calls = known[name] if isinstance(known[name], list) else [known[name]]
+        case.freeze(name if frozen else None)
+        if name not in fastest:  # of several settings the best is taken; each is warmed up
+            seconds = [min(timed(c)[1] for _ in range(2 if len(calls) > 1 else 1)) for c in calls]
+            fastest[name] = calls[int(np.argmin(seconds))]
+        out, seconds = timed(fastest[name])
+        if path:
+            np.save(path, out.detach().numpy() if torch.is_tensor(out) else out)
+        print(json.dumps(seconds), flush=True)
 
 
-def patching():
-    with torch.no_grad():
-        base, there = net(X)[:, 0], []
-        net(SOURCE, there)
-        found = torch.zeros(len(X), BLOCKS, HEADS)
-        for block in range(BLOCKS):
-            for head in range(HEADS):
-
-                def put(i, z, block=block, head=head):
-                    if i == block:
-                        z = z.clone()
-                        z[:, head] = there[i][1][:, head]
-                    return z
-
-                found[:, block, head] = net(X, put=put)[:, 0] - base
-        return found
-
-
-METHODS = {
-    f.__name__: f
-    for f in (
-        products,
-        gradient,
-        rollout,
-        relevance,
-        integrated,
-        attn_lrp,
-        attn_lrp_exact,
-        patching,
-    )
-}
-for line in sys.stdin:
-    name, path = json.loads(line)
-    start = CLOCK()
-    out = METHODS[name]()
-    seconds = CLOCK() - start
-    if path:
-        np.save(path, out.detach().numpy())
-    print(json.dumps(seconds), flush=True)
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,9 @@ from jaxviz.rules.fast import serving, weighed
 _ALIVE = {"cpu": 2**16}
 _ALIVE_ELSEWHERE = 2**22
 _FEWEST = 2  # examples
+# Numbers that a token id stands for: the vector that is looked up for it, whose length x does not
+# tell. 128 ids of MiniLM-L6 take 15 % less time each with 4 or 8 copies at once than with 128.
+_OF_AN_ID = 64
 # Numbers in all copies together from which on it pays to share their passes among cores.
 _SHARED = 2**19
 # Copies that a core takes in one turn at least, so that what a turn costs (its start, and what is
@@ -98,8 +101,13 @@ def default_chunk(x: Any) -> int:
     return max(here if fit else 1, here * _FEWEST // batch, fit)
 
 
-def _numbers(x):
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(x))
+def _numbers(x: Any) -> int:
+    """How many numbers one copy has, whole ones `[N, tokens]` taken for the ids of tokens."""
+    return sum(math.prod(jnp.shape(leaf)) * _each_is(leaf) for leaf in jax.tree.leaves(x))
+
+
+def _each_is(leaf: Any) -> int:
+    return _OF_AN_ID if jnp.ndim(leaf) == 2 and not is_floating(leaf) else 1
 
 
 def chunk_length(name: str, num: int, chunk_size: int) -> int:

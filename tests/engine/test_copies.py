@@ -34,3 +34,11 @@ def test_copies_at_once_where_nobody_said(monkeypatch, shape, cores, length, loc
     monkeypatch.setattr("jaxviz.engine.copies.cores", lambda: cores)
     assert default_chunk(jax.ShapeDtypeStruct(shape, jnp.float32)) == length
     assert _at_once(np.broadcast_to(0, shape), cores) == local
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the numbers are those of a CPU")
+def test_ids_of_tokens_count_as_the_vectors_that_they_become():
+    ids = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+    assert default_chunk(ids(jnp.int32, 1, 128)) == 8
+    assert default_chunk(ids(jnp.float32, 1, 128)) == 512  # a row of numbers
+    assert default_chunk(ids(jnp.uint8, 1, 28, 28)) == 83  # an image
