@@ -16,6 +16,7 @@ from jaxviz.parts.gradients import plain_gradient
 from jaxviz.parts.regions import count_baselines
 from jaxviz.rules import deeplift, reveal_cancel
 from jaxviz.rules.differences import still
+from jaxviz.rules.unread import read_only
 
 DifferenceRule = Literal["rescale", "reveal_cancel"]
 
@@ -145,15 +146,14 @@ def _multiplied(apply_fn, params, x, start, target, rule):
     return _RULES[rule](apply_fn, params, x, start, target)
 
 
-def _scored(apply_fn: Callable, target: Target) -> Callable:
+def _scored(apply_fn: Callable, params: Any, x: Any, target: Target) -> Callable:
     """The function to carry differences through: a target that is a function is part of it."""
-    if callable(target):
-        return lambda params, x: select(apply_fn(params, x), target)
-    return apply_fn
+    read = read_only(apply_fn, params, x, target)
+    return (lambda params, x: select(read(params, x), target)) if callable(target) else read
 
 
 def _rescaled(apply_fn, params, x, start, target):
-    explained = _scored(apply_fn, target)
+    explained = _scored(apply_fn, params, x, target)
     starts = jax.tree.leaves(start)
 
     def carried(given, d):
@@ -176,7 +176,7 @@ def _rescaled(apply_fn, params, x, start, target):
 
 
 def _revealed(apply_fn, params, x, start, target):
-    explained = _scored(apply_fn, target)
+    explained = _scored(apply_fn, params, x, target)
     starts = jax.tree.leaves(start)
     gap = _difference(x, start)
     up = jax.tree.map(lambda g: jnp.maximum(g, 0), gap)

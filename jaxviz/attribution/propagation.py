@@ -17,6 +17,7 @@ from jaxviz.parts.channels import channel_axis, checked_channel
 from jaxviz.parts.gradients import input_gradient, plain_gradient
 from jaxviz.rules import lrp_composites, relu
 from jaxviz.rules.lrp_maps import contribution, over_fast
+from jaxviz.rules.unread import read_only
 
 Rules = str | Mapping[str, Rule] | RuleSet
 
@@ -167,7 +168,8 @@ def lrp(
 
 
 def _relevance(apply_fn, params, x, target=None, *, rules):
-    return _carried(apply_fn, rules, params, x, lambda o: start(o, target))
+    read = read_only(apply_fn, params, x, target)
+    return _carried(read, rules, params, x, lambda o: start(o, target))
 
 
 def _carried(apply_fn, rules, params, x, score):
@@ -246,7 +248,8 @@ def relevance_at(
     a, carry = head(params, x)
     joined = Joined(tail)
     target = fixed_target(joined, params, (a, carry), target)
-    relevance, _ = _carried(joined, rules, params, (a, carry), lambda o: start(o, target))
+    read = read_only(joined, params, (a, carry), target)
+    relevance, _ = _carried(read, rules, params, (a, carry), lambda o: start(o, target))
     return head, a, relevance
 
 

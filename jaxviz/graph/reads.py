@@ -182,10 +182,14 @@ def _slice(program, node, views, moving, parts) -> Part | None:
 
 def _number(program, operand, moving, parts) -> int | None:
     """An index that is known beforehand, or None."""
+    made = not isinstance(operand, Scalar) and (operand in moving or operand in parts)
+    return None if made else known_number(program, operand)
+
+
+def known_number(program: Program, operand: Value | Scalar) -> int | None:
+    """A whole number that no input of the program has a part in, or None."""
     if isinstance(operand, Scalar):
         return int(operand.value)
-    if operand in moving or operand in parts:
-        return None
     env = environment(program, ())
     if operand not in env:
         nodes: list[Node] = needed(program.nodes, [operand])

@@ -172,12 +172,7 @@ def model(apply_fn: Callable, params: Any, x: Any) -> Model:
     Raises:
       ValueError, TypeError: The model's own, in the name of the public function called.
     """
-    leaves, structure = jax.tree.flatten((params, x))
-    avals = tuple([a.aval if is_jax(type(a)) else jax.typeof(a) for a in leaves])
-    with under_names():
-        settings = _settings.trace().jaxpr
-    key = (_weak(apply_fn), structure, avals)
-    models = _known.setdefault(settings, {})
+    models, key = _place(apply_fn, params, x)
     found = models.get(key)
     if found is not None:
         # The last one used goes last; another thread may have done it already.
@@ -185,13 +180,28 @@ def model(apply_fn: Callable, params: Any, x: Any) -> Model:
             models[key] = found
         return found
     closed, shape = _traced(apply_fn, params, x)
-    num_params = structure.num_leaves - len(jax.tree.leaves(x))
+    structure, num_params = key[1], len(jax.tree.leaves(params))
     found = Model(closed, shape, structure, num_params, declared_channels(apply_fn))
     if not any(isinstance(c, Tracer) for c in closed.consts):
         models[key] = found
         for oldest in list(models)[:-_MOST]:
             models.pop(oldest, None)
     return found
+
+
+def remembered(apply_fn: Callable, params: Any, x: Any) -> Model | None:
+    """What `model` has found for these arguments before, if it has kept it."""
+    models, key = _place(apply_fn, params, x)
+    return models.get(key)
+
+
+def _place(apply_fn: Callable, params: Any, x: Any) -> tuple[dict, tuple]:
+    """The models of the settings of JAX, and the key of one among them."""
+    leaves, structure = jax.tree.flatten((params, x))
+    avals = tuple([a.aval if is_jax(type(a)) else jax.typeof(a) for a in leaves])
+    with under_names():
+        settings = _settings.trace().jaxpr
+    return _known.setdefault(settings, {}), (_weak(apply_fn), structure, avals)
 
 
 def declared_channels(apply_fn: Any) -> Said:

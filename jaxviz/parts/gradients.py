@@ -23,6 +23,7 @@ from jaxviz.graph.indices import unless
 from jaxviz.graph.recompute import copied, recomputed
 from jaxviz.graph.rewrite import rewrite
 from jaxviz.rules.fast import serving, weighed
+from jaxviz.rules.unread import read_only
 
 # FLOPs for each number that the affine start of a model makes, from which on one pullback for all
 # gradients saves more than adding up what lies behind it costs: a 7x7 first layer, no 3x3 one.
@@ -37,7 +38,8 @@ def input_gradient(apply_fn: Callable, params: Any, x: Any, target: Target = Non
     model's slow operations are replaced by exact fast ones (`jaxviz.rules.fast`). Where a score is
     NaN so is its gradient: a ReLU hands nothing back of a NaN, which would read "nothing matters".
     """
-    gradients, scores = _with_scores(rewrite(apply_fn, weighed()), params, x, target)
+    function = rewrite(read_only(apply_fn, params, x, target), weighed())
+    gradients, scores = _with_scores(function, params, x, target)
     known = unless(jnp.isnan(scores), scores.dtype)
     rows = lambda g: g.ndim and len(g) == len(known) and is_floating(g)
     factor = lambda g: known.reshape(-1, *[1] * (g.ndim - 1)).astype(g.dtype)
@@ -104,7 +106,7 @@ def gradient_sum(
       chunk_size: Of them at once; None chooses.
       least: FLOPs for each of these values from which on `start` is kept out of the sum.
     """
-    begin, rest, values, pulled = _divided(apply_fn, params, x, num, least)
+    begin, rest, values, pulled = _divided(apply_fn, params, x, target, num, least)
     at = term(begin)
 
     def one(k):
@@ -131,7 +133,7 @@ def gradient_sums(
 
     `target` is told, and `term` gives `(i, k) -> (start(x_k), w_k)`.
     """
-    begin, rest, values, pulled = _divided(apply_fn, params, x, int(max(lengths)), 0)
+    begin, rest, values, pulled = _divided(apply_fn, params, x, target, int(max(lengths)), 0)
     at, counts = term(begin), jnp.asarray(lengths, jnp.int32)
     given = default_chunk(values) if chunk_size is None else chunk_size
     chunk = chunk_length(name, int(max(lengths)), given)
@@ -155,10 +157,10 @@ def gradient_sums(
     return summed
 
 
-def _divided(apply_fn, params, x, num, least):
+def _divided(apply_fn, params, x, target, num, least):
     """What of a model is affine in `x`, the rest, the values between; the way back from these."""
     with serving(num):
-        rules = weighed()
+        rules, apply_fn = weighed(), read_only(apply_fn, params, x, target)
     parts = affine_start(apply_fn, params, x, least, rules, weighed())
     begin = lambda x: parts.start(params, x)
     moving, whole = _moving(x)

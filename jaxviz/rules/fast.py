@@ -43,7 +43,7 @@ _ALONE_OPTIONS = {
     "xla_disable_hlo_passes": "cpu-parallel-task-assigner",
 }
 _LARGE_NET = 64_000_000  # bytes of weights
-_CALLS = 100  # after which what took longer to compile is to have repaid itself
+CALLS = 100  # after which what took longer to compile is to have repaid itself
 _COMPILED = 0.3  # seconds that a filtered convolution's program takes longer to compile
 _SAVED = 3.5e-12  # seconds for each floating-point operation of the plain sum
 # Larger windows are unrolled into programs that take long to compile.
@@ -84,7 +84,7 @@ def _conv_rule(op: Op, passes: float = math.inf):
         // op.inputs[1].shape[options["dimension_numbers"].rhs_spec[0]]
     )
     flops = 2 * math.prod(op.outputs[0].shape) * size
-    repaid = _CALLS * passes * flops * _SAVED >= _COMPILED
+    repaid = CALLS * passes * flops * _SAVED >= _COMPILED
     return functools.partial(conv, **options, filtered=repaid)
 
 

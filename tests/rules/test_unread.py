@@ -1,0 +1,186 @@
+"""A model is computed where its outputs read it, and nowhere else: the same numbers, fewer sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxviz as jv
+from jaxviz.graph.flops import call_flops
+from jaxviz.graph.trace import model
+from jaxviz.rules import unread
+from jaxviz.rules.unread import read_only
+
+DRAW = np.random.default_rng(0)
+W = {k: jnp.asarray(DRAW.normal(size=(4, 4)) / 2, jnp.float32) for k in "qkvoud"}
+X = jnp.asarray(DRAW.normal(size=(2, 6, 4)), jnp.float32)
+
+
+@pytest.fixture(autouse=True)
+def at_any_size(monkeypatch):
+    monkeypatch.setattr(unread, "_COMPILED", 0.0)
+
+
+def block(w, x, act=jax.nn.gelu, causal=False):
+    """Two heads, the norms by hand."""
+    norm = lambda x: (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1)
+    q, k, v = ((norm(x) @ w[n]).reshape(*x.shape[:2], 2, 2) for n in "qkv")
+    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k)
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones((x.shape[1],) * 2, bool)), scores, -jnp.inf)
+    z = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), v)
+    x = x + z.reshape(x.shape) @ w["o"]
+    return x + act(norm(x) @ w["u"]) @ w["d"]
+
+
+def by_head(w, x):
+    """Written with transposes, a head's matrix at a time, and one product for all three."""
+    qkv = (x @ jnp.concatenate([w["q"], w["k"], w["v"]], 1)).reshape(2, 6, 3, 2, 2)
+    q, k, v = jnp.moveaxis(qkv, 2, 0).swapaxes(2, 3)
+    z = jax.nn.softmax(q @ k.swapaxes(-1, -2), -1) @ v
+    return x + z.swapaxes(1, 2).reshape(2, 6, 4) @ w["o"]
+
+
+READ = {
+    "first": lambda w, x: block(w, x)[:, 0] @ w["q"],
+    "last": lambda w, x: block(w, x, causal=True)[:, -1] @ w["q"],
+    "relu6": lambda w, x: block(w, x, jax.nn.relu6)[:, 0],
+    "remat": lambda w, x: jax.checkpoint(lambda x: jax.nn.silu(x @ w["q"]) @ w["k"])(x)[:, 0],
+    "heads": lambda w, x: by_head(w, x)[:, 2] @ w["u"] @ w["d"],
+    "taken": lambda w, x: jnp.take(jnp.tanh(x @ w["q"]), 3, axis=1),
+    "taken out": lambda w, x: jnp.take(jnp.tanh(x @ w["q"]), jnp.array([4]), axis=1)[:, 0],
+    "indexed": lambda w, x: jax.lax.dynamic_index_in_dim(x @ w["q"], 2, 1, keepdims=False),
+    "vmapped": lambda w, x: jax.vmap(lambda x: jax.nn.relu(x @ w["q"])[0])(x),
+    "class token": lambda w, x: block(
+        w, jnp.concatenate([jnp.broadcast_to(w["q"][:1], (2, 1, 4)), x], 1)
+    )[:, 0],
+    "concatenated": lambda w, x: jnp.concatenate([x @ w["q"], x @ w["k"]], 1)[:, 7] @ w["u"],
+    "a straddling part": lambda w, x: jnp.concatenate([x @ w["q"], x @ w["k"]], 1)[:, 5:8].sum(1),
+    "running sum": lambda w, x: jnp.cumsum(x @ w["q"], 2)[:, 1],
+    "largest": lambda w, x: jnp.max(x @ w["q"], 2)[:, 1:3],
+    "squared": lambda w, x: ((x @ w["q"]) * (x @ w["q"]))[:, 3],
+    "both sides": lambda w, x: (lambda y: (y @ y.swapaxes(1, 2))[:, 0])(x @ w["q"]),
+    "strided": lambda w, x: (x @ w["q"])[:, ::3].reshape(2, 8),
+    "two places": lambda w, x: (lambda y: y[:, 1] + y[:, 4])(x @ w["q"]),
+    "rows": lambda w, x: (x.reshape(12, 4) @ w["q"]).reshape(2, 6, 4)[:, 0],
+    "a dtype between": lambda w, x: (x.astype(jnp.bfloat16) @ w["q"].astype(jnp.bfloat16))[
+        :, 0
+    ].astype(jnp.float32),
+}
+
+
+def both(net, target=None):
+    model(net, W, X)  # as what checks a call does
+    return net, read_only(net, W, X, target)
+
+
+@pytest.fixture(scope="module")
+def slopes():
+    """Values and gradients of all, with and without: one program for each."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(unread, "_COMPILED", 0.0)
+        pairs = {name: both(net) for name, net in READ.items()}
+
+        def all_of(which):
+            weighed = lambda y: y * jnp.linspace(-1, 1, y.size).reshape(y.shape)
+            score = lambda f: lambda x: weighed(f(W, x)).sum()
+            return lambda x: {
+                name: jax.value_and_grad(score(pair[which]))(x) for name, pair in pairs.items()
+            }
+
+        return [jax.jit(all_of(which))(X) for which in (0, 1)]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_numbers_and_the_derivatives_are_the_models(name, slopes):
+    wanted, found = (each[name] for each in slopes)
+    close = 0.1 if name == "a dtype between" else 2e-5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, close, close), found, wanted)
+
+
+WHOLE = {"strided", "rows", "taken out"}  # places that are no interval, or not known beforehand
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_less_is_computed(name):
+    net, read = both(READ[name])
+    assert (read is net) == (name in WHOLE)
+    if read is not net:
+        assert call_flops(read, W, X) < 0.97 * call_flops(net, W, X)
+
+
+def test_of_the_last_block_keys_and_values_alone_are_for_all_tokens():
+    """One head of width 4, six tokens, counted by hand: products only."""
+    bare = lambda w, x: (
+        jnp.einsum("nqk,nkd->nqd", jnp.einsum("nqd,nkd->nqk", x @ w["q"], x @ w["k"]), x @ w["v"])
+        @ w["o"]
+    )[:, 0]
+    _, read = both(bare)
+    one = 2 * 2  # a sum of products, two examples
+    for_all = one * 6 * 4 * 4
+    keys_and_values, query_and_output = 2 * for_all, 2 * for_all // 6
+    scores_and_mix = 2 * one * 6 * 4
+    assert call_flops(read, W, X) == keys_and_values + query_and_output + scores_and_mix
+
+
+def test_a_target_that_reads_one_token_spares_the_others_logits():
+    lm = lambda w, x: jnp.tanh(x @ w["q"]) @ w["k"]
+    target = lambda logits: logits[:, -1, 2] - logits[:, -1, 0]
+    net, read = both(lm, target)
+    assert read is not net
+    assert read_only(lm, W, X) is net
+    assert call_flops(read, W, X) < 0.3 * call_flops(net, W, X)
+    wanted = jax.jit(jax.grad(lambda x: target(net(W, x)).sum()))(X)
+    np.testing.assert_allclose(jv.gradient(lm, W, X, target), wanted, atol=2e-6)
+
+
+def test_a_target_that_reads_none_of_an_output():
+    both_ = lambda w, x: {"logits": x @ w["q"] @ w["k"], "features": x @ w["v"]}
+    target = lambda outputs: outputs["features"][:, 0, 1]
+    net, read = both(both_, target)
+    assert read is not net
+    assert not np.any(read(W, X)["logits"])
+    assert read(W, X)["logits"].shape == (2, 6, 4)
+    np.testing.assert_allclose(target(read(W, X)), target(net(W, X)), atol=1e-6)
+
+
+def test_lrp_and_deep_lift_are_those_of_the_whole_model(monkeypatch):
+    nets = [lambda w, x: block(w, x, jax.nn.relu)[:, 0] for _ in range(2)]
+    explain = lambda net: (jv.lrp(net, W, X, 1, rules="attn_lrp"), jv.deep_lift(net, W, X, 1))
+    found = explain(nets[0])
+    monkeypatch.setattr(unread, "_COMPILED", np.inf)
+    for a, b in zip(found, explain(nets[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-6)
+
+
+def test_a_derivative_of_its_own_that_may_mix_places_sees_all_of_them():
+    @jax.custom_vjp
+    def normed(x):
+        return x
+
+    normed.defvjp(lambda x: (x, x), lambda x, g: (g / jnp.linalg.norm(x),))
+    net = lambda w, x: normed(x @ w["q"])[:, 0]
+    _, read = both(net)
+    slope = lambda f: jax.grad(lambda x: f(W, x).sum())(X)
+    np.testing.assert_allclose(slope(read), slope(net), atol=1e-6)
+
+
+def test_infinite_and_undefined_numbers_elsewhere_do_not_reach_what_is_read():
+    """Nor do they in the model: its rows do not mix."""
+    net = lambda w, x: (jax.nn.relu(x @ w["q"]) @ w["k"])[:, 0]
+    x = X.at[:, 3].set(jnp.nan).at[:, 4].set(jnp.inf)
+    _, read = both(net)
+    np.testing.assert_allclose(read(W, x), net(W, x), atol=1e-6)
+    np.testing.assert_allclose(jv.gradient(net, W, x, 0)[:, 0], jv.gradient(net, W, X, 0)[:, 0])
+
+
+def test_what_reads_all_stays_as_it_is():
+    for net in (lambda w, x: block(w, x).mean(1), lambda w, x: block(w, x)):
+        model(net, W, X)
+        assert read_only(net, W, X) is net
+
+
+def test_small_nets_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(unread, "_COMPILED", 0.7)
+    net, read = both(READ["first"])
+    assert read is net
