@@ -157,8 +157,8 @@ def main():
         name, path, frozen = json.loads(line)
         calls = known[name] if isinstance(known[name], list) else [known[name]]
         case.freeze(name if frozen else None)
-        if name not in fastest:  # of several settings the best is taken; each is warmed up
-            seconds = [min(timed(c)[1] for _ in range(2 if len(calls) > 1 else 1)) for c in calls]
+        if name not in fastest:  # of several settings the best is taken
+            seconds = [timed(call)[1] for call in calls]
             fastest[name] = calls[int(np.argmin(seconds))]
         out, seconds = timed(fastest[name])
         if path:

@@ -1,5 +1,6 @@
 """How attention forms what a head reads: gradients of each block's own score."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,14 +9,13 @@ import jax.numpy as jnp
 
 from jaxviz.attention.blocks import blocks, ways
 from jaxviz.attention.found import found
-from jaxviz.attention.gradients import by_examples
+from jaxviz.attention.gradients import by_examples, gradients_of
 from jaxviz.attention.laid import alike, laid_out
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
-from jaxviz.attention.zeroing import after, handed_on
+from jaxviz.attention.zeroing import handed_on
 from jaxviz.calls.options import layer_list, maybe
 from jaxviz.engine.contract import Target, explanation, select
-from jaxviz.engine.copies import wide
 from jaxviz.graph.changed import run, run_changed
 from jaxviz.parts.feature_maps import Resize
 
@@ -73,29 +73,34 @@ def le_grad(
     def some(x, target):
         traced = attended(apply_fn, params, x)
         taken = alike(name, traced, chosen(name, traced, layers))
-        env = run(traced, jax.tree.leaves((params, x)), {})
         known, around = ways(traced), blocks(traced)
-        outputs = lambda env: jax.tree.map(lambda value: env[value], traced.outputs)
-        top = jnp.argmax(outputs(env), axis=1) if target is None else target
         last = found(traced)[-1]
         end = handed_on(name, last, around[last.name])
         head = [known.nodes[i] for i in sorted(known.reached(known.made[end.value]))]
-        total: Any = 0
-        for one in taken:
-            given = handed_on(name, one, around[one.name])
-            rest = after(known, one, given.value)
+        streams = {s.value: s for s in (handed_on(name, a, around[a.name]) for a in taken)}
+        outputs = lambda env: jax.tree.map(lambda value: env[value], traced.outputs)
 
-            def score(a, one=one, rest=rest, given=given):
-                here = {**env, one.value: a}
-                run_changed(rest, here, {})
-                tokens = given.read(here[given.value])
+        def scores(change):
+            given: dict[Any, jax.Array] = {}
+
+            def handed(value, a):  # later blocks read it, but no gradient comes back from them
+                given[value] = a
+                return jax.lax.stop_gradient(a)
+
+            alone = {value: functools.partial(handed, value) for value in streams}
+            env = run(traced, jax.tree.leaves((params, x)), {**change, **alone})
+            top = jnp.argmax(outputs(env), axis=1) if target is None else target
+            total: Any = 0
+            for value, stream in streams.items():
+                tokens = stream.read(given[value])
                 mean = jnp.broadcast_to(tokens.mean(1, keepdims=True), tokens.shape)
                 here = {**env, end.value: end.written(mean, env[end.value])}
                 run_changed(head, here, {})
-                return select(outputs(here), top).sum()
+                total = total + select(outputs(here), top).sum()
+            return total
 
-            gradient = jax.grad(score)(env[one.value])
-            total = total + jax.nn.relu(wide(one.read(gradient))).mean((1, 2))
+        seen = lambda a, g: jax.nn.relu(g).mean((1, 2))
+        total: Any = sum(gradients_of(scores, traced, taken, seen))
         return laid_out(name, taken[-1].tokens, total / len(taken), x, resize)
 
     return by_examples(name, some, x, target, chunk_size)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxviz.attention.found import Attention
 from jaxviz.engine.contract import Target, select
 from jaxviz.engine.copies import chunk_length, rows_of, wide
-from jaxviz.graph.changed import run
+from jaxviz.graph.changed import Change, run
 from jaxviz.graph.recompute import recomputed
 from jaxviz.graph.trace import Traced
 
@@ -34,18 +34,30 @@ def reduced_gradients(
     """
     arguments = jax.tree.leaves((params, x))
 
+    def explained(change):
+        outputs = run(traced, arguments, change, traced.program.outputs)
+        return select(jax.tree.map(lambda value: outputs[value], traced.outputs), target).sum()
+
+    return gradients_of(explained, traced, taken, reduce)
+
+
+def gradients_of(
+    score: Callable[[Change], Any], traced: Traced, taken: Sequence[Attention], reduce: Callable
+) -> list[jax.Array]:
+    """The same of any number made in a run of the model with a change of its values."""
+
     def made(one):
         dtype = traced.program.avals[one.value].dtype
         a = jax.eval_shape(wide, jax.ShapeDtypeStruct(weights_shape(traced, one), dtype))
         return jnp.zeros_like(jax.eval_shape(reduce, a, a))
 
     def explained(slots):
-        change = {
-            one.value: lambda a, one=one, slot=slot: _noting(one, reduce)(a, slot)
-            for one, slot in zip(taken, slots, strict=True)
-        }
-        outputs = run(traced, arguments, change, traced.program.outputs)
-        return select(jax.tree.map(lambda value: outputs[value], traced.outputs), target).sum()
+        return score(
+            {
+                one.value: lambda a, one=one, slot=slot: _noting(one, reduce)(a, slot)
+                for one, slot in zip(taken, slots, strict=True)
+            }
+        )
 
     slots = [made(one) for one in taken]
     return jax.grad(recomputed(explained, slots))(slots)
