@@ -148,7 +148,7 @@ def _multiplied(apply_fn, params, x, start, target, rule):
 
 def _scored(apply_fn: Callable, params: Any, x: Any, target: Target) -> Callable:
     """The function to carry differences through: a target that is a function is part of it."""
-    read = read_only(apply_fn, params, x, target)
+    read = read_only(apply_fn, params, x, target, turns=False)
     return (lambda params, x: select(read(params, x), target)) if callable(target) else read
 
 

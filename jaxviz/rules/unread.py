@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxviz.graph.equations import kept_positions, literal_value
+from jaxviz.graph.equations import kept_positions, literal_value, scan_arity
 from jaxviz.graph.facts import fact
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.interpreter import (
@@ -27,6 +27,7 @@ from jaxviz.graph.interpreter import (
     Value,
     build,
     equation_of,
+    evaluate,
     run_node,
 )
 from jaxviz.graph.kinds import ACTIVATION_KINDS
@@ -47,7 +48,9 @@ _SAVED = 2.5e-11
 _COMPILED = 0.7
 
 
-def read_only(apply_fn: Callable, params: Any, x: Any, target: Any = None) -> Callable:
+def read_only(
+    apply_fn: Callable, params: Any, x: Any, target: Any = None, turns: bool = True
+) -> Callable:
     """A function that stands for `apply_fn` and does not compute what nobody reads.
 
     Args:
@@ -55,6 +58,8 @@ def read_only(apply_fn: Callable, params: Any, x: Any, target: Any = None) -> Ca
       params: Any pytree of arrays or shapes.
       x: Any pytree of arrays or shapes.
       target: What reads the outputs, `outputs -> [N]`; else all of them are read.
+      turns: Whether the last turn of a scan over layers is taken out of it. Each turn then takes
+        its weights from the stack again on the way back, which pays where `jax.checkpoint` does.
 
     Returns:
       `apply_fn` itself where less than a 64th of the floating-point operations would be saved, or
@@ -77,9 +82,9 @@ def read_only(apply_fn: Callable, params: Any, x: Any, target: Any = None) -> Ca
     if found is None:
         return apply_fn
     outs = _read_by(target, found.shape) if callable(target) else None
-    saved = _saved(found.as_written, outs)
+    saved = _saved(found.as_written, outs, turns)
     repaid = saved and saved * CALLS * served() * _SAVED >= _COMPILED
-    return ReadOnly(apply_fn, outs) if repaid else apply_fn
+    return ReadOnly(apply_fn, outs, turns) if repaid else apply_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +93,13 @@ class ReadOnly:
 
     apply_fn: Callable
     outs: tuple[Box | None, ...] | None
+    turns: bool
 
     def __call__(self, params: Any, x: Any) -> Any:
         traced = model(self.apply_fn, params, x).as_written
         program, read = traced.program, _boxes(traced.program, self.outs)
         given = dict(zip(program.inputs, jax.tree.leaves((params, x)), strict=True))
-        env = _run(program, read, _parts(program, read, given))
+        env = _run(program, read, _parts(program, read, given), self.turns)
         outputs = [_whole_output(program, read, env, v) for v in program.outputs]
         return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
 
@@ -169,20 +175,22 @@ def _is_left_out(node: Node, read: dict[Value, Box]) -> bool:
 
 
 @fact
-def _saved(traced: Traced, outs: tuple[Box | None, ...] | None) -> float:
+def _saved(traced: Traced, outs: tuple[Box | None, ...] | None, turns: bool) -> float:
     """Floating-point operations of products that nobody reads; 0 if these are few of all."""
     program = traced.program
-    saved = _spared(program, _boxes(program, outs))
+    saved = _spared(program, _boxes(program, outs), turns)
     few = saved == 0 or saved < _LEAST * sum(node_flops(program, n) for n in program.nodes)
     return 0.0 if few else saved
 
 
-def _spared(program: Program, read: dict[Value, Box]) -> float:
+def _spared(program: Program, read: dict[Value, Box], turns: bool) -> float:
     saved = 0.0
     for node in leaves(program.nodes):
         name, made = equation_of(node).primitive.name, node.outputs[:1]
         if name in REMAT and not _is_left_out(node, read):
-            saved += _spared(node.bodies[0], _inside(node, read))
+            saved += _spared(node.bodies[0], _inside(node, read), turns)
+        elif turns and (last := _last_turn(node, read)) is not None:
+            saved += _spared(node.bodies[0], last, turns)
         elif name == "dot_general" and made[0] in read:
             size, left = math.prod(program.avals[made[0]].shape), math.prod(_sizes(read[made[0]]))
             saved += node_flops(program, node) * (1 - left / size) if left < size else 0.0
@@ -233,7 +241,9 @@ def _parts(program: Program, read: dict[Value, Box], values: dict[Value, Any]) -
     return {v: _cut(a, whole(v), read[v]) for v, a in values.items() if v in read}
 
 
-def _run(program: Program, read: dict[Value, Box], given: dict[Value, Any]) -> dict[Value, Any]:
+def _run(
+    program: Program, read: dict[Value, Box], given: dict[Value, Any], turns: bool
+) -> dict[Value, Any]:
     """What is read of each value, of that of the inputs."""
     env = Tagged(program)
     env.update(_parts(program, read, program.constants) | given)
@@ -241,6 +251,9 @@ def _run(program: Program, read: dict[Value, Box], given: dict[Value, Any]) -> d
         if _is_left_out(node, read):
             continue
         asked, equation = _asked(program, node, read), equation_of(node)
+        if turns and (last := _last_turn(node, read)) is not None:
+            env.update(_run_turns(node, last, {v: env[v] for v in node.inputs}))
+            continue
         if asked is None:
             whole = {v: env[v] for v in node.inputs}
             run_node(node, whole)
@@ -253,7 +266,7 @@ def _run(program: Program, read: dict[Value, Box], given: dict[Value, Any]) -> d
             else:
                 values.append(None if box is None else _cut(env[operand], read[operand], box))
         if node.bodies and equation.primitive.name in REMAT:
-            env.update(_run_again(node, read, values))
+            env.update(_run_again(node, read, values, turns))
         else:
             rule = _RULES[equation.primitive.name]
             made = rule.run(program, node, values, read[node.outputs[0]])
@@ -261,17 +274,66 @@ def _run(program: Program, read: dict[Value, Box], given: dict[Value, Any]) -> d
     return env
 
 
-def _run_again(node: Node, read: dict[Value, Box], values: list) -> dict[Value, Any]:
+def _run_again(node: Node, read: dict[Value, Box], values: list, turns: bool) -> dict[Value, Any]:
     (body,), inside, p = node.bodies, _inside(node, read), equation_of(node).params
     kept = [body.outputs[i] for i in kept_positions(equation_of(node))]
     given = {v: a for v, a in zip(body.inputs, values, strict=True) if v in inside}
 
     def run(given):
-        env = _run(body, inside, given)
+        env = _run(body, inside, given, turns)
         return {v: env[w] for v, w in zip(node.outputs, kept, strict=True) if v in read}
 
     again = jax.checkpoint(run, prevent_cse=p["prevent_cse"], policy=p["policy"])
     return again(given)
+
+
+def _last_turn(node: Node, read: dict[Value, Box]) -> dict[Value, Box] | None:
+    """What is read of the values in the last turn of a scan over layers, if that is not all."""
+    equation = equation_of(node)
+    if equation.primitive.name != "scan" or equation.params["length"] < 2:
+        return None
+    (body,), (_, carried, _) = node.bodies, scan_arity(equation)
+    outs = dict(zip(kept_positions(equation), map(read.get, node.outputs), strict=True))
+    if any(outs.get(i) is not None for i in range(carried, len(body.outputs))):
+        return None  # what each turn gives
+    inside = _boxes(body, tuple(outs.get(i) for i in range(len(body.outputs))))
+    return inside if _spared(body, inside, True) else None
+
+
+def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -> dict[Value, Any]:
+    """A scan whose last turn is computed where it is read.
+
+    What each turn takes of a stack of weights is taken again on the way back: nothing is copied.
+    """
+    equation, (body,) = equation_of(node), node.bodies
+    consts, carried, _ = scan_arity(equation)
+    given = [
+        literal_value(atom) if isinstance(o, Scalar) else values[o]
+        for o, atom in zip(node.operands, equation.invars, strict=True)
+    ]
+    fixed, carry, stacks = (
+        given[:consts],
+        given[consts : consts + carried],
+        given[consts + carried :],
+    )
+    length, reverse = equation.params["length"], equation.params["reverse"]
+
+    def turn(carry, i):
+        own = [jax.lax.dynamic_index_in_dim(a, i, 0, keepdims=False) for a in stacks]
+        return evaluate(body, [*fixed, *carry, *own])[:carried], None
+
+    again = jax.checkpoint(turn, prevent_cse=False, policy=_but_slices)
+    order = jnp.arange(1, length) if reverse else jnp.arange(length - 1)
+    carry, _ = jax.lax.scan(again, carry, order, reverse=reverse, unroll=equation.params["unroll"])
+    own = [a[0 if reverse else length - 1] for a in stacks]
+    whole = dict(zip(body.inputs, [*fixed, *carry, *own], strict=True))
+    env = _run(body, inside, _parts(body, inside, whole), True)
+    kept = [body.outputs[i] for i in kept_positions(equation)]
+    return {v: env[w] for v, w in zip(node.outputs, kept, strict=True) if w in env}
+
+
+def _but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name not in ("dynamic_slice", "squeeze")
 
 
 def _as_it_stands(program: Program, node: Node, values: list, box: Box) -> jax.Array:

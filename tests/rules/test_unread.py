@@ -41,7 +41,31 @@ def by_head(w, x):
     return x + z.swapaxes(1, 2).reshape(2, 6, 4) @ w["o"]
 
 
+def stacked(w, x, reverse=False):
+    """Three blocks of one kind, in a scan."""
+    stack = {k: jnp.stack([a, -a, 0.5 * a]) for k, a in w.items()}
+    step = lambda x, w: (
+        x + x.mean(1, keepdims=True) @ w["k"] + jax.nn.gelu(x @ w["q"]) @ w["v"],
+        None,
+    )
+    return jax.lax.scan(step, x, stack, reverse=reverse)[0]
+
+
 READ = {
+    "scan": lambda w, x: stacked(w, x)[:, 0],
+    "scan back": lambda w, x: stacked(w, x, reverse=True)[:, -1],
+    "a scan of one block": lambda w, x: jax.lax.scan(
+        lambda c, _: (
+            (c[0] + jnp.tanh(c[0].sum(1, keepdims=True) + c[0]) @ w["q"], c[1] + 1),
+            None,
+        ),
+        (x, 0),
+        None,
+        length=3,
+    )[0][0][:, 2],
+    "a scan whose turns are kept": lambda w, x: (lambda last, all_: last[:, 0] + all_.sum(0)[:, 0])(
+        *jax.lax.scan(lambda x, w: (x @ w, x), x, jnp.stack([w["q"], w["k"]]))
+    ),
     "first": lambda w, x: block(w, x)[:, 0] @ w["q"],
     "last": lambda w, x: block(w, x, causal=True)[:, -1] @ w["q"],
     "relu6": lambda w, x: block(w, x, jax.nn.relu6)[:, 0],
@@ -98,7 +122,12 @@ def test_the_numbers_and_the_derivatives_are_the_models(name, slopes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, close, close), found, wanted)
 
 
-WHOLE = {"strided", "rows", "taken out"}  # places that are no interval, or not known beforehand
+WHOLE = {
+    "strided",
+    "rows",
+    "taken out",
+    "a scan whose turns are kept",
+}  # places that are no interval, or not known beforehand
 
 
 @pytest.mark.parametrize("name", sorted(READ))
@@ -151,6 +180,14 @@ def test_lrp_and_deep_lift_are_those_of_the_whole_model(monkeypatch):
     monkeypatch.setattr(unread, "_COMPILED", np.inf)
     for a, b in zip(found, explain(nets[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-6)
+
+
+def test_deep_lift_leaves_scans_as_they_are():
+    net = lambda w, x: stacked(w, x)[:, 0]
+    found = jv.deep_lift(net, W, X, 1)
+    assert read_only(net, W, X, turns=False) is net
+    gap = (net(W, X) - net(W, 0 * X))[:, 1]
+    np.testing.assert_allclose(found.sum((1, 2)), gap, atol=1e-5)
 
 
 def test_a_derivative_of_its_own_that_may_mix_places_sees_all_of_them():
