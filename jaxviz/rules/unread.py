@@ -8,8 +8,8 @@ and derivatives are those of the model, for what is left out reaches no output.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jaxviz.graph.equations import kept_positions, literal_value, scan_arity
 from jaxviz.graph.facts import fact
 from jaxviz.graph.flops import node_flops
 from jaxviz.graph.interpreter import (
-    CUSTOM,
     REMAT,
     Node,
     Program,
@@ -30,15 +29,10 @@ from jaxviz.graph.interpreter import (
     evaluate,
     run_node,
 )
-from jaxviz.graph.kinds import ACTIVATION_KINDS
-from jaxviz.graph.pieces import POINTWISE
-from jaxviz.graph.reads import known_number
 from jaxviz.graph.roles import leaves
 from jaxviz.graph.trace import Traced, model, remembered
+from jaxviz.rules.boxes import CUTS, RULES, Box, cut, hull, sizes, whole
 from jaxviz.rules.fast import CALLS, served
-
-Interval = tuple[int, int]
-Box = tuple[Interval, ...]
 
 # Of all floating-point operations, below which a model stays as it is written; and seconds saved by
 # each, forward and back, and for which the program compiles longer: a block of other shapes
@@ -121,31 +115,8 @@ def _read_by(target: Callable, outputs: Any) -> tuple[Box | None, ...] | None:
     program = build(closed.jaxpr, closed.consts, [True] * len(closed.jaxpr.invars), flat=False)
     read = _boxes(program)
     found = tuple(map(read.get, program.inputs))
-    whole = tuple(_whole(program.avals[v].shape) for v in program.inputs)
-    return None if found == whole else found
-
-
-def _whole(shape: Sequence[int]) -> Box:
-    return tuple((0, n) for n in shape)
-
-
-def _sizes(box: Box) -> tuple[int, ...]:
-    return tuple(stop - start for start, stop in box)
-
-
-def _hull(a: Box | None, b: Box | None) -> Box | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return tuple((min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(a, b, strict=True))
-
-
-def _cut(array: jax.Array, has: Box, wants: Box) -> jax.Array:
-    """Part of an array that is part of a value."""
-    if has == wants:
-        return array
-    starts = [w[0] - h[0] for h, w in zip(has, wants, strict=True)]
-    stops = [w[1] - h[0] for h, w in zip(has, wants, strict=True)]
-    return jax.lax.slice(array, starts, stops)
+    all_ = tuple(whole(program.avals[v].shape) for v in program.inputs)
+    return None if found == all_ else found
 
 
 @fact
@@ -155,18 +126,18 @@ def _boxes(program: Program, outs: tuple[Box | None, ...] | None = None) -> dict
     read: dict[Value, Box] = {}
 
     def reads(value, box):
-        if (joined := _hull(read.get(value), box)) is not None:
+        if (joined := hull(read.get(value), box)) is not None:
             read[value] = joined
 
     for i, v in enumerate(program.outputs):
-        reads(v, _whole(shape(v)) if outs is None else outs[i])
+        reads(v, whole(shape(v)) if outs is None else outs[i])
     for node in reversed(list(leaves(program.nodes))):
         if _is_left_out(node, read):
             continue
         asked = _asked(program, node, read)
         for i, operand in enumerate(node.operands):
             if not isinstance(operand, Scalar):
-                reads(operand, _whole(shape(operand)) if asked is None else asked[i])
+                reads(operand, whole(shape(operand)) if asked is None else asked[i])
     return read
 
 
@@ -192,33 +163,20 @@ def _spared(program: Program, read: dict[Value, Box], turns: bool) -> float:
         elif turns and (last := _last_turn(node, read)) is not None:
             saved += _spared(node.bodies[0], last, turns)
         elif name == "dot_general" and made[0] in read:
-            size, left = math.prod(program.avals[made[0]].shape), math.prod(_sizes(read[made[0]]))
+            size, left = math.prod(program.avals[made[0]].shape), math.prod(sizes(read[made[0]]))
             saved += node_flops(program, node) * (1 - left / size) if left < size else 0.0
     return saved
-
-
-class _Rule(NamedTuple):
-    """An operation of which parts can be computed.
-
-    Attributes:
-      asks: `(program, node, box) -> boxes`: what of each operand a box of the output takes; None
-        where it is all of all.
-      run: `(program, node, values, box) -> array`: that box, of operands so cut.
-    """
-
-    asks: Callable
-    run: Callable
 
 
 def _asked(program: Program, node: Node, read: dict[Value, Box]) -> list | None:
     """What of each operand is read for what is read of the output; None where it is all of all."""
     if equation_of(node).primitive.name in REMAT:
         return [_inside(node, read).get(v) for v in node.bodies[0].inputs]
-    rule = _RULES.get(equation_of(node).primitive.name)
+    rule = RULES.get(equation_of(node).primitive.name)
     if rule is None or len(node.outputs) != 1 or node.outputs[0] not in read:
         return None
     (made,) = node.outputs
-    if read[made] == _whole(program.avals[made].shape) and rule not in _CUTS:
+    if read[made] == whole(program.avals[made].shape) and rule not in CUTS:
         return None
     asked = rule.asks(program, node, read[made])
     if asked is None:
@@ -237,8 +195,8 @@ def _inside(node: Node, read: dict[Value, Box]) -> dict[Value, Box]:
 
 def _parts(program: Program, read: dict[Value, Box], values: dict[Value, Any]) -> dict[Value, Any]:
     """Of whole values what is read."""
-    whole = lambda v: _whole(getattr(program.avals[v], "shape", ()))
-    return {v: _cut(a, whole(v), read[v]) for v, a in values.items() if v in read}
+    all_ = lambda v: whole(getattr(program.avals[v], "shape", ()))
+    return {v: cut(a, all_(v), read[v]) for v, a in values.items() if v in read}
 
 
 def _run(
@@ -255,20 +213,20 @@ def _run(
             env.update(_run_turns(node, last, {v: env[v] for v in node.inputs}))
             continue
         if asked is None:
-            whole = {v: env[v] for v in node.inputs}
-            run_node(node, whole)
-            env.update(_parts(program, read, {v: whole[v] for v in node.outputs}))
+            values = {v: env[v] for v in node.inputs}
+            run_node(node, values)
+            env.update(_parts(program, read, {v: values[v] for v in node.outputs}))
             continue
         values = []
         for operand, atom, box in zip(node.operands, equation.invars, asked, strict=True):
             if isinstance(operand, Scalar):
                 values.append(literal_value(atom))
             else:
-                values.append(None if box is None else _cut(env[operand], read[operand], box))
+                values.append(None if box is None else cut(env[operand], read[operand], box))
         if node.bodies and equation.primitive.name in REMAT:
             env.update(_run_again(node, read, values, turns))
         else:
-            rule = _RULES[equation.primitive.name]
+            rule = RULES[equation.primitive.name]
             made = rule.run(program, node, values, read[node.outputs[0]])
             env.update({node.outputs[0]: made})
     return env
@@ -326,206 +284,11 @@ def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -
     order = jnp.arange(1, length) if reverse else jnp.arange(length - 1)
     carry, _ = jax.lax.scan(again, carry, order, reverse=reverse, unroll=equation.params["unroll"])
     own = [a[0 if reverse else length - 1] for a in stacks]
-    whole = dict(zip(body.inputs, [*fixed, *carry, *own], strict=True))
-    env = _run(body, inside, _parts(body, inside, whole), True)
+    begun = dict(zip(body.inputs, [*fixed, *carry, *own], strict=True))
+    env = _run(body, inside, _parts(body, inside, begun), True)
     kept = [body.outputs[i] for i in kept_positions(equation)]
     return {v: env[w] for v, w in zip(node.outputs, kept, strict=True) if w in env}
 
 
 def _but_slices(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in ("dynamic_slice", "squeeze")
-
-
-def _as_it_stands(program: Program, node: Node, values: list, box: Box) -> jax.Array:
-    """An operation whose parameters say nothing of the sizes."""
-    pairs = zip(node.operands, values, strict=True)
-    given = {o: v for o, v in pairs if not isinstance(o, Scalar)}
-    return node.bound(*(given[v] for v in node.inputs))[0]
-
-
-def _shapes(program: Program, node: Node) -> list[tuple[int, ...]]:
-    return [() if isinstance(o, Scalar) else program.avals[o].shape for o in node.operands]
-
-
-def _pointwise(program: Program, node: Node, box: Box) -> list[Box]:
-    fits = lambda shape: tuple((0, 1) if n == 1 else b for n, b in zip(shape, box, strict=True))
-    return [fits(shape) if shape else () for shape in _shapes(program, node)]
-
-
-def _dot(program: Program, node: Node, box: Box) -> list[Box]:
-    contracted, batch = equation_of(node).params["dimension_numbers"]
-    at, asked = len(batch[0]), []
-    for shape, gone, common in zip(_shapes(program, node), contracted, batch, strict=True):
-        own = list(_whole(shape))
-        for place, axis in enumerate(common):
-            own[axis] = box[place]
-        for axis in range(len(shape)):
-            if axis not in (*gone, *common):
-                own[axis] = box[at]
-                at += 1
-        asked.append(tuple(own))
-    return asked
-
-
-def _broadcast(program: Program, node: Node, box: Box) -> list[Box]:
-    dims, shape = equation_of(node).params["broadcast_dimensions"], _shapes(program, node)[0]
-    return [
-        tuple(box[d] if shape[i] > 1 else (0, shape[i]) for i, d in enumerate(dims)),
-        *[()] * (len(node.operands) - 1),
-    ]
-
-
-def _run_broadcast(program: Program, node: Node, values: list, box: Box) -> jax.Array:
-    dims = equation_of(node).params["broadcast_dimensions"]
-    return jax.lax.broadcast_in_dim(values[0], _sizes(box), dims)
-
-
-def _transpose(program: Program, node: Node, box: Box) -> list[Box]:
-    order = equation_of(node).params["permutation"]
-    return [tuple(box[order.index(a)] for a in range(len(order)))]
-
-
-def _reduce(program: Program, node: Node, box: Box) -> list[Box]:
-    gone, shape, left = equation_of(node).params["axes"], _shapes(program, node)[0], iter(box)
-    return [tuple((0, n) if a in gone else next(left) for a, n in enumerate(shape))]
-
-
-def _along(program: Program, node: Node, box: Box) -> list[Box]:
-    axis, shape = equation_of(node).params["axis"], _shapes(program, node)[0]
-    return [tuple((0, n) if a == axis else box[a] for a, n in enumerate(shape))]
-
-
-def _squeeze(program: Program, node: Node, box: Box) -> list[Box]:
-    gone, shape, left = equation_of(node).params["dimensions"], _shapes(program, node)[0], iter(box)
-    return [tuple((0, 1) if a in gone else next(left) for a, _ in enumerate(shape))]
-
-
-def _concatenate(program: Program, node: Node, box: Box) -> list[Box | None]:
-    axis, at, asked = equation_of(node).params["dimension"], 0, []
-    for shape in _shapes(program, node):
-        low, high = (min(max(end - at, 0), shape[axis]) for end in box[axis])
-        asked.append((*box[:axis], (low, high), *box[axis + 1 :]) if low < high else None)
-        at += shape[axis]
-    return asked
-
-
-def _run_concatenate(program: Program, node: Node, values: list, box: Box) -> jax.Array:
-    parts = [v for v in values if v is not None]
-    axis = equation_of(node).params["dimension"]
-    return parts[0] if len(parts) == 1 else jax.lax.concatenate(parts, axis)
-
-
-def _reshape(program: Program, node: Node, box: Box) -> list[Box] | None:
-    """Axes that a reshape leaves alone; of the others all is read."""
-    shape, out = _shapes(program, node)[0], program.avals[node.outputs[0]].shape
-    if equation_of(node).params["dimensions"] is not None:
-        return None
-    asked = list(_whole(shape))
-    for before, after in _groups(shape, out):
-        if len(before) == len(after) == 1:
-            asked[before[0]] = box[after[0]]
-    return [tuple(asked), *[()] * (len(node.operands) - 1)]
-
-
-def _groups(shape: Sequence[int], out: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes before and after a reshape that hold the same numbers, as short as can be."""
-    if 0 in shape:
-        return []
-    before, after = ([a for a, n in enumerate(sizes) if n != 1] for sizes in (shape, out))
-    found, i, j = [], 0, 0
-    while i < len(before):
-        first, second, a, b = i, j, shape[before[i]], out[after[j]]
-        i, j = i + 1, j + 1
-        while a != b:
-            if a < b:
-                a, i = a * shape[before[i]], i + 1
-            else:
-                b, j = b * out[after[j]], j + 1
-        found.append((before[first:i], after[second:j]))
-    return found
-
-
-def _run_reshape(program: Program, node: Node, values: list, box: Box) -> jax.Array:
-    shape, out = _shapes(program, node)[0], program.avals[node.outputs[0]].shape
-    made = list(_whole(out))
-    for before, after in _groups(shape, out):
-        if len(before) == len(after) == 1:
-            made[after[0]] = box[after[0]]
-    return _cut(jax.lax.reshape(values[0], _sizes(tuple(made))), tuple(made), box)
-
-
-def _starts(program: Program, node: Node) -> list[int] | None:
-    """Where a slice begins on each axis, if that is known and each place is read."""
-    name, p = equation_of(node).primitive.name, equation_of(node).params
-    shape = _shapes(program, node)[0]
-    if name == "slice":
-        return list(p["start_indices"]) if set(p["strides"] or (1,)) == {1} else None
-    at = [n for n in (known_number(program, o) for o in node.operands[1:]) if n is not None]
-    room = [size - n for size, n in zip(shape, p["slice_sizes"], strict=True)]
-    inside = len(at) == len(room) and all(0 <= n <= r for n, r in zip(at, room, strict=True))
-    return at if inside else None
-
-
-def _slice(program: Program, node: Node, box: Box) -> list[Box] | None:
-    starts = _starts(program, node)
-    if starts is None:
-        return None
-    moved = tuple((a + s, b + s) for (a, b), s in zip(box, starts, strict=True))
-    return [moved, *[()] * (len(node.operands) - 1)]
-
-
-def _gather(program: Program, node: Node, box: Box) -> list[Box] | None:
-    """One slice along one axis, at a place that is known: `jnp.take(x, 3, axis=1)`."""
-    p, (shape, indices) = equation_of(node).params, _shapes(program, node)
-    numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
-    if indices != (1,) or len(numbers.start_index_map) != 1:
-        return None
-    (axis,), at = numbers.start_index_map, known_number(program, node.operands[1])
-    if at is None or not 0 <= at <= shape[axis] - sizes[axis]:
-        return None
-    left = iter(box)
-    own = [(0, 1) if a in numbers.collapsed_slice_dims else next(left) for a in range(len(shape))]
-    own[axis] = own[axis][0] + at, own[axis][1] + at
-    return [tuple(own), ((0, 1),)]
-
-
-def _custom(program: Program, node: Node, box: Box) -> list[Box] | None:
-    """An activation; what else has a derivative of its own may mix places there."""
-    same = _shapes(program, node) == [program.avals[node.outputs[0]].shape]
-    return [box] if same and node.kind in ACTIVATION_KINDS else None
-
-
-def _run_custom(program: Program, node: Node, values: list, box: Box) -> jax.Array:
-    """Its derivative is of the size that it was traced for: what is left out is zeros there."""
-    shape = program.avals[node.outputs[0]].shape
-    around = [(a, n - b, 0) for (a, b), n in zip(box, shape, strict=True)]
-    whole = [jax.lax.pad(v, v.dtype.type(0), around) for v in values]
-    return _cut(node.bound(*whole)[0], _whole(shape), box)
-
-
-_POINTWISE = POINTWISE | frozenset(
-    "acos acosh asin asinh atan atan2 atanh cbrt ceil cos digamma erf_inv floor lgamma nextafter"
-    " rem round sin tan".split()
-)
-_SLICE = _Rule(_slice, lambda program, node, values, box: values[0])
-_GATHER = _Rule(_gather, lambda program, node, values, box: values[0].reshape(_sizes(box)))
-_CUTS = (_SLICE, _GATHER)  # which read in part what is given to them, whatever is read of theirs
-_RULES: dict[str, _Rule] = {
-    **dict.fromkeys(_POINTWISE, _Rule(_pointwise, _as_it_stands)),
-    **dict.fromkeys(CUSTOM, _Rule(_custom, _run_custom)),
-    **dict.fromkeys(("slice", "dynamic_slice"), _SLICE),
-    "gather": _GATHER,
-    **dict.fromkeys(
-        "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(),
-        _Rule(_reduce, _as_it_stands),
-    ),
-    **dict.fromkeys(
-        "cumlogsumexp cummax cummin cumprod cumsum".split(), _Rule(_along, _as_it_stands)
-    ),
-    "broadcast_in_dim": _Rule(_broadcast, _run_broadcast),
-    "concatenate": _Rule(_concatenate, _run_concatenate),
-    "dot_general": _Rule(_dot, _as_it_stands),
-    "reshape": _Rule(_reshape, _run_reshape),
-    "squeeze": _Rule(_squeeze, _as_it_stands),
-    "transpose": _Rule(_transpose, _as_it_stands),
-}
