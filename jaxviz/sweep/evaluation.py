@@ -109,10 +109,11 @@ class Evaluation(NamedTuple):
                 f"Agreement of the metrics (Kendall's tau-b): mean {np.nanmean(taus):.2f}; least "
                 f"{taus[least]:.2f}, {pair(least)}; most {taus[most]:.2f}, {pair(most)}"
             )
+        alike = (self.missing == self.missing[:1]).all(0) & (len(self.methods) > 1)
         lost = [
-            f"{self.metrics[k]} of {self.methods[m]} {count}"
+            f"{self.metrics[k]} of {'every method' if alike[k] else self.methods[m]} {count}"
             for (m, k), count in np.ndenumerate(self.missing)
-            if count
+            if count and (m == 0 or not alike[k])
         ]
         if lost:
             notes.append("No finite score: " + ", ".join(lost))

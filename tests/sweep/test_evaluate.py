@@ -142,8 +142,12 @@ def test_what_has_no_score_is_counted_and_left_out():
     assert found.missing.tolist() == [[1, 0], [1, 0]]
     np.testing.assert_allclose(found.mean[:, 0], [7 / 4, 2.0])  # of 0, 1, 2, 4 and of 0, 2, 4
     text = found.table()
-    assert "No finite score: some of whole 1, some of holes 1" in text
+    assert "No finite score: some of every method 1\n" in text
     assert "Maps not finite, skipped: holes 1" in text
+    zeros = lambda f, p, x, t: jnp.zeros_like(x)
+    least = lambda attribution: jnp.log(jnp.abs(attribution).min(1))
+    found = jv.evaluate({"whole": jv.gradient, "zeros": zeros}, {"least": least}, net, w, x)
+    assert "No finite score: least of zeros 5" in found.table()
 
 
 def test_nothing_scored_has_no_rank_and_stands_last():
