@@ -13,7 +13,7 @@ import jaxviz as jv
 from benchmarks.transformer_nets import Size, transformer
 
 # The same numbers as in transformers_peers.py and transformers_cams.py.
-STEPS, NOISY, SAMPLES, CHANNELS, ORDERS, CELLS = 20, 8, 64, 16, 4, 2
+STEPS, NOISY, SAMPLES, CHANNELS, ORDERS, CELLS = 10, 8, 64, 16, 4, 2
 
 
 class Case(NamedTuple):

@@ -22,7 +22,7 @@ _SPEC = importlib.util.spec_from_file_location(
 rules = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(rules)
 
-STEPS, NOISY, SAMPLES, ORDERS, CELLS = 20, 8, 64, 4, 2
+STEPS, NOISY, SAMPLES, ORDERS, CELLS = 10, 8, 64, 4, 2
 
 
 class Case:
@@ -235,7 +235,7 @@ def methods(case):
         lambda size=size: attr.IntegratedGradients(model).attribute(
             start, internal_batch_size=size, **summed, **path
         )
-        for size in ((1, 4) if net.is_vit else (4, 20))
+        for size in ((1, 4) if net.is_vit else (4, 10))
     ]
     by["conductance"] = [
         lambda size=size: attr.LayerConductance(model, middle).attribute(
