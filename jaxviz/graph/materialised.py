@@ -1,5 +1,6 @@
 """A computation that XLA keeps apart from what is around it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,14 @@ def materialised(f: Callable, *args: Any) -> Any:
       f: Of pytrees of arrays of numbers or truth values, to such.
       args: Its arguments.
     """
-    f = jax.jit(f)  # traced once for the shapes and the conditional
+    # Its own jaxpr is traced once for the shapes, the conditional, and the next one like it: also
+    # for one in a derivative's rule, which JAX traces under a mesh without axes and not without.
+    with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+        return _kept_apart(*_remembered(f), *args)
+
+
+def _kept_apart(f, fixed, *args):
+    f = functools.partial(f, *fixed)
     shapes = jax.eval_shape(f, *args)
 
     def skip(*args):
@@ -32,3 +40,15 @@ def materialised(f: Callable, *args: Any) -> Any:
         return jax.tree.map(lambda out: jnp.broadcast_to(made(out), out.shape), shapes)
 
     return lax.cond(lax.optimization_barrier(jnp.array(True)), f, skip, *args)
+
+
+def _remembered(f: Callable) -> tuple[Callable, tuple[Any, ...]]:
+    """`jax.jit(f)` and its first arguments; partials of a function with equal ones are one."""
+    if isinstance(f, functools.partial) and not f.keywords:
+        return _jitted(f.func, len(f.args)), f.args
+    return jax.jit(f), ()
+
+
+@functools.cache
+def _jitted(function: Callable, fixed: int) -> Callable:
+    return jax.jit(function, static_argnums=tuple(range(fixed)))

@@ -108,6 +108,12 @@ def under_names() -> contextlib.AbstractContextManager:
     return _names(True)
 
 
+def without_names() -> contextlib.AbstractContextManager:
+    """Within it names are not wanted: for what has no layers, as an initialiser, and was traced
+    before."""
+    return _names(False)
+
+
 @contextlib.contextmanager
 def naming() -> Iterator[None]:
     """While tracing inside, layers name their outputs. Linen modules are intercepted."""

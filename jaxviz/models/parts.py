@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxviz.graph.names import without_names
+
 
 class Mode(NamedTuple):
     """What every step of a network needs to know: training or not, and the computation's dtype."""
@@ -65,6 +67,15 @@ same = plain(lambda x: x)
 """PyTorch's steps that change layouts alone, which are none here but have a number."""
 
 
+_he_normal = jax.jit(nn.initializers.he_normal(), static_argnums=(1, 2))
+
+
+def _kernels(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """He's initialiser. Flax asks for its shapes whenever a net is traced: JAX remembers them."""
+    with without_names():
+        return _he_normal(key, shape, dtype)
+
+
 def conv(
     features: int,
     size: int,
@@ -83,7 +94,7 @@ def conv(
         padding=padding,
         feature_group_count=features if depthwise else 1,
         use_bias=bias,
-        kernel_init=nn.initializers.he_normal(),
+        kernel_init=_kernels,
         dtype=mode.dtype,
         name=name,
     )(x)

@@ -324,29 +324,35 @@ def _wide(x):
 
 def _taps(geometry, x, kernel):
     """Forward: for each place of the kernel, the shifted input times its weights, added up."""
-    dtype, x, kernel = x.dtype, _wide(x), _wide(kernel)
-    weights = kernel.reshape(-1, *kernel.shape[-2:])
+    dtype, x, channels = x.dtype, _wide(x), kernel.shape[-2]
+    weights = _wide(kernel).reshape(-1, kernel.shape[-1])
     total: Any = None
     for number, part in enumerate(places(x, geometry.windows(kernel.shape))):
         # Depthwise: channels of input and output are the same axis, and the weights' other is 1.
-        for c in range(weights.shape[1]):
-            column = part if geometry.depthwise else part[..., c : c + 1]
-            term = _times(column, weights[number, c])
-            total = term if total is None else total + term
+        for c in range(channels):
+            column = part if geometry.depthwise else lax.slice_in_dim(part, c, c + 1, axis=-1)
+            term = _times(column, weights, number * channels + c)
+            total = term if total is None else lax.add(total, term)
     return total.astype(dtype)
 
 
-def _times(x, weights):
-    """`x` [..., C or 1] times `weights` [C], broadcast over all but the last axis."""
-    shape = (*x.shape[:-1], weights.shape[0])
-    return jnp.broadcast_to(x, shape) * lax.broadcast_in_dim(weights, shape, (x.ndim - 1,))
+def _times(x, weights, row):
+    """`x` [..., C or 1] times a row of `weights` [M, C], broadcast over all but the last axis.
+
+    By `lax` alone: there are dozens, and operators take several times as long to trace.
+    """
+    shape = (*x.shape[:-1], weights.shape[1])
+    if x.shape != shape:
+        x = lax.broadcast_in_dim(x, shape, range(x.ndim))
+    weights = lax.index_in_dim(weights, row, keepdims=False)
+    return lax.mul(x, lax.broadcast_in_dim(weights, shape, (x.ndim - 1,)))
 
 
 def _add_taps(geometry, kernel, shape, g):
     """Backward, depthwise: for each place, the weighted gradient where it came from."""
     weights = _wide(kernel).reshape(-1, kernel.shape[-1])
     wide_g = _wide(g)
-    part = lambda number, shift: _times(shift(wide_g), weights[number])
+    part = lambda number, shift: _times(shift(wide_g), weights, number)
     return add_places(part, geometry.windows(kernel.shape), shape).astype(g.dtype)
 
 

@@ -85,7 +85,7 @@ def add_places(
 
         phase = tuple(o % s for o, s in zip(offset, strides, strict=True))
         part = parts(number, shift)
-        phases[phase] = phases[phase] + part if phase in phases else part
+        phases[phase] = lax.add(phases[phase], part) if phase in phases else part
     whole = _interleave(phases, strides)
     fit = [(-padding[a][0], shape[a] + padding[a][0] - whole.shape[a], 0) for a in axes]
     return lax.pad(whole, jnp.zeros((), whole.dtype), fit)
