@@ -12,6 +12,8 @@ import pytest
 
 import jaxviz as jv
 from jaxviz.graph import equations, interpreter, trace
+from jaxviz.models import parts
+from jaxviz.rules import kernels_conv
 
 KEY = jax.random.key(0)
 SEGMENTS = jnp.arange(64).reshape(8, 8) // 16
@@ -139,3 +141,32 @@ def test_a_first_call_takes_no_more_work_in_python_than_it_did(net, name, counts
     jax.eval_shape(lambda w, x: method(model, w, x, 0), w, X)  # traced, not compiled
     known = dict(zip(counts, measured[list(NETS).index(net)], strict=True))
     assert all(counts[k] <= 1.25 * known[k] + 3 for k in counts), (counts, known)
+
+
+def _counted(function, found):
+    @functools.wraps(function)
+    def called(*args):
+        found.append(args)
+        return function(*args)
+
+    return called
+
+
+def test_the_sum_of_a_kernel_is_traced_once_for_its_value_and_its_gradient(monkeypatch):
+    taps = []
+    monkeypatch.setattr(kernels_conv, "_taps", _counted(kernels_conv._taps, taps))
+    function, w, _ = NETS["conv"]  # its first convolution is such a sum, of these shapes alone
+    jax.eval_shape(lambda w, x: jv.saliency(function, w, x, 0), w, X[:, :7])
+    assert len(taps) == 1
+
+
+def test_flax_asks_an_initialiser_for_known_shapes_and_nothing_is_drawn_anew(monkeypatch):
+    drawn = []
+    he_normal = _counted(jax.nn.initializers.he_normal(), drawn)
+    monkeypatch.setattr(parts, "_he_normal", jax.jit(he_normal, static_argnums=(1, 2)))
+    net, x = jv.models.nets["mobilenet_v2"](), jnp.ones((1, 32, 32, 3))
+    w = jax.eval_shape(net.init, KEY, x)
+    shapes = len(drawn)
+    assert shapes == len({shape for _, shape, _ in drawn})
+    jv.layers(net.apply, w, x)
+    assert len(drawn) == shapes

@@ -4,6 +4,7 @@ Those, and JAX with them, are imported once it is clear that there is something 
 """
 
 import argparse
+import gc
 import importlib
 import sys
 import traceback
@@ -80,6 +81,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if argv is None:  # the process is the command's own
         jaxviz.keep_memory()
+        # Traces make many objects that stay: the collector, at its defaults, goes through them
+        # again and again.
+        gc.set_threshold(100_000, 50, 100)
         if not arguments.no_cache:
             _keep_compiled(arguments.name)
     ours = ("module", "name", "trace", "no_cache")
