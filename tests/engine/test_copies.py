@@ -11,7 +11,7 @@ from jaxviz.parts.covered import _at_once
 
 @pytest.mark.parametrize(
     ("num", "most", "length"),
-    [(50, 8, 5), (25, 2, 2), (24, 2, 2), (7, 7, 7), (3, 8, 3), (5, 1, 1)],
+    [(50, 8, 5), (25, 2, 2), (10, 4, 2), (24, 2, 2), (7, 7, 7), (3, 8, 3), (5, 1, 1)],
 )
 def test_few_copies_are_wasted_and_none_goes_alone_that_need_not(num, most, length):
     assert chunk_length("method", num, most) == length
