@@ -188,17 +188,20 @@ def _number(program, operand, moving, parts) -> int | None:
 
 def known_number(program: Program, operand: Value | Scalar) -> int | None:
     """A whole number that no input of the program has a part in, or None."""
-    if isinstance(operand, Scalar):
-        return int(operand.value)
+    return int(operand.value) if isinstance(operand, Scalar) else _of_constants(program, operand)
+
+
+@fact
+def _of_constants(program: Program, made: Value) -> int | None:
     env = environment(program, ())
-    if operand not in env:
-        nodes: list[Node] = needed(program.nodes, [operand])
-        made = {v for one in nodes for v in one.outputs}
-        if any(v not in made and v not in env for one in nodes for v in one.inputs):
+    if made not in env:
+        nodes: list[Node] = needed(program.nodes, [made])
+        inside = {v for one in nodes for v in one.outputs}
+        if any(v not in inside and v not in env for one in nodes for v in one.inputs):
             return None
         with jax.ensure_compile_time_eval():
             run_nodes(nodes, env, {})
-    value = env.get(operand)
+    value = env.get(made)
     if value is None or isinstance(value, Tracer) or np.size(value) != 1:
         return None
     return int(np.asarray(value).reshape(()))

@@ -178,6 +178,9 @@ def _asked(program: Program, node: Node, read: dict[Value, Box]) -> list | None:
     (made,) = node.outputs
     if read[made] == whole(program.avals[made].shape) and rule not in CUTS:
         return None
+    moved = equation_of(node).primitive.name in ("dynamic_slice", "gather")
+    if moved and node.operands[0] in {*program.inputs, *program.constants}:
+        return None  # what is given costs nothing, and to find the place in it takes time
     asked = rule.asks(program, node, read[made])
     if asked is None:
         return None
