@@ -28,7 +28,6 @@ from jaxviz.engine.copies import (
     times_weights,
 )
 from jaxviz.graph.split import split, split_where_read
-from jaxviz.graph.trace import model
 from jaxviz.parts.gradients import input_gradient, plain_gradient
 from jaxviz.rules.fast import serving
 
@@ -97,7 +96,7 @@ def layer_conductance(
     target = fixed_target(apply_fn, params, x, target)
 
     def slope(a, carry):
-        return _slope(tail, (params, carry), a, target)
+        return input_gradient(tail, (params, carry), a, target)
 
     if speed == "exact":
         points, weights = quadrature(name, rule, num_steps)
@@ -193,7 +192,7 @@ def internal_influence(
 
     def share(k):
         a, carry = layer_at(k)
-        return times_weights(_slope(tail, (params, carry), a, target), weights[k])
+        return times_weights(input_gradient(tail, (params, carry), a, target), weights[k])
 
     total = running_sum(name, share, num_steps, chunk_size, alive)
     return total.astype(jax.eval_shape(head, params, x)[0].dtype)
@@ -274,7 +273,7 @@ def neuron_conductance(
     def passed_on(params, x):
         a, carry = outputs_of(head, params, x)
         still = jax.lax.stop_gradient((a, carry))
-        slope = _slope(tail, (params, still[1]), still[0], target)
+        slope = input_gradient(tail, (params, still[1]), still[0], target)
         return neuron_of(name, a, neuron) * neuron_of(name, slope, neuron)
 
     def share(k):
@@ -285,9 +284,3 @@ def neuron_conductance(
 
     total = times_difference(x, start, running_sum(name, share, num_steps, chunk_size, x))
     return jax.tree.map(lambda v, a: v.astype(a.dtype) if is_floating(a) else v, total, x)
-
-
-def _slope(tail: Callable, given: Any, a: jax.Array, target: Any) -> Any:
-    """The gradient by a layer's value, of a tail that is traced for what nobody reads of it."""
-    model(tail, given, a)
-    return input_gradient(tail, given, a, target)

@@ -20,7 +20,7 @@ from jaxviz.graph.kinds import ACTIVATION_KINDS, NORM_KINDS
 from jaxviz.graph.layers import find
 from jaxviz.graph.rows import Layer, Row, rows
 from jaxviz.graph.split import reached, split_where_read, used
-from jaxviz.graph.trace import Traced, model, trace
+from jaxviz.graph.trace import Traced, trace
 from jaxviz.parts.channels import channel_axis
 from jaxviz.parts.gradients import input_gradient
 
@@ -101,7 +101,6 @@ def cuts(
                 f"{told}. Take a layer before pooling and flattening, or pass `reshape` "
                 "(tokens: lambda a: a[:, 1:].reshape(len(a), 14, 14, -1))."
             )
-        model(tail, (params, carry), a)  # traced, so that what nobody reads of it is left out
         yield Cut(tail, (params, carry), a, maps, head)
 
 

@@ -41,6 +41,13 @@ def cut(array: jax.Array, has: Box, wants: Box) -> jax.Array:
     return jax.lax.slice(array, starts, stops)
 
 
+def padded(array: jax.Array, box: Box, shape: Sequence[int]) -> jax.Array:
+    """A value that is zeros beside a part."""
+    around = [(a, n - b, 0) for (a, b), n in zip(box, shape, strict=True)]
+    beside = any(low or high for low, high, _ in around)
+    return jax.lax.pad(array, array.dtype.type(0), around) if beside else array
+
+
 class Rule(NamedTuple):
     """An operation of which parts can be computed.
 
@@ -124,6 +131,8 @@ def _concatenate(program: Program, node: Node, box: Box) -> list[Box | None]:
         low, high = (min(max(end - at, 0), shape[axis]) for end in box[axis])
         asked.append((*box[:axis], (low, high), *box[axis + 1 :]) if low < high else None)
         at += shape[axis]
+    if all(part is None for part in asked):  # of an empty part, an empty one
+        asked[0] = (*box[:axis], (0, 0), *box[axis + 1 :])
     return asked
 
 
@@ -139,14 +148,13 @@ def _reshape(program: Program, node: Node, box: Box) -> list[Box] | None:
     if equation_of(node).params["dimensions"] is not None:
         return None
     asked = list(whole(shape))
-    for before, after in _groups(shape, out):
-        if len(before) == len(after) == 1:
-            asked[before[0]] = box[after[0]]
+    for before, after in _kept_axes(shape, out):
+        asked[before] = box[after]
     return [tuple(asked), *[()] * (len(node.operands) - 1)]
 
 
-def _groups(shape: Sequence[int], out: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes before and after a reshape that hold the same numbers, as short as can be."""
+def _kept_axes(shape: Sequence[int], out: Sequence[int]) -> list[tuple[int, int]]:
+    """The axes before and after a reshape that it leaves alone, but those of size 1."""
     if 0 in shape:
         return []
     before, after = ([a for a, n in enumerate(sizes) if n != 1] for sizes in (shape, out))
@@ -159,16 +167,16 @@ def _groups(shape: Sequence[int], out: Sequence[int]) -> list[tuple[list[int], l
                 a, i = a * shape[before[i]], i + 1
             else:
                 b, j = b * out[after[j]], j + 1
-        found.append((before[first:i], after[second:j]))
+        if i == first + 1 and j == second + 1:
+            found.append((before[first], after[second]))
     return found
 
 
 def _run_reshape(program: Program, node: Node, values: list, box: Box) -> jax.Array:
     shape, out = _shapes(program, node)[0], program.avals[node.outputs[0]].shape
     made = list(whole(out))
-    for before, after in _groups(shape, out):
-        if len(before) == len(after) == 1:
-            made[after[0]] = box[after[0]]
+    for _, after in _kept_axes(shape, out):
+        made[after] = box[after]
     return cut(jax.lax.reshape(values[0], sizes(tuple(made))), tuple(made), box)
 
 
@@ -216,9 +224,7 @@ def _custom(program: Program, node: Node, box: Box) -> list[Box] | None:
 def _run_custom(program: Program, node: Node, values: list, box: Box) -> jax.Array:
     """Its derivative is of the size that it was traced for: what is left out is zeros there."""
     shape = program.avals[node.outputs[0]].shape
-    around = [(a, n - b, 0) for (a, b), n in zip(box, shape, strict=True)]
-    padded = [jax.lax.pad(v, v.dtype.type(0), around) for v in values]
-    return cut(node.bound(*padded)[0], whole(shape), box)
+    return cut(node.bound(padded(values[0], box, shape))[0], whole(shape), box)
 
 
 _POINTWISE = POINTWISE | frozenset(

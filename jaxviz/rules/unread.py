@@ -8,6 +8,7 @@ and derivatives are those of the model, for what is left out reaches no output.
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ from jaxviz.graph.interpreter import (
 )
 from jaxviz.graph.roles import leaves
 from jaxviz.graph.trace import Traced, model, remembered
-from jaxviz.rules.boxes import CUTS, RULES, Box, cut, hull, sizes, whole
+from jaxviz.rules.boxes import CUTS, RULES, Box, cut, hull, padded, sizes, whole
 from jaxviz.rules.fast import CALLS, served
 
 # Of all floating-point operations, below which a model stays as it is written; and seconds saved by
@@ -57,10 +58,10 @@ def read_only(
 
     Returns:
       `apply_fn` itself where less than a 64th of the floating-point operations would be saved, or
-      too few for the longer compilation to repay itself (`rules.fast`), or where it has not been
-      traced so far; else a function with its layers, equal (`==`) for equal arguments. Values in
-      layers that are read in part are these parts, and outputs that the target does not read are
-      zeros.
+      too few for the longer compilation to repay itself (`rules.fast`), or of a plain function that
+      `model` does not know: it may close over values of this trace alone. Else a function with its
+      layers, equal (`==`) for equal arguments. Values in layers that are read in part are these
+      parts, and outputs that the target does not read are zeros.
 
     Example:
       >>> w, x = jnp.eye(256), jnp.ones((1, 512, 256))
@@ -72,7 +73,8 @@ def read_only(
     """
     if isinstance(apply_fn, ReadOnly):
         return apply_fn
-    found = remembered(apply_fn, params, x)
+    known = remembered if isinstance(apply_fn, types.FunctionType) else model
+    found = known(apply_fn, params, x)
     if found is None:
         return apply_fn
     outs = _read_by(target, found.shape) if callable(target) else None
@@ -103,10 +105,7 @@ def _whole_output(program: Program, read: dict[Value, Box], env: dict, value: Va
     aval = program.avals[value]
     if value not in read:
         return jnp.zeros(aval.shape, aval.dtype)
-    around = [(a, n - b, 0) for (a, b), n in zip(read[value], aval.shape, strict=True)]
-    if not any(low or high for low, high, _ in around):
-        return env[value]
-    return jax.lax.pad(env[value], jnp.zeros((), aval.dtype), around)
+    return padded(env[value], read[value], aval.shape)
 
 
 def _read_by(target: Callable, outputs: Any) -> tuple[Box | None, ...] | None:
@@ -115,14 +114,16 @@ def _read_by(target: Callable, outputs: Any) -> tuple[Box | None, ...] | None:
     program = build(closed.jaxpr, closed.consts, [True] * len(closed.jaxpr.invars), flat=False)
     read = _boxes(program)
     found = tuple(map(read.get, program.inputs))
-    all_ = tuple(whole(program.avals[v].shape) for v in program.inputs)
-    return None if found == all_ else found
+    return None if found == tuple(_all_of(program, v) for v in program.inputs) else found
+
+
+def _all_of(program: Program, value: Value) -> Box:
+    return whole(getattr(program.avals[value], "shape", ()))  # some are no arrays
 
 
 @fact
 def _boxes(program: Program, outs: tuple[Box | None, ...] | None = None) -> dict[Value, Box]:
     """What of each value is read, if it is; `outs` of the outputs, else all."""
-    shape = lambda v: getattr(program.avals[v], "shape", ())
     read: dict[Value, Box] = {}
 
     def reads(value, box):
@@ -130,14 +131,14 @@ def _boxes(program: Program, outs: tuple[Box | None, ...] | None = None) -> dict
             read[value] = joined
 
     for i, v in enumerate(program.outputs):
-        reads(v, whole(shape(v)) if outs is None else outs[i])
+        reads(v, _all_of(program, v) if outs is None else outs[i])
     for node in reversed(list(leaves(program.nodes))):
         if _is_left_out(node, read):
             continue
         asked = _asked(program, node, read)
         for i, operand in enumerate(node.operands):
             if not isinstance(operand, Scalar):
-                reads(operand, whole(shape(operand)) if asked is None else asked[i])
+                reads(operand, _all_of(program, operand) if asked is None else asked[i])
     return read
 
 
@@ -176,7 +177,7 @@ def _asked(program: Program, node: Node, read: dict[Value, Box]) -> list | None:
     if rule is None or len(node.outputs) != 1 or node.outputs[0] not in read:
         return None
     (made,) = node.outputs
-    if read[made] == whole(program.avals[made].shape) and rule not in CUTS:
+    if read[made] == _all_of(program, made) and rule not in CUTS:
         return None
     moved = equation_of(node).primitive.name in ("dynamic_slice", "gather")
     if moved and node.operands[0] in {*program.inputs, *program.constants}:
@@ -190,7 +191,7 @@ def _asked(program: Program, node: Node, read: dict[Value, Box]) -> list | None:
 
 
 def _inside(node: Node, read: dict[Value, Box]) -> dict[Value, Box]:
-    """What is read of the values in a `remat`."""
+    """What is read of the values in a `remat`, or in the last turn of a scan."""
     outs = dict(zip(kept_positions(equation_of(node)), map(read.get, node.outputs), strict=True))
     (body,) = node.bodies
     return _boxes(body, tuple(outs.get(i) for i in range(len(body.outputs))))
@@ -198,8 +199,7 @@ def _inside(node: Node, read: dict[Value, Box]) -> dict[Value, Box]:
 
 def _parts(program: Program, read: dict[Value, Box], values: dict[Value, Any]) -> dict[Value, Any]:
     """Of whole values what is read."""
-    all_ = lambda v: whole(getattr(program.avals[v], "shape", ()))
-    return {v: cut(a, all_(v), read[v]) for v, a in values.items() if v in read}
+    return {v: cut(a, _all_of(program, v), read[v]) for v, a in values.items() if v in read}
 
 
 def _run(
@@ -237,15 +237,19 @@ def _run(
 
 def _run_again(node: Node, read: dict[Value, Box], values: list, turns: bool) -> dict[Value, Any]:
     (body,), inside, p = node.bodies, _inside(node, read), equation_of(node).params
-    kept = [body.outputs[i] for i in kept_positions(equation_of(node))]
     given = {v: a for v, a in zip(body.inputs, values, strict=True) if v in inside}
 
     def run(given):
-        env = _run(body, inside, given, turns)
-        return {v: env[w] for v, w in zip(node.outputs, kept, strict=True) if v in read}
+        return _handed_on(node, _run(body, inside, given, turns))
 
     again = jax.checkpoint(run, prevent_cse=p["prevent_cse"], policy=p["policy"])
     return again(given)
+
+
+def _handed_on(node: Node, env: dict[Value, Any]) -> dict[Value, Any]:
+    """A node's outputs, as far as its body has made them."""
+    made = [node.bodies[0].outputs[i] for i in kept_positions(equation_of(node))]
+    return {v: env[w] for v, w in zip(node.outputs, made, strict=True) if w in env}
 
 
 def _last_turn(node: Node, read: dict[Value, Box]) -> dict[Value, Box] | None:
@@ -253,12 +257,12 @@ def _last_turn(node: Node, read: dict[Value, Box]) -> dict[Value, Box] | None:
     equation = equation_of(node)
     if equation.primitive.name != "scan" or equation.params["length"] < 2:
         return None
-    (body,), (_, carried, _) = node.bodies, scan_arity(equation)
-    outs = dict(zip(kept_positions(equation), map(read.get, node.outputs), strict=True))
-    if any(outs.get(i) is not None for i in range(carried, len(body.outputs))):
+    _, carried, _ = scan_arity(equation)
+    places = zip(node.outputs, kept_positions(equation), strict=True)
+    if any(i >= carried and v in read for v, i in places):
         return None  # what each turn gives
-    inside = _boxes(body, tuple(outs.get(i) for i in range(len(body.outputs))))
-    return inside if _spared(body, inside, True) else None
+    inside = _inside(node, read)
+    return inside if _spared(node.bodies[0], inside, True) else None
 
 
 def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -> dict[Value, Any]:
@@ -272,11 +276,8 @@ def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -
         literal_value(atom) if isinstance(o, Scalar) else values[o]
         for o, atom in zip(node.operands, equation.invars, strict=True)
     ]
-    fixed, carry, stacks = (
-        given[:consts],
-        given[consts : consts + carried],
-        given[consts + carried :],
-    )
+    end = consts + carried
+    fixed, carry, stacks = given[:consts], given[consts:end], given[end:]
     length, reverse = equation.params["length"], equation.params["reverse"]
 
     def turn(carry, i):
@@ -288,9 +289,7 @@ def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -
     carry, _ = jax.lax.scan(again, carry, order, reverse=reverse, unroll=equation.params["unroll"])
     own = [a[0 if reverse else length - 1] for a in stacks]
     begun = dict(zip(body.inputs, [*fixed, *carry, *own], strict=True))
-    env = _run(body, inside, _parts(body, inside, begun), True)
-    kept = [body.outputs[i] for i in kept_positions(equation)]
-    return {v: env[w] for v, w in zip(node.outputs, kept, strict=True) if w in env}
+    return _handed_on(node, _run(body, inside, _parts(body, inside, begun), True))
 
 
 def _but_slices(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -83,6 +83,9 @@ READ = {
         w, jnp.concatenate([jnp.broadcast_to(w["q"][:1], (2, 1, 4)), x], 1)
     )[:, 0],
     "concatenated": lambda w, x: jnp.concatenate([x @ w["q"], x @ w["k"]], 1)[:, 7] @ w["u"],
+    "an empty part": lambda w, x: jnp.concatenate(
+        [jnp.concatenate([x, 2 * x], 1)[:, :0], (x @ w["q"])[:, 1:2]], 1
+    )[:, 0],
     "a straddling part": lambda w, x: jnp.concatenate([x @ w["q"], x @ w["k"]], 1)[:, 5:8].sum(1),
     "running sum": lambda w, x: jnp.cumsum(x @ w["q"], 2)[:, 1],
     "largest": lambda w, x: jnp.max(x @ w["q"], 2)[:, 1:3],
