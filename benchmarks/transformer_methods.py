@@ -231,6 +231,7 @@ METHODS = {
     "relevance": _attended("Chefer's relevance", jv.attention_relevance, frozen=True),
     "attention_x_gradient": _attended("attention x gradient", jv.attention_x_gradient, False),
     "le_grad": _attended("LeGrad", jv.le_grad, False),
+    "token_tm": _attended("TokenTM", jv.token_tm),
     "value_zeroing": _attended("value zeroing", jv.value_zeroing),
     "attn_lrp": Method(
         "AttnLRP",

@@ -117,6 +117,35 @@ def le_grad(case):
     return case.laid(total / len(seen))
 
 
+def token_tm(case):
+    """Wu et al. 2024: each head's values through its part of the projection, by hooks."""
+    net, kept = case.net, []
+    ahead = net.blocks[0].ahead
+    note = lambda module, given, out: kept.append((given[0].detach(), out.detach()))
+    parts = lambda b: (b.attention.v, b.norm2 if ahead else b.norm1, b.down, b)
+    hooks = [part.register_forward_hook(note) for b in net.blocks for part in parts(b)]
+    scores, seen = case.hooked(lambda: net(case.x))
+    for hook in hooks:
+        hook.remove()
+    slopes = torch.autograd.grad(scores[:, 0].sum(), seen)
+
+    def weight(e, made):
+        cosine = torch.nn.functional.cosine_similarity(e, made, dim=-1)
+        return made.norm(dim=-1) / e.norm(dim=-1) * cosine.softmax(-1)
+
+    with torch.no_grad():
+        total = torch.diag_embed(kept[3][0].norm(dim=-1))
+        for i, (block, a, slope) in enumerate(zip(net.blocks, seen, slopes, strict=True)):
+            (_, v), middle, (_, f), (x, _) = kept[4 * i : 4 * i + 4]
+            heads = block.attention.heads
+            rows = v.reshape(*v.shape[:2], heads, -1).transpose(1, 2)
+            columns = block.attention.o.weight.reshape(x.shape[-1], heads, -1).permute(1, 2, 0)
+            w = weight(x[:, None], rows @ columns)
+            total = total + ((a * slope).clamp(min=0) * w[:, :, None]).mean(1) @ total
+            total = total + weight(middle[0 if ahead else 1], f)[..., None] * total
+    return case.laid(total)
+
+
 @torch.no_grad()
 def value_zeroing(case):
     """Mohebbi et al. 2023: a block run again for each token, its value zeroed by a hook."""
@@ -224,7 +253,7 @@ def methods(case):
     net, x, model, start = case.net, case.x, case.model, case.start
     middle = net.blocks[len(net.blocks) // 2 - 1]
     blank = torch.zeros_like(start) if net.is_vit else net.words(torch.zeros_like(x)).detach()
-    hooked = rollout, relevance, attention_x_gradient, le_grad, value_zeroing
+    hooked = rollout, relevance, attention_x_gradient, le_grad, token_tm, value_zeroing
     every = (products, *hooked, attn_lrp, patching)
     by = {f.__name__: functools.partial(f, case) for f in every}
     by["gradient"] = lambda: attr.Saliency(model).attribute(start, target=0, abs=False)

@@ -16,6 +16,7 @@ from jaxviz.attention.formation import le_grad as le_grad
 from jaxviz.attention.maps import attentions as attentions
 from jaxviz.attention.recipro import recipro_cam as recipro_cam
 from jaxviz.attention.relevance import attention_relevance as attention_relevance
+from jaxviz.attention.transformed import token_tm as token_tm
 from jaxviz.attention.zeroing import value_zeroing as value_zeroing
 from jaxviz.attribution.ablation import feature_ablation as feature_ablation
 from jaxviz.attribution.bottleneck import (

@@ -170,6 +170,7 @@ METHODS: dict[str, Method] = {
         _attending("attention_rollout", "attention rollout", "1 forward"),
         _attending("attention_relevance", "attention relevance", "1 back"),
         _attending("attention_x_gradient", "attention x gradient", "1 back"),
+        _attending("token_tm", "TokenTM", "1 back"),
         _attending("value_zeroing", "value zeroing", "1 forward a token"),
         _attending("le_grad", "LeGrad", "1 back, and the head a block"),
         _hiding("occlusion", "occlusion", "1 forward a window, of what changed", windows=True),

@@ -340,7 +340,7 @@ OWN: dict[str, dict[str, tuple[str, Any]]] = {
 def attends(params, x):
     """A net with an attention; the other has none."""
     tokens = x.reshape(len(x), -1, 2) * params["a"][0]
-    return (jax.nn.softmax(tokens @ tokens.mT) @ tokens).mean(1) @ params["d"]
+    return (tokens + jax.nn.softmax(tokens @ tokens.mT) @ tokens).mean(1) @ params["d"]
 
 
 ATTENTION = {
@@ -353,7 +353,7 @@ ATTENTION = {
 OWN |= {
     name: ATTENTION
     for name in dir(jv)
-    if name.startswith(("attention", "value_z", "le_grad"))
+    if name.startswith(("attention", "value_z", "le_grad", "token_tm"))
     and inspect.isfunction(getattr(jv, name))
 }
 # Values of layers that are replaced: what of a layer is meant is known when the model is called.

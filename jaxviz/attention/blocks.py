@@ -81,7 +81,7 @@ class Ways:
             for value in node.inputs:
                 readers.setdefault(value, []).append(i)
         self.readers = readers
-        self.known_reached: dict[int, set[int]] = {}
+        self.known_reached: dict[tuple[Value, ...], set[int]] = {}
         outputs = set(self.program.outputs)
         depth = {self.end: 0}
         # From an operation to the next that all its ways meet at; the end is the last.
@@ -119,14 +119,28 @@ class Ways:
 
     def reached(self, start: int) -> set[int]:
         """The operations that one has a part in."""
-        if start not in self.known_reached:
-            values, reached = set(self.nodes[start].outputs), set()
-            for i in range(start + 1, self.end):
-                if values.intersection(self.nodes[i].inputs):
+        return self._readers(self.nodes[start].outputs)
+
+    def made_of(self, values: tuple[Value, ...]) -> set[Value]:
+        """The values that some have a part in."""
+        return {v for i in self._readers(values) for v in self.nodes[i].outputs}
+
+    def _readers(self, values: tuple[Value, ...]) -> set[int]:
+        if values not in self.known_reached:
+            known, reached = set(values), set()
+            for i in range(min(self.made.get(v, -1) for v in values) + 1, self.end):
+                if known.intersection(self.nodes[i].inputs):
                     reached.add(i)
-                    values.update(self.nodes[i].outputs)
-            self.known_reached[start] = reached
-        return self.known_reached[start]
+                    known.update(self.nodes[i].outputs)
+            self.known_reached[values] = reached
+        return self.known_reached[values]
+
+    def only_reader(self, value: Value) -> int | None:
+        """The one operation on a way to the outputs that reads a value, which is none of them."""
+        if value in self.program.outputs:
+            return None
+        readers = [i for i in self.readers.get(value, ()) if i in self.meets]
+        return readers[0] if len(readers) == 1 else None
 
     def streams(self, start: int | None, one: Attention) -> list[Stream]:
         """The values of an attention's queries' tokens that all ways from one operation lead to."""

@@ -160,8 +160,9 @@ def attention_x_gradient(
                 f"{name}: layers must have as many keys each; got {told(traced, taken)}. "
                 "Take some of one kind."
             )
-        moved = lambda a, g: (a * g).sum((1, 2))
-        total: Any = sum(reduced_gradients(traced, taken, params, x, target, moved))
+        moved = lambda a, g, w: (a * g).sum((1, 2))
+        parts, _ = reduced_gradients(traced, taken, params, x, target, moved)
+        total: Any = sum(parts)
         return laid_out(name, taken[-1].tokens, total, x, resize)
 
     return by_examples(name, some, x, target, chunk_size)

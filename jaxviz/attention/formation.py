@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.attention.blocks import blocks, ways
 from jaxviz.attention.found import found
-from jaxviz.attention.gradients import by_examples, gradients_of
+from jaxviz.attention.gradients import by_examples, gradients_of, held
 from jaxviz.attention.laid import alike, laid_out
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
@@ -80,14 +80,14 @@ def le_grad(
         streams = {s.value: s for s in (handed_on(name, a, around[a.name]) for a in taken)}
         outputs = lambda env: jax.tree.map(lambda value: env[value], traced.outputs)
 
-        def scores(change):
+        def scores(change, _):
             given: dict[Any, jax.Array] = {}
 
-            def handed(value, a):  # later blocks read it, but no gradient comes back from them
+            def noted(value, a):  # later blocks read it, but no gradient comes back from them
                 given[value] = a
-                return jax.lax.stop_gradient(a)
+                return held(a)
 
-            alone = {value: functools.partial(handed, value) for value in streams}
+            alone = {value: functools.partial(noted, value) for value in streams}
             env = run(traced, jax.tree.leaves((params, x)), {**change, **alone})
             top = jnp.argmax(outputs(env), axis=1) if target is None else target
             total: Any = 0
@@ -97,10 +97,10 @@ def le_grad(
                 here = {**env, end.value: end.written(mean, env[end.value])}
                 run_changed(head, here, {})
                 total = total + select(outputs(here), top).sum()
-            return total
+            return total, None
 
-        seen = lambda a, g: jax.nn.relu(g).mean((1, 2))
-        total: Any = sum(gradients_of(scores, traced, taken, seen))
+        seen = lambda a, g, w: jax.nn.relu(g).mean((1, 2))
+        total: Any = sum(gradients_of(scores, traced, taken, seen)[0])
         return laid_out(name, taken[-1].tokens, total / len(taken), x, resize)
 
     return by_examples(name, some, x, target, chunk_size)

@@ -82,8 +82,8 @@ def attention_relevance(
     def some(x, target):
         traced = attended(apply_fn, params, x)
         taken = over_tokens(name, traced, chosen(name, traced, layers))
-        speaks = lambda a, g: jax.nn.relu(a * g).mean(1)
-        steps = reduced_gradients(traced, taken, params, x, target, speaks)
+        speaks = lambda a, g, w: jax.nn.relu(a * g).mean(1)
+        steps, _ = reduced_gradients(traced, taken, params, x, target, speaks)
         kinds = _kinds(name, traced, taken)
         if len({kind for pair in kinds for kind in pair}) == 1:
             total: Any = None

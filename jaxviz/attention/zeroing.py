@@ -16,6 +16,8 @@ from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import stacked, wide
 from jaxviz.graph.changed import run, run_changed
+from jaxviz.graph.interpreter import Node, Value
+from jaxviz.graph.split import needed
 from jaxviz.parts.feature_maps import Resize
 
 
@@ -81,12 +83,12 @@ def value_zeroing(
     total: Any = None
     for one in taken:
         given = handed_on(name, one, around[one.name])
-        rest = after(known, one, given.value)
+        rest = after(known, one.value, given.value)
         own, clean = env[one.value], _directions(given.read(env[given.value]))
         count = weights_shape(traced, one)[-1]
 
         def moved(j, one=one, rest=rest, own=own, clean=clean, given=given, count=count):
-            kept = (jnp.arange(count) != j).astype(own.dtype)
+            kept = (jnp.arange(count, dtype=j.dtype) != j).astype(own.dtype)
             here = dict(env)
             here[one.value] = one.written(one.read(own) * kept[None, None, None, :], own)
             run_changed(rest, here, {})
@@ -112,10 +114,11 @@ def handed_on(name: str, one: Attention, given: Stream | None) -> Stream:
     return given
 
 
-def after(known: Ways, one: Attention, value: Any) -> list:
-    """The operations from an attention's weights to a value, in order."""
-    start, end = known.made[one.value], known.made[value]
-    return [known.nodes[i] for i in sorted(known.reached(start)) if i <= end]
+def after(known: Ways, start: Value, value: Value) -> list[Node]:
+    """The operations that make one value of another, such as attention's weights, in order."""
+    reached = known.made_of((start,))
+    every = needed(known.nodes, (value,), stop={start})
+    return [node for node in every if not reached.isdisjoint(node.outputs)]
 
 
 def _directions(z: jax.Array) -> jax.Array:

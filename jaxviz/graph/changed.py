@@ -33,12 +33,19 @@ def run(
       From value to array.
     """
     env = environment(traced.program, arguments)
+    fill(traced, env, change, wanted)
+    return env
+
+
+def fill(
+    traced: Traced, env: dict[Value, Any], change: Change, wanted: Sequence[Value] | None = None
+) -> None:
+    """`run` of an environment that holds the inputs: a change may read what is made ahead of it."""
     env.update({v: change[v](env[v]) for v in traced.program.inputs if v in change})
     nodes = list(leaves(traced.program.nodes))
     nodes = nodes if wanted is None else needed(nodes, wanted)
     own = {v: path for path, kind, v in traced.program.tags if not kind}
     run_changed((_renamed(node, own) for node in nodes), env, change)
-    return env
 
 
 def _renamed(node: Node, own: Mapping[Value, str]) -> Node:

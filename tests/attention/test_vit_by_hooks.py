@@ -1,4 +1,4 @@
-"""LeGrad and patching on a ViT; reference: PyTorch, by tests/reference/run_vit_by_hooks.py."""
+"""LeGrad, TokenTM and patching on a ViT; reference: PyTorch, reference/run_vit_by_hooks.py."""
 
 import pathlib
 
@@ -49,12 +49,14 @@ def difference(outputs):
     return outputs[:, 2] - outputs[:, 0]
 
 
-def test_le_grad_is_the_papers_formula():
+def test_le_grad_and_token_tm_are_the_papers_formulas():
     with jax.enable_x64(True):
         outputs = jax.jit(net)(W, PEER["clean"])
         whole = jv.le_grad(net, W, PEER["clean"], 1, resize=False)
+        token_tm = jv.token_tm(net, W, PEER["clean"], 1, resize=False)
     assert np.abs(PEER["le_grad"]).max() > 1e-3
     np.testing.assert_allclose(whole, PEER["le_grad"].mean(0), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(token_tm, PEER["token_tm"], rtol=1e-10)
     np.testing.assert_allclose(outputs, PEER["outputs"], rtol=0, atol=1e-10)
 
 

@@ -1,4 +1,4 @@
-"""LeGrad by its formula, and patching by hooks, on a small vision transformer in PyTorch.
+"""LeGrad and TokenTM by their formulas, and patching, by hooks on a small ViT in PyTorch.
 
     python tests/reference/run_vit_by_hooks.py tests/reference/vit_by_hooks.npz
 
@@ -84,6 +84,37 @@ def le_grad(net, x, target):
     return torch.stack(maps)
 
 
+def token_tm(net, x, target):
+    """`[N, rows, columns]`."""
+    seen = []
+
+    def kept(part):
+        hook = lambda _, given, out: seen.append((given[0].detach(), out.detach()))
+        return part.register_forward_hook(hook)
+
+    parts = [p for b in net.blocks for p in (b.before, b.v, b.between, b.down)]
+    hooks = [kept(p) for p in parts]
+    score = net(x)[:, target].sum()
+    slopes = torch.autograd.grad(score, [b.weights for b in net.blocks])
+    for hook in hooks:
+        hook.remove()
+
+    def weight(e, made):
+        cosine = torch.nn.functional.cosine_similarity(e, made, dim=-1)
+        return made.norm(dim=-1) / e.norm(dim=-1) * cosine.softmax(-1)
+
+    total = torch.diag_embed(seen[0][0].norm(dim=-1))
+    for i, (block, slope) in enumerate(zip(net.blocks, slopes, strict=True)):
+        (e, _), (_, v), (e1, _), (_, f) = seen[4 * i : 4 * i + 4]
+        rows = v.split(WIDTH // HEADS, -1)
+        columns = block.o.weight.detach().split(WIDTH // HEADS, 1)
+        w = torch.stack([weight(e, a @ b.T) for a, b in zip(rows, columns, strict=True)], 1)
+        step = (slope * block.weights.detach()).clamp(min=0) * w[:, :, None]
+        total = total + step.mean(1) @ total
+        total = total + weight(e1, f)[..., None] * total
+    return total[:, 0, 1:].reshape(-1, ROWS, COLUMNS)
+
+
 def difference(outputs):
     return outputs[:, 2] - outputs[:, 0]
 
@@ -122,6 +153,7 @@ mixed = [block.mixed for block in net.blocks]
 by_place = list(itertools.product(range(HEADS), range(TOKENS)))
 found = {
     "le_grad": le_grad(net, clean, 1),
+    "token_tm": token_tm(net, clean, 1),
     "stream": patching(net, corrupted, clean, list(net.blocks), [(t,) for t in range(TOKENS)]),
     "heads": patching(net, corrupted, clean, mixed, by_place),
     "outputs": net(clean),
