@@ -25,7 +25,7 @@ from benchmarks.timing import json_line
 from benchmarks.transformer_methods import METHODS, Case
 from benchmarks.transformer_nets import SIZES, drawn, transformer
 
-PAUSE, SHORT = 0.2, 0.5  # seconds
+PAUSE, AWAKE = 0.2, 0.3  # seconds
 SIDE = os.path.join(os.path.dirname(__file__), "transformers_side.py")
 
 
@@ -64,13 +64,16 @@ def _seconds(clock, call):
 
 
 def _alone(call):
-    """Seconds of a call, once the other side's threads have ceased to spin.
+    """Seconds of a call, once the other side's threads have ceased to spin and its own are awake.
 
-    A short call is timed right after one of its own side, whose threads are awake then.
+    Cores that were idle need some tens of milliseconds of work to get up to speed.
     """
     time.sleep(PAUSE)
-    first = call()
-    return call() if first < SHORT else first
+    start = time.perf_counter()
+    found = call()
+    while time.perf_counter() - start < AWAKE:
+        found = call()
+    return found
 
 
 def main(argv=None):

@@ -33,14 +33,17 @@ from jaxviz.graph.interpreter import (
 from jaxviz.graph.roles import leaves
 from jaxviz.graph.trace import Traced, model, remembered
 from jaxviz.rules.boxes import CUTS, RULES, Box, cut, hull, padded, sizes, whole
-from jaxviz.rules.fast import CALLS, served
+from jaxviz.rules.fast import served
 
 # Of all floating-point operations, below which a model stays as it is written; and seconds saved by
 # each, forward and back, and for which the program compiles longer: a block of other shapes
-# (MiniLM-L6, JAX 0.10.2 and 0.12, one core of an EPYC).
+# (MiniLM-L6, JAX 0.10.2 and 0.12, one core of an EPYC). It is to repay itself within a few calls,
+# for it makes the first one, which somebody waits for, a third longer: by many passes a call, many
+# examples or a large model.
 _LEAST = 1 / 64
 _SAVED = 2.5e-11
 _COMPILED = 0.7
+_CALLS = 30
 
 
 def read_only(
@@ -58,13 +61,13 @@ def read_only(
 
     Returns:
       `apply_fn` itself where less than a 64th of the floating-point operations would be saved, or
-      too few for the longer compilation to repay itself (`rules.fast`), or of a plain function that
-      `model` does not know: it may close over values of this trace alone. Else a function with its
-      layers, equal (`==`) for equal arguments. Values in layers that are read in part are these
-      parts, and outputs that the target does not read are zeros.
+      too few for the longer compilation to repay itself, or of a plain function that `model` does
+      not know: it may close over values of this trace alone. Else a function with its layers, equal
+      (`==`) for equal arguments. Values in layers that are read in part are these parts, and
+      outputs that the target does not read are zeros.
 
     Example:
-      >>> w, x = jnp.eye(256), jnp.ones((1, 512, 256))
+      >>> w, x = jnp.eye(256), jnp.ones((1, 2048, 256))
       >>> first = lambda w, x: (jnp.tanh(x @ w) @ w @ w @ w @ w @ w)[:, 0]
       >>> _ = jax.eval_shape(model(first, w, x), w, x)
       >>> f = read_only(first, w, x)
@@ -79,7 +82,7 @@ def read_only(
         return apply_fn
     outs = _read_by(target, found.shape) if callable(target) else None
     saved = _saved(found.as_written, outs, turns)
-    repaid = saved and saved * CALLS * served() * _SAVED >= _COMPILED
+    repaid = saved and saved * _CALLS * served() * _SAVED >= _COMPILED
     return ReadOnly(apply_fn, outs, turns) if repaid else apply_fn
 
 
