@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,15 +35,15 @@ from jaxviz.graph.trace import Traced, model, remembered
 from jaxviz.rules.boxes import CUTS, RULES, Box, cut, hull, padded, sizes, whole
 from jaxviz.rules.fast import served
 
-# Of all floating-point operations, below which a model stays as it is written; and seconds saved by
-# each, forward and back, and for which the program compiles longer: a block of other shapes
-# (MiniLM-L6, JAX 0.10.2 and 0.12, one core of an EPYC). It is to repay itself within a few calls,
-# for it makes the first one, which somebody waits for, a third longer: by many passes a call, many
-# examples or a large model.
+# Of all floating-point operations, below which a model stays as it is written; seconds saved by
+# each that is left out, forward and back; seconds that the program compiles longer for each
+# operation of another shape than in the blocks before (MiniLM-L6 and a ViT, JAX 0.10.2 and 0.12,
+# one core of an EPYC); and after how many calls this is to have repaid itself: somebody waits for
+# the first.
 _LEAST = 1 / 64
 _SAVED = 2.5e-11
-_COMPILED = 0.7
-_CALLS = 30
+_COMPILED = 0.011
+_CALLS = 50
 
 
 def read_only(
@@ -63,8 +63,9 @@ def read_only(
       `apply_fn` itself where less than a 64th of the floating-point operations would be saved, or
       too few for the longer compilation to repay itself, or of a plain function that `model` does
       not know: it may close over values of this trace alone. Else a function with its layers, equal
-      (`==`) for equal arguments. Values in layers that are read in part are these parts, and
-      outputs that the target does not read are zeros.
+      (`==`) for equal arguments: from that operation on in parts from which it repays most. Values
+      in layers that are read in part are these parts, and outputs that the target does not read
+      are zeros.
 
     Example:
       >>> w, x = jnp.eye(256), jnp.ones((1, 2048, 256))
@@ -81,9 +82,8 @@ def read_only(
     if found is None:
         return apply_fn
     outs = _read_by(target, found.shape) if callable(target) else None
-    saved = _saved(found.as_written, outs, turns)
-    repaid = saved and saved * _CALLS * served() * _SAVED >= _COMPILED
-    return ReadOnly(apply_fn, outs, turns) if repaid else apply_fn
+    first = _first(found.as_written, outs, turns, _CALLS * served())
+    return apply_fn if first is None else ReadOnly(apply_fn, outs, turns, first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +93,13 @@ class ReadOnly:
     apply_fn: Callable
     outs: tuple[Box | None, ...] | None
     turns: bool
+    first: int
 
     def __call__(self, params: Any, x: Any) -> Any:
         traced = model(self.apply_fn, params, x).as_written
-        program, read = traced.program, _boxes(traced.program, self.outs)
+        program, read = traced.program, _boxes(traced.program, self.outs, self.first)
         given = dict(zip(program.inputs, jax.tree.leaves((params, x)), strict=True))
-        env = _run(program, read, _parts(program, read, given), self.turns)
+        env = _run(program, read, _parts(program, read, given), self.turns, self.first)
         outputs = [_whole_output(program, read, env, v) for v in program.outputs]
         return jax.tree.unflatten(jax.tree.structure(traced.outputs), outputs)
 
@@ -125,8 +126,13 @@ def _all_of(program: Program, value: Value) -> Box:
 
 
 @fact
-def _boxes(program: Program, outs: tuple[Box | None, ...] | None = None) -> dict[Value, Box]:
-    """What of each value is read, if it is; `outs` of the outputs, else all."""
+def _boxes(
+    program: Program, outs: tuple[Box | None, ...] | None = None, first: int = 0
+) -> dict[Value, Box]:
+    """What of each value is read, if it is; `outs` of the outputs, else all.
+
+    Operations ahead of the `first` are run whole.
+    """
     read: dict[Value, Box] = {}
 
     def reads(value, box):
@@ -135,10 +141,10 @@ def _boxes(program: Program, outs: tuple[Box | None, ...] | None = None) -> dict
 
     for i, v in enumerate(program.outputs):
         reads(v, _all_of(program, v) if outs is None else outs[i])
-    for node in reversed(list(leaves(program.nodes))):
+    for place, node in reversed(list(enumerate(leaves(program.nodes)))):
         if _is_left_out(node, read):
             continue
-        asked = _asked(program, node, read)
+        asked = _asked(program, node, read) if place >= first else None
         for i, operand in enumerate(node.operands):
             if not isinstance(operand, Scalar):
                 reads(operand, _all_of(program, operand) if asked is None else asked[i])
@@ -149,27 +155,58 @@ def _is_left_out(node: Node, read: dict[Value, Box]) -> bool:
     return read.keys().isdisjoint(node.outputs) and not equation_of(node).effects
 
 
+def _first(
+    traced: Traced, outs: tuple[Box | None, ...] | None, turns: bool, calls: int
+) -> int | None:
+    """The operation from which on to compute in parts; None where that does not pay."""
+    gains, least = _gains(traced, outs, turns)
+    saved, anew, first, most = 0.0, 0, None, 0.0
+    for place in reversed(range(len(gains))):
+        saved, anew = saved + gains[place].saved, anew + gains[place].anew
+        gained = calls * _SAVED * saved - _COMPILED * anew
+        if saved >= least and gained >= most:
+            first, most = place, gained
+    return first
+
+
+class _Gain(NamedTuple):
+    """Of one operation: those in floating point that are left out, and operations of new shapes."""
+
+    saved: float
+    anew: int
+
+
 @fact
-def _saved(traced: Traced, outs: tuple[Box | None, ...] | None, turns: bool) -> float:
-    """Floating-point operations of products that nobody reads; 0 if these are few of all."""
+def _gains(
+    traced: Traced, outs: tuple[Box | None, ...] | None, turns: bool
+) -> tuple[list[_Gain], float]:
+    """Of each operation, and the least to be saved by all of them."""
     program = traced.program
-    saved = _spared(program, _boxes(program, outs), turns)
-    few = saved == 0 or saved < _LEAST * sum(node_flops(program, n) for n in program.nodes)
-    return 0.0 if few else saved
+    flops = sum(node_flops(program, n) for n in program.nodes)
+    return _gains_of(program, _boxes(program, outs), turns), max(_LEAST * flops, 1.0)
 
 
-def _spared(program: Program, read: dict[Value, Box], turns: bool) -> float:
-    saved = 0.0
+def _gains_of(program: Program, read: dict[Value, Box], turns: bool) -> list[_Gain]:
+    found = []
     for node in leaves(program.nodes):
         name, made = equation_of(node).primitive.name, node.outputs[:1]
+        inside = None
         if name in REMAT and not _is_left_out(node, read):
-            saved += _spared(node.bodies[0], _inside(node, read), turns)
-        elif turns and (last := _last_turn(node, read)) is not None:
-            saved += _spared(node.bodies[0], last, turns)
-        elif name == "dot_general" and made[0] in read:
-            size, left = math.prod(program.avals[made[0]].shape), math.prod(sizes(read[made[0]]))
-            saved += node_flops(program, node) * (1 - left / size) if left < size else 0.0
-    return saved
+            inside = _inside(node, read)
+        elif turns:
+            inside = _last_turn(node, read)
+        if inside is not None:
+            each = _gains_of(node.bodies[0], inside, turns)
+            # The last turn of a scan is a program of its own.
+            anew = sum(g.anew for g in each) if name in REMAT else len(each)
+            found.append(_Gain(sum(g.saved for g in each), anew))
+            continue
+        whole_size = math.prod(program.avals[made[0]].shape) if made and made[0] in read else 0
+        left = math.prod(sizes(read[made[0]])) if whole_size else 0
+        product = name == "dot_general" and left < whole_size
+        saved = node_flops(program, node) * (1 - left / whole_size) if product else 0.0
+        found.append(_Gain(saved, int(left < whole_size)))
+    return found
 
 
 def _asked(program: Program, node: Node, read: dict[Value, Box]) -> list | None:
@@ -206,16 +243,17 @@ def _parts(program: Program, read: dict[Value, Box], values: dict[Value, Any]) -
 
 
 def _run(
-    program: Program, read: dict[Value, Box], given: dict[Value, Any], turns: bool
+    program: Program, read: dict[Value, Box], given: dict[Value, Any], turns: bool, first: int = 0
 ) -> dict[Value, Any]:
     """What is read of each value, of that of the inputs."""
     env = Tagged(program)
     env.update(_parts(program, read, program.constants) | given)
-    for node in leaves(program.nodes):
+    for place, node in enumerate(leaves(program.nodes)):
         if _is_left_out(node, read):
             continue
-        asked, equation = _asked(program, node, read), equation_of(node)
-        if turns and (last := _last_turn(node, read)) is not None:
+        equation, is_whole = equation_of(node), place < first
+        asked = None if is_whole else _asked(program, node, read)
+        if turns and not is_whole and (last := _last_turn(node, read)) is not None:
             env.update(_run_turns(node, last, {v: env[v] for v in node.inputs}))
             continue
         if asked is None:
@@ -265,7 +303,8 @@ def _last_turn(node: Node, read: dict[Value, Box]) -> dict[Value, Box] | None:
     if any(i >= carried and v in read for v, i in places):
         return None  # what each turn gives
     inside = _inside(node, read)
-    return inside if _spared(node.bodies[0], inside, True) else None
+    each = _gains_of(node.bodies[0], inside, True)
+    return inside if any(gain.saved for gain in each) else None
 
 
 def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -> dict[Value, Any]:
