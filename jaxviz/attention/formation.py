@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxviz.attention.blocks import blocks, ways
 from jaxviz.attention.found import found
-from jaxviz.attention.gradients import by_examples, gradients_of, held
+from jaxviz.attention.gradients import by_examples, gradients_of
 from jaxviz.attention.laid import alike, laid_out
 from jaxviz.attention.late import attended
 from jaxviz.attention.maps import chosen
@@ -17,6 +17,7 @@ from jaxviz.attention.zeroing import handed_on
 from jaxviz.calls.options import layer_list, maybe
 from jaxviz.engine.contract import Target, explanation, select
 from jaxviz.graph.changed import run, run_changed
+from jaxviz.graph.stopped import stopped
 from jaxviz.parts.feature_maps import Resize
 
 
@@ -85,7 +86,7 @@ def le_grad(
 
             def noted(value, a):  # later blocks read it, but no gradient comes back from them
                 given[value] = a
-                return held(a)
+                return stopped(a)
 
             alone = {value: functools.partial(noted, value) for value in streams}
             env = run(traced, jax.tree.leaves((params, x)), {**change, **alone})

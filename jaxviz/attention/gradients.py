@@ -133,15 +133,6 @@ def _sent(a: jax.Array, token: jax.Array, w: jax.Array) -> jax.Array:
 _sent.defvjp(lambda a, token, w: (a, w), lambda w, gradient: (gradient, w, None))
 
 
-@jax.custom_vjp
-def held(a: jax.Array) -> jax.Array:
-    """A constant for the gradient that is taken next, but not for who differentiates that again."""
-    return a
-
-
-held.defvjp(lambda a: (a, None), lambda _, gradient: (None,))
-
-
 def by_examples(
     name: str,
     method: Callable[[Any, Target], Any],

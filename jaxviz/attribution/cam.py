@@ -10,6 +10,7 @@ from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import check_one_array
 from jaxviz.graph.layers import layers
 from jaxviz.graph.rewrite import rewrite
+from jaxviz.graph.stopped import stopped
 from jaxviz.parts.feature_maps import (
     Layers,
     Resize,
@@ -344,7 +345,7 @@ def shapley_cam(
         def score_rate(a):
             slope = input_gradient(cut.tail, cut.params, a, target)
             # Rows of a batch do not see each other: this sum's gradient is each row's own H A.
-            return (slope * jax.lax.stop_gradient(a)).sum(), slope
+            return (slope * stopped(a)).sum(), slope
 
         curvature, gradient = jax.grad(score_rate, has_aux=True)(cut.a)
         a, weights = cut.maps(cut.a), cut.maps(gradient - curvature / 2)

@@ -28,6 +28,7 @@ from jaxviz.engine.copies import (
     times_weights,
 )
 from jaxviz.graph.split import split, split_where_read
+from jaxviz.graph.stopped import stopped
 from jaxviz.parts.gradients import input_gradient, plain_gradient
 from jaxviz.rules.fast import serving
 
@@ -272,7 +273,7 @@ def neuron_conductance(
 
     def passed_on(params, x):
         a, carry = outputs_of(head, params, x)
-        still = jax.lax.stop_gradient((a, carry))
+        still = stopped((a, carry))
         slope = input_gradient(tail, (params, still[1]), still[0], target)
         return neuron_of(name, a, neuron) * neuron_of(name, slope, neuron)
 

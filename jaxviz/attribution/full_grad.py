@@ -15,6 +15,7 @@ from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.interpreter import Scalar
 from jaxviz.graph.lines import source
 from jaxviz.graph.rewrite import Op, RuleSet, rewrite
+from jaxviz.graph.stopped import stopped
 from jaxviz.graph.trace import model
 from jaxviz.parts.feature_maps import Resize, laid_out, pictured, resized
 from jaxviz.parts.gradients import input_gradient
@@ -203,7 +204,7 @@ def _rules(scale: Callable[[Op], Any], into: bool) -> RuleSet:
         def replacement(*inputs):
             along = lambda z: op.evaluate(*inputs[:at], z, *inputs[at + 1 :])
             out, slope = jax.jvp(along, (inputs[at],), (inputs[at],))
-            return out + (ones - 1) * jax.lax.stop_gradient(out - slope)
+            return out + (ones - 1) * stopped(out - slope)
 
         return replacement
 

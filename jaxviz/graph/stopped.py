@@ -1,4 +1,8 @@
-"""Values that only a `stop_gradient` reads, as a softmax's maximum: no gradient needs them."""
+"""Gradients that are stopped: for one of them alone, or for all, as of a softmax's maximum."""
+
+from typing import Any
+
+import jax
 
 from jaxviz.graph.facts import fact
 from jaxviz.graph.interpreter import Node, Program, Value
@@ -19,3 +23,13 @@ def not_stopped(program: Program) -> frozenset[Value]:
     for node in reversed(program.nodes):
         visit(node)
     return frozenset(found)
+
+
+@jax.custom_vjp
+def stopped(a: Any) -> Any:
+    """A constant for the gradient that is taken next; not for who differentiates that again, as
+    behind `jax.lax.stop_gradient`, which would lose a part of an explanation's own derivative."""
+    return a
+
+
+stopped.defvjp(lambda a: (a, None), lambda _, gradient: (None,))

@@ -99,6 +99,26 @@ def test_explanations_can_be_differentiated():
     check_grads(lambda p: jv.gradient(mlp, p, x, 0), (params,), order=1, modes=["rev"], atol=0.1)
 
 
+CUT = {"layer": "tanh_0"}
+AGAIN = {"shapley_cam": CUT, "full_grad": {}, "neuron_conductance": {**CUT, "neuron": (1, 1, 1)}}
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_what_is_held_for_one_gradient_is_not_for_the_next(name):  # oracle: central differences
+    def net(w, x):
+        place = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        x = jnp.tanh(jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", **place) + 0.5)
+        return jnp.tanh(x.sum((1, 2)) / 4)
+
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0)
+        w, (x, along) = draw.normal(size=(3, 3, 2, 3)), draw.normal(size=(2, 2, 4, 4, 2))
+        explain = lambda x: (getattr(jv, name)(net, w, x, 1, **AGAIN[name]) ** 2).sum()
+        slope = (explain(x + 1e-5 * along) - explain(x - 1e-5 * along)) / 2e-5
+        ours = (jax.grad(explain)(jnp.asarray(x)) * along).sum()
+        np.testing.assert_allclose(ours, slope, rtol=1e-5)
+
+
 def test_all_classes_at_once_by_vmap():
     params, x = mlp_params(), jax.random.normal(jax.random.key(2), (2, 4))
     every = jax.vmap(lambda k: jv.gradient(mlp, params, x, k))(jnp.arange(3))
