@@ -12,7 +12,7 @@ Sharp edges, so that nobody has to find out again:
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -492,17 +492,21 @@ def run_node(node: Node, env: dict[Value, Any], replacement: Any = None) -> None
     env.update(zip(node.outputs, outputs, strict=True))
 
 
+def arguments_of(node: Node, values: Mapping[Value, Any]) -> list[Any]:
+    """What a node's equation is bound to: its own numbers, and of values the rest."""
+    return [
+        jnp.asarray(literal_value(atom)) if isinstance(operand, Scalar) else values[operand]
+        for operand, atom in zip(node.operands, equation_of(node).invars, strict=True)
+    ]
+
+
 def with_bodies(
     node: Node, values: Sequence[Any], functions: Sequence[Callable], again: bool = False
 ) -> list[Any]:
     """A higher-order operation bound anew around other bodies; with `again`, of a scan, each turn
     is made again on the way back."""
     equation, name = node.equation, node.equation.primitive.name
-    given = dict(zip(node.inputs, values, strict=True))
-    arguments = [
-        jnp.asarray(literal_value(atom)) if isinstance(operand, Scalar) else given[operand]
-        for operand, atom in zip(node.operands, equation.invars, strict=True)
-    ]
+    arguments = arguments_of(node, dict(zip(node.inputs, values, strict=True)))
     if name in CUSTOM:  # the custom derivative goes: what is inside has another one now
         outputs = functions[0](*arguments)
     elif name in REMAT:

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 
 from jaxviz.graph.entropies import with_entropies
 from jaxviz.graph.equations import scan_arity
-from jaxviz.graph.interpreter import CUSTOM, REMAT, Node, Program, Scalar, equation_of, run_node
+from jaxviz.graph.interpreter import (
+    CUSTOM,
+    REMAT,
+    Node,
+    Program,
+    arguments_of,
+    equation_of,
+    run_node,
+)
 from jaxviz.graph.lines import source
 from jaxviz.graph.overflows import with_bounds
 from jaxviz.graph.quotients import with_quotients
@@ -139,11 +147,7 @@ class _Runner:
     def higher(self, node: Node, values: Sequence[Any]) -> list[Any]:
         """The outputs of an operation with bodies, those that are kept."""
         equation = equation_of(node)
-        given = dict(zip(node.inputs, values, strict=True))
-        arguments = [
-            jnp.asarray(o.value, atom.aval.dtype) if isinstance(o, Scalar) else given[o]
-            for o, atom in zip(node.operands, equation.invars, strict=True)
-        ]
+        arguments = arguments_of(node, dict(zip(node.inputs, values, strict=True)))
         name = equation.primitive.name
         if name in CUSTOM or name in REMAT:
             outputs = self.run(node.bodies[0], arguments)

@@ -25,6 +25,7 @@ from jaxviz.graph.interpreter import (
     Scalar,
     Tagged,
     Value,
+    arguments_of,
     build,
     equation_of,
     evaluate,
@@ -314,10 +315,7 @@ def _run_turns(node: Node, inside: dict[Value, Box], values: dict[Value, Any]) -
     """
     equation, (body,) = equation_of(node), node.bodies
     consts, carried, _ = scan_arity(equation)
-    given = [
-        literal_value(atom) if isinstance(o, Scalar) else values[o]
-        for o, atom in zip(node.operands, equation.invars, strict=True)
-    ]
+    given = arguments_of(node, values)
     end = consts + carried
     fixed, carry, stacks = given[:consts], given[consts:end], given[end:]
     length, reverse = equation.params["length"], equation.params["reverse"]
