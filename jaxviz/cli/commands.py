@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -291,6 +293,8 @@ def _explained(
     run: training.Run, pixels: np.ndarray, methods: Sequence[str], target: int | None, seed: int
 ) -> Explanation:
     """As `jaxviz.explain` has it, a sheet's images at a time."""
+    # What draws takes its time to import; XLA meanwhile compiles without Python's lock.
+    threading.Thread(target=importlib.import_module, args=("matplotlib.figure",)).start()
     x = inputs_of(run, pixels)  # of NumPy: its rows are taken without compiling anything
     asked = methods_asked({name: layer_for(name, run) for name in methods})
     how = {"classes": run.class_names, "key": jax.random.key(seed)}
