@@ -120,6 +120,13 @@ def _along(program: Program, node: Node, box: Box) -> list[Box]:
     return [tuple((0, n) if a == axis else box[a] for a, n in enumerate(shape))]
 
 
+def _run_along(program: Program, node: Node, values: list, box: Box) -> jax.Array:
+    """Along its axis it is made whole, of which some may be read."""
+    axis, made = equation_of(node).params["axis"], _as_it_stands(program, node, values, box)
+    has = tuple((0, n) if a == axis else box[a] for a, n in enumerate(made.shape))
+    return cut(made, has, box)
+
+
 def _squeeze(program: Program, node: Node, box: Box) -> list[Box]:
     gone, shape, left = equation_of(node).params["dimensions"], _shapes(program, node)[0], iter(box)
     return [tuple((0, 1) if a in gone else next(left) for a, _ in enumerate(shape))]
@@ -243,9 +250,7 @@ RULES: dict[str, Rule] = {
         "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(),
         Rule(_reduce, _as_it_stands),
     ),
-    **dict.fromkeys(
-        "cumlogsumexp cummax cummin cumprod cumsum".split(), Rule(_along, _as_it_stands)
-    ),
+    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), Rule(_along, _run_along)),
     "broadcast_in_dim": Rule(_broadcast, _run_broadcast),
     "concatenate": Rule(_concatenate, _run_concatenate),
     "dot_general": Rule(_dot, _as_it_stands),

@@ -89,6 +89,10 @@ READ = {
     )[:, 0],
     "a straddling part": lambda w, x: jnp.concatenate([x @ w["q"], x @ w["k"]], 1)[:, 5:8].sum(1),
     "running sum": lambda w, x: jnp.cumsum(x @ w["q"], 2)[:, 1],
+    "running sum over tokens": lambda w, x: (jnp.cumsum(x @ w["q"], 1) @ w["k"])[:, 1:3],
+    "largest from the end": lambda w, x: (jax.lax.cummax(x @ w["q"], 1, reverse=True) @ w["k"])[
+        :, 2
+    ],
     "largest": lambda w, x: jnp.max(x @ w["q"], 2)[:, 1:3],
     "squared": lambda w, x: ((x @ w["q"]) * (x @ w["q"]))[:, 3],
     "both sides": lambda w, x: (lambda y: (y @ y.swapaxes(1, 2))[:, 0])(x @ w["q"]),
