@@ -16,6 +16,8 @@ from jaxviz.attention.found import Attention, found
 from jaxviz.attention.softmaxes import COPIES, SHAPING, name_of
 from jaxviz.attention.zeroing import after, handed_on
 from jaxviz.engine.copies import wide
+from jaxviz.graph.axis_labels import Tokens
+from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.interpreter import CUSTOM, Node, Scalar, Value, equation_of
 from jaxviz.graph.lines import source
 from jaxviz.graph.norms import PRIMITIVES
@@ -82,6 +84,12 @@ def residuals(name: str, traced: Traced, one: Attention) -> list[Residual]:
             raise _unclear(name, one, node, "which of the terms are the tokens is not plain")
         _check(name, known, one, node, skip, others)
         _check_carrying(name, known, one, node, ours, carried)
+        for start, t in [
+            *((one.value, t) for t in ours),
+            *((_bare(known, skip), t) for t in others),
+        ]:
+            if _moves(known, t):
+                _check_mixing(name, known, one, node, after(known, start, t))
         layers = any(_moves(known, t) for t in others)
         sums.append(Residual(skip, total, bool(ours), others if layers else ()))
     if not sums:
@@ -121,6 +129,44 @@ def _check_carrying(name, known: Ways, one: Attention, node: Node, ours, carried
         beside = [o for o in given if _moves(known, o) and o not in carried]
         if beside and kind not in ("dot_general", "conv_general_dilated", "mul", "div"):
             raise _unclear(name, one, node, f"{kind} at {source(way)} joins attention's to others")
+
+
+def _check_mixing(name, known: Ways, one: Attention, node: Node, made: Iterable[Node]) -> None:
+    """Refuses layers that make what is added to a token of other ones."""
+    tokens = {one.keys_of, *(one.tokens.axes if one.tokens else ())} - {None}
+    for way in made:
+        mixed = _mixed(known, way)
+        along = {a for e in mixed for a in (e.axes if isinstance(e, Tokens) else (e,))}
+        if not tokens.isdisjoint(along):
+            kind = equation_of(way).primitive.name
+            why = f"one term is made by {kind} at {source(way)}, which mixes tokens"
+            raise _unclear(name, one, node, why)
+
+
+def _mixed(known: Ways, node: Node) -> list[Any]:
+    """The labels of axes along which params, a window or a loop's carry mix what x is made into.
+
+    Products of two values of x are not among them: they take experts their tokens, and back.
+    """
+    kind, params = equation_of(node).primitive.name, equation_of(node).params
+    moving = [_moves(known, o) for o in node.operands]
+    labels = [None if isinstance(o, Scalar) else known.known.labels.get(o) for o in node.operands]
+    axes: list[Any] = [()] * len(moving)
+    if kind == "dot_general" and not all(moving):
+        axes = list(params["dimension_numbers"][0])
+    elif kind == "conv_general_dilated":
+        numbers, window = params["dimension_numbers"], equation_of(node).invars[1].aval.shape
+        pairs = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], strict=True)
+        axes[0] = [a for a, b in pairs if window[b] > 1]
+    elif "window_dimensions" in params:
+        axes[0] = [a for a, n in enumerate(params["window_dimensions"]) if n > 1]
+    elif kind == "fft":
+        rank = len(known.program.avals[node.outputs[0]].shape)
+        axes[0] = range(rank - len(params["fft_lengths"]), rank)
+    elif kind == "scan":
+        fixed, carried, scanned = scan_arity(equation_of(node))
+        axes = [()] * (fixed + carried) + [(0,)] * (scanned if carried else 0)
+    return [of[a] for of, gone in zip(labels, axes, strict=False) if of for a in gone]
 
 
 def _is_sum(node: Node) -> bool:

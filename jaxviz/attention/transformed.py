@@ -77,7 +77,9 @@ def token_tm(
       model itself makes, with its norm, the values' bias and a layer's scale, and no output bias,
       which is no head's; by its derivative where a norm follows. Where a block adds attention and
       dense layers in one sum, both are in one step. Norms of the sums themselves (BERT) do not
-      change C. A token of no length carries nothing on.
+      change C. A token of no length carries nothing on. Layers that mix tokens (convolutions,
+      mixers, loops over them) are refused; what else comes from others, a mean or a shift, counts
+      as the token's own.
     """
     name = "token_tm"
 

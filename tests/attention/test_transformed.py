@@ -78,6 +78,21 @@ def scaled(w, x, extra):  # LayerScale, two feed-forward sums, the last of two t
     return one + x2 + two, [(x, seen, w["scale"], None), (x1, None, 1, f), (x2, None, 1, one + two)]
 
 
+def experts(w, x, extra):
+    """Tokens are taken to their expert and back, by products with ones and zeros."""
+    y, seen = attend(w, norm(x), extra)
+    x1 = x + y
+    h = norm(x1)
+    gates = jax.nn.softmax(h @ w["up"][:, :2])
+    taken = (gates > 0.5).astype(int)
+    place = jax.nn.one_hot(jnp.cumsum(taken, 1) - 1, T, dtype=x.dtype)
+    sent = place * taken.astype(x.dtype)[..., None]
+    given = jnp.einsum("ntep,ntd->nepd", sent, h)
+    made = jnp.einsum("nepd,edf->nepf", given, jnp.stack([w["o"], w["q"]]))
+    f = jnp.einsum("ntep,nepf->ntf", sent * gates[..., None], made)
+    return x1 + f, [(x, seen, 1, None), (x1, None, 1, f)]
+
+
 def gated(w, x, extra):  # heads' products are no longer those of the values alone
     h = norm(x)
     y, seen = attend(w, h, extra, jax.nn.sigmoid(split(h @ w["k"])))
@@ -148,7 +163,7 @@ def double():
         yield
 
 
-BLOCKS = {pre: 2, post: 2, parallel: 1, scaled: 1, gated: 1, woven: 1}
+BLOCKS = {pre: 2, post: 2, parallel: 1, scaled: 1, gated: 1, woven: 1, experts: 1}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda f: f.__name__)
@@ -201,6 +216,18 @@ def alone(w, x):
     return jax.nn.softmax(x @ x.mT) @ (x @ w)
 
 
+def convolved(x, w):
+    places = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(
+        x, w[None, :] * jnp.ones((3, 1, 1)), (1,), "SAME", dimension_numbers=places
+    )
+
+
+def looped_over(x):
+    step = lambda c, a: (jnp.tanh(c + a),) * 2
+    return jax.lax.scan(step, jnp.zeros((N, D)), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
 REFUSED = {
     "no residual": (lambda w, x: alone(w, x), "added to the tokens, as in a residual block; no su"),
     "together": (
@@ -222,6 +249,23 @@ REFUSED = {
     "a layer alone": (
         lambda w, x: pre(W["blocks"][0], jnp.tanh((x + alone(w, x)) @ w), 0.0)[0],
         "of dot_general at .*, this is no sum, and the tokens go through it",
+    ),
+    "a convolution": (
+        lambda w, x: (y := x + alone(w, x)) + convolved(norm(y), w),
+        r"of add at .*, in the block of 'attention_0', one term is made by conv_general_dilated at "
+        r".*test_transformed\.py:\d+, which mixes tokens",
+    ),
+    "a mixer": (
+        lambda w, x: (y := x + alone(w, x)) + jnp.einsum("ntd,ts->nsd", norm(y), w[:T, :T]),
+        "one term is made by dot_general at .*, which mixes tokens",
+    ),
+    "a loop over tokens": (
+        lambda w, x: (y := x + alone(w, x)) + looped_over(norm(y)),
+        "one term is made by scan at .*, which mixes tokens",
+    ),
+    "attention of others' tokens": (
+        lambda w, x: x + jnp.einsum("ntd,ts->nsd", alone(w, x), w[:T, :T]),
+        "one term is made by dot_general at .*, which mixes tokens",
     ),
     "side by side": (
         lambda w, x: x + alone(w, x) + jax.nn.softmax(x @ w @ x.mT) @ x,
