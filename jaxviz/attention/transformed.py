@@ -77,7 +77,8 @@ def token_tm(
       model itself makes, with its norm, the values' bias and a layer's scale, and no output bias,
       which is no head's; by its derivative where a norm follows. Where a block adds attention and
       dense layers in one sum, both are in one step. Norms of the sums themselves (BERT) do not
-      change C. A token of no length carries nothing on. Layers that mix tokens (convolutions,
+      change C. A token of no length carries nothing on, and one that none attends to, padding,
+      has no part in the softmax. Layers that mix tokens (convolutions,
       mixers, loops over them) are refused; what else comes from others, a mean or a shift, counts
       as the token's own.
     """
@@ -112,20 +113,23 @@ def _weights(name: str, traced: Traced, one: Attention, each: Residual, read: Re
     """w of what attention adds to tokens, `[N, heads, tokens]` by its name; w of what dense layers
     do, or None, and the tokens' lengths, `[N, tokens]`."""
     e, total, heads = each.read(read(each.skip)), each.total.value, {}
+    # What no token attends to is padding: how much of it there is must change nothing.
+    seen = (one.read(read(one.value)) != 0).any((1, 2))
     if each.carries:
         made = of_themselves(traced, one, total, read)
-        weight = lambda h: _transformed(e, each.read(made(h)))
+        weight = lambda h: _transformed(e, each.read(made(h)), seen)
         count = weights_shape(traced, one)[1]
         found = stacked(name, weight, count, None, read(total))
         heads = {one.name: jnp.moveaxis(found, 0, 1)}
-    return heads, (_transformed(e, each.added(read)) if each.others else None, _length(e))
+    return heads, (_transformed(e, each.added(read), seen) if each.others else None, _length(e))
 
 
-def _transformed(e: jax.Array, made: jax.Array) -> jax.Array:
-    """`[N, tokens]`: w = ||made|| / ||e|| times the softmax over tokens of their cosine."""
+def _transformed(e: jax.Array, made: jax.Array, seen: jax.Array) -> jax.Array:
+    """`[N, tokens]`: w = ||made|| / ||e|| times the softmax over seen tokens of their cosine."""
     length, there = _length(e), _length(made)
     cosine = _share(_share((e * made).sum(-1), length), there)
-    return _share(there, length) * jax.nn.softmax(cosine)
+    shares = jnp.where(seen, jnp.exp(cosine), 0)
+    return _share(there, length) * _share(shares, shares.sum(-1, keepdims=True))
 
 
 def _length(e: jax.Array) -> jax.Array:

@@ -307,6 +307,22 @@ def test_tokens_of_no_length_and_scores_that_are_not_numbers():
     assert jnp.isnan(found[1]).any()
 
 
+def test_padding_changes_nothing():  # oracle: each example by itself
+    def masked(w, given):
+        x, real = given
+        for one in w["blocks"]:
+            scores = jnp.where(real[:, None], x @ one["q"] @ x.mT, -jnp.inf)
+            x = x + jax.nn.softmax(scores) @ (x @ one["o"])
+            x = x + dense(one, norm(x))
+        return x[:, 0] @ w["head"]
+
+    explain = lambda x, real: jv.token_tm(masked, W, (x, real), 1, query=0)
+    lengths = np.array([[5], [3]])
+    found = explain(X, np.arange(T) < lengths)
+    np.testing.assert_array_equal(found[1, 3:], 0)
+    np.testing.assert_allclose(found[1:, :3], explain(X[1:, :3], np.ones((1, 3), bool)), rtol=1e-12)
+
+
 def test_token_ids_are_read_where_they_are_embedded():
     ids = DRAW.integers(0, T, (N, T))
     f = lambda w, ids: net(pre, w, w["words"][ids])
