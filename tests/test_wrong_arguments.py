@@ -154,6 +154,7 @@ TAKEN = {
     "statistics": f"{NUMBERS} huge zeros minuses",
     "positives": "half huge",
     "epoch": "zero none",
+    "last_too": "zero minus none",
     "names": "word words",
     "index": "zero minus zeros minuses empty_tuple dict",
     "axis": "minus",
@@ -346,7 +347,7 @@ def attends(params, x):
 ATTENTION = {
     "apply_fn": ("model", attends),
     "layers": ("share_or_none", ["attention_0"]),
-    "query": ("epoch", 0),
+    "query": ("last_too", 0),
     "fusion": ("choice", "mean"),
     "discard": ("share0", 0.5),
 }

@@ -22,7 +22,7 @@ _SHARE = real(0, 1, below=True)
 
 @explanation(
     "layers", "fusion", "discard", "query", "resize", "chunk_size",
-    integers=True, classless=True, layers=_LAYERS, discard=_SHARE, query=maybe(whole(0)),
+    integers=True, classless=True, layers=_LAYERS, discard=_SHARE, query=maybe(whole()),
 )  # fmt: skip
 def attention_rollout(
     apply_fn: Callable,
@@ -53,8 +53,8 @@ def attention_rollout(
       fusion: How heads become one.
       discard: Share of each example's fused weights that are set to 0, the lowest; that of the
         first token to itself is kept. Rows are normalised after it.
-      query: The token that is read; None reads the first where the model shows that it is none of
-        an image's (a class token), and else the mean over tokens.
+      query: The token that is read (-1: the last); None reads the first where the model shows that
+        it is none of an image's (a class token), and else the mean over tokens.
       resize: For images, whether to scale the map to their size, or to which.
       chunk_size: Examples at once; None takes all.
 

@@ -55,9 +55,11 @@ def in_turn(name: str, traced: Traced, taken: tuple[Attention, ...]) -> tuple[At
 
 def row_of(name: str, one: Attention, total: jax.Array, query: int | None) -> jax.Array:
     """The row of `[N, tokens, ...]` that is read: the one named, a class token's, or their mean."""
-    if query is not None and query >= total.shape[1]:
+    count = total.shape[1]
+    if query is not None and not -count <= query < count:
         raise ValueError(
-            f"{name}: query must be one of {total.shape[1]} tokens, from 0; got {query}."
+            f"{name}: query must be one of {count} tokens, from 0 to {count - 1}, or counted from "
+            f"the end, down to -{count}; got {query}."
         )
     if query is None and one.tokens is not None and one.tokens.before:
         query = 0

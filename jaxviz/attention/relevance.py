@@ -22,7 +22,7 @@ from jaxviz.parts.feature_maps import Resize
 
 @explanation(
     "layers", "query", "resize", "chunk_size",
-    integers=True, layers=maybe(layer_list), query=maybe(whole(0)),
+    integers=True, layers=maybe(layer_list), query=maybe(whole()),
 )  # fmt: skip
 def attention_relevance(
     apply_fn: Callable,
@@ -48,9 +48,9 @@ def attention_relevance(
       x: `[N, ...]` or a pytree of such; token ids too.
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
       layers: Names of `attentions` to take; None takes all. Windows, and so a Swin, are refused.
-      query: The token that is read, of the kind that asks in the last attention on the way to the
-        outputs; None reads the first where the model shows that it is none of an image's (a class
-        token), and else the mean over tokens.
+      query: The token that is read (-1: the last), of the kind that asks in the last attention on
+        the way to the outputs; None reads the first where the model shows that it is none of an
+        image's (a class token), and else the mean over tokens.
       resize: For images, whether to scale the map to their size, or to which.
       chunk_size: Examples at once; None takes all.
 

@@ -23,7 +23,7 @@ from jaxviz.parts.feature_maps import Resize
 
 @explanation(
     "layers", "query", "resize", "chunk_size",
-    integers=True, layers=maybe(layer_list), query=maybe(whole(0)),
+    integers=True, layers=maybe(layer_list), query=maybe(whole()),
 )  # fmt: skip
 def token_tm(
     apply_fn: Callable,
@@ -50,8 +50,8 @@ def token_tm(
       target: Class index, indices `[N]`, `outputs -> [N]`, or None for each example's top class.
       layers: Names of `attentions` to take, with their blocks; None takes all. They must be
         self-attentions over the same tokens that follow one another.
-      query: The token that is read; None reads the first where the model shows that it is none of
-        an image's (a class token), and else the mean over tokens.
+      query: The token that is read (-1: the last); None reads the first where the model shows that
+        it is none of an image's (a class token), and else the mean over tokens.
       resize: For images, whether to scale the map to their size, or to which.
       chunk_size: Examples at once; None takes all. Heads are taken some at a time.
 

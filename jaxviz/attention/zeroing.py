@@ -23,7 +23,7 @@ from jaxviz.parts.feature_maps import Resize
 
 @explanation(
     "layers", "query", "resize", "chunk_size", sweeps=True,
-    integers=True, classless=True, layers=maybe(layer_list), query=maybe(whole(0)),
+    integers=True, classless=True, layers=maybe(layer_list), query=maybe(whole()),
 )  # fmt: skip
 def value_zeroing(
     apply_fn: Callable,
@@ -49,8 +49,8 @@ def value_zeroing(
         alike.
       layers: Names of `attentions` to take; None takes all, one the experiment in its block alone.
         They must be self-attentions over the same tokens.
-      query: The token that is read; None reads the first where the model shows that it is none of
-        an image's (a class token), and else the mean over tokens.
+      query: The token that is read (-1: the last); None reads the first where the model shows that
+        it is none of an image's (a class token), and else the mean over tokens.
       resize: For images, whether to scale the map to their size, or to which.
       chunk_size: Tokens zeroed at once, for all N examples. None chooses by the weights' size.
 

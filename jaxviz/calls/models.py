@@ -57,7 +57,7 @@ def batch(who: str, option: str, value: Any, *, shapes: bool = False) -> Any:
         got = f"{type(value).__name__} of {len(value)}"
         raise TypeError(
             f"{who}: {option} must be an array [N, ...] or a pytree of such; got numbers in a {got}"
-            ". Make it one: np.asarray(value, np.float32)."
+            f". Make it one: np.asarray(value, np.{_kind_of(value)})."
         )
     leaves, structure = flattened(who, option, value)
     found = [
@@ -83,6 +83,15 @@ def _is_numbers(value: Any) -> bool:
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     return nested and isinstance(value, (int, float, np.number))
+
+
+def _kind_of(value: Any) -> str:
+    """The type of numbers in lists: token ids stay whole."""
+    try:
+        whole = np.asarray(value).dtype.kind in "biu"
+    except ValueError:  # of rows of several lengths
+        whole = False
+    return "int32" if whole else "float32"
 
 
 def some(who: str, option: str, value: Any) -> Any:
@@ -184,6 +193,7 @@ def failed(apply_fn: Any, params: Any, x: Any, error: Exception) -> Exception:
         or _batch_advice(x)
         or _none_advice(x)
         or _shape_advice(apply_fn, params, x)
+        or _several_advice(error, x)
         or call_advice(error)
         or _params_advice(apply_fn, params)
         or "See where by calling it alone: jax.eval_shape(apply_fn, params, x)."
@@ -261,6 +271,17 @@ def _batch_advice(x):
     if name is None:
         return f"x holds the labels {label!r} too: pass the model's input alone."
     return f"A batch of images and labels is no input: pass batch[{name!r}] as x."
+
+
+def _several_advice(error, x):
+    """For several inputs, where the function takes them one by one."""
+    if not isinstance(error, TypeError) or not _MISSING.search(str(error)):
+        return ""
+    if isinstance(x, dict) and all(isinstance(name, str) for name in x):
+        return "x is a dict, one argument: pass `lambda params, x: apply_fn(params, **x)`."
+    if isinstance(x, tuple) and len(x) > 1:
+        return "x is a tuple, one argument: pass `lambda params, x: apply_fn(params, *x)`."
+    return ""
 
 
 def _none_advice(x):

@@ -296,6 +296,10 @@ def _misfit(name, signature, kwargs, error):
     wrong = next((k for k in kwargs if k not in known), None)
     near = difflib.get_close_matches(wrong, known, n=1) if wrong else []
     hint = f" Did you mean {near[0]}?" if near else ""
+    if near and wrong and repr(near[0]) in told:  # the one that is missing is there by another name
+        told = f"got an unexpected keyword argument {wrong!r}"
+    if told.endswith("argument: 'key'"):
+        hint = " Pass key=jax.random.key(0): the same key, the same answer." + hint
     return f"{name}: {told}.{hint} Its signature is {name}({signature_of(signature)})."
 
 

@@ -107,6 +107,19 @@ def _first_of(outputs: Any) -> str:
     return "Return the first alone: `lambda p, x: apply_fn(p, x)[0]`. " if is_logits else ""
 
 
+def _class_advice(index, shape):
+    """For what labels are in other libraries: rows with a one at the class, floating, or names."""
+    if index.shape == shape:
+        return " Rows with a one at the class: pass target.argmax(-1)."
+    if index.shape in ((), shape[:1]) and jnp.issubdtype(index.dtype, jnp.floating):
+        return " Pass np.asarray(target, np.int32)."
+    if index.shape == (*shape[:1], 1) and jnp.issubdtype(index.dtype, jnp.integer):
+        return " Pass target[:, 0]."
+    if isinstance(index, np.ndarray) and index.dtype.kind in "US":
+        return " Names of classes: pass their places, names.index(name)."
+    return ""
+
+
 def check_target(
     name: str, apply_fn: Callable, params: Any, x: Any, outputs: Any, target: Any
 ) -> jax.Array | None:
@@ -134,7 +147,7 @@ def check_target(
     if not jnp.issubdtype(index.dtype, jnp.integer) or index.shape not in ((), shape[:1]):
         raise ValueError(
             f"{name}: target must be None, an integer, integers [N] = {shape[:1]}, or a function "
-            f"outputs -> [N]; got {described(target)}."
+            f"outputs -> [N]; got {described(target)}.{_class_advice(index, shape)}"
         )
     if not isinstance(index, Tracer):
         values = np.asarray(index)

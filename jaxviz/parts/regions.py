@@ -42,7 +42,7 @@ def _fill_like(name: str, option: str, fill: Any, x: jax.Array) -> jax.Array:
             "number, [C], [..., C], or [N, ..., C] (`x.mean((1, 2), keepdims=True)`, "
             f"`blurred(x, 8.0)`).{hint(x)}"
         )
-    fill = jnp.asarray(fill).astype(x.dtype)
+    fill = jnp.asarray(fill).astype(jnp.result_type(x))  # NumPy's ids are int64, JAX's are not
     return jnp.broadcast_to(fill.reshape((1,) * (x.ndim - fill.ndim) + fill.shape), x.shape)
 
 

@@ -120,9 +120,9 @@ def attention_grid(
             ax.set_label(f"{layer} head {head}".strip())
             note = f"head {head}"
             write(figure, left, bottom + height + 0.08, note, fontsize=7, color=QUIET)
-            _ticks(ax, rows if column == 0 else None, None, margin)
+            _ticks(ax, rows if column == 0 else None, None, margin, cell)
             last = head + across >= len(values)
-            _ticks(ax, None, columns if last else None, margin)
+            _ticks(ax, None, columns if last else None, margin, cell)
         at -= lines * (height + label) + below
     return figure
 
@@ -169,10 +169,12 @@ def token_layer_map(
     values = np.stack(list(rows.values()))
     colours, low, high, told = _scale(values, signed=True)
     words = [text for _, text in pieces(tokens)] if len(tokens) <= _MOST_NAMED else None
-    below = min(max((text_width(t, 7.5) for t in words or [""]), default=0.0), 1.1) + 0.06
+    widest = max((text_width(t, 7.5) for t in words or [""]), default=0.0)
     beside = min(max(text_width(name, 7.5) for name in rows), 1.8) + 0.06
     cell = 0.24 if words else max(0.02, min(0.24, 12 / len(tokens)))
     inner = max(cell * len(tokens), 1.6)
+    upright = _upright(words or [""], inner / len(tokens), 7.5)
+    below = (0.12 if upright else min(widest, 1.1)) + 0.06
     height = 0.24 * len(rows)
     top = 0.72 if title else 0.36
     size = (2 * EDGE + beside + inner, top + height + below + EDGE)
@@ -187,10 +189,10 @@ def token_layer_map(
     names = [fit(name, beside, 7.5) for name in rows]
     ax.set_yticks(np.arange(len(rows)), names, fontsize=7.5, color=INK, parse_math=False)
     if words:
-        told_words = [fit(text, below, 7.5) for text in words]
+        told_words = words if upright else [fit(text, below, 7.5) for text in words]
         ax.set_xticks(
             np.arange(len(words)), told_words,
-            fontsize=7.5, rotation=90, color=INK, parse_math=False,
+            fontsize=7.5, rotation=0 if upright else 90, color=INK, parse_math=False,
         )  # fmt: skip
     ax.tick_params(length=0, pad=2)
     return figure
@@ -225,11 +227,17 @@ def _scale(values, signed=False):
     return colours, -high if signed else 0.0, high, told
 
 
-def _ticks(ax: Axes, rows, columns, room):
+def _upright(texts, cell, points):
+    """Whether all texts stand side by side below cells as wide as that: letters, say."""
+    return max(text_width(text, points) for text in texts) + 0.04 <= cell
+
+
+def _ticks(ax: Axes, rows, columns, room, width):
     style: dict[str, Any] = {"fontsize": _LETTERS, "color": INK, "parse_math": False}
     if rows:
         ax.set_yticks(np.arange(len(rows)), [fit(t, room, _LETTERS) for t in rows], **style)
     if columns:
-        texts = [fit(t, room, _LETTERS) for t in columns]
-        ax.set_xticks(np.arange(len(columns)), texts, rotation=90, **style)
+        upright = _upright(columns, width / len(columns), _LETTERS)
+        texts = columns if upright else [fit(t, room, _LETTERS) for t in columns]
+        ax.set_xticks(np.arange(len(columns)), texts, rotation=0 if upright else 90, **style)
     ax.tick_params(length=0, pad=2)

@@ -136,7 +136,8 @@ def token_html(
         for name, maps_of in values.items():
             given = maps_of[n, : len(example)]
             colours, scale = coloured(given, limit)
-            told = f'{html.escape(name)} <span style="font-size:80%;{quiet}">{scale}</span>'
+            small = f"display:block;line-height:1.2;font-size:80%;{quiet}"
+            told = f'{html.escape(name)}<span style="{small}">{scale}</span>'
             spans = [
                 f"{'' if glued else ' '}"
                 f'<span style="background:{back};color:{front};padding:0.15em 0.1em"'

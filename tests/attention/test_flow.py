@@ -117,6 +117,17 @@ def test_attentions_that_cannot_follow_one_another_are_refused():
         jv.attention_relevance(pooled, None, X, layers=["atention_0"])
     with pytest.raises(ValueError, match="query must be one of 4 tokens"):
         jv.attention_rollout(pooled, None, X, layers=["attention_0"], query=4)
+    with pytest.raises(ValueError, match="or counted from the end, down to -4; got -5"):
+        jv.attention_rollout(pooled, None, X, layers=["attention_0"], query=-5)
+
+
+@pytest.mark.parametrize(
+    "method", [jv.attention_rollout, jv.attention_relevance, jv.token_tm, jv.value_zeroing]
+)
+def test_the_last_token_is_minus_one(method):  # of a causal language model, of any length
+    last = lambda w, x: (x + jax.nn.softmax(x @ x.mT) @ x)[:, -1]
+    maps = [method(last, None, X, 0, query=query) for query in (-1, X.shape[1] - 1)]
+    np.testing.assert_array_equal(*maps)
 
 
 def test_token_ids_are_taken_and_other_labels_are_no_new_program():

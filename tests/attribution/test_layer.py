@@ -168,3 +168,13 @@ def test_an_embedding_of_several_operations_is_named_as_a_whole():
     params = Model().init(KEY, IDS)
     with pytest.raises(TypeError, match=r"at_layer\(jaxviz.gradient, 'tokens'\)"):
         jv.gradient(Model().apply, params, IDS, 1)
+
+
+def test_numpys_ids_of_64_bits_are_taken_without_a_warning():  # warnings are errors here
+    ids = np.asarray(IDS, np.int64)
+    explain = jv.at_layer(jv.integrated_gradients, "embed")
+    same = explain(NET, PARAMS, ids, 1), explain(NET, PARAMS, IDS, 1)
+    np.testing.assert_array_equal(*same)
+    np.testing.assert_array_equal(
+        explain(NET, PARAMS, ids, 1, baseline=np.zeros_like(ids)), same[0]
+    )

@@ -115,3 +115,45 @@ def test_what_an_error_advises_is_taken(name):
     names = ("value", "x", "attribution", "segments", "mask", "labels")
     advised = [eval(found[1], NAMES | dict.fromkeys(names, one)) for one in each]
     call(advised if len(each) > 1 else advised[0])
+
+
+def test_lists_of_token_ids_are_to_stay_whole():
+    with pytest.raises(TypeError, match=r"np\.asarray\(value, np\.int32\)"):
+        jv.feature_ablation(row_net, None, [[1, 2], [3, 4]], 0)
+    with pytest.raises(TypeError, match=r"np\.asarray\(value, np\.float32\)"):
+        jv.saliency(row_net, None, [[1.0, 2], [3, 4]], 0)
+    with pytest.raises(TypeError, match=r"np\.asarray\(value, np\.float32\)"):
+        jv.saliency(row_net, None, [[1.0, 2], [3]], 0)
+
+
+@pytest.mark.parametrize(("x", "stars"), [((ROWS, ROWS), "*"), ({"a": ROWS, "mask": ROWS}, "**")])
+def test_several_inputs_are_to_be_taken_apart(x, stars):
+    two = lambda params, a, mask: a * mask
+    with pytest.raises(TypeError, match=r"is a (tuple|dict), one argument") as told:
+        jv.gradient(two, None, x, 0)
+    found = re.search(r"`(lambda params, x: apply_fn\(params, (\*+)x\))`", str(told.value))
+    assert found is not None
+    assert found[2] == stars
+    advised = eval(found[1], {"apply_fn": two})
+    slopes = jax.tree.leaves(jv.gradient(advised, None, x, 0))
+    np.testing.assert_allclose(slopes[0][:, 0], ROWS[:, 0])
+
+
+def test_a_missing_key_and_a_name_nearly_right_are_told():
+    with pytest.raises(TypeError, match=r"Pass key=jax\.random\.key\(0\)"):
+        jv.lime(row_net, None, ROWS, 0)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'features'\. Did you"):
+        jv.partial_dependence(row_net, None, ROWS, 0, features=[0])
+
+
+@pytest.mark.parametrize(
+    "target", [np.eye(4, dtype=np.float32)[[1, 3]], np.array([1.0, 3.0]), np.array([[1], [3]])]
+)
+def test_labels_of_other_shapes_are_to_become_indices(target):
+    with pytest.raises(ValueError, match=r"(P|p)ass ") as told:
+        jv.gradient(row_net, None, ROWS, target)
+    found = re.search(r"[Pp]ass (.*)\.$", str(told.value))
+    assert found is not None
+    assert eval(found[1], {"target": target, "np": np}).tolist() == [1, 3]
+    with pytest.raises(ValueError, match=r"names\.index\(name\)"):
+        jv.gradient(row_net, None, ROWS, np.array(["cat", "dog"]))

@@ -138,3 +138,13 @@ def test_letters_are_as_tall_as_their_numbers():
 def test_what_cannot_be_drawn_is_refused(call, told):
     with pytest.raises((TypeError, ValueError), match=told):
         call()
+
+
+def test_letters_stand_upright_and_words_are_turned():
+    turned = lambda figure: {t.get_rotation() for t in figure.axes[0].get_xticklabels()}
+    letters, words = list("cats"), ["a", "caterpillar", "sat", "."]
+    for draw in (
+        lambda tokens: plot.token_layer_map(tokens, {"m": np.ones(4)}),
+        lambda tokens: plot.attention_grid(np.ones((1, 4, 4)), tokens=tokens),
+    ):
+        assert (turned(draw(letters)), turned(draw(words))) == ({0.0}, {90.0})
