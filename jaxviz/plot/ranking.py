@@ -110,7 +110,8 @@ def curves(
       y_label: Beside it.
 
     Returns:
-      A Figure for `savefig`. The legend has the names in the order of their mean heights.
+      A Figure for `savefig`. The legend has the names in the order of their mean heights, by
+      trapezoids as the areas of `metrics.deletion` are.
 
     Raises:
       ValueError: A curve is no `[N, points]`, or none of its examples is finite.
@@ -118,7 +119,7 @@ def curves(
     Example:
       >>> figure = curves({"lrp": np.array([[3.0, 1.0, 0.0]]), "random": np.array([[3.0, 2, 1]])})
       >>> [text.get_text() for text in figure.legends[0].get_texts()]
-      ['random  2', 'lrp  1.33']
+      ['random  2', 'lrp  1.25']
     """
     given = check_named("curves", "curves", curves, '{"lrp": [[1.0, 0.5]]}')
     found = {}
@@ -134,7 +135,8 @@ def curves(
             raise ValueError(f"curves: curve {name!r} must have a finite example; it has none.")
         found[name] = array
     means = {name: array.mean(0) for name, array in found.items()}
-    order = sorted(means, key=lambda name: -means[name].mean())
+    heights = {name: np.trapezoid(mean) / (len(mean) - 1) for name, mean in means.items()}
+    order = sorted(heights, key=lambda name: -heights[name])
     shown = dict(zip(order, fit_apart(order, 1.3, 7.5), strict=True))
     columns = -(-len(order) // 24)
     figure = titled(5.2 + 2.1 * columns, 4.0 + 0.12 * max(0, len(order) - 24), title)
@@ -143,7 +145,7 @@ def curves(
     for name, colour in zip(order, colours, strict=True):
         mean, count = means[name], len(found[name])
         along = np.linspace(0, 1, len(mean))
-        label = in_legend(f"{shown[name]}  {mean.mean():.3g}")
+        label = in_legend(f"{shown[name]}  {heights[name]:.3g}")
         ax.plot(along, mean, color=colour, linewidth=1.5, label=label)
         if count > 1:
             error = found[name].std(0, ddof=1) / np.sqrt(count)

@@ -328,7 +328,7 @@ def _bars(ax: Axes, row: np.ndarray, names: list[str], labels, target, n: int) -
     ax.axis("off")
     if explained is not None:
         share = "" if explained in best else f" ({row[explained]:.1%})"
-        room = BARS - text_width(f"explained: {share}", 8)
+        room = BARS + GAP - text_width(f"explained: {share}", 8)
         _under(ax, f"explained: {fit_among(names, explained, room, 8)}{share}", ACCENT)
     return ax
 

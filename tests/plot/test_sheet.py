@@ -211,3 +211,14 @@ def test_a_title_is_set_smaller_and_on_two_lines_before_it_is_cut():
     figure.canvas.draw()  # two lines lie below what stands above everything
     low = figure._suptitle.get_window_extent().y0
     assert max(ax.title.get_window_extent().y1 for ax in figure.axes) < low
+
+
+def test_the_explained_class_has_its_cell_and_the_gaps_beside_it():
+    names = [f"class {k}" for k in range(8)] + ["tiger shark"]
+    shown = np.linspace(0.3, 0.0, 9)[None] / 1.35  # explained: the least probable of nine
+    sheet = explanation_sheet(
+        np.ones((1, 8, 8, 1)), {"m": np.ones((1, 8, 8))}, probabilities=shown, target=8,
+        class_names=names,
+    )  # fmt: skip
+    written = [text.get_text() for ax in sheet.axes for text in ax.texts]
+    assert "explained: tiger shark (0.0%)" in written

@@ -310,3 +310,10 @@ def test_bars_of_what_is_no_number_say_so():
     told = {t.get_text() for t in figure.axes[0].texts}
     assert told == {"1", "nan", "-inf"}
     check(figure)
+
+
+def test_a_curves_height_is_the_area_of_its_metric():
+    w, x = np.eye(2, dtype=np.float32), np.array([[3.0, 1.0]], np.float32)
+    found = jv.metrics.deletion(lambda w, x: x @ w, w, x, x, 0, num_steps=2)
+    (told,) = plot.curves({"m": found.curve}).legends[0].get_texts()
+    assert told.get_text() == f"m  {float(found.area[0]):.3g}"
