@@ -33,9 +33,10 @@ _CURE = (
 class EquinoxApply:
     """`(params, x) -> outputs` of an Equinox module; equal for modules of equal structure."""
 
-    structure: Any  # of the module
-    static: tuple  # its leaves that are no arrays, None for those that are
-    arrays: Any  # the structure of the module with its arrays alone
+    structure: Any = dataclasses.field(repr=False)  # of the module
+    # Its leaves that are no arrays, None for those that are.
+    static: tuple = dataclasses.field(repr=False)
+    arrays: Any = dataclasses.field(repr=False)  # the structure of the module with its arrays alone
 
     def __hash__(self) -> int:
         try:

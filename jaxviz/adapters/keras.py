@@ -37,9 +37,9 @@ class KerasApply:
 
     model: Any = dataclasses.field(compare=False, repr=False)
     variables: Sequence[Any] = dataclasses.field(compare=False, repr=False)  # trained, then kept
-    made_of: Any  # what the model computes by
-    trained: tuple[str, ...]  # paths of its variables, in its order
-    kept: tuple[str, ...]
+    made_of: Any = dataclasses.field(repr=False)  # what the model computes by
+    trained: tuple[str, ...] = dataclasses.field(repr=False)  # paths of its variables, in its order
+    kept: tuple[str, ...] = dataclasses.field(repr=False)
 
     def __call__(self, params: Any, x: Any) -> Any:
         keras, model = _keras(), self.model

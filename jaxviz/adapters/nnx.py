@@ -36,8 +36,8 @@ _PATH = "to_nnx__jaxviz_path"
 class NNXApply:
     """`(params, x) -> outputs` of an NNX module; equal for modules of equal structure."""
 
-    graph: Any
-    paths: tuple  # of the variables, as `nnx.merge` takes them
+    graph: Any = dataclasses.field(repr=False)
+    paths: tuple = dataclasses.field(repr=False)  # of the variables, as `nnx.merge` takes them
     method: str = "__call__"
     call: Any = None  # what the module is called with after x, as a graph
 

@@ -1,6 +1,7 @@
 """Where a model can be changed: its layers, and the heads and weights of its attentions."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,9 @@ def program(apply_fn: Callable, params: Any, x: Any, names: Sequence[str]) -> Tr
     return attended(apply_fn, params, x) if parts else traced
 
 
+_OF_A_NAME = re.compile(r"[^:]:\w+$")  # torch's "aten::add" is another thing
+
+
 def _part(name: str, known: set[str]) -> tuple[str, str] | None:
     """An attention's name and what of it is meant."""
     stem, colon, part = name.rpartition(":")
@@ -68,6 +72,11 @@ def places(who: str, traced: Traced, names: Sequence[str]) -> tuple[Place, ...]:
     for name in names:
         if (part := _part(name, known)) is not None:
             result += _of_attention(who, traced, *part)
+        elif name not in known and _OF_A_NAME.search(name):
+            raise ValueError(
+                f"{who}: what follows the name of an attention must be {HEADS} or {WEIGHTS}; got "
+                f"{name!r}. Names of attentions: `jaxviz.attentions(apply_fn, params, x)`."
+            )
         else:
             result += [_of_layer(who, traced, row) for row in rows_named(every, name, who)]
     twice = [p.name for i, p in enumerate(result) if p.name in {q.name for q in result[:i]}]

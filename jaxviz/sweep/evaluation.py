@@ -96,10 +96,10 @@ class Evaluation(NamedTuple):
         return f"{told} {f'{rank:g}':>4}"
 
     def _notes(self) -> list[str]:
-        pairs = [f"{n} {w:.2f}" for n, w in zip(self.metrics, self.concordance, strict=True)]
-        notes = [
-            "Agreement of the examples on the order of methods (Kendall's W): " + ", ".join(pairs)
-        ]
+        known = zip(self.metrics, self.concordance, strict=True)
+        pairs = [f"{n} {w:.2f}" for n, w in known if np.isfinite(w)]  # of one method there is none
+        told = "Agreement of the examples on the order of methods (Kendall's W): "
+        notes = [told + ", ".join(pairs)] if pairs else []
         above = np.triu_indices(len(self.metrics), 1)
         taus = self.agreement[above]
         if np.isfinite(taus).any():

@@ -306,3 +306,8 @@ def test_other_params_are_refused(make, came):
     apply_fn, _ = jaxviz.from_nnx(module)
     with pytest.raises(ValueError, match=f"{came}.*from_nnx\\(module\\)"):
         jaxviz.gradient(apply_fn, make(module), jnp.ones((1, 3)), 0)
+
+
+def test_what_a_notebook_prints_of_a_model_is_short():
+    apply_fn, _ = jaxviz.from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    assert repr(apply_fn) == "NNXApply(method='__call__', call=None)"

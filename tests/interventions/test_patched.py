@@ -248,3 +248,12 @@ def test_errors_say_what_is_wrong():
         call(("stream", "stream[1]"), 0.0)
     with pytest.raises(ValueError, match="must have one for each of 'stream'"):
         call("stream", {"strem": 0.0})
+
+
+@pytest.mark.parametrize("name", ["attention_0:head", "attention_0:scores"])
+def test_parts_of_attentions_are_told(name):
+    def net(w, x):
+        return (jax.nn.softmax(x @ x.mT) @ x).mean(1) @ w
+
+    with pytest.raises(ValueError, match=r"must be :heads or :weights; got 'attention_0:"):
+        jv.patched(net, name, 0.0)(jnp.eye(2), jnp.ones((1, 3, 2)))

@@ -344,3 +344,11 @@ def test_options_of_a_wrapper_reach_it_by_name():
     named = jv.evaluate({"smooth_grad": few}, size, net, w, x, key=KEY).scores
     made = {"smooth_grad": jv.smooth_grad(jv.gradient, **few)}
     np.testing.assert_array_equal(named, jv.evaluate(made, size, net, w, x, key=KEY).scores)
+
+
+def test_of_one_method_no_agreement_is_told():
+    images = jnp.arange(6.0).reshape(2, 3)
+    found = jv.evaluate(
+        ["gradient"], ["sparseness"], lambda w, x: x @ w, jnp.eye(3), (images, jnp.array([0, 1]))
+    )
+    assert "Kendall" not in repr(found)
