@@ -17,7 +17,7 @@ _MOVES = frozenset(
     "argmax argmin broadcast_in_dim concatenate copy copy_p device_put dynamic_slice"
     " dynamic_update_slice expand_dims gather iota name optimization_barrier pad reshape rev"
     " scatter select_and_gather_add slice split squeeze stop_gradient transpose"
-    " bitcast_convert_type sort top_k create_token".split()
+    " bitcast_convert_type sort top_k create_token after_all".split()
 )
 _REDUCTIONS = frozenset(
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or cumsum".split()
@@ -62,9 +62,9 @@ def node_flops(program: Program, node: Node) -> int:
 
 
 def _primitive(name: str, equation: Any, inputs: list, node: Node, program: Program) -> int:
-    output = math.prod(program.avals[node.outputs[0]].shape)
     if name in _MOVES or name in TRANSCENDENTAL:
         return 0
+    output = math.prod(program.avals[node.outputs[0]].shape)
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * output * math.prod(inputs[0].shape[d] for d in contracted)

@@ -202,11 +202,12 @@ def _gains_of(program: Program, read: dict[Value, Box], turns: bool) -> list[_Ga
             anew = sum(g.anew for g in each) if name in REMAT else len(each)
             found.append(_Gain(sum(g.saved for g in each), anew))
             continue
-        whole_size = math.prod(program.avals[made[0]].shape) if made and made[0] in read else 0
-        left = math.prod(sizes(read[made[0]])) if whole_size else 0
-        product = name == "dot_general" and left < whole_size
-        saved = node_flops(program, node) * (1 - left / whole_size) if product else 0.0
-        found.append(_Gain(saved, int(left < whole_size)))
+        if not made or made[0] not in read or read[made[0]] == _all_of(program, made[0]):
+            found.append(_Gain(0.0, 0))
+            continue
+        size, left = (math.prod(sizes(b)) for b in (_all_of(program, made[0]), read[made[0]]))
+        flops = node_flops(program, node) if name == "dot_general" else 0.0
+        found.append(_Gain(flops * (1 - left / max(size, 1)), 1))
     return found
 
 

@@ -229,6 +229,17 @@ def test_what_reads_all_stays_as_it_is():
         assert read_only(net, W, X) is net
 
 
+def test_values_that_are_no_arrays_have_no_places():
+    def net(w, x):
+        jax.lax.after_all(jax.lax.create_token(0.0))
+        return (jnp.tanh(x @ w["q"]) @ w["k"])[:, 0]
+
+    _, read = both(net)
+    np.testing.assert_allclose(read(W, X), net(W, X), atol=1e-6)
+    found = jv.gradient(net, W, X, 1)
+    np.testing.assert_allclose(found, jax.grad(lambda x: net(W, x)[:, 1].sum())(X), atol=1e-6)
+
+
 def test_small_nets_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(unread, "_COMPILED", 0.011)
     net, read = both(READ["first"])
