@@ -155,7 +155,7 @@ class Ways:
         """What the last attention's block hands on: the same as an earlier block, where there is
         one, and else the last sum of two values of x."""
         name = lambda s: equation_of(self.nodes[self.made[s.value]]).primitive.name
-        sums = lambda s: name(s) == "add" and self._reads(s) == 2
+        sums = lambda s: name(s) == "add" and len(self.moving(self.nodes[self.made[s.value]])) == 2
         if others is None:
             return ([s for s in after if sums(s)] or after)[-1:]
         # As far as both do the same, at least to the last sum: a mask may follow in one alone.
@@ -165,9 +165,9 @@ class Ways:
         found = [a for a, _ in same]
         return found[-1:] if len(found) >= least else []
 
-    def _reads(self, s: Stream) -> int:
-        node = self.nodes[self.made[s.value]]
-        return len([v for v in node.inputs if v in self.program.depends])
+    def moving(self, node: Node) -> list[Value]:
+        """Those values of x that an operation reads."""
+        return [v for v in node.inputs if v in self.program.depends]
 
     def stream(self, i: int, one: Attention) -> Stream | None:
         """What an operation makes, if it is `[N, tokens, width]` of an attention's queries."""

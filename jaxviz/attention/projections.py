@@ -12,7 +12,7 @@ from jaxviz.attention.blocks import Ways, ways
 from jaxviz.attention.found import Attention, Mixed
 from jaxviz.attention.gradients import Read, weights_shape
 from jaxviz.attention.softmaxes import COPIES, SHAPING, name_of
-from jaxviz.attention.zeroing import after
+from jaxviz.graph.changed import after
 from jaxviz.graph.interpreter import CUSTOM, Node, Value, equation_of, run_node
 from jaxviz.graph.trace import Traced
 
@@ -143,7 +143,7 @@ def _derivative(known: Ways, read: Read, start: Value, end: Value) -> Callable:
 def _made_again(known: Ways, read: Read, start: Value, a: jax.Array, end: Value) -> jax.Array:
     """A value of a run of the model with another one in it, by operations as they are computed."""
     here = {start: a}
-    for node in after(known, start, end):
+    for node in after(known.traced, start, (end,)):
         here.update({v: read(v) for v in node.inputs if v not in here})
         custom = bool(node.bodies) and equation_of(node).primitive.name in CUSTOM
         run_node(node, here, ({},) * len(node.bodies) if custom else None)

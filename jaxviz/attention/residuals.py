@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jaxviz.attention.blocks import Stream, Ways, blocks, ways
 from jaxviz.attention.found import Attention, found
 from jaxviz.attention.softmaxes import COPIES, SHAPING, name_of
-from jaxviz.attention.zeroing import after, handed_on
+from jaxviz.attention.zeroing import handed_on
 from jaxviz.engine.copies import wide
 from jaxviz.graph.axis_labels import Tokens
+from jaxviz.graph.changed import after
 from jaxviz.graph.equations import scan_arity
 from jaxviz.graph.interpreter import CUSTOM, Node, Scalar, Value, equation_of
 from jaxviz.graph.lines import source
@@ -89,7 +90,7 @@ def residuals(name: str, traced: Traced, one: Attention) -> list[Residual]:
             *((_bare(known, skip), t) for t in others),
         ]:
             if _moves(known, t):
-                _check_mixing(name, known, one, node, after(known, start, t))
+                _check_mixing(name, known, one, node, after(traced, start, (t,)))
         layers = any(_moves(known, t) for t in others)
         sums.append(Residual(skip, total, bool(ours), others if layers else ()))
     if not sums:
@@ -177,10 +178,6 @@ def _is_copy(node: Node) -> bool:
     return name_of(node) in COPIES and len(node.outputs) == 1
 
 
-def _moving(known: Ways, node: Node) -> list[Value]:
-    return [v for v in node.inputs if _moves(known, v)]
-
-
 def _moves(known: Ways, operand: Any) -> bool:
     """Whether it is a value of x, not one of params or a number."""
     return not isinstance(operand, Scalar) and operand in known.program.depends
@@ -189,14 +186,14 @@ def _moves(known: Ways, operand: Any) -> bool:
 def _terms(known: Ways, i: int, end: int) -> list[Any]:
     """All that a sum of two values of x adds up; none if it is itself a term of a later one."""
     root = known.nodes[i]
-    if not _is_sum(root) or len(_moving(known, root)) < 2:
+    if not _is_sum(root) or len(known.moving(root)) < 2:
         return []
     j = known.only_reader(root.outputs[0])
     while j is not None and j <= end:
         node = known.nodes[j]
         if not (_is_sum(node) or _is_copy(node)):
             break
-        if len(_moving(known, node)) > 1:
+        if len(known.moving(node)) > 1:
             return []
         j = known.only_reader(node.outputs[0])
 
@@ -231,7 +228,7 @@ def _stream(known: Ways, terms: Sequence[Value]) -> Value | None:
 def _bare(known: Ways, value: Value) -> Value:
     """What a value is a copy of, or times numbers that x has no part in."""
     while (node := _maker(known, value)) is not None:
-        moving = _moving(known, node)
+        moving = known.moving(node)
         plain = name_of(node) in COPIES | SHAPING | {"mul", "div", "neg"}
         if not plain or len(moving) != 1 or (name_of(node) == "div" and node.operands[1] in moving):
             return value
@@ -241,7 +238,7 @@ def _bare(known: Ways, value: Value) -> Value:
 
 def _between(known: Ways, start: Value, value: Value) -> set[str]:
     """The primitives that make a value of one."""
-    return _primitives(after(known, start, value))
+    return _primitives(after(known.traced, start, (value,)))
 
 
 def _primitives(nodes: Iterable[Node]) -> set[str]:

@@ -78,9 +78,8 @@ def token_tm(
       which is no head's; by its derivative where a norm follows. Where a block adds attention and
       dense layers in one sum, both are in one step. Norms of the sums themselves (BERT) do not
       change C. A token of no length carries nothing on, and one that none attends to, padding,
-      has no part in the softmax. Layers that mix tokens (convolutions,
-      mixers, loops over them) are refused; what else comes from others, a mean or a shift, counts
-      as the token's own.
+      has no part in the softmax. Layers that mix tokens (convolutions, mixers, loops over them) are
+      refused; what else comes from others, a mean or a shift, counts as the token's own.
     """
     name = "token_tm"
 

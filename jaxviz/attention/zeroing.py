@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxviz.attention.blocks import Stream, Ways, blocks, ways
+from jaxviz.attention.blocks import Stream, blocks
 from jaxviz.attention.found import Attention
 from jaxviz.attention.gradients import weights_shape
 from jaxviz.attention.laid import in_turn, map_of
@@ -15,9 +15,7 @@ from jaxviz.attention.maps import chosen
 from jaxviz.calls.options import layer_list, maybe, whole
 from jaxviz.engine.contract import Target, explanation
 from jaxviz.engine.copies import stacked, wide
-from jaxviz.graph.changed import run, run_changed
-from jaxviz.graph.interpreter import Node, Value
-from jaxviz.graph.split import needed
+from jaxviz.graph.changed import after, run, run_changed
 from jaxviz.parts.feature_maps import Resize
 
 
@@ -79,11 +77,11 @@ def value_zeroing(
     traced = attended(apply_fn, params, x)
     taken = in_turn(name, traced, chosen(name, traced, layers))
     env = run(traced, jax.tree.leaves((params, x)), {})
-    known, around = ways(traced), blocks(traced)
+    around = blocks(traced)
     total: Any = None
     for one in taken:
         given = handed_on(name, one, around[one.name])
-        rest = after(known, one.value, given.value)
+        rest = after(traced, one.value, (given.value,))
         own, clean = env[one.value], _directions(given.read(env[given.value]))
         count = weights_shape(traced, one)[-1]
 
@@ -112,13 +110,6 @@ def handed_on(name: str, one: Attention, given: Stream | None) -> Stream:
             "of attentions whose blocks are alike."
         )
     return given
-
-
-def after(known: Ways, start: Value, value: Value) -> list[Node]:
-    """The operations that make one value of another, such as attention's weights, in order."""
-    reached = known.made_of((start,))
-    every = needed(known.nodes, (value,), stop={start})
-    return [node for node in every if not reached.isdisjoint(node.outputs)]
 
 
 def _directions(z: jax.Array) -> jax.Array:

@@ -71,12 +71,13 @@ def run_changed(nodes: Iterable[Node], env: dict[Value, Any], change: Change) ->
         env.update({v: change[v](made[v]) if v in change else made[v] for v in node.outputs})
 
 
-def after(traced: Traced, value: Value) -> list[Node]:
-    """The operations, in order, that make the outputs of a value and what is known without it."""
+def after(traced: Traced, value: Value, wanted: Sequence[Value] | None = None) -> list[Node]:
+    """The operations, in order, that make the outputs, or what else is wanted, of a value and what
+    is known without it."""
     nodes = list(leaves(traced.program.nodes))
     reached = {value}
     for node in nodes:
         if value not in node.outputs and not reached.isdisjoint(node.inputs):
             reached.update(node.outputs)
-    wanted = needed(nodes, traced.program.outputs, stop={value})
-    return [n for n in wanted if value not in n.outputs and not reached.isdisjoint(n.outputs)]
+    every = needed(nodes, traced.program.outputs if wanted is None else wanted, stop={value})
+    return [n for n in every if value not in n.outputs and not reached.isdisjoint(n.outputs)]
